@@ -1,0 +1,91 @@
+"""Perplexity and a greedy sample of the dense and the pruned model, for the pruning recipe."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from evaluation.metrics.ppl import perplexity
+from hgsp.config import PruneConfig
+from hgsp.data import EVALUATE, Text, load_text
+from hgsp.progress import terminal
+from hgsp.report import COLLAPSE_FACTOR, has_collapsed
+
+LOG = logging.getLogger("hgsp.evaluation")
+PROMPT = "The most important thing about the ocean is that"
+SAMPLE_TOKENS = 32
+
+
+class BeforeAfter:
+    """Measures the same texts the same way before and after pruning.
+
+    Texts are read when it is made, so that a missing one is reported before anything expensive.
+
+    ``results``: "before"/"after" -> dataset -> measurement; ``samples``: the same keys -> greedy continuation or None.
+    """
+
+    def __init__(self, config: PruneConfig, *, offloaded: bool) -> None:
+        self._config = config
+        self._offloaded = offloaded
+        self._texts = [load_text(name, EVALUATE, config.data_dir) for name in config.evaluation_texts]
+        self.results: dict[str, dict[str, Any]] = {}
+        self.samples: dict[str, str | None] = {}
+        self.warnings: list[str] = []
+
+    def overlap_warnings(self, calibration_text: Text) -> list[str]:
+        """Say so when the model is calibrated on what it is evaluated on."""
+        warnings = []
+        for text in self._texts:
+            if text.content == calibration_text.content:
+                warnings.append(
+                    f"calibrated on the very text that is evaluated ({text.name}): its PPL flatters the model"
+                )
+            elif text.name == calibration_text.name:
+                warnings.append(f"calibration and evaluation use the same corpus ({text.name}), different splits")
+        return warnings
+
+    def before(self, model: Any, tokenizer: Any) -> None:
+        self._measure("before", model, tokenizer)
+
+    def after(self, model: Any, tokenizer: Any) -> None:
+        self._measure("after", model, tokenizer)
+        self.warnings = []
+        if has_collapsed(self.results):
+            self.warnings.append(
+                f"COLLAPSED: perplexity grew more than {COLLAPSE_FACTOR:.0f} times; prune less, or recover by training"
+            )
+
+    def _measure(self, when: str, model: Any, tokenizer: Any) -> None:
+        if self._config.skip_evaluation:
+            return
+        self.results[when] = {}
+        for text in self._texts:
+            result = perplexity(
+                model,
+                tokenizer,
+                text,
+                seq_len=self._config.eval_seq_len,
+                max_windows=self._config.eval_max_windows,
+                progress=terminal,
+            )
+            self.results[when][text.name] = asdict(result)
+            LOG.info("%s: PPL %.4f, %s", when, result.ppl, result.protocol())
+        self.samples[when] = None if self._offloaded else greedy_sample(model, tokenizer)
+        if self.samples[when] is not None:
+            LOG.info("%s, greedy: %s", when, self.samples[when])
+
+
+@torch.inference_mode()
+def greedy_sample(model: Any, tokenizer: Any, prompt: str = PROMPT, max_new_tokens: int = SAMPLE_TOKENS) -> str:
+    """The prompt and its greedy continuation."""
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.get_input_embeddings().weight.device)
+    output = model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
+    return str(tokenizer.decode(output[0], skip_special_tokens=True))

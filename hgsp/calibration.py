@@ -1,0 +1,69 @@
+"""Calibration: distinct windows of real tokens, no padding.
+
+N sequences | T tokens of a sequence
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hgsp.data import Text
+from hgsp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``input_ids`` int64 [N, T] without padding, rows distinct; same text, tokenizer and seed give the same hash."""
+
+    input_ids: Tensor
+    source: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        assert self.input_ids.dtype == torch.int64
+        assert self.input_ids.ndim == 2
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.input_ids.numpy().tobytes()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says about the calibration text."""
+        num_sequences, seq_len = self.input_ids.shape
+        return {
+            "source": self.source,
+            "sequences": num_sequences,
+            "seq_len": seq_len,
+            "seed": self.seed,
+            "sha256": self.sha256,
+        }
+
+
+def tokenize(text: str, tokenizer: Any) -> Tensor:
+    """Token ids of a whole text, int64 [tokens], no special tokens added."""
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def build_calibration(text: Text, tokenizer: Any, num_sequences: int, seq_len: int, seed: int) -> Calibration:
+    """Draw ``num_sequences`` different non-overlapping windows of ``seq_len`` tokens, seeded.
+
+    Raises:
+        InputError: the text is too short; nothing is repeated to fill up.
+    """
+    ids = tokenize(text.content, tokenizer)
+    available = len(ids) // seq_len
+    windows = ids[: available * seq_len].view(available, seq_len)
+    windows = torch.unique(windows, dim=0) if available else windows  # a text may repeat itself
+    if len(windows) < num_sequences:
+        raise InputError(
+            expected=f"text for {num_sequences} different windows of {seq_len} tokens",
+            got=f"{len(windows)} in {text.name} ({len(ids)} tokens)",
+            remedy=f"use --nsamples {len(windows)}, a smaller --seq_len or a longer text",
+        )
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_sequences]
+    return Calibration(windows[order].contiguous(), f"{text.name}, {text.split}, {text.source}", seed)

@@ -1,0 +1,79 @@
+"""What every command shares: exit codes, one-line errors, and the ``hgsp`` command that names them all."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from hgsp.errors import InputError, NumericalError
+
+LOG = logging.getLogger("hgsp")
+
+#: Subcommand -> (module with ``main``, what it does).
+COMMANDS = {
+    "prune": ("run_global_pruning", "score, cut, save and evaluate a model"),
+    "score": ("hgsp.commands.score", "score a model and write scores.npz"),
+    "cut": ("hgsp.commands.cut", "cut a model from scores.npz"),
+    "evaluate": ("evaluation.run_evaluation", "measure a model, dense or pruned"),
+}
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run a command and turn its failures into exit codes: 2 for bad input, 1 for failure, both with one clear line."""
+    try:
+        return run()
+    except InputError as error:
+        return _fail(2, str(error))
+    except NumericalError as error:
+        return _fail(1, str(error))
+    except KeyboardInterrupt:
+        return _fail(1, "interrupted; nothing half-written is left")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
+            return _fail(
+                1, f"out of memory ({str(error).splitlines()[0] if str(error) else 'MemoryError'}); {OUT_OF_MEMORY}"
+            )
+        raise
+
+
+OUT_OF_MEMORY = (
+    "nothing was written. Try, in this order: --batch_size 1, --use_gradient_checkpointing, a smaller --nsamples or "
+    "--seq_len, --spill_dir DIR, --offload, or --importance_method fisher (no weight gradients) or magnitude (no data)"
+)
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' and the hub's bars and notices out of our output; what they warn about we check ourselves."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``hgsp COMMAND ...``: dispatch to a command's own ``main``."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: hgsp COMMAND ...\n")
+        for name, (_, purpose) in COMMANDS.items():
+            print(f"  {name:<9} {purpose}")
+        print("\n`hgsp COMMAND --help` lists the flags.")
+        return 0
+    if arguments[0] == "--version":
+        from hgsp import __version__
+
+        print(__version__)
+        return 0
+    if arguments[0] not in COMMANDS:
+        return _fail(2, f"expected one of {', '.join(COMMANDS)}; got '{arguments[0]}'; see hgsp --help")
+    command: int = importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+    return command

@@ -1,0 +1,1 @@
+"""Subcommands of ``hgsp`` that have no script of their own."""

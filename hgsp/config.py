@@ -1,0 +1,208 @@
+"""What the user asked for: frozen, validated dataclasses that are also the command line.
+
+Every field is a flag; its metadata holds the help text. Importing this file costs no torch: ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from hgsp.data import check_dataset_name
+from hgsp.errors import InputError
+
+IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "flap", "random")
+NORMALIZATIONS = ("auto", "none", "mean", "share", "rank")
+LAYER_IMPORTANCES = ("cosine", "perplexity")
+DEFAULT_EPSILON = 0.15
+DTYPE_NAMES = ("bfloat16", "float16", "float32")
+
+#: Fields that must be at least 1.
+COUNTS = (
+    "nsamples",
+    "batch_size",
+    "min_kv_groups",
+    "min_mlp_width",
+    "finetune_epochs",
+    "finetune_batch_size",
+    "finetune_micro_batch_size",
+    "lora_r",
+    "lora_alpha",
+)
+
+Options = TypeVar("Options")
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str, **argument: Any) -> Any:
+    """A field that is a flag. ``argument`` goes to ``add_argument``; without a default the flag is required."""
+    return field(default=default, metadata={"help": help, **argument})
+
+
+def parse(options: type[Options], argv: Sequence[str] | None, *, prog: str | None, description: str) -> Options:
+    """Build the dataclass from the command line. A flag given twice takes its last value; argparse exits with 2."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    for item in dataclasses.fields(options):  # type: ignore[arg-type]
+        argument = dict(item.metadata)
+        if item.default is dataclasses.MISSING:
+            argument["required"] = True
+        elif item.default is False:
+            argument["action"] = "store_true"
+        else:
+            argument["default"] = item.default
+        parser.add_argument(f"--{item.name}", **argument)
+    return options(**vars(parser.parse_args(argv)))
+
+
+def require(holds: bool, flag: str, expected: str, got: object, remedy: str = "see --help") -> None:
+    """Refuse a value.
+
+    Raises:
+        InputError: if it does not hold.
+    """
+    if not holds:
+        raise InputError(expected=f"{flag} to be {expected}", got=repr(got), remedy=remedy)
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Everything ``run_global_pruning.py`` can be asked."""
+
+    base_model: str = option(help="hub id, local folder, or a .gguf file (de-quantised)")
+    output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")
+    pruning_ratio: tuple[float, ...] = option(
+        help="fraction of ALL parameters to remove, in [0, 1); several make several results from one scoring pass",
+        type=float,
+        nargs="+",
+    )
+    importance_method: str = option("taylor", help="how groups are scored", choices=IMPORTANCE_METHODS)
+    dataset: str = option(
+        "wikitext2", help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file"
+    )
+    nsamples: int = option(128, help="calibration sequences; fewer = less memory and time", type=int)
+    seq_len: int = option(256, help="tokens of a calibration sequence", type=int)
+    batch_size: int = option(4, help="sequences at a time, for scoring", type=int)
+    temperature: float = option(
+        1.0, help="H-GSP temperature: 0 = global importance only, 1 = full H-GSP, more = stronger", type=float
+    )
+    tau: float | None = option(
+        None, help="H-GSP gate; unset = 25th percentile, 0 = block-wise only, inf = layer-wise only", type=float
+    )
+    epsilon: float | None = option(
+        None,
+        help="a layer that would keep less than this fraction of its parameters is removed whole "
+        f"(unset: {DEFAULT_EPSILON} when temperature > 0, else no layer is removed)",
+        type=float,
+    )
+    layer_importance: str = option(
+        "cosine", help="what the H-GSP prior measures layers and blocks by", choices=LAYER_IMPORTANCES
+    )
+    score_normalization: str = option(
+        "auto",
+        help="how importances of different layers are made comparable; auto = the method's own",
+        choices=NORMALIZATIONS,
+    )
+    use_gradient_checkpointing: bool = option(False, help="less memory while scoring, same numbers, more time")
+    freeze_first_n_layers: int = option(0, help="first layers never touched", type=int)
+    freeze_last_n_layers: int = option(0, help="last layers never touched", type=int)
+    min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
+    min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
+    scores: str | None = option(None, help="a scores.npz of the same model: cut without calibration")
+    offload: bool = option(False, help="read one layer at a time from the safetensors files, when scoring and saving")
+    spill_dir: str | None = option(None, help="folder for activations that should not stay in memory")
+    finetune: bool = option(False, help="LoRA recovery right after pruning")
+    finetune_data_path: str = option("yahma/alpaca-cleaned", help="instruction data: hub id or json/jsonl/parquet file")
+    finetune_epochs: int = option(3, help="recovery epochs", type=int)
+    finetune_lr: float = option(3e-4, help="recovery learning rate", type=float)
+    finetune_batch_size: int = option(128, help="effective recovery batch", type=int)
+    finetune_micro_batch_size: int = option(4, help="recovery batch per step", type=int)
+    lora_r: int = option(8, help="LoRA rank", type=int)
+    lora_alpha: int = option(16, help="LoRA alpha", type=int)
+    skip_evaluation: bool = option(False, help="no evaluation")
+    eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
+    eval_seq_len: int | None = option(
+        None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
+    )
+    eval_max_windows: int | None = option(None, help="only the first windows of each text (unset: all)", type=int)
+    device: str | None = option(None, help="cuda:0, cpu, mps, or auto for several; unset = the best there is")
+    dtype: str = option("bfloat16", help="dtype of weights and result", choices=DTYPE_NAMES)
+    seed: int = option(42, help="seed of calibration samples and random scores", type=int)
+    data_dir: str | None = option(None, help="folder with local texts (docs/DATA.md); also HGSP_DATA_DIR")
+    results_dir: str = option("results", help="where results go")
+    overwrite: bool = option(False, help="replace an existing result folder")
+    dry_run: bool = option(False, help="print what would be pruned from; load no weights, write nothing")
+    no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
+
+    def __post_init__(self) -> None:
+        ratios = self.pruning_ratio if isinstance(self.pruning_ratio, (tuple, list)) else (self.pruning_ratio,)
+        object.__setattr__(self, "pruning_ratio", tuple(ratios))
+        for ratio in ratios:
+            require(0 <= ratio < 1, "--pruning_ratio", "in [0, 1)", ratio, "0.2 removes 20 % of all parameters")
+        require(len(set(ratios)) == len(ratios), "--pruning_ratio", "different values", ratios)
+        for name, choices in (
+            ("importance_method", IMPORTANCE_METHODS),
+            ("score_normalization", NORMALIZATIONS),
+            ("layer_importance", LAYER_IMPORTANCES),
+            ("dtype", DTYPE_NAMES),
+        ):
+            require(getattr(self, name) in choices, f"--{name}", f"one of {', '.join(choices)}", getattr(self, name))
+        for name in COUNTS:
+            require(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
+        for name in ("freeze_first_n_layers", "freeze_last_n_layers"):
+            require(getattr(self, name) >= 0, f"--{name}", "at least 0", getattr(self, name))
+        require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
+        require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
+        require(
+            self.eval_max_windows is None or self.eval_max_windows >= 1,
+            "--eval_max_windows",
+            "at least 1",
+            self.eval_max_windows,
+        )
+        finite = math.isfinite(self.temperature) and self.temperature >= 0
+        require(finite, "--temperature", "a finite number >= 0", self.temperature, "0 switches the prior off")
+        require(self.tau is None or self.tau >= 0, "--tau", ">= 0, or inf", self.tau, "leave it out for the percentile")
+        require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
+        rate = math.isfinite(self.finetune_lr) and self.finetune_lr > 0
+        require(rate, "--finetune_lr", "a finite number > 0", self.finetune_lr)
+        inside = self.output_name.strip("/") == self.output_name and ".." not in self.output_name.split("/")
+        require(
+            bool(self.output_name) and inside,
+            "--output_name",
+            "a relative name such as MODEL/prune_20",
+            self.output_name,
+        )
+        check_dataset_name(self.dataset, "--dataset")
+        for task in self.evaluation_texts:
+            check_dataset_name(task, "--eval_tasks")
+        require(
+            not self.finetune, "--finetune", "left out: recovery is not part of this version", True, "prune without it"
+        )
+
+    @property
+    def evaluation_texts(self) -> tuple[str, ...]:
+        """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
+        names = () if self.skip_evaluation else self.eval_tasks.split(",")
+        return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether scoring reads text: all but two methods do, and so does the prior."""
+        return self.importance_method not in ("magnitude", "random") or self.temperature > 0
+
+    @property
+    def collapse_epsilon(self) -> float | None:
+        """The collapse threshold in force, None when no layer is to be removed whole."""
+        if self.epsilon is not None:
+            return self.epsilon
+        return DEFAULT_EPSILON if self.temperature > 0 else None
+
+    def output_name_for(self, ratio: float) -> str:
+        """The result folder's name; several ratios get their percentage appended."""
+        if len(self.pruning_ratio) == 1:
+            return self.output_name
+        return f"{self.output_name}_{ratio * 100:g}"

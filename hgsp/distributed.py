@@ -1,0 +1,60 @@
+"""Calibration sequences split over processes started by ``torchrun`` or ``accelerate launch``; sums added up.
+
+With one process everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's contiguous share of the calibration sequences."""
+
+    rank: int
+    num_processes: int
+    num_sequences: int
+
+    @property
+    def rows(self) -> slice:
+        bounds = [self.num_sequences * rank // self.num_processes for rank in (self.rank, self.rank + 1)]
+        return slice(*bounds)
+
+
+def join_processes(device: torch.device) -> None:
+    """Join the group that the launcher's environment describes; nothing to do without one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def own_share(num_sequences: int) -> Share:
+    if not dist.is_initialized():
+        return Share(0, 1, num_sequences)
+    return Share(dist.get_rank(), dist.get_world_size(), num_sequences)
+
+
+def is_main_process() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The same tensor holding the sum over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor

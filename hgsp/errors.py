@@ -1,0 +1,12 @@
+"""The two errors a user can meet: a request that cannot be met, and a computation that went wrong."""
+
+
+class InputError(ValueError):
+    """Bad input or an impossible request. Raised before anything expensive or written; exit code 2."""
+
+    def __init__(self, *, expected: str, got: object, remedy: str) -> None:
+        super().__init__(f"expected {expected}; got {got}; {remedy}")
+
+
+class NumericalError(RuntimeError):
+    """A value that must be finite is not. The message names where it was first seen; exit code 1."""

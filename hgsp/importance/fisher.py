@@ -1,0 +1,34 @@
+"""Fisher: squared gradient of the gate that would switch a whole group off.
+
+What it scores
+    A gate on everything a group writes: the columns of ``o_proj`` or ``down_proj`` that read it, taken together.
+Formula and source
+    ``mean_s c_s^2`` with ``c_s = sum_t sum_{i in group} x_ti * dL_s/dx_ti``, L_s the mean token loss of sequence s
+    (arXiv:2204.09656, with a whole KV group or channel behind each gate).
+What it needs
+    One forward and one backward pass; gradients of activations only, none of weights.
+Cost
+    Less than ``taylor``: about a plain forward and backward pass.
+When it misleads
+    It is a second-order view around the dense model; when half of the decoder leaves at once, the neighbourhood it
+    describes is long gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from hgsp.importance.types import ColumnMethod
+
+
+def columns(weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+    return statistics["gate_grad"]
+
+
+def combine(sums_SG: Tensor) -> Tensor:
+    return sums_SG.square().mean(0)
+
+
+FISHER = ColumnMethod("fisher", frozenset({"gate_grad"}), columns, combine)

@@ -1,0 +1,269 @@
+"""Walks the decoder one layer at a time, forward and backward. The only place that knows how a layer is called.
+
+Only layer-boundary activations survive between layers, so that one layer's gradients are all that exists at a time; the
+result is that of the whole graph, because every layer is called with exactly the arguments the model gives it.
+
+N sequences | T tokens | H hidden | L layers | V vocab
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+#: The head's logits are computed for at most this many values at a time (256 MiB in float32).
+MAX_LOGITS = 1 << 26
+
+
+class LayerSource(Protocol):
+    """Where the weights of a layer come from: memory, or files read when the layer is needed."""
+
+    def layer(self, index: int) -> AbstractContextManager[nn.Module]: ...
+
+
+class ResidentLayers:
+    """Layers whose weights are in memory already."""
+
+    def __init__(self, model: Any) -> None:
+        self._layers = model.model.layers
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        yield self._layers[index]
+
+
+class _FirstLayerReachedError(Exception):
+    """Carries the arguments of the first decoder layer out of the model's own forward."""
+
+    def __init__(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        self.hidden, self.kwargs = hidden, kwargs
+
+
+class Decoder:
+    """A causal LM as embeddings, a sequence of layers, and a head with a loss.
+
+    The arguments of a layer (mask, rotary tables, positions) are taken from the model's own forward, whatever the
+    attention implementation and the transformers version make of them.
+    """
+
+    def __init__(self, model: Any, layers: LayerSource | None = None) -> None:
+        self.model = model
+        self.num_layers = len(model.model.layers)
+        self._source = layers or ResidentLayers(model)
+        self._kwargs_by_shape: dict[torch.Size, dict[str, Any]] = {}
+
+    def layer(self, index: int) -> AbstractContextManager[nn.Module]:
+        return self._source.layer(index)
+
+    @torch.no_grad()
+    def embed(self, input_ids_BT: Tensor) -> Tensor:
+        """Hidden states that enter the first layer, [B, T, H]."""
+        hidden, self._kwargs_by_shape[input_ids_BT.shape] = self._first_layer_call(input_ids_BT)
+        return hidden
+
+    def call(self, module: nn.Module, hidden_BTH: Tensor) -> Tensor:
+        """Hidden states after one layer, [B, T, H]. ``embed`` must have seen a batch of this shape."""
+        output = module(hidden_BTH, **self._kwargs_by_shape[hidden_BTH.shape[:2]])
+        return output[0] if isinstance(output, tuple) else output
+
+    def loss_and_gradient(self, hidden_BTH: Tensor, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Next-token loss of every sequence and its gradient with respect to the last hidden states.
+
+        The loss is the SUM of the negative log-likelihoods of a sequence's T-1 predictions in nats, [B] float64; the
+        gradient has the dtype of the hidden states, [B, T, H]. Logits exist for a few positions at a time.
+        """
+        head = self.model.lm_head
+        gradient = torch.zeros_like(hidden_BTH)
+        loss = torch.zeros(len(hidden_BTH), dtype=torch.float64)
+        positions = max(1, MAX_LOGITS // head.weight.shape[0])
+        for row in range(len(hidden_BTH)):
+            targets = input_ids_BT[row, 1:].to(head.weight.device)
+            for chunk in torch.arange(len(targets)).split(positions):
+                last = hidden_BTH[row, chunk].detach().to(head.weight.device).requires_grad_()
+                logits = head(self.model.model.norm(last))
+                nll = nn.functional.cross_entropy(logits.float(), targets[chunk], reduction="sum")
+                (gradient[row, chunk],) = (g.to(gradient) for g in torch.autograd.grad(nll, last))
+                loss[row] += nll.item()
+        return loss, gradient
+
+    def _first_layer_call(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            raise _FirstLayerReachedError(hidden, {**kwargs, "use_cache": False, "past_key_values": None})
+
+        handle = self.model.model.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model.model(input_ids.to(self.model.model.embed_tokens.weight.device), use_cache=False)
+        except _FirstLayerReachedError as reached:
+            return reached.hidden, reached.kwargs
+        finally:
+            handle.remove()
+        raise AssertionError("the model's forward never reached its first layer")
+
+
+class Boundaries:
+    """Layer-boundary activations, one [N, T, H] array each, in CPU memory or in files of ``spill_dir``."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, spill_dir: Path | None) -> None:
+        self._shape, self._dtype = shape, dtype
+        self._folder = tempfile.TemporaryDirectory(dir=spill_dir, prefix="hgsp-spill-") if spill_dir else None
+        self._arrays: dict[int, Tensor | None] = {}
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._arrays
+
+    def open(self, index: int) -> Tensor:
+        """The array that enters layer ``index``, allocated on first use. A spilled one is mapped while it is held."""
+        array = self._arrays.get(index)
+        if array is None and self._folder is None:
+            array = self._arrays[index] = torch.empty(self._shape, dtype=self._dtype)
+        elif array is None:
+            self._arrays[index] = None
+            size = math.prod(self._shape)
+            array = torch.from_file(str(self._file(index)), shared=True, size=size, dtype=self._dtype).view(self._shape)
+        return array
+
+    def drop(self, index: int) -> None:
+        if index in self._arrays:
+            del self._arrays[index]
+            if self._folder is not None:
+                self._file(index).unlink()
+
+    def close(self) -> None:
+        self._arrays.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _file(self, index: int) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / f"boundary-{index}.bin"
+
+
+@dataclass
+class ForwardPass:
+    """One layer on its way forward. ``run`` computes every batch; hooks set on ``module`` before see them all."""
+
+    index: int
+    module: nn.Module
+    run: Callable[[], None]
+
+
+@dataclass
+class BackwardPass:
+    """One layer on its way back. ``run(parameters)`` yields, per batch, the gradients of those parameters.
+
+    They are gradients of the SUM of the batch's losses (nats), in the parameters' dtype.
+    """
+
+    index: int
+    module: nn.Module
+    run: Callable[[Sequence[nn.Parameter]], Iterator[tuple[Tensor, ...]]]
+
+
+@dataclass
+class LayerWalk:
+    """One trip over the calibration sequences: ``forward`` to the end, then, if wanted, ``backward`` to the start.
+
+    Args:
+        decoder: the model.
+        input_ids: calibration tokens, int64 [N, T], no padding.
+        batch_size: sequences per call of a layer.
+        keep_boundaries: needed for ``backward``.
+        checkpointing: keep only every sqrt(L)-th boundary and compute the others again: less memory, one more forward.
+        spill_dir: folder for boundaries on disk; None keeps them in CPU memory.
+    """
+
+    decoder: Decoder
+    input_ids: Tensor
+    batch_size: int
+    keep_boundaries: bool = False
+    checkpointing: bool = False
+    spill_dir: Path | None = None
+    losses: Tensor = field(init=False)
+    _boundaries: Boundaries = field(init=False)
+
+    def __post_init__(self) -> None:
+        weight = self.decoder.model.model.embed_tokens.weight
+        num_sequences, seq_len = self.input_ids.shape
+        self.losses = torch.zeros(num_sequences, dtype=torch.float64)
+        self._boundaries = Boundaries((num_sequences, seq_len, weight.shape[1]), weight.dtype, self.spill_dir)
+        self._stride = math.isqrt(self.decoder.num_layers) if self.checkpointing else 1
+
+    def __enter__(self) -> LayerWalk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._boundaries.close()
+
+    @property
+    def batches(self) -> list[slice]:
+        starts = range(0, len(self.input_ids), self.batch_size)
+        return [slice(start, min(start + self.batch_size, len(self.input_ids))) for start in starts]
+
+    def forward(self) -> Iterator[ForwardPass]:
+        """Yield every layer in order. The caller must call ``run`` once before asking for the next."""
+        first = self._boundaries.open(0)
+        for batch in self.batches:
+            first[batch] = self.decoder.embed(self.input_ids[batch]).to(first)
+        for index in range(self.decoder.num_layers):
+            yield from self._forward_layer(index)
+            if not (self.keep_boundaries and index % self._stride == 0):
+                self._boundaries.drop(index)
+
+    def _forward_layer(self, index: int) -> Iterator[ForwardPass]:
+        entering, leaving = self._boundaries.open(index), self._boundaries.open(index + 1)
+        with self.decoder.layer(index) as module, torch.no_grad():
+
+            def run() -> None:
+                for batch in self.batches:
+                    hidden = entering[batch].to(_device_of(module))
+                    leaving[batch] = self.decoder.call(module, hidden).to(leaving)
+
+            yield ForwardPass(index, module, run)
+
+    def backward(self) -> Iterator[BackwardPass]:
+        """Yield every layer from the last to the first, after ``forward`` was exhausted.
+
+        The caller must exhaust ``run`` before asking for the next layer. Fills ``losses`` [N] (nats, token sums).
+        """
+        upstream = torch.empty_like(self._boundaries.open(0))
+        last = self._boundaries.open(self.decoder.num_layers)
+        for batch in self.batches:
+            self.losses[batch], upstream[batch] = self.decoder.loss_and_gradient(last[batch], self.input_ids[batch])
+        self._boundaries.drop(self.decoder.num_layers)
+        for index in reversed(range(self.decoder.num_layers)):
+            if index not in self._boundaries:
+                self._recompute_up_to(index)
+            yield from self._backward_layer(index, upstream)
+            self._boundaries.drop(index)
+
+    def _recompute_up_to(self, index: int) -> None:
+        for earlier in range(index - index % self._stride, index):
+            for layer_pass in self._forward_layer(earlier):
+                layer_pass.run()
+
+    def _backward_layer(self, index: int, upstream: Tensor) -> Iterator[BackwardPass]:
+        entering = self._boundaries.open(index)
+        with self.decoder.layer(index) as module, torch.enable_grad():
+
+            def run(parameters: Sequence[nn.Parameter]) -> Iterator[tuple[Tensor, ...]]:
+                for batch in self.batches:
+                    hidden = entering[batch].to(_device_of(module)).detach().requires_grad_()
+                    output = self.decoder.call(module, hidden)
+                    grads = torch.autograd.grad(output, [hidden, *parameters], upstream[batch].to(output))
+                    upstream[batch] = grads[0].to(upstream)
+                    yield grads[1:]
+
+            yield BackwardPass(index, module, run)
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

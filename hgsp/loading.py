@@ -1,0 +1,265 @@
+"""From what the user names (hub id, folder, .gguf file) to a dense model and tokenizer, refused early."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from hgsp.errors import InputError
+from hgsp.families import LAYER_PREFIX, check_prunable
+from hgsp.geometry import Geometry, geometry_of
+from hgsp.layerwise import Decoder
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A prunable model that has been looked at but not loaded. ``skeleton`` is the model without data (meta device)."""
+
+    name: str
+    config: Any
+    skeleton: nn.Module
+    geometry: Geometry
+    warnings: tuple[str, ...]
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.name.endswith(".gguf")
+
+
+def inspect_model(name: str) -> ModelSource:
+    """Read config and geometry; no weights are touched (a .gguf file's header is read).
+
+    Raises:
+        InputError: not found, unsupported architecture, sliding window, mixture of experts, quantised weights.
+    """
+    raw, config = _read_config(name)
+    warnings = []
+    if not name.endswith(".gguf") and raw.get("num_key_value_heads") is None:
+        warnings.append("config.json has no num_key_value_heads: taken as multi-head attention (GQA ratio 1)")
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    skeleton.tie_weights()
+    if any(layer.self_attn is None or layer.mlp is None for layer in skeleton.model.layers):
+        raise InputError(
+            expected="attention and MLP in every layer",
+            got="a pruned model with layers that lack one",
+            remedy="start from the dense model",
+        )
+    return ModelSource(name, config, skeleton, geometry_of(skeleton), tuple(warnings))
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that belongs to a model name. Padding, where it is needed, is by its own token; no resize, ever."""
+    if name.endswith(".gguf"):
+        path = Path(name)
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            expected=f"tokenizer files in '{name}'",
+            got=_first_line(error),
+            remedy="copy the tokenizer files of the model into its folder",
+        ) from error
+
+
+def load_dense(source: ModelSource, dtype: str, device: str | torch.device | None) -> Any:
+    """The whole model in memory, eval mode. ``device=None`` or ``"auto"`` spreads it over what accelerate finds.
+
+    Raises:
+        InputError: the files are missing or do not hold the model's weights.
+    """
+    kwargs: dict[str, Any] = {"dtype": DTYPES[dtype]}
+    if device == "auto":
+        kwargs["device_map"] = "auto"
+    if source.is_gguf:
+        return _load_gguf(Path(source.name), dtype).to(_single(device))
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(source.name, output_loading_info=True, **kwargs)
+    except OSError as error:
+        raise InputError(
+            expected=f"weights of '{source.name}'", got=_first_line(error), remedy="check that the download is complete"
+        ) from error
+    for what in ("missing_keys", "mismatched_keys"):
+        if report[what]:
+            raise InputError(
+                expected=f"every weight of '{source.name}' in its files",
+                got=f"{len(report[what])} {what.replace('_', ' ')}, such as {sorted(map(str, report[what]))[0]}",
+                remedy="check that the download is complete and config.json belongs to it",
+            )
+    _refuse_offloaded(model)
+    return model.eval() if device == "auto" else model.to(_single(device)).eval()
+
+
+def _single(device: str | torch.device | None) -> torch.device:
+    return torch.device("cpu" if device in (None, "auto") else device)  # type: ignore[arg-type]
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(
+            expected="all weights in memory",
+            got="weights that accelerate put on disk or left on the meta device",
+            remedy="use --offload, which reads one layer at a time, or free memory",
+        )
+
+
+def _read_config(name: str) -> tuple[dict[str, Any], Any]:
+    """The raw config.json and the config object; what cannot be pruned is refused before its class is built."""
+    try:
+        if name.endswith(".gguf"):
+            config = AutoConfig.from_pretrained(_existing(Path(name)).parent, gguf_file=Path(name).name)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config  # the file's own format; weights are de-quantised
+            raw = config.to_dict()
+            check_prunable(raw)
+            return raw, config
+        if not HUB_ID.fullmatch(name):
+            _existing(Path(name))
+        raw, _ = PretrainedConfig.get_config_dict(name)
+        if not raw:
+            raise OSError("no config.json")
+        check_prunable(raw)
+        return raw, AutoConfig.from_pretrained(name)
+    except ImportError as error:
+        raise InputError(
+            expected="the packages that read .gguf files", got=_first_line(error), remedy="pip install 'hgsp[gguf]'"
+        ) from error
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            expected="a model as hub id, local folder with config.json, or .gguf file",
+            got=f"'{name}' ({_first_line(error)})",
+            remedy="check the path, or log in and go online for a hub id",
+        ) from error
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise OSError("no such file or folder")
+    return path
+
+
+def _load_gguf(path: Path, dtype: str) -> Any:
+    """De-quantise through transformers; the model is rebuilt plain: one loaded from GGUF refuses to be saved."""
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=DTYPES[dtype])
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.model.rotary_emb = loaded.model.rotary_emb
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    return model.eval()
+
+
+class SafetensorFiles:
+    """Tensors of a checkpoint folder by name, read when asked for. A file is mapped only while a tensor is read."""
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise InputError(
+                expected=f"*.safetensors in {folder}",
+                got="none",
+                remedy="convert the checkpoint to safetensors, or leave --offload out",
+            )
+        self._file_of: dict[str, Path] = {}
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                self._file_of.update(dict.fromkeys(tensors.keys(), file))
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._file_of)
+
+    def read(self, name: str) -> Tensor:
+        with safe_open(self._file_of[name], framework="pt") as tensors:
+            return tensors.get_tensor(name)
+
+    def read_first_row(self, name: str) -> Tensor:
+        """The first row of a matrix, [1, I], without reading the rest."""
+        with safe_open(self._file_of[name], framework="pt") as tensors:
+            return tensors.get_slice(name)[:1]
+
+
+class OffloadedLayers:
+    """Layers read from safetensors files when they are needed; one is held at a time."""
+
+    def __init__(self, model: Any, files: SafetensorFiles, dtype: torch.dtype, device: torch.device) -> None:
+        self._layers = model.model.layers
+        self._files, self._dtype, self._device = files, dtype, device
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        module = self._layers[index]
+        prefix = f"{LAYER_PREFIX}{index}."
+        state = {name: self._read(prefix + name) for name in module.state_dict()}
+        module.load_state_dict(state, assign=True)
+        module.requires_grad_(False)
+        try:
+            yield module
+        finally:
+            module.to("meta")
+
+    def _read(self, name: str) -> Tensor:
+        return self._files.read(name).to(self._device, self._dtype)
+
+
+def open_offloaded(
+    source: ModelSource, dtype: str, device: str | torch.device | None
+) -> tuple[Decoder, SafetensorFiles]:
+    """A decoder that holds embeddings, final norm and head, and reads one layer at a time from the files.
+
+    Raises:
+        InputError: no safetensors, or tensors are missing from them.
+    """
+    if source.is_gguf:
+        raise InputError(
+            expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
+        )
+    files = SafetensorFiles(_local_folder(source.name))
+    model: Any = copy.deepcopy(source.skeleton)
+    tied = model.config.tie_word_embeddings
+    wanted = [name for name in model.state_dict() if not (tied and name == "lm_head.weight")]
+    missing = sorted(set(wanted) - set(files.names))
+    if missing:
+        raise InputError(
+            expected=f"every weight of '{source.name}' in its safetensors files",
+            got=f"{len(missing)} missing, such as {missing[0]}",
+            remedy="check that the download is complete",
+        )
+    on = _single(device)
+    held = {name: files.read(name).to(on, DTYPES[dtype]) for name in wanted if not name.startswith(LAYER_PREFIX)}
+    model.load_state_dict(held, strict=False, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
+    return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
+
+
+def _local_folder(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,54 @@
+"""Where the tool speaks: the terminal, and ``logs/training.log`` of the result."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.table import Table
+
+LOG = logging.getLogger("hgsp")
+
+
+class LogFile:
+    """Sends the ``hgsp`` logger to the terminal and, with times, to a file, for the length of a ``with`` block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._to_file = logging.FileHandler(path, encoding="utf-8")
+        self._to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._to_terminal = logging.StreamHandler()
+        self._to_terminal.setFormatter(logging.Formatter("%(message)s"))
+        self._to_terminal.addFilter(lambda record: not getattr(record, "file_only", False))
+
+    def __enter__(self) -> LogFile:
+        LOG.setLevel(logging.INFO)
+        LOG.propagate = False
+        LOG.addHandler(self._to_file)
+        LOG.addHandler(self._to_terminal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handler in (self._to_file, self._to_terminal):
+            LOG.removeHandler(handler)
+            handler.close()
+
+    def copy_to(self, path: Path) -> None:
+        """Copy what was logged so far."""
+        self._to_file.flush()
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(self._path, path)
+
+
+def show(table: Table) -> None:
+    """Print a table to stdout and put its plain text into the log."""
+    Console().print(table)
+    plain = Console(width=140, color_system=None)
+    with plain.capture() as captured:
+        plain.print(table)
+    LOG.info("%s", captured.get(), extra={"file_only": True})

@@ -1,0 +1,244 @@
+"""The stages in order, for the recipes and for Python: prepare, open, calibrate, score, cut, write."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hgsp import checkpoint
+from hgsp.calibration import Calibration
+from hgsp.config import PruneConfig
+from hgsp.distributed import join_processes
+from hgsp.errors import InputError
+from hgsp.geometry import Geometry, geometry_of
+from hgsp.groups import GroupTable
+from hgsp.importance import METHODS
+from hgsp.layerwise import Decoder
+from hgsp.loading import DTYPES, ModelSource, SafetensorFiles, inspect_model, load_dense, open_offloaded
+from hgsp.prior import perplexity_influence
+from hgsp.progress import Progress, silent
+from hgsp.scores import Scores, sample_weights
+from hgsp.scoring import ScoringOptions, score_groups
+from hgsp.selection import Floors, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.surgery import Surgery, apply_plan
+
+#: Most bytes of a file of the pruned model when it is written without being in memory whole.
+OFFLOAD_SHARD_BYTES = 10**9
+
+
+@dataclass(frozen=True)
+class Request:
+    """A configuration that has been checked against the model it names; nothing is loaded yet."""
+
+    config: PruneConfig
+    source: ModelSource
+    device: str
+    floors: Floors
+    budgets: tuple[int, ...]
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.source.geometry
+
+    def folder(self, ratio: float) -> Path:
+        return Path(self.config.results_dir) / self.config.output_name_for(ratio)
+
+
+@dataclass
+class OpenModel:
+    """A dense model ready to be walked; ``files`` where its layers are read from disk when needed."""
+
+    decoder: Decoder
+    files: SafetensorFiles | None
+
+    @property
+    def model(self) -> Any:
+        return self.decoder.model
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One decision about a model: the scored table, the plan, and each layer's H-GSP mode."""
+
+    table: GroupTable
+    plan: PrunePlan
+    modes: tuple[str, ...]
+
+
+def prepare(config: PruneConfig) -> Request:
+    """Check the request against the model's config: every refusal that can come early comes here.
+
+    Raises:
+        InputError: unprunable model, unknown device, ratio out of reach, too many frozen layers, existing results.
+    """
+    device = resolve_device(config.device)
+    if not config.dry_run:
+        for ratio in config.pruning_ratio:
+            target = Path(config.results_dir) / config.output_name_for(ratio)
+            checkpoint.refuse_existing(target, config.overwrite)
+    source = inspect_model(config.base_model)
+    frozen = config.freeze_first_n_layers + config.freeze_last_n_layers
+    if frozen > source.geometry.num_layers:
+        raise InputError(
+            expected=f"at most {source.geometry.num_layers} frozen layers", got=str(frozen), remedy="freeze fewer"
+        )
+    floors = Floors(
+        config.min_kv_groups, config.min_mlp_width, config.freeze_first_n_layers, config.freeze_last_n_layers
+    )
+    budgets = tuple(budget_for_ratio(source.geometry, ratio, floors) for ratio in config.pruning_ratio)
+    return Request(config, source, device, floors, budgets)
+
+
+def resolve_device(device: str | None) -> str:
+    """The device asked for, or the best there is; under a launcher, this process's own GPU.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "auto":
+        return device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        raise InputError(
+            expected=f"--device to be one of {', '.join(['cpu', *found])} or auto",
+            got=f"'{device}' ({str(error).splitlines()[0]})",
+            remedy="leave --device out to take the best there is",
+        ) from error
+    return device
+
+
+def open_model(request: Request) -> OpenModel:
+    """Load the dense model, or open its files with ``--offload``. Joins other processes if a launcher started them."""
+    config = request.config
+    join_processes(torch.device("cpu" if request.device == "auto" else request.device))
+    if config.offload:
+        return OpenModel(*open_offloaded(request.source, config.dtype, request.device))
+    return OpenModel(Decoder(load_dense(request.source, config.dtype, request.device)), None)
+
+
+def score(request: Request, opened: OpenModel, calibration: Calibration | None, progress: Progress = silent) -> Scores:
+    """Score every group by the configured method, and measure influence if a temperature or the config asks for it.
+
+    Raises:
+        InputError, NumericalError: as ``score_groups``.
+    """
+    config = request.config
+    wants_prior = config.temperature > 0
+    by_cosine = wants_prior and config.layer_importance == "cosine"
+    options = ScoringOptions(
+        config.batch_size, config.use_gradient_checkpointing, Path(config.spill_dir) if config.spill_dir else None
+    )
+    found = score_groups(
+        opened.decoder,
+        METHODS[config.importance_method],
+        calibration,
+        with_influence=by_cosine,
+        options=options,
+        seed=config.seed,
+        progress=progress,
+    )
+    influence = found.influence
+    if wants_prior and not by_cosine and calibration is not None:
+        influence = perplexity_influence(opened.decoder, calibration.input_ids)
+    provenance = {
+        "base_model": config.base_model,
+        "importance_method": config.importance_method,
+        "calibration": None if calibration is None else calibration.describe(),
+        "calibration_loss": found.calibration_loss,
+        "seed": config.seed,
+        "dtype": config.dtype,
+    }
+    return Scores(found.by_layer, influence, _weight_sample(request, opened), provenance)
+
+
+def load_scores(request: Request, opened: OpenModel | None) -> Scores:
+    """Read ``--scores`` and, when the model is open, make sure they are its own."""
+    scores = Scores.read(Path(str(request.config.scores)))
+    sample = scores.weight_sample if opened is None else _weight_sample(request, opened)
+    scores.check_belongs_to(request.geometry, sample)
+    return scores
+
+
+def cut(request: Request, scores: Scores, budget: int) -> Cut:
+    """Rank all groups and spend the budget. Seconds; needs no weights."""
+    config = request.config
+    method = METHODS[scores.provenance["importance_method"]]
+    normalization = method.normalization if config.score_normalization == "auto" else config.score_normalization
+    table, modes = scores.table(request.geometry, normalization, config.temperature, config.tau)
+    provenance = {
+        **scores.provenance,
+        "score_normalization": normalization,
+        "temperature": config.temperature,
+        "tau": config.tau,
+        "epsilon": config.collapse_epsilon,
+    }
+    plan = select_groups(table, request.geometry, budget, request.floors, config.collapse_epsilon, provenance)
+    return Cut(table, plan, tuple(modes))
+
+
+def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path]:
+    """A folder to fill that becomes ``results/{output_name}`` when the block ends well, and vanishes otherwise."""
+    return checkpoint.new_folder(request.folder(ratio), request.config.overwrite)
+
+
+def write_result(
+    request: Request, opened: OpenModel, decision: Cut, scores: Scores, tokenizer: Any, folder: Path
+) -> Any:
+    """Surgery and saving: checkpoint, plan, group table and scores. Returns the pruned model for evaluation.
+
+    A resident dense model is consumed. With ``--offload`` the checkpoint goes from file to file, and the model that is
+    returned reads its layers from the new files.
+    """
+    with_bin = not request.config.no_bin
+    if opened.files is None:
+        pruned = apply_plan(opened.model, decision.plan)
+        checkpoint.save_pruned(pruned, tokenizer, folder, with_bin=with_bin)
+    else:
+        _write_streamed(opened, decision.plan, tokenizer, folder, request.config.dtype, with_bin)
+        pruned = open_offloaded(inspect_model(str(folder)), request.config.dtype, request.device)[0].model
+    decision.plan.write_json(folder / "prune_plan.json")
+    decision.table.write_csv(folder / "global_group_table.csv", kept_mask(decision.table, decision.plan))
+    scores.write(folder / "scores.npz")
+    return pruned
+
+
+def _write_streamed(
+    opened: OpenModel, plan: PrunePlan, tokenizer: Any, folder: Path, dtype: str, with_bin: bool
+) -> None:
+    """One shard of the pruned model is all that is in memory beside embeddings and head."""
+    files = opened.files
+    assert files is not None
+
+    def read(name: str) -> torch.Tensor:
+        return files.read(name).to(DTYPES[dtype])
+
+    surgery = Surgery(opened.model.config, geometry_of(opened.model), plan, read)
+    generation_config = opened.model.generation_config
+    checkpoint.save_streamed(
+        surgery.skeleton, surgery.tensor, tokenizer, folder, generation_config, OFFLOAD_SHARD_BYTES
+    )
+    if with_bin:
+        checkpoint.save_bin_streamed(surgery.skeleton, surgery.tensor, folder)
+
+
+def _weight_sample(request: Request, opened: OpenModel) -> Any:
+    if opened.files is not None:
+        read = opened.files.read_first_row
+    else:
+        state = opened.model.state_dict()
+
+        def read(name: str) -> torch.Tensor:
+            return state[name][:1]
+
+    return sample_weights(read, request.geometry.num_layers)

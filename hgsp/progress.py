@@ -1,0 +1,58 @@
+"""How long steps report that they are alive: a callable that wraps an iterable. Libraries default to silence."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Progress(Protocol):
+    """Iterate over ``items``, telling the user how far it got. ``total`` is their number."""
+
+    def __call__(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]: ...
+
+
+def silent(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+    yield from items
+
+
+def terminal(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+    """A bar with rate and time left on a terminal; elsewhere a line every ten seconds. Everything goes to stderr."""
+    if sys.stderr.isatty():
+        yield from _bar(items, label, total)
+    else:
+        yield from _lines(items, label, total)
+
+
+def _bar(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total, rate="")
+        start = time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            bar.update(task, completed=done, rate=f"{done / (time.monotonic() - start):.2f}/s")
+
+
+def _lines(items: Iterable[Item], label: str, total: int, every_s: float = 10.0) -> Iterator[Item]:
+    start = said = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - said >= every_s:
+            said, rate = now, done / (now - start)
+            print(f"{label}: {done}/{total}, {rate:.2f}/s, {(total - done) / rate:.0f} s left", file=sys.stderr)

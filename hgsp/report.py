@@ -1,0 +1,187 @@
+"""What a run says about itself: ``pruning_analysis.json``, the closing table, the dry run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+import hgsp
+from hgsp.distributed import own_share
+from hgsp.geometry import Geometry, LayerShape
+from hgsp.loading import DTYPES
+from hgsp.pipeline import Cut, Request
+
+SCHEMA_VERSION = 1
+#: A pruned model whose perplexity is this many times the dense one's is called collapsed.
+COLLAPSE_FACTOR = 100.0
+
+
+class Timings(dict[str, float]):
+    """Seconds by stage."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[name] = self.get(name, 0.0) + time.perf_counter() - start
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Most memory this process ever held: of the GPU where there is one, else of main memory (resident set)."""
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def environment(request: Request) -> dict[str, Any]:
+    """Versions, device and seed: what it takes to reproduce the run."""
+    versions = {name: _version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
+    on_gpu = request.device.startswith("cuda")
+    return {
+        "hgsp": hgsp.__version__,
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "device": request.device,
+        "device_name": torch.cuda.get_device_name(request.device) if on_gpu else platform.machine(),
+        "num_processes": own_share(1).num_processes,
+        "dtype": request.config.dtype,
+        "seed": request.config.seed,
+    }
+
+
+def analysis(
+    request: Request,
+    decision: Cut,
+    *,
+    command: str,
+    asked_ratio: float,
+    evaluation: Mapping[str, Any],
+    samples: Mapping[str, str | None],
+    timings_s: Mapping[str, float],
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """The content of ``pruning_analysis.json``; counts are parameters and bytes of the models themselves."""
+    geometry, plan = request.geometry, decision.plan
+    value_bytes = DTYPES[request.config.dtype].itemsize
+    after = tuple(keep.shape for keep in plan.layers)
+    layers = [
+        {
+            "layer": index,
+            "kept_kv_groups": list(keep.kv_groups),
+            "kept_mlp_channels": list(keep.mlp_channels),
+            "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
+            "prior_mode": mode,
+        }
+        for index, (keep, dense, mode) in enumerate(zip(plan.layers, geometry.shapes, decision.modes, strict=True))
+    ]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "base_model": request.config.base_model,
+        "importance_method": plan.provenance["importance_method"],
+        "asked_ratio": asked_ratio,
+        "reached_ratio": plan.removed_params / geometry.total_params,
+        "reached_ratio_decoder": plan.removed_params / geometry.decoder_params,
+        "params_before": geometry.total_params,
+        "params_after": geometry.total_params - plan.removed_params,
+        "weight_bytes_before": geometry.total_params * value_bytes,
+        "weight_bytes_after": (geometry.total_params - plan.removed_params) * value_bytes,
+        "kv_cache_bytes_per_token_before": geometry.kv_cache_bytes_per_token(geometry.shapes, value_bytes),
+        "kv_cache_bytes_per_token_after": geometry.kv_cache_bytes_per_token(after, value_bytes),
+        "gqa_ratio": geometry.queries_per_kv,
+        "removed_layers": list(plan.removed_layers),
+        "layers": layers,
+        "scoring": dict(plan.provenance),
+        "evaluation": dict(evaluation),
+        "collapsed": has_collapsed(evaluation),
+        "samples": dict(samples),
+        "timings_s": {stage: round(seconds, 3) for stage, seconds in timings_s.items()},
+        "peak_memory_bytes": peak_memory_bytes(request.device),
+        "environment": environment(request),
+        "warnings": list(warnings),
+    }
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Strict JSON: no NaN, no infinity."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def has_collapsed(evaluation: Mapping[str, Any]) -> bool:
+    """Whether any perplexity grew by more than ``COLLAPSE_FACTOR``."""
+    before, after = evaluation.get("before", {}), evaluation.get("after", {})
+    return any(after[name]["ppl"] > COLLAPSE_FACTOR * before[name]["ppl"] for name in after if name in before)
+
+
+def closing_table(report: Mapping[str, Any]) -> Table:
+    """Before and after, side by side."""
+    table = Table(title=f"{report['base_model']}: {report['reached_ratio']:.2%} of all parameters removed")
+    for heading in ("", "before", "after", "change"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for label, key in (
+        ("parameters", "params"),
+        ("weight bytes", "weight_bytes"),
+        ("KV-cache bytes per token", "kv_cache_bytes_per_token"),
+    ):
+        before, after = report[f"{key}_before"], report[f"{key}_after"]
+        table.add_row(label, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}")
+    measured = report["evaluation"]
+    for name, result in measured.get("after", {}).items():
+        dense = measured["before"][name]["ppl"]
+        label = f"PPL {name} ({result['windows']} x {result['seq_len']})"
+        table.add_row(label, f"{dense:.2f}", f"{result['ppl']:.2f}", f"x {result['ppl'] / dense:.2f}")
+    asked = f"{report['asked_ratio']:.4f}"
+    table.add_row("ratio of all parameters, asked and reached", asked, f"{report['reached_ratio']:.4f}", "")
+    table.add_row("ratio of decoder layers", "", f"{report['reached_ratio_decoder']:.4f}", "")
+    if report["removed_layers"]:
+        table.add_row("layers removed whole", "", ", ".join(map(str, report["removed_layers"])), "")
+    seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in report["timings_s"].items())
+    table.add_row("seconds", "", "", seconds)
+    table.add_row("peak memory", "", f"{report['peak_memory_bytes'] / 2**30:.2f} GiB", "")
+    return table
+
+
+def dry_run_table(request: Request, shapes: Sequence[LayerShape] | None = None) -> Table:
+    """Per-layer shapes, parameters, bytes and KV-cache bytes per token, dense and, if there is a plan, kept."""
+    geometry: Geometry = request.geometry
+    value_bytes = DTYPES[request.config.dtype].itemsize
+    after = tuple(shapes or ())
+    table = Table(title=f"{request.config.base_model}: {geometry.queries_per_kv} query heads per KV head")
+    headings = ["layer", "KV groups", "MLP channels", "parameters", "bytes", "KV bytes/token"]
+    for heading in headings + (["kept KV groups", "kept channels", "kept parameters"] if after else []):
+        table.add_column(heading, justify="right")
+    for index, shape in enumerate(geometry.shapes):
+        params = geometry.layer_params(shape)
+        kv_bytes = geometry.kv_cache_bytes_per_token((shape,), value_bytes)
+        row = [index, shape.num_kv_groups, shape.mlp_width, f"{params:,}", f"{params * value_bytes:,}", f"{kv_bytes:,}"]
+        if after:
+            row += [after[index].num_kv_groups, after[index].mlp_width, f"{geometry.layer_params(after[index]):,}"]
+        table.add_row(*map(str, row))
+    other = geometry.total_params - geometry.decoder_params
+    table.add_row("rest", "", "", f"{other:,}", f"{other * value_bytes:,}", "0", *[""] * (3 if after else 0))
+    total_kv = geometry.kv_cache_bytes_per_token(geometry.shapes, value_bytes)
+    total = geometry.total_params
+    table.add_row("all", "", "", f"{total:,}", f"{total * value_bytes:,}", f"{total_kv:,}", *[""] * (3 if after else 0))
+    return table
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

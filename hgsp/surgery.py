@@ -1,0 +1,184 @@
+"""Makes a model smaller according to a plan: new tensors, new config, never a mask.
+
+K kv groups | R query heads per kv group | D head dim | M mlp width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hgsp.errors import InputError
+from hgsp.families import (
+    ATTENTION_READERS,
+    ATTENTION_WRITER,
+    LAYER_PREFIX,
+    MLP_READERS,
+    MLP_WRITER,
+    family_of,
+)
+from hgsp.geometry import Geometry, LayerShape, geometry_of
+from hgsp.selection import LayerKeep, PrunePlan
+
+#: Config keys that describe the dense checkpoint rather than the architecture.
+_STALE_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path")
+
+
+class Surgery:
+    """The tensors of a pruned model by name, cut from the dense model's when asked for.
+
+    Args:
+        config: of the dense model.
+        read: gives a dense tensor by its name; it may come from memory or from a file.
+
+    ``skeleton`` is the pruned model without data (meta device), built from the config it will be saved with.
+
+    Raises:
+        InputError: the plan was made for a model of another size.
+    """
+
+    def __init__(self, config: Any, geometry: Geometry, plan: PrunePlan, read: Callable[[str], Tensor]) -> None:
+        self.skeleton: Any = pruned_skeleton(config, plan, geometry)
+        self._read = read
+        self._cuts = {
+            new_index: (old_index, _cuts(plan.layers[old_index], geometry))
+            for new_index, old_index in enumerate(surviving_layers(plan))
+        }
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the pruned model, a contiguous copy where it was cut."""
+        if not name.startswith(LAYER_PREFIX):
+            return self._read(name)
+        new_index, _, inner = name.removeprefix(LAYER_PREFIX).partition(".")
+        old_index, cuts = self._cuts[int(new_index)]
+        tensor = self._read(f"{LAYER_PREFIX}{old_index}.{inner}")
+        dim, indices = cuts.get(inner.rpartition(".")[0], (None, None))
+        if dim is None or indices is None or dim >= tensor.ndim:  # norms, and a writer's bias, which has no columns
+            return tensor
+        return tensor.index_select(dim, indices.to(tensor.device))
+
+
+def apply_plan(model: Any, plan: PrunePlan) -> Any:
+    """The pruned model: its weights are contiguous copies, its class and config describe exactly what is there.
+
+    Takes the dense model over: its layers are emptied one by one, so that never more than one layer exists twice. Copy
+    it first to keep it. Layers of equal shape everywhere give a stock model, others one of ``modeling_hgsp``. dtype,
+    device, attention implementation, generation config and tied embeddings stay what they were.
+
+    Raises:
+        InputError: the plan was made for a model of another size.
+    """
+    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
+    pruned = surgery.skeleton
+    names = list(pruned.state_dict())
+    state = {name: surgery.tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}
+    for new_index, old_index in enumerate(surviving_layers(plan)):
+        prefix = f"{LAYER_PREFIX}{new_index}."
+        state |= {name: surgery.tensor(name) for name in names if name.startswith(prefix)}
+        model.model.layers[old_index].to("meta")
+    pruned.load_state_dict(state, assign=True)
+    pruned.tie_weights()
+    rotary = model.model.rotary_emb
+    pruned.model.rotary_emb = type(rotary)(config=pruned.config).to(rotary.inv_freq.device)
+    pruned.generation_config = model.generation_config
+    return pruned.requires_grad_(False).eval()
+
+
+def pruned_skeleton(config: Any, plan: PrunePlan, geometry: Geometry) -> nn.Module:
+    """The pruned model without data (meta device), built from the config it will be saved with."""
+    _check_fits(plan, geometry)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(
+            pruned_config(config, plan, geometry),
+            dtype=config.dtype,
+            attn_implementation=getattr(config, "_attn_implementation", None),
+        )
+    skeleton.config.architectures = [type(skeleton).__name__]
+    return skeleton
+
+
+def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
+    """The config of the pruned model: stock where all layers are alike and the stock class takes the sizes."""
+    _check_fits(plan, geometry)
+    shapes = [plan.layers[index].shape for index in surviving_layers(plan)]
+    settings = {key: value for key, value in config.to_dict().items() if key not in _STALE_KEYS}
+    settings |= {"num_hidden_layers": len(shapes), "head_dim": geometry.head_dim, "dtype": config.dtype}
+    if settings.get("layer_types"):
+        settings["layer_types"] = [settings["layer_types"][index] for index in surviving_layers(plan)]
+    queries = geometry.queries_per_kv
+    family = family_of(config)
+    if len(set(shapes)) == 1 and shapes[0].num_kv_groups and shapes[0].mlp_width:
+        settings |= _sizes(shapes[0], queries)
+        stock = _stock_type(family.model_type, settings)
+        if stock is not None:
+            return AutoConfig.for_model(stock, **settings)
+    settings["per_layer_config"] = {index: _sizes(shape, queries) for index, shape in enumerate(shapes)}
+    return AutoConfig.for_model(family.pruned_model_type, **settings)
+
+
+def surviving_layers(plan: PrunePlan) -> list[int]:
+    """Dense indices of the layers that stay, in order; the position is the new index."""
+    return [index for index in range(len(plan.layers)) if index not in plan.removed_layers]
+
+
+def _cuts(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
+    """Which dimension of each Linear is cut, and the indices it keeps: rows of readers, columns of writers."""
+    per_kv, per_query = geometry.head_dim, geometry.queries_per_kv * geometry.head_dim
+    query_rows, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
+    channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
+    query, key, value = ATTENTION_READERS
+    return {
+        query: (0, query_rows),
+        key: (0, kv_rows),
+        value: (0, kv_rows),
+        ATTENTION_WRITER: (1, query_rows),
+        **dict.fromkeys(MLP_READERS, (0, channels)),
+        MLP_WRITER: (1, channels),
+    }
+
+
+def _spans(groups: tuple[int, ...], width: int) -> Tensor:
+    """Indices of ``width`` contiguous rows per group: group k owns k*width ... (k+1)*width-1."""
+    starts = torch.tensor(groups, dtype=torch.int64).view(-1, 1) * width
+    return (starts + torch.arange(width)).flatten()
+
+
+def _sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
+    """What a config says about one layer of this shape."""
+    sizes: dict[str, Any] = {}
+    if shape.num_kv_groups:
+        sizes["num_attention_heads"] = shape.num_kv_groups * queries_per_kv
+        sizes["num_key_value_heads"] = shape.num_kv_groups
+    if shape.mlp_width:
+        sizes["intermediate_size"] = shape.mlp_width
+    skipped = [block for block, size in (("attention", shape.num_kv_groups), ("mlp", shape.mlp_width)) if not size]
+    return sizes | ({"skip": skipped} if skipped else {})
+
+
+def _stock_type(model_type: str, settings: dict[str, Any]) -> str | None:
+    """The stock architecture that takes these uniform sizes.
+
+    ``LlamaConfig`` refuses head counts that do not divide the hidden size even when head_dim is given; Mistral computes
+    the same and does not, but has no biases.
+    """
+    if model_type != "llama" or settings["hidden_size"] % settings["num_attention_heads"] == 0:
+        return model_type
+    return None if settings.get("attention_bias") or settings.get("mlp_bias") else "mistral"
+
+
+def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
+    wrong = len(plan.layers) != geometry.num_layers or any(
+        (keep.kv_groups and keep.kv_groups[-1] >= shape.num_kv_groups)
+        or (keep.mlp_channels and keep.mlp_channels[-1] >= shape.mlp_width)
+        for keep, shape in zip(plan.layers, geometry.shapes, strict=False)
+    )
+    if wrong or not surviving_layers(plan):
+        raise InputError(
+            expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps at least one",
+            got=f"a plan for {len(plan.layers)} layers",
+            remedy="apply the plan to the model it was made from",
+        )

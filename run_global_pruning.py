@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Prune a causal language model: score all groups, cut the least important, save a smaller checkpoint, measure it."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hgsp.cli import guarded, quiet_libraries
+from hgsp.config import PruneConfig, parse
+
+LOG = logging.getLogger("hgsp")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the recipe; exit code 0 done, 2 bad input (nothing written), 1 failure."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        config = parse(PruneConfig, arguments, prog="run_global_pruning.py", description=__doc__ or "")
+        return prune(config, shlex.join(["run_global_pruning.py", *arguments]))
+
+    return guarded(run)
+
+
+def prune(config: PruneConfig, command: str) -> int:
+    """The whole recipe for one configuration."""
+    quiet_libraries()
+    from evaluation.before_after import BeforeAfter
+    from hgsp import pipeline, report
+    from hgsp.calibration import build_calibration
+    from hgsp.data import CALIBRATE, load_text
+    from hgsp.distributed import is_main_process, leave_processes
+    from hgsp.loading import load_tokenizer
+    from hgsp.logs import LogFile, show
+    from hgsp.progress import terminal
+
+    request = pipeline.prepare(config)
+    warnings = list(request.source.warnings)
+    if config.dry_run:
+        shapes = None
+        if config.scores is not None:
+            scores = pipeline.load_scores(request, None)
+            plan = pipeline.cut(request, scores, request.budgets[0]).plan
+            shapes = [keep.shape for keep in plan.layers]
+        show(report.dry_run_table(request, shapes))
+        return 0
+
+    timings = report.Timings()
+    with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
+        LOG.info("command: %s", command)
+        measure = BeforeAfter(config, offloaded=config.offload)
+        tokenizer = load_tokenizer(config.base_model)
+        calibration = None
+        if config.scores is None and config.needs_calibration:
+            text = load_text(config.dataset, CALIBRATE, config.data_dir)
+            warnings += measure.overlap_warnings(text)
+            calibration = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
+            LOG.info("calibration: %s", calibration.describe())
+        with timings.stage("load"):
+            opened = pipeline.open_model(request)
+        with timings.stage("score"):
+            if config.scores is not None:
+                scores = pipeline.load_scores(request, opened)
+            else:
+                scores = pipeline.score(request, opened, calibration, terminal)
+        is_main = is_main_process()
+        leave_processes()
+        if not is_main:
+            return 0
+        with timings.stage("evaluate"):
+            measure.before(opened.model, tokenizer)
+
+        for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
+            if number and not config.offload:
+                opened = pipeline.open_model(request)  # surgery consumed the last one
+            with timings.stage("cut"):
+                decision = pipeline.cut(request, scores, budget)
+            with pipeline.result_folder(request, ratio) as folder:
+                with timings.stage("save"):
+                    pruned = pipeline.write_result(request, opened, decision, scores, tokenizer, folder)
+                with timings.stage("evaluate"):
+                    measure.after(pruned, tokenizer)
+                content = report.analysis(
+                    request,
+                    decision,
+                    command=command,
+                    asked_ratio=ratio,
+                    evaluation=measure.results,
+                    samples=measure.samples,
+                    timings_s=timings,
+                    warnings=warnings + measure.warnings,
+                )
+                _finish(content, folder, log, request.folder(ratio))
+            del pruned
+    return 0
+
+
+def _finish(content: dict[str, Any], folder: Path, log: Any, target: Path) -> None:
+    """Write the report and the log, and tell the user what came out and what to do next."""
+    from hgsp.logs import show
+    from hgsp.report import closing_table, write_json
+
+    write_json(content, folder / "pruning_analysis.json")
+    for warning in content["warnings"]:
+        LOG.warning("%s", warning)
+    show(closing_table(content))
+    LOG.info(
+        "result: %s\nnext: python evaluation/run_evaluation.py --model_path %s --base_model %s --tasks wikitext,c4",
+        target,
+        target,
+        content["base_model"],
+    )
+    log.copy_to(folder / "logs" / "training.log")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Tiny random models of every geometry, a byte-level tokenizer, and paths to the real ones where they are there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+VOCAB = 256 + 2  # bytes, beginning and end of text
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 512,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "initializer_range": 0.1,
+}
+
+#: name -> (model class, config class, what differs). Names say the geometry: query heads over KV heads.
+TINY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama-8q4kv": (LlamaForCausalLM, LlamaConfig, {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}),
+    "llama-9q3kv-tied": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {
+            "hidden_size": 72,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 8,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llama-mha-biased": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "llama-mqa": (LlamaForCausalLM, LlamaConfig, {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16}),
+    "qwen2-14q2kv": (
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        {"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 8},
+    ),
+    "mistral-8q4kv": (
+        MistralForCausalLM,
+        MistralConfig,
+        {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "sliding_window": None},
+    ),
+}
+
+
+def make_tiny(name: str, seed: int = 0, **changes: Any) -> Any:
+    """A float32 model with random weights, biases included, in eval mode."""
+    model_class, config_class, settings = TINY[name]
+    torch.manual_seed(seed)
+    model = model_class(config_class(**{**COMMON, **settings, **changes}))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(params=sorted(TINY))
+def tiny(request: pytest.FixtureRequest) -> Any:
+    """Every tiny model in turn."""
+    return make_tiny(request.param)
+
+
+@pytest.fixture
+def make() -> Callable[..., Any]:
+    """``make(name, **config_changes)`` builds one tiny model."""
+    return make_tiny
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """One token per byte, plus BOS and EOS; no padding token, like Llama-3's."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)} | {"<s>": 256, "</s>": 257}
+    byte_tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    byte_tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    byte_tokens.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=byte_tokens, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Random token ids [2, 24]."""
+    return torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some thousand characters of English that do not repeat."""
+    from hgsp.data import CALIBRATE, load_text
+
+    path = tmp_path_factory.mktemp("text") / "english.txt"
+    path.write_text(load_text("builtin", CALIBRATE).content[:20_000])
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path: Path, tokenizer: Any) -> Callable[..., Path]:
+    """``saved(model)`` writes a Hugging Face folder with model and tokenizer and returns it."""
+
+    def save(model: Any, name: str = "dense", **kwargs: Any) -> Path:
+        folder = tmp_path / name
+        model.save_pretrained(folder, **kwargs)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def shared_folder() -> Path | None:
+    """The folder with real text and tools that may lie beside the repository."""
+    folder = Path(os.environ.get("HGSP_SHARED", REPOSITORY.parent / "shared"))
+    return folder if (folder / "data").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real text samples; tests that need them are skipped where there are none."""
+    folder = shared_folder()
+    if folder is None:
+        pytest.skip("needs ../shared/data (or HGSP_SHARED), which a plain clone does not have")
+    return folder / "data"
