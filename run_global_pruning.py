@@ -63,12 +63,12 @@ def prune(config: PruneConfig, command: str) -> int:
             calibration = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
             LOG.info("calibration: %s", calibration.describe())
         with timings.stage("load"):
-            opened = pipeline.open_model(request)
+            opened = pipeline.open_model(config, request.source, request.device)
         with timings.stage("score"):
             if config.scores is not None:
                 scores = pipeline.load_scores(request, opened)
             else:
-                scores = pipeline.score(request, opened, calibration, terminal)
+                scores = pipeline.score(config, opened, calibration, terminal)
         is_main = is_main_process()
         leave_processes()
         if not is_main:
@@ -78,7 +78,7 @@ def prune(config: PruneConfig, command: str) -> int:
 
         for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
             if number and not config.offload:
-                opened = pipeline.open_model(request)  # surgery consumed the last one
+                opened = pipeline.open_model(config, request.source, request.device)  # surgery consumed the last one
             with timings.stage("cut"):
                 decision = pipeline.cut(request, scores, budget)
             with pipeline.result_folder(request, ratio) as folder:

@@ -53,6 +53,7 @@ def _fail(code: int, message: str) -> int:
 def quiet_libraries() -> None:
     """Keep transformers' and the hub's bars and notices out of our output; what they warn about we check ourselves."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -21,10 +21,8 @@ LAYER_IMPORTANCES = ("cosine", "perplexity")
 DEFAULT_EPSILON = 0.15
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
 
-#: Fields that must be at least 1.
+#: Fields of ``PruneConfig`` that must be at least 1.
 COUNTS = (
-    "nsamples",
-    "batch_size",
     "min_kv_groups",
     "min_mlp_width",
     "finetune_epochs",
@@ -69,17 +67,11 @@ def require(holds: bool, flag: str, expected: str, got: object, remedy: str = "s
         raise InputError(expected=f"{flag} to be {expected}", got=repr(got), remedy=remedy)
 
 
-@dataclass(frozen=True)
-class PruneConfig:
-    """Everything ``run_global_pruning.py`` can be asked."""
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """What every command that scores a model can be asked."""
 
     base_model: str = option(help="hub id, local folder, or a .gguf file (de-quantised)")
-    output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")
-    pruning_ratio: tuple[float, ...] = option(
-        help="fraction of ALL parameters to remove, in [0, 1); several make several results from one scoring pass",
-        type=float,
-        nargs="+",
-    )
     importance_method: str = option("taylor", help="how groups are scored", choices=IMPORTANCE_METHODS)
     dataset: str = option(
         "wikitext2", help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file"
@@ -87,6 +79,58 @@ class PruneConfig:
     nsamples: int = option(128, help="calibration sequences; fewer = less memory and time", type=int)
     seq_len: int = option(256, help="tokens of a calibration sequence", type=int)
     batch_size: int = option(4, help="sequences at a time, for scoring", type=int)
+    layer_importance: str = option(
+        "cosine", help="what the H-GSP prior measures layers and blocks by", choices=LAYER_IMPORTANCES
+    )
+    use_gradient_checkpointing: bool = option(False, help="less memory while scoring, same numbers, more time")
+    offload: bool = option(False, help="read one layer at a time from the safetensors files, when scoring and saving")
+    spill_dir: str | None = option(None, help="folder for activations that should not stay in memory")
+    device: str | None = option(None, help="cuda:0, cpu, mps, or auto for several; unset = the best there is")
+    dtype: str = option("bfloat16", help="dtype of weights and result", choices=DTYPE_NAMES)
+    seed: int = option(42, help="seed of calibration samples and random scores", type=int)
+    data_dir: str | None = option(None, help="folder with local texts (docs/DATA.md); also HGSP_DATA_DIR")
+    overwrite: bool = option(False, help="replace an existing result")
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("importance_method", IMPORTANCE_METHODS),
+            ("layer_importance", LAYER_IMPORTANCES),
+            ("dtype", DTYPE_NAMES),
+        ):
+            require(getattr(self, name) in choices, f"--{name}", f"one of {', '.join(choices)}", getattr(self, name))
+        for name in ("nsamples", "batch_size"):
+            require(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
+        require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
+        check_dataset_name(self.dataset, "--dataset")
+
+    @property
+    def measures_influence(self) -> bool:
+        """Whether layers and blocks are measured for the H-GSP prior."""
+        return True
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether scoring reads text: all but two methods do, and so does the prior."""
+        return self.importance_method not in ("magnitude", "random") or self.measures_influence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ScoringConfig):
+    """Everything ``hgsp score`` can be asked."""
+
+    output: str = option(help="the scores file to write, such as scores.npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(ScoringConfig):
+    """Everything ``run_global_pruning.py`` can be asked."""
+
+    output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")
+    pruning_ratio: tuple[float, ...] = option(
+        help="fraction of ALL parameters to remove, in [0, 1); several make several results from one scoring pass",
+        type=float,
+        nargs="+",
+    )
     temperature: float = option(
         1.0, help="H-GSP temperature: 0 = global importance only, 1 = full H-GSP, more = stronger", type=float
     )
@@ -99,23 +143,17 @@ class PruneConfig:
         f"(unset: {DEFAULT_EPSILON} when temperature > 0, else no layer is removed)",
         type=float,
     )
-    layer_importance: str = option(
-        "cosine", help="what the H-GSP prior measures layers and blocks by", choices=LAYER_IMPORTANCES
-    )
     score_normalization: str = option(
         "auto",
         help="how importances of different layers are made comparable; auto = the method's own",
         choices=NORMALIZATIONS,
     )
-    use_gradient_checkpointing: bool = option(False, help="less memory while scoring, same numbers, more time")
     freeze_first_n_layers: int = option(0, help="first layers never touched", type=int)
     freeze_last_n_layers: int = option(0, help="last layers never touched", type=int)
     min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
     min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
     scores: str | None = option(None, help="a scores.npz of the same model: cut without calibration")
-    offload: bool = option(False, help="read one layer at a time from the safetensors files, when scoring and saving")
-    spill_dir: str | None = option(None, help="folder for activations that should not stay in memory")
-    finetune: bool = option(False, help="LoRA recovery right after pruning")
+    finetune: bool = option(False, help="LoRA recovery right after pruning (not in this version: refused)")
     finetune_data_path: str = option("yahma/alpaca-cleaned", help="instruction data: hub id or json/jsonl/parquet file")
     finetune_epochs: int = option(3, help="recovery epochs", type=int)
     finetune_lr: float = option(3e-4, help="recovery learning rate", type=float)
@@ -129,33 +167,23 @@ class PruneConfig:
         None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
     )
     eval_max_windows: int | None = option(None, help="only the first windows of each text (unset: all)", type=int)
-    device: str | None = option(None, help="cuda:0, cpu, mps, or auto for several; unset = the best there is")
-    dtype: str = option("bfloat16", help="dtype of weights and result", choices=DTYPE_NAMES)
-    seed: int = option(42, help="seed of calibration samples and random scores", type=int)
-    data_dir: str | None = option(None, help="folder with local texts (docs/DATA.md); also HGSP_DATA_DIR")
     results_dir: str = option("results", help="where results go")
-    overwrite: bool = option(False, help="replace an existing result folder")
     dry_run: bool = option(False, help="print what would be pruned from; load no weights, write nothing")
     no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         ratios = self.pruning_ratio if isinstance(self.pruning_ratio, (tuple, list)) else (self.pruning_ratio,)
         object.__setattr__(self, "pruning_ratio", tuple(ratios))
         for ratio in ratios:
             require(0 <= ratio < 1, "--pruning_ratio", "in [0, 1)", ratio, "0.2 removes 20 % of all parameters")
         require(len(set(ratios)) == len(ratios), "--pruning_ratio", "different values", ratios)
-        for name, choices in (
-            ("importance_method", IMPORTANCE_METHODS),
-            ("score_normalization", NORMALIZATIONS),
-            ("layer_importance", LAYER_IMPORTANCES),
-            ("dtype", DTYPE_NAMES),
-        ):
-            require(getattr(self, name) in choices, f"--{name}", f"one of {', '.join(choices)}", getattr(self, name))
+        known = self.score_normalization in NORMALIZATIONS
+        require(known, "--score_normalization", f"one of {', '.join(NORMALIZATIONS)}", self.score_normalization)
         for name in COUNTS:
             require(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
         for name in ("freeze_first_n_layers", "freeze_last_n_layers"):
             require(getattr(self, name) >= 0, f"--{name}", "at least 0", getattr(self, name))
-        require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
         require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
         require(
             self.eval_max_windows is None or self.eval_max_windows >= 1,
@@ -176,7 +204,6 @@ class PruneConfig:
             "a relative name such as MODEL/prune_20",
             self.output_name,
         )
-        check_dataset_name(self.dataset, "--dataset")
         for task in self.evaluation_texts:
             check_dataset_name(task, "--eval_tasks")
         require(
@@ -190,9 +217,9 @@ class PruneConfig:
         return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
     @property
-    def needs_calibration(self) -> bool:
-        """Whether scoring reads text: all but two methods do, and so does the prior."""
-        return self.importance_method not in ("magnitude", "random") or self.temperature > 0
+    def measures_influence(self) -> bool:
+        """Layer and block analysis is skipped when the temperature is 0."""
+        return self.temperature > 0
 
     @property
     def collapse_epsilon(self) -> float | None:

@@ -12,7 +12,7 @@ import torch
 
 from hgsp import checkpoint
 from hgsp.calibration import Calibration
-from hgsp.config import PruneConfig
+from hgsp.config import PruneConfig, ScoringConfig
 from hgsp.distributed import join_processes
 from hgsp.errors import InputError
 from hgsp.geometry import Geometry, geometry_of
@@ -39,7 +39,7 @@ class Request:
     source: ModelSource
     device: str
     floors: Floors
-    budgets: tuple[int, ...]
+    budgets: tuple[int, ...]  # parameters to remove, one per ratio
 
     @property
     def geometry(self) -> Geometry:
@@ -118,24 +118,23 @@ def resolve_device(device: str | None) -> str:
     return device
 
 
-def open_model(request: Request) -> OpenModel:
+def open_model(config: ScoringConfig, source: ModelSource, device: str) -> OpenModel:
     """Load the dense model, or open its files with ``--offload``. Joins other processes if a launcher started them."""
-    config = request.config
-    join_processes(torch.device("cpu" if request.device == "auto" else request.device))
+    join_processes(torch.device("cpu" if device == "auto" else device))
     if config.offload:
-        return OpenModel(*open_offloaded(request.source, config.dtype, request.device))
-    return OpenModel(Decoder(load_dense(request.source, config.dtype, request.device)), None)
+        return OpenModel(*open_offloaded(source, config.dtype, device))
+    return OpenModel(Decoder(load_dense(source, config.dtype, device)), None)
 
 
-def score(request: Request, opened: OpenModel, calibration: Calibration | None, progress: Progress = silent) -> Scores:
-    """Score every group by the configured method, and measure influence if a temperature or the config asks for it.
+def score(
+    config: ScoringConfig, opened: OpenModel, calibration: Calibration | None, progress: Progress = silent
+) -> Scores:
+    """Score every group by the configured method, and measure the layers' influence if the config asks for it.
 
     Raises:
         InputError, NumericalError: as ``score_groups``.
     """
-    config = request.config
-    wants_prior = config.temperature > 0
-    by_cosine = wants_prior and config.layer_importance == "cosine"
+    by_cosine = config.measures_influence and config.layer_importance == "cosine"
     options = ScoringOptions(
         config.batch_size, config.use_gradient_checkpointing, Path(config.spill_dir) if config.spill_dir else None
     )
@@ -149,7 +148,7 @@ def score(request: Request, opened: OpenModel, calibration: Calibration | None, 
         progress=progress,
     )
     influence = found.influence
-    if wants_prior and not by_cosine and calibration is not None:
+    if config.measures_influence and not by_cosine and calibration is not None:
         influence = perplexity_influence(opened.decoder, calibration.input_ids)
     provenance = {
         "base_model": config.base_model,
@@ -159,13 +158,13 @@ def score(request: Request, opened: OpenModel, calibration: Calibration | None, 
         "seed": config.seed,
         "dtype": config.dtype,
     }
-    return Scores(found.by_layer, influence, _weight_sample(request, opened), provenance)
+    return Scores(found.by_layer, influence, _weight_sample(opened), provenance)
 
 
 def load_scores(request: Request, opened: OpenModel | None) -> Scores:
     """Read ``--scores`` and, when the model is open, make sure they are its own."""
     scores = Scores.read(Path(str(request.config.scores)))
-    sample = scores.weight_sample if opened is None else _weight_sample(request, opened)
+    sample = scores.weight_sample if opened is None else _weight_sample(opened)
     scores.check_belongs_to(request.geometry, sample)
     return scores
 
@@ -232,7 +231,7 @@ def _write_streamed(
         checkpoint.save_bin_streamed(surgery.skeleton, surgery.tensor, folder)
 
 
-def _weight_sample(request: Request, opened: OpenModel) -> Any:
+def _weight_sample(opened: OpenModel) -> Any:
     if opened.files is not None:
         read = opened.files.read_first_row
     else:
@@ -241,4 +240,4 @@ def _weight_sample(request: Request, opened: OpenModel) -> Any:
         def read(name: str) -> torch.Tensor:
             return state[name][:1]
 
-    return sample_weights(read, request.geometry.num_layers)
+    return sample_weights(read, opened.decoder.num_layers)

@@ -44,6 +44,8 @@ def _bar(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
         task = bar.add_task(label, total=total, rate="")
         start = time.monotonic()
         for done, item in enumerate(items, 1):
+            if done == 1:
+                start = time.monotonic()
             yield item
             bar.update(task, completed=done, rate=f"{done / (time.monotonic() - start):.2f}/s")
 
@@ -51,6 +53,8 @@ def _bar(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
 def _lines(items: Iterable[Item], label: str, total: int, every_s: float = 10.0) -> Iterator[Item]:
     start = said = time.monotonic()
     for done, item in enumerate(items, 1):
+        if done == 1:
+            start = time.monotonic()  # what comes before the first item says nothing about the others
         yield item
         now = time.monotonic()
         if now - said >= every_s:

