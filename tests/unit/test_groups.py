@@ -74,7 +74,7 @@ def test_an_importance_that_is_not_finite_stops_with_layer_and_kind(geometry, va
 
 def test_a_prior_that_is_not_finite_stops(geometry):
     table = build_group_table(random_importance(geometry), geometry)
-    with pytest.raises(NumericalError, match="prior .* layer 1, attention"):
+    with pytest.raises(NumericalError, match=r"prior .* layer 1, attention"):
         table.with_prior(np.array([[1.0, 1.0], [np.nan, 1.0], [1.0, 1.0]]))
 
 
