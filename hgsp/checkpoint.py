@@ -126,8 +126,9 @@ def save_bin_streamed(skeleton: Any, read: Callable[[str], Tensor], folder: Path
     order they were pickled.
     """
     tensors = skeleton.state_dict()
+    stored = {name: (tensors[name].shape, tensors[name].dtype) for name in _stored_names(skeleton)}
     with FakeTensorMode():
-        room = {name: torch.empty(tensors[name].shape, dtype=tensors[name].dtype) for name in _stored_names(skeleton)}
+        room = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in stored.items()}
     content = _bin_content(folder, room)
     tokenizer_files = content["tokenizer_files"]
     path = folder / BIN_NAME

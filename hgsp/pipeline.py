@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,10 @@ from hgsp.scoring import ScoringOptions, score_groups
 from hgsp.selection import Floors, PrunePlan, budget_for_ratio, kept_mask, select_groups
 from hgsp.surgery import Surgery, apply_plan
 
+LOG = logging.getLogger(__name__)
+
+#: Boundary activations of a model on the CPU stay in memory up to this size, or up to an eighth of its weights.
+MAX_RESIDENT_BOUNDARY_BYTES = 2**30
 #: Most bytes of a file of the pruned model when it is written without being in memory whole.
 OFFLOAD_SHARD_BYTES = 10**9
 
@@ -135,9 +141,11 @@ def score(
         InputError, NumericalError: as ``score_groups``.
     """
     by_cosine = config.measures_influence and config.layer_importance == "cosine"
-    options = ScoringOptions(
-        config.batch_size, config.use_gradient_checkpointing, Path(config.spill_dir) if config.spill_dir else None
-    )
+    spill_dir = Path(config.spill_dir) if config.spill_dir else None
+    if spill_dir is None and calibration is not None and _boundaries_crowd_memory(opened.model, calibration):
+        spill_dir = Path(tempfile.gettempdir())
+        LOG.info("layer-boundary activations go to %s (--spill_dir chooses another folder)", spill_dir)
+    options = ScoringOptions(config.batch_size, config.use_gradient_checkpointing, spill_dir)
     found = score_groups(
         opened.decoder,
         METHODS[config.importance_method],
@@ -229,6 +237,18 @@ def _write_streamed(
     )
     if with_bin:
         checkpoint.save_bin_streamed(surgery.skeleton, surgery.tensor, folder)
+
+
+def _boundaries_crowd_memory(model: Any, calibration: Calibration) -> bool:
+    """Whether the activations between all layers would take a notable share of a CPU model's memory.
+
+    A model on a GPU keeps them in main memory, where they do not compete with its weights.
+    """
+    embedding = model.model.embed_tokens.weight
+    boundaries = calibration.input_ids.numel() * embedding.shape[1] * (len(model.model.layers) + 1)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    num_bytes = boundaries * embedding.element_size()
+    return embedding.device.type == "cpu" and num_bytes > MAX_RESIDENT_BOUNDARY_BYTES and boundaries > weights / 8
 
 
 def _weight_sample(opened: OpenModel) -> Any:

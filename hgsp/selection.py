@@ -30,6 +30,14 @@ class Floors:
     freeze_first: int = 0
     freeze_last: int = 0
 
+    def __post_init__(self) -> None:
+        if self.min_kv_groups < 1 or self.min_mlp_width < 1:
+            raise InputError(
+                expected="floors of at least one KV group and one MLP channel",
+                got=f"{self.min_kv_groups} and {self.min_mlp_width}",
+                remedy="a layer that must not stay is removed whole",
+            )
+
     def least(self, geometry: Geometry) -> tuple[LayerShape, ...]:
         """The smallest shape every layer may be cut to."""
         first_free, past_free = self.freeze_first, geometry.num_layers - self.freeze_last
@@ -123,6 +131,7 @@ def select_groups(
 ) -> PrunePlan:
     """Drop groups in ascending score while they fit the budget; one that does not fit is passed over.
 
+    What is not spent is less than one MLP channel, unless no set of unprotected groups comes that close.
     Ties: earlier layer, attention first, lower index. With ``epsilon``, a layer that would keep less than this fraction
     of its parameters is removed whole, if the budget allows it, and the budget is spent again over the rest.
     """
@@ -159,7 +168,7 @@ def _greedy_cut(
     leaves_whole = np.isin(table.layer, removed_layers)
     remaining = budget - sum(geometry.layer_params(geometry.shapes[index]) for index in removed_layers)
     order = np.lexsort((table.group, table.kind, table.layer, table.score))
-    order = order[~(leaves_whole | _protected(table, geometry, floors))[order]]
+    order = candidates = order[~(leaves_whole | _protected(table, geometry, floors))[order]]
     kept = ~leaves_whole
     while len(order := order[table.cost[order] <= remaining]):
         spent = np.cumsum(table.cost[order])
@@ -167,7 +176,24 @@ def _greedy_cut(
         kept[order[:num_fitting]] = False
         remaining -= int(spent[num_fitting - 1])
         order = order[num_fitting:]
+    if remaining >= geometry.mlp_channel_params:
+        _exchange_channels_for_a_kv_group(table, geometry, candidates, kept, remaining)
     return kept
+
+
+def _exchange_channels_for_a_kv_group(
+    table: GroupTable, geometry: Geometry, candidates: Ints, kept: Mask, remaining: int
+) -> None:
+    """Spend what is left when no channel is: drop the next KV group and give back as few channels as pay for it.
+
+    Without this the budget would be missed by up to one KV group although the floors allow it. Changes ``kept``.
+    """
+    too_dear = candidates[kept[candidates]]
+    channels = candidates[(table.kind[candidates] == MLP) & ~kept[candidates]]
+    num_back = -((remaining - geometry.kv_group_params) // geometry.mlp_channel_params)
+    if len(too_dear) and num_back <= len(channels):
+        kept[too_dear[0]] = False
+        kept[channels[-num_back:]] = True
 
 
 def _protected(table: GroupTable, geometry: Geometry, floors: Floors) -> Mask:

@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""Prune a random-weight checkpoint of the exact shape of a 7B or 8B model with --offload, and check the result.
+
+The checkpoint is written, scored with a few short samples, cut by 20 %, saved, and read back layer by layer: its logits
+must be those of the dense model in which the dropped groups write nothing.
+
+    python benchmarks/full_size.py --model LLaMA-3-8B --work_dir scratch --output full_size.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import peak_rss_bytes, provenance
+from shapes import SHAPES, byte_tokenizer, config_of
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from hgsp.checkpoint import save_streamed
+from hgsp.families import ATTENTION_WRITER, MLP_WRITER
+from hgsp.geometry import geometry_of
+from hgsp.groups import build_group_table
+from hgsp.layerwise import Decoder
+from hgsp.loading import inspect_model, open_offloaded
+from hgsp.scores import Scores
+from hgsp.selection import Floors, PrunePlan, budget_for_ratio, kept_mask, select_groups
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RATIO = 0.2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHAPES, default="LLaMA-3-8B")
+    parser.add_argument("--method", default="taylor")
+    parser.add_argument("--layers", type=int, help="fewer layers than the model has, for a quick try")
+    parser.add_argument("--nsamples", default="4")
+    parser.add_argument("--seq_len", default="64")
+    parser.add_argument("--work_dir", type=Path, required=True, help="needs about three times the model's size")
+    parser.add_argument("--no_bin", action="store_true")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+
+    dense = options.work_dir / "dense"
+    write_random_checkpoint(options.model, options.layers, dense)
+    command = [
+        *(sys.executable, "run_global_pruning.py", "--base_model", str(dense.resolve()), "--output_name", "pruned"),
+        *("--results_dir", str(options.work_dir.resolve()), "--pruning_ratio", str(RATIO), "--temperature", "0.0"),
+        *("--importance_method", options.method, "--dataset", "builtin", "--nsamples", options.nsamples),
+        *("--seq_len", options.seq_len, "--offload", "--skip_evaluation", "--overwrite", "--device", "cpu"),
+        *(["--no_bin"] if options.no_bin else []),
+    ]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=REPOSITORY)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall_s = time.perf_counter() - start
+    if status:
+        sys.exit(f"pruning failed with status {status}")
+    result = {
+        **provenance(),
+        "model": options.model,
+        "layers": options.layers or SHAPES[options.model][1]["num_hidden_layers"],
+        "method": options.method,
+        "tokens": int(options.nsamples) * int(options.seq_len),
+        "weight_bytes": sum(file.stat().st_size for file in dense.glob("*.safetensors")),
+        "pruning_wall_s": round(wall_s, 1),
+        "pruning_peak_rss_bytes": usage.ru_maxrss * 1024,
+        **check(dense, options.work_dir / "pruned"),
+        **time_the_table(options.work_dir / "pruned", dense),
+        "checking_peak_rss_bytes": peak_rss_bytes(),
+    }
+    print(json.dumps(result, indent=2))
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def write_random_checkpoint(name: str, layers: int | None, folder: Path) -> None:
+    """Weights of a fresh model, one shard at a time, written only if they are not there."""
+    if (folder / "config.json").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    config = config_of(name, **({"num_hidden_layers": layers} if layers else {}))
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    shapes = {tensor_name: tensor.shape for tensor_name, tensor in skeleton.state_dict().items()}
+
+    def random(tensor_name: str) -> Tensor:
+        if "norm" in tensor_name:
+            return torch.ones(shapes[tensor_name], dtype=torch.bfloat16)
+        return torch.empty(shapes[tensor_name], dtype=torch.bfloat16).normal_(std=0.02)
+
+    save_streamed(skeleton, random, byte_tokenizer(), folder, skeleton.generation_config, max_shard_bytes=10**9)
+
+
+@torch.no_grad()
+def check(dense_folder: Path, pruned_folder: Path) -> dict[str, Any]:
+    """Difference of last-token logits between the pruned model and the masked dense one, relative to their spread."""
+    plan = PrunePlan.read_json(pruned_folder / "prune_plan.json")
+    input_ids = torch.randint(0, 256, (1, 16), generator=torch.Generator().manual_seed(0))
+    pruned = logits(open_offloaded(inspect_model(str(pruned_folder)), "bfloat16", "cpu")[0], input_ids, None)
+    masked = logits(open_offloaded(inspect_model(str(dense_folder)), "bfloat16", "cpu")[0], input_ids, plan)
+    report = json.loads((pruned_folder / "pruning_analysis.json").read_text())
+    difference = float((pruned - masked).abs().max() / masked.std())
+    if difference > 0.1:  # bf16 sums in another order
+        sys.exit(f"pruned and masked logits differ by {difference} standard deviations")
+    return {
+        "asked_ratio": RATIO,
+        "reached_ratio": report["reached_ratio"],
+        "timings_s": report["timings_s"],
+        "max_logit_difference_in_std": round(difference, 4),
+    }
+
+
+def logits(decoder: Decoder, input_ids: Tensor, plan: PrunePlan | None) -> Tensor:
+    """Last-token logits [V] float32, reading one layer at a time; with a plan, dropped groups write nothing."""
+    geometry = geometry_of(decoder.model)
+    hidden = decoder.embed(input_ids)
+    for index in range(decoder.num_layers):
+        with decoder.layer(index) as module, ExitStack() as hooks:
+            if plan is not None:
+                width = geometry.queries_per_kv * geometry.head_dim
+                groups = torch.tensor(plan.layers[index].kv_groups)
+                columns = (groups[:, None] * width + torch.arange(width)).flatten()
+                hooks.enter_context(reading_only(module.get_submodule(ATTENTION_WRITER), columns))
+                channels = torch.tensor(plan.layers[index].mlp_channels)
+                hooks.enter_context(reading_only(module.get_submodule(MLP_WRITER), channels))
+            hidden = decoder.call(module, hidden)
+    return decoder.model.lm_head(decoder.model.model.norm(hidden[:, -1]))[0].float()
+
+
+@contextmanager
+def reading_only(linear: nn.Module, columns: Tensor) -> Iterator[None]:
+    """Let a Linear see only some of its inputs; the others are zero."""
+
+    def mask(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        kept = torch.zeros_like(args[0])
+        kept[..., columns] = args[0][..., columns]
+        return (kept,)
+
+    handle = linear.register_forward_pre_hook(mask)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def time_the_table(pruned_folder: Path, dense_folder: Path) -> dict[str, Any]:
+    """Seconds to order and cut all groups, and to write them as CSV."""
+    geometry = inspect_model(str(dense_folder)).geometry
+    scores = Scores.read(pruned_folder / "scores.npz")
+    start = time.perf_counter()
+    table = build_group_table(scores.by_layer, geometry)
+    plan = select_groups(table, geometry, budget_for_ratio(geometry, RATIO, Floors()), Floors())
+    cut_s = time.perf_counter() - start
+    start = time.perf_counter()
+    table.write_csv(pruned_folder / "global_group_table.csv", kept_mask(table, plan))
+    return {"groups": len(table), "cut_s": round(cut_s, 3), "csv_s": round(time.perf_counter() - start, 2)}
+
+
+if __name__ == "__main__":
+    main()
