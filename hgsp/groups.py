@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,8 @@ Ints = npt.NDArray[np.int64]
 class GroupTable:
     """Parallel arrays of length G. ``cost`` is in parameters; ``score = base_score * prior``.
 
-    ``base_score`` is the (possibly normalised) importance over cost; ``prior`` is 1 where there is none.
+    ``base_score`` is the (possibly normalised) importance over cost; ``prior`` is 1 where there is none. Rows given in
+    another order are put into the table's own, which selection counts on.
     """
 
     layer: Ints
@@ -41,6 +42,10 @@ class GroupTable:
     score: Floats
 
     def __post_init__(self) -> None:
+        order = np.lexsort((self.group, self.kind, self.layer))
+        if (np.diff(order) != 1).any():
+            for item in fields(self):
+                object.__setattr__(self, item.name, getattr(self, item.name)[order])
         for name in ("importance", "base_score", "prior", "score"):
             _require_finite(name, getattr(self, name), self.layer, self.kind)
         assert (self.cost > 0).all()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -22,6 +23,10 @@ from transformers import (
 
 # Tiny tensors: on a busy machine two threads wait for each other twenty times longer than they compute.
 torch.set_num_threads(1)
+
+# No deadline: the first example pays for first calls, and a slow machine is no failure of a law.
+hypothesis.settings.register_profile("laws", deadline=None, max_examples=100)
+hypothesis.settings.load_profile("laws")
 
 VOCAB = 256 + 2  # bytes, beginning and end of text
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -1,0 +1,162 @@
+"""Laws of selection on any table, any budget, any floors."""
+
+from dataclasses import fields, replace
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hgsp.geometry import Geometry, LayerShape
+from hgsp.groups import ATTENTION, MLP, GroupTable, build_group_table
+from hgsp.selection import Floors, LayerKeep, PrunePlan, kept_mask, select_groups
+
+
+@st.composite
+def problems(draw):
+    """Geometry, table, budget and floors. Scores repeat often, so that ties matter; costs are small and odd."""
+    shapes = draw(st.lists(st.builds(LayerShape, st.integers(1, 4), st.integers(1, 12)), min_size=1, max_size=4))
+    group, channel = draw(st.integers(1, 60)), draw(st.integers(1, 9))
+    extra = draw(st.integers(0, 5))
+    decoder = sum(s.num_kv_groups * group + s.mlp_width * channel + 2 * extra for s in shapes)
+    geometry = Geometry(8, 4, 2, tuple(shapes), group, channel, extra, extra, decoder + 50)
+    score = st.sampled_from([0.0, 1e-9, 0.5, 1.0, 1.0, 3.0]) | st.floats(0, 1e6)
+    importance = [
+        {
+            "attention": np.array(draw(st.lists(score, min_size=s.num_kv_groups, max_size=s.num_kv_groups))),
+            "mlp": np.array(draw(st.lists(score, min_size=s.mlp_width, max_size=s.mlp_width))),
+        }
+        for s in shapes
+    ]
+    floors = Floors(draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.integers(0, 1)), draw(st.integers(0, 1)))
+    if floors.freeze_first + floors.freeze_last > len(shapes):
+        floors = replace(floors, freeze_first=0)
+    budget = draw(st.integers(0, decoder))
+    return geometry, build_group_table(importance, geometry), budget, floors
+
+
+epsilons = st.none() | st.floats(0, 1)
+
+
+@given(problems(), epsilons)
+def test_spent_is_at_most_the_budget_and_is_what_the_shapes_say(problem, epsilon):
+    geometry, table, budget, floors = problem
+    plan = select_groups(table, geometry, budget, floors, epsilon)
+    left = sum(geometry.layer_params(keep.shape) for keep in plan.layers)
+    assert plan.removed_params == geometry.decoder_params - left
+    assert 0 <= plan.removed_params <= budget
+
+
+@given(problems())
+def test_shortfall_is_less_than_the_cheapest_kept_unprotected_group(problem):
+    geometry, table, budget, floors = problem
+    plan = select_groups(table, geometry, budget, floors)
+    kept = kept_mask(table, plan)
+    for layer, least in enumerate(floors.least(geometry)):
+        for kind, floor in ((ATTENTION, least.num_kv_groups), (MLP, least.mlp_width)):
+            mine = (table.layer == layer) & (table.kind == kind)
+            if (kept & mine).sum() > floor:
+                assert budget - plan.removed_params < table.cost[mine][0]
+
+
+@given(problems())
+def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(problem):
+    """Against all combinations of how many KV groups and how many channels may leave."""
+    geometry, table, budget, floors = problem
+    least = floors.least(geometry)
+    groups = sum(s.num_kv_groups - f.num_kv_groups for s, f in zip(geometry.shapes, least, strict=True))
+    channels = sum(s.mlp_width - f.mlp_width for s, f in zip(geometry.shapes, least, strict=True))
+    group_params, channel_params = geometry.kv_group_params, geometry.mlp_channel_params
+    sums = {a * group_params + m * channel_params for a, m in product(range(groups + 1), range(channels + 1))}
+    best = max(total for total in sums if total <= budget)
+    removed = select_groups(table, geometry, budget, floors).removed_params
+    assert removed == best or budget - removed < channel_params
+
+
+@given(problems(), epsilons)
+def test_floors_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, epsilon):
+    """S41, and a frozen layer never leaves."""
+    geometry, table, budget, floors = problem
+    plan = select_groups(table, geometry, budget, floors, epsilon)
+    past_free = geometry.num_layers - floors.freeze_last
+    for layer, (keep, least) in enumerate(zip(plan.layers, floors.least(geometry), strict=True)):
+        if layer in plan.removed_layers:
+            assert epsilon is not None
+            assert floors.freeze_first <= layer < past_free
+        else:
+            assert keep.shape.num_kv_groups >= least.num_kv_groups
+            assert keep.shape.mlp_width >= least.mlp_width
+    assert len(plan.removed_layers) < geometry.num_layers
+
+
+@given(problems())
+def test_in_every_block_the_best_scores_stay(problem):
+    """Inside one layer and kind, nothing that is kept scores lower than anything that is dropped."""
+    geometry, table, budget, floors = problem
+    kept = kept_mask(table, select_groups(table, geometry, budget, floors))
+    for layer, kind in product(range(geometry.num_layers), (ATTENTION, MLP)):
+        mine = (table.layer == layer) & (table.kind == kind)
+        dropped, stays = table.score[mine & ~kept], table.score[mine & kept]
+        assert not len(dropped) or not len(stays) or dropped.max() <= stays.min()
+
+
+@given(problems(), epsilons, st.integers(0, 2**32 - 1))
+def test_order_of_rows_is_irrelevant(problem, epsilon, seed):
+    geometry, table, budget, floors = problem
+    rows = np.random.default_rng(seed).permutation(len(table))
+    shuffled = GroupTable(*(getattr(table, item.name)[rows] for item in fields(GroupTable)))
+    expected = select_groups(table, geometry, budget, floors, epsilon)
+    assert select_groups(shuffled, geometry, budget, floors, epsilon) == expected
+
+
+@given(problems(), st.floats(0.001, 1000))
+def test_scaling_all_scores_changes_nothing(problem, factor):
+    geometry, table, budget, floors = problem
+    scaled = replace(table, score=table.score * factor)
+    # underflow or rounding may create or break ties; where the order is the same, so is the plan
+    order = np.lexsort((np.arange(len(table)), table.score))
+    if (np.diff(scaled.score[order]) == 0).tolist() == (np.diff(table.score[order]) == 0).tolist():
+        assert select_groups(scaled, geometry, budget, floors) == select_groups(table, geometry, budget, floors)
+
+
+@given(problems())
+def test_a_larger_budget_removes_at_least_as_much(problem):
+    geometry, table, budget, floors = problem
+    smaller = select_groups(table, geometry, budget // 2, floors)
+    assert smaller.removed_params <= select_groups(table, geometry, budget, floors).removed_params
+
+
+@given(problems())
+def test_kept_mask_and_plan_say_the_same(problem):
+    geometry, table, budget, floors = problem
+    plan = select_groups(table, geometry, budget, floors)
+    kept = kept_mask(table, plan)
+    listed = {
+        (layer, kind, group)
+        for layer, keep in enumerate(plan.layers)
+        for kind, groups in ((ATTENTION, keep.kv_groups), (MLP, keep.mlp_channels))
+        for group in groups
+    }
+    marked = zip(table.layer[kept].tolist(), table.kind[kept].tolist(), table.group[kept].tolist(), strict=True)
+    assert set(marked) == listed
+    assert table.cost[~kept].sum() == plan.removed_params
+
+
+sorted_indices = st.lists(st.integers(0, 50), unique=True).map(lambda found: tuple(sorted(found)))
+json_values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+
+
+@given(
+    st.lists(st.builds(LayerKeep, sorted_indices, sorted_indices), max_size=5).map(tuple),
+    st.integers(0, 10**12),
+    st.integers(0, 10**12),
+    st.dictionaries(st.text(), json_values | st.lists(json_values), max_size=4),
+)
+def test_plans_read_back_from_json_as_they_were(layers, one, other, provenance):
+    plan = PrunePlan(layers, max(one, other), min(one, other), provenance)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        plan.write_json(path)
+        assert PrunePlan.read_json(path) == plan
