@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from hgsp import modeling_hgsp
 from hgsp.errors import InputError
 from hgsp.families import FAMILIES
+from hgsp.loading import load_complete
 
 BIN_NAME = "pruned_model.bin"
 BIN_FORMAT = "hgsp-checkpoint-1"
@@ -142,6 +143,7 @@ def save_bin_streamed(skeleton: Any, read: Callable[[str], Tensor], folder: Path
             name_length, extra_length = struct.unpack("<HH", sink.read(4))
             sink.seek(offsets[number] + 30 + name_length + extra_length)
             tensor = tokenizer_files[name] if number < len(tokenizer_files) else read(name)
+            assert number < len(tokenizer_files) or (tensor.shape, tensor.dtype) == stored[name]
             sink.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
@@ -192,20 +194,15 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
         model = model.requires_grad_(False)
         return (model if dtype is None else model.to(dtype)).to(device).eval()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto", output_loading_info=True)
+        model = load_complete(path, dtype=dtype or "auto")
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(
             expected="a pruned_model.bin, its folder, or a Hugging Face model",
             got=f"'{path}' ({str(error).strip().splitlines()[0][:200]})",
             remedy="check the path",
         ) from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = sorted(map(str, report["missing_keys"] or report["mismatched_keys"]))
-        raise InputError(
-            expected=f"all weights of the model in '{path}'",
-            got=f"{len(wrong)} missing or of another shape, such as {wrong[0]}",
-            remedy="copy the whole folder; config.json and the weights belong together",
-        )
     return model.to(device).eval()
 
 

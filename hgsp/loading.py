@@ -88,20 +88,36 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
     if source.is_gguf:
         return _load_gguf(Path(source.name), dtype).to(_single(device))
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(source.name, output_loading_info=True, **kwargs)
+        model = load_complete(source.name, **kwargs)
     except OSError as error:
         raise InputError(
             expected=f"weights of '{source.name}'", got=_first_line(error), remedy="check that the download is complete"
         ) from error
-    for what in ("missing_keys", "mismatched_keys"):
-        if report[what]:
-            raise InputError(
-                expected=f"every weight of '{source.name}' in its files",
-                got=f"{len(report[what])} {what.replace('_', ' ')}, such as {sorted(map(str, report[what]))[0]}",
-                remedy="check that the download is complete and config.json belongs to it",
-            )
     _refuse_offloaded(model)
     return model.eval() if device == "auto" else model.to(_single(device)).eval()
+
+
+def load_complete(name: str | Path, **kwargs: Any) -> Any:
+    """``AutoModelForCausalLM.from_pretrained`` where no weight is ever made up.
+
+    Raises:
+        InputError: a weight is missing or has another shape than config.json says.
+    """
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
+        missing = sorted(map(str, report["missing_keys"]))
+        wrong = f"{len(missing)} missing, such as {missing[0]}" if missing else ""
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        wrong = "some of another shape than config.json says"
+    if wrong:
+        raise InputError(
+            expected=f"all weights of the model in '{name}'",
+            got=wrong,
+            remedy="check that the download is complete; config.json and the weights belong together",
+        )
+    return model
 
 
 def _single(device: str | torch.device | None) -> torch.device:
@@ -235,7 +251,8 @@ def open_offloaded(
             expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
         )
     files = SafetensorFiles(_local_folder(source.name))
-    model: Any = copy.deepcopy(source.skeleton)
+    model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
+    model.config.dtype = DTYPES[dtype]
     tied = model.config.tie_word_embeddings
     wanted = [name for name in model.state_dict() if not (tied and name == "lm_head.weight")]
     missing = sorted(set(wanted) - set(files.names))

@@ -81,6 +81,7 @@ def apply_plan(model: Any, plan: PrunePlan) -> Any:
         state |= {name: surgery.tensor(name) for name in names if name.startswith(prefix)}
         model.model.layers[old_index].to("meta")
     pruned.load_state_dict(state, assign=True)
+    pruned.config.dtype = pruned.dtype
     pruned.tie_weights()
     rotary = model.model.rotary_emb
     pruned.model.rotary_emb = type(rotary)(config=pruned.config).to(rotary.inv_freq.device)
