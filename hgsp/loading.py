@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
@@ -71,7 +72,7 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(
             expected=f"tokenizer files in '{name}'",
-            got=_first_line(error),
+            got=_one_line(error),
             remedy="copy the tokenizer files of the model into its folder",
         ) from error
 
@@ -91,7 +92,7 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
         model = load_complete(source.name, **kwargs)
     except OSError as error:
         raise InputError(
-            expected=f"weights of '{source.name}'", got=_first_line(error), remedy="check that the download is complete"
+            expected=f"weights of '{source.name}'", got=_one_line(error), remedy="check that the download is complete"
         ) from error
     _refuse_offloaded(model)
     return model.eval() if device == "auto" else model.to(_single(device)).eval()
@@ -152,14 +153,14 @@ def _read_config(name: str) -> tuple[dict[str, Any], Any]:
         return raw, AutoConfig.from_pretrained(name)
     except ImportError as error:
         raise InputError(
-            expected="the packages that read .gguf files", got=_first_line(error), remedy="pip install 'hgsp[gguf]'"
+            expected="the packages that read .gguf files", got=_one_line(error), remedy="pip install 'hgsp[gguf]'"
         ) from error
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(
             expected="a model as hub id, local folder with config.json, or .gguf file",
-            got=f"'{name}' ({_first_line(error)})",
+            got=f"'{name}' ({_one_line(error)})",
             remedy="check the path, or log in and go online for a hub id",
         ) from error
 
@@ -278,5 +279,5 @@ def _local_folder(name: str) -> Path:
     return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,261 @@
+"""Loading: what can be pruned is looked at before it is loaded, and the rest is refused in one clear line."""
+
+import json
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig
+
+from conftest import TINY, make_tiny
+from hgsp.checkpoint import save_pruned
+from hgsp.errors import InputError
+from hgsp.geometry import LayerShape, geometry_of
+from hgsp.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.surgery import apply_plan
+from plans import mixed_plan, plan_dropping
+
+
+def edit_config(folder, **changes):
+    """Change keys of config.json; None removes the key."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No test asks the hub: an unknown name must fail at once, with or without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_geometry_is_known_before_any_weight_is_read(saved, name):
+    """The weights' file is not even there."""
+    model = make_tiny(name)
+    folder = saved(model)
+    (folder / "model.safetensors").unlink()
+    source = inspect_model(str(folder))
+    assert source.geometry == geometry_of(model)
+    assert all(parameter.is_meta for parameter in source.skeleton.parameters())
+    assert source.warnings == ()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_loaded_model_is_the_saved_one(saved, tokens, name):
+    """S01, S28: every family, bit for bit."""
+    model = make_tiny(name)
+    loaded = load_dense(inspect_model(str(saved(model))), "float32", "cpu")
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_weight_has_the_dtype_asked_for(saved, dtype):
+    """S17: a float32 file does not become a float32 model unless asked, nor the other way round."""
+    loaded = load_dense(inspect_model(str(saved(make_tiny("qwen2-14q2kv")))), dtype, "cpu")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {getattr(torch, dtype)}
+    assert loaded.config.dtype == getattr(torch, dtype)
+
+
+def test_sharded_folders_load_equal(saved, tokens):
+    """S15."""
+    model = make_tiny("llama-8q4kv")
+    folder = saved(model, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) >= 3
+    assert torch.equal(load_dense(inspect_model(str(folder)), "float32", "cpu")(tokens).logits, model(tokens).logits)
+
+
+def test_device_auto_loads_equal(saved, tokens):
+    """S15."""
+    model = make_tiny("llama-8q4kv")
+    loaded = load_dense(inspect_model(str(saved(model))), "float32", "auto")
+    assert torch.equal(loaded(tokens.to(loaded.device)).logits.cpu(), model(tokens).logits)
+
+
+def test_a_pruned_folder_can_be_pruned_again(saved, tokenizer, tokens, tmp_path):
+    model = make_tiny("mistral-8q4kv")
+    pruned = apply_plan(model, mixed_plan(model))
+    folder = tmp_path / "pruned"
+    folder.mkdir()
+    save_pruned(pruned, tokenizer, folder)
+    source = inspect_model(str(folder))
+    assert source.geometry == geometry_of(pruned)
+    assert torch.equal(load_dense(source, "float32", "cpu")(tokens).logits, pruned(tokens).logits)
+
+
+def test_a_config_without_kv_heads_is_multi_head_attention_with_a_warning(saved):
+    folder = saved(make_tiny("llama-mha-biased"))
+    edit_config(folder, num_key_value_heads=None)
+    source = inspect_model(str(folder))
+    assert source.geometry.queries_per_kv == 1
+    assert source.geometry.shapes[0] == LayerShape(4, 96)
+    (warning,) = source.warnings
+    assert "num_key_value_heads" in warning
+
+
+REFUSED = {
+    "gpt2": (GPT2Config(n_layer=1, n_embd=16, n_head=2), "unsupported architecture 'gpt2'"),
+    "mixtral": (MixtralConfig(), r"'mixtral' \(mixture of experts\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_architectures_we_do_not_know_are_refused_by_name(tmp_path, name):
+    """S28."""
+    config, message = REFUSED[name]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message) as refusal:
+        inspect_model(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+    assert "llama, qwen2, mistral" in str(refusal.value)
+
+
+def test_a_gpt2_model_is_not_taken_for_a_llama(tmp_path):
+    """S28: with weights and all."""
+    GPT2LMHeadModel(REFUSED["gpt2"][0]).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="unsupported architecture"):
+        inspect_model(str(tmp_path))
+
+
+def test_sliding_window_mistral_is_refused_and_v03_is_not(saved):
+    """S28."""
+    folder = saved(make_tiny("mistral-8q4kv"))
+    assert inspect_model(str(folder)).geometry.num_layers == 3
+    edit_config(folder, sliding_window=8)
+    with pytest.raises(InputError, match=r"sliding_window=8.*Mistral-7B-v0\.3"):
+        inspect_model(str(folder))
+
+
+def test_a_qwen2_window_that_is_switched_off_does_not_matter(saved):
+    """Qwen2.5 configs name a window and do not use it."""
+    folder = saved(make_tiny("qwen2-14q2kv"))
+    edit_config(folder, sliding_window=32768, use_sliding_window=False)
+    assert inspect_model(str(folder)).geometry.queries_per_kv == 7
+    edit_config(folder, use_sliding_window=True)
+    with pytest.raises(InputError, match="sliding"):
+        inspect_model(str(folder))
+
+
+def test_quantised_weights_are_refused(saved):
+    folder = saved(make_tiny("llama-8q4kv"))
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(InputError, match="already quantised weights"):
+        inspect_model(str(folder))
+
+
+def test_layers_without_attention_or_mlp_are_refused(tokenizer, tmp_path):
+    model = make_tiny("llama-8q4kv")
+    save_pruned(apply_plan(model, plan_dropping(model, kv={0: range(4)})), tokenizer, tmp_path)
+    with pytest.raises(InputError, match="start from the dense model"):
+        inspect_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "nobody/no-such-model", "no-such-file.gguf"])
+def test_a_name_where_nothing_is_says_so(name):
+    with pytest.raises(InputError, match=name) as refusal:
+        inspect_model(name)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_without_config_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json"):
+        inspect_model(str(tmp_path))
+
+
+def test_missing_weights_files_are_refused(saved):
+    folder = saved(make_tiny("llama-8q4kv"))
+    source = inspect_model(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="check that the download is complete"):
+        load_dense(source, "float32", "cpu")
+
+
+def test_a_missing_weight_is_refused_and_never_made_up(saved):
+    folder = saved(make_tiny("llama-8q4kv"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.2.self_attn.k_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"1 missing, such as model\.layers\.2\.self_attn\.k_proj\.weight"):
+        load_dense(inspect_model(str(folder)), "float32", "cpu")
+
+
+def test_weights_of_another_shape_are_refused_and_never_made_up(saved):
+    """S12, F6."""
+    folder = saved(make_tiny("llama-8q4kv"))
+    edit_config(folder, intermediate_size=80)
+    with pytest.raises(InputError, match="another shape"):
+        load_dense(inspect_model(str(folder)), "float32", "cpu")
+
+
+def test_tokenizer_is_the_models_own_whatever_its_class(saved, tokenizer):
+    """S49: AutoTokenizer only; no pad token is added and nothing is resized."""
+    folder = saved(make_tiny("llama-8q4kv"))
+    read = load_tokenizer(str(folder))
+    assert read.pad_token_id is None
+    assert len(read) == len(tokenizer)
+    assert read("plain text")["input_ids"] == tokenizer("plain text")["input_ids"]
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    make_tiny("llama-8q4kv").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="tokenizer files"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_config_that_contradicts_itself_is_refused(saved):
+    folder = saved(make_tiny("llama-8q4kv"))
+    edit_config(folder, num_attention_heads=7)
+    with pytest.raises(InputError, match="hidden size"):
+        inspect_model(str(folder))
+
+
+def write_gguf(model, path):
+    """The model as llama.cpp's converter writes it, in float32: rows of q and k interleaved for its rotary layout."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        rows = tensor.numpy()
+        if name.split(".")[-2] in heads:
+            rows = rows.reshape(heads[name.split(".")[-2]], 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+        writer.add_tensor(names.get_name(name.removesuffix(".weight")) + ".weight", rows)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_the_model_it_was_made_from(tmp_path, tokens):
+    """The de-quantised model computes the same and is plain again: it can be pruned and saved."""
+    model = make_tiny("llama-8q4kv")
+    path = tmp_path / "tiny.gguf"
+    write_gguf(model, path)
+    source = inspect_model(str(path))
+    assert source.is_gguf
+    assert source.geometry == geometry_of(model)
+    loaded = load_dense(source, "float32", "cpu")
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert not hasattr(loaded.config, "quantization_config")
+    pruned = apply_plan(loaded, mixed_plan(model))
+    pruned.save_pretrained(tmp_path / "pruned")
+    assert (tmp_path / "pruned" / "model.safetensors").is_file()
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"not a model" * 100)
+    with pytest.raises(InputError, match=r"broken\.gguf"):
+        inspect_model(str(path))
