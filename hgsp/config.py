@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from hgsp.data import check_dataset_name
+from hgsp.data import canonical_name, check_dataset_name
 from hgsp.errors import InputError
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "flap", "random")
@@ -197,13 +197,9 @@ class PruneConfig(ScoringConfig):
         require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
         rate = math.isfinite(self.finetune_lr) and self.finetune_lr > 0
         require(rate, "--finetune_lr", "a finite number > 0", self.finetune_lr)
-        inside = self.output_name.strip("/") == self.output_name and ".." not in self.output_name.split("/")
-        require(
-            bool(self.output_name) and inside,
-            "--output_name",
-            "a relative name such as MODEL/prune_20",
-            self.output_name,
-        )
+        # whatever it names is deleted by --overwrite: never the results folder itself, nor anything outside
+        inside = not {"", ".", ".."} & set(self.output_name.split("/"))
+        require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
         for task in self.evaluation_texts:
             check_dataset_name(task, "--eval_tasks")
         require(
@@ -214,7 +210,7 @@ class PruneConfig(ScoringConfig):
     def evaluation_texts(self) -> tuple[str, ...]:
         """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
         names = () if self.skip_evaluation else self.eval_tasks.split(",")
-        return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+        return tuple(dict.fromkeys(canonical_name(name.strip()) for name in names if name.strip()))
 
     @property
     def measures_influence(self) -> bool:

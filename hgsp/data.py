@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from hgsp.errors import InputError
 
@@ -122,6 +122,7 @@ SOURCES = {
 }
 ALIASES = {"wikitext": "wikitext2"}
 BUILTIN = "builtin"
+_BUILTIN_SOURCE = "pydoc_data.topics of this Python"
 DATASET_CHOICES = (*SOURCES, BUILTIN)
 
 
@@ -195,13 +196,20 @@ def _from_hub(name: str, source: TextSource, use: str, folder: str | Path | None
 
 
 def _builtin_text(use: str) -> Text:
-    """English text that comes with every CPython: the pydoc help topics, alternately for one use and the other."""
+    """English text that comes with every CPython: the pydoc help topics, alternately for one use and the other.
+
+    Topics quote one another: what the evaluated half holds is left out of the calibration half, paragraph by paragraph.
+    """
     from pydoc_data.topics import topics
 
-    names = sorted(topics)[0 if use == CALIBRATE else 1 :: 2]
-    half = {CALIBRATE: "even", EVALUATE: "odd"}[use]
-    content = "\n\n".join(topics[topic] for topic in names)
-    return Text(BUILTIN, f"{half} topics", "pydoc_data.topics of this Python", repr("\n\n"), content)
+    names = sorted(topics)
+    evaluated = "\n\n".join(topics[topic] for topic in names[1::2])
+    if use == EVALUATE:
+        return Text(BUILTIN, "odd topics", _BUILTIN_SOURCE, repr("\n\n"), evaluated)
+    seen = set(evaluated.split("\n\n"))
+    paragraphs = "\n\n".join(topics[topic] for topic in names[::2]).split("\n\n")
+    content = "\n\n".join(paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen)
+    return Text(BUILTIN, "even topics", _BUILTIN_SOURCE, repr("\n\n"), content)
 
 
 def _is_plain(path: Path) -> bool:
@@ -211,17 +219,29 @@ def _is_plain(path: Path) -> bool:
 def _rows_of(path: Path) -> Iterator[str]:
     """Rows of a plain text (its lines, line ends kept), .jsonl(.gz) or .parquet file."""
     try:
-        if path.suffix == ".parquet":
-            from pyarrow import parquet
-
-            yield from parquet.read_table(path, columns=["text"])["text"].to_pylist()
-            return
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            for line in io.TextIOWrapper(lines, encoding="utf-8", newline=""):
-                yield line if _is_plain(path) else json.loads(line)["text"]
-    except (KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        for row in _raw_rows_of(path):
+            if not isinstance(row, str):
+                raise TypeError(f"a row's text is {row!r:.40}")
+            yield row
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            expected=f"{path} to hold UTF-8 text, or one JSON object with a 'text' field per line",
-            got=f"{type(error).__name__}: {error}",
+            expected=f"{path} to hold UTF-8 text, or rows with a 'text' field (one JSON object per line, or parquet)",
+            got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
             remedy="convert the file or rename it to .txt",
         ) from error
+    except ImportError as error:
+        raise InputError(
+            expected="the package that reads .parquet files", got=str(error), remedy="pip install 'hgsp[data]'"
+        ) from error
+
+
+def _raw_rows_of(path: Path) -> Iterator[Any]:
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        yield from parquet.read_table(path, columns=["text"])["text"].to_pylist()
+        return
+    opened: Any = gzip.open if path.suffix == ".gz" else Path.open
+    with opened(path, "rt", encoding="utf-8", newline="") as lines:
+        for line in lines:
+            yield line if _is_plain(path) else json.loads(line)["text"]
