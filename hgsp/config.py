@@ -16,7 +16,7 @@ from hgsp.data import canonical_name, check_dataset_name
 from hgsp.errors import InputError
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "flap", "random")
-NORMALIZATIONS = ("auto", "none", "mean", "share", "rank")
+NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
 LAYER_IMPORTANCES = ("cosine", "perplexity")
 DEFAULT_EPSILON = 0.15
 DTYPE_NAMES = ("bfloat16", "float16", "float32")

@@ -19,7 +19,7 @@ from torch import Tensor
 from hgsp.errors import InputError
 from hgsp.families import LAYER_PREFIX, LINEARS
 from hgsp.geometry import Geometry
-from hgsp.groups import KIND_NAMES, GroupTable, build_group_table
+from hgsp.groups import GroupTable, build_group_table
 from hgsp.normalization import LayerImportance, normalize
 from hgsp.prior import Influence, prior_of
 
@@ -42,7 +42,7 @@ class Scores:
 
     def write(self, path: Path) -> None:
         arrays: dict[str, Any] = {
-            f"{kind}.{index}": layer[kind] for index, layer in enumerate(self.by_layer) for kind in KIND_NAMES
+            f"{index}.{part}": values for index, layer in enumerate(self.by_layer) for part, values in layer.items()
         }
         if self.influence is not None:
             arrays |= {f"influence.{part}": getattr(self.influence, part) for part in ("layer", "attention", "mlp")}
@@ -69,7 +69,10 @@ class Scores:
                 if head["schema"] != SCHEMA:
                     raise KeyError(f"schema {head['schema']}")
                 layers = range(head["num_layers"])
-                by_layer = tuple({kind: arrays[f"{kind}.{index}"] for kind in KIND_NAMES} for index in layers)
+                by_layer = tuple(
+                    {name.partition(".")[2]: arrays[name] for name in arrays.files if name.startswith(f"{index}.")}
+                    for index in layers
+                )
                 influence = None
                 if head["measure"] is not None:
                     layer, attention, mlp = (arrays[f"influence.{part}"] for part in ("layer", "attention", "mlp"))

@@ -19,14 +19,13 @@ from hgsp.distributed import own_share
 from hgsp.errors import InputError
 from hgsp.families import ATTENTION_WRITER, LINEARS, MLP_WRITER
 from hgsp.geometry import Geometry, geometry_of
-from hgsp.groups import KIND_NAMES, Floats
+from hgsp.groups import KIND_NAMES
 from hgsp.importance import METHODS, ColumnMethod, GroupMethod, Method, WeightMethod
 from hgsp.layerwise import Decoder, LayerWalk
+from hgsp.normalization import LayerImportance
 from hgsp.prior import Influence, InfluenceWatch
 from hgsp.progress import Progress, silent
 from hgsp.statistics import BACKWARD_STATISTICS, FORWARD_STATISTICS, LayerStatistics, gather_backward, gather_forward
-
-LayerImportance = Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,9 @@ def fold_weights(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> d
     """Sum per-weight saliency over everything that leaves the model with a group.
 
     ``saliency(key)`` returns float32 for a Linear's weight, or for its bias under ``name + ".bias"`` (zeros where there
-    is none). Returns attention [K] and MLP [M], float64. Query heads of KV head k are rows k*R*D to (k+1)*R*D: they lie
-    together, because that is how ``repeat_kv`` lays them out.
+    is none). Returns attention [K] and MLP [M], float64, and, of each, the part that lies in the Linear which writes the
+    block's output (``attention.output``, ``mlp.output``). Query heads of KV head k are rows k*R*D to (k+1)*R*D: they
+    lie together, because that is how ``repeat_kv`` lays them out.
     """
 
     def rows(name: str) -> Tensor:
@@ -130,13 +130,19 @@ def fold_weights(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> d
     def columns(name: str) -> Tensor:
         return saliency(name).sum(0, dtype=torch.float64)
 
-    attention_K = (
+    attention_readers_K = (
         rows("self_attn.q_proj").view(K, R * D).sum(1)
         + rows("self_attn.k_proj").view(K, D).sum(1)
         + rows("self_attn.v_proj").view(K, D).sum(1)
-        + columns("self_attn.o_proj").view(K, R * D).sum(1)
     )
-    return {"attention": attention_K, "mlp": rows("mlp.gate_proj") + rows("mlp.up_proj") + columns("mlp.down_proj")}
+    attention_output_K = columns("self_attn.o_proj").view(K, R * D).sum(1)
+    mlp_output_M = columns("mlp.down_proj")
+    return {
+        "attention": attention_readers_K + attention_output_K,
+        "mlp": rows("mlp.gate_proj") + rows("mlp.up_proj") + mlp_output_M,
+        "attention.output": attention_output_K,
+        "mlp.output": mlp_output_M,
+    }
 
 
 def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geometry, seed: int) -> LayerImportance:

@@ -32,4 +32,4 @@ def combine(sums_SG: Tensor) -> Tensor:
     return sums_SG.squeeze(0)
 
 
-FLAP = ColumnMethod("flap", frozenset({"input_sq", "input_mean"}), columns, combine)
+FLAP = ColumnMethod("flap", frozenset({"input_sq", "input_mean"}), columns, combine, normalization="rank")

@@ -11,6 +11,7 @@ Cost
 When it misleads
     Large weights may meet inputs that are always small. The scale of weights differs between layers for reasons that
     have nothing to do with importance, so the raw global order empties whole layers: it is normalised by default.
+    No normalisation we tried saves a model whose massive activations pass through small weights.
 """
 
 from __future__ import annotations
@@ -26,4 +27,4 @@ def saliency(parameter: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
     return parameter.float().abs()
 
 
-MAGNITUDE = WeightMethod("magnitude", frozenset(), saliency)
+MAGNITUDE = WeightMethod("magnitude", frozenset(), saliency, normalization="rank")

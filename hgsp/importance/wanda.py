@@ -10,7 +10,8 @@ Cost
     About a plain forward pass.
 When it misleads
     It compares weights inside ONE matrix. Activations grow with depth, so the raw global order follows the scale of
-    the residual stream and wrecks the model: it is normalised by default.
+    the residual stream and wrecks the model. Inside a block, the four or two Linears that read drown the one that
+    writes. Both are why it is normalised by default: groups are ranked in their block by what they write.
 """
 
 from __future__ import annotations
@@ -29,4 +30,4 @@ def saliency(parameter: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
     return magnitude.mul_(statistics["input_sq"].sqrt())
 
 
-WANDA = WeightMethod("wanda", frozenset({"input_sq"}), saliency)
+WANDA = WeightMethod("wanda", frozenset({"input_sq"}), saliency, normalization="output")
