@@ -13,8 +13,8 @@ import numpy as np
 from hgsp.geometry import Geometry
 from hgsp.groups import Floats
 
-#: Importance of one layer's groups: "attention" [K] and "mlp" [M], float64. Methods that score all seven Linears add the
-#: part that lies in the Linear which writes the block's output, as "attention.output" and "mlp.output".
+#: Importance of one layer's groups: "attention" [K] and "mlp" [M], float64. Methods that score all seven Linears add
+#: the part that lies in the Linear which writes the block's output, as "attention.output" and "mlp.output".
 LayerImportance = Mapping[str, Floats]
 
 

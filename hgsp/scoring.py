@@ -119,9 +119,9 @@ def fold_weights(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> d
     """Sum per-weight saliency over everything that leaves the model with a group.
 
     ``saliency(key)`` returns float32 for a Linear's weight, or for its bias under ``name + ".bias"`` (zeros where there
-    is none). Returns attention [K] and MLP [M], float64, and, of each, the part that lies in the Linear which writes the
-    block's output (``attention.output``, ``mlp.output``). Query heads of KV head k are rows k*R*D to (k+1)*R*D: they
-    lie together, because that is how ``repeat_kv`` lays them out.
+    is none). Returns attention [K] and MLP [M], float64, and, of each, the part that lies in the Linear which writes
+    the block's output (``attention.output``, ``mlp.output``). Query heads of KV head k are rows k*R*D to (k+1)*R*D:
+    they lie together, because that is how ``repeat_kv`` lays them out.
     """
 
     def rows(name: str) -> Tensor:
