@@ -1,0 +1,192 @@
+"""What only a new process can show: quick help, exit codes of the real script, and loading with and without hgsp."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from conftest import REPOSITORY, make_tiny
+from hgsp.checkpoint import save_pruned
+from hgsp.geometry import geometry_of
+from hgsp.selection import LayerKeep
+from hgsp.surgery import apply_plan
+from plans import mixed_plan, plan_of
+
+#: What a machine without us lacks: hgsp and evaluation cannot be imported, however they are installed.
+WITHOUT_HGSP = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("hgsp", "evaluation"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+#: Logits of ``folder`` must be those in ``expected.pt``, bit for bit.
+COMPARE = """
+import torch
+from transformers import AutoModelForCausalLM
+expected = torch.load("expected.pt", weights_only=True)
+def check(folder, **kwargs):
+    model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    assert torch.equal(model(expected["tokens"]).logits, expected[folder]), folder
+    return model
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    """``python(*arguments)`` runs a new interpreter in ``tmp_path``, without network, and returns what came of it."""
+
+    def run(*arguments):
+        outside = {key: value for key, value in os.environ.items() if not key.startswith(("HGSP_", "PYTHON", "PYTEST"))}
+        own = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env=outside | own,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def folders(tmp_path, tokenizer, tokens):
+    """``ragged``, ``qwen``: layers differ; ``uniform``: they do not; and ``expected.pt`` with the logits of each."""
+    expected = {"tokens": tokens}
+    for name, base in (("ragged", "llama-9q3kv-tied"), ("qwen", "qwen2-14q2kv"), ("uniform", "llama-8q4kv")):
+        model = make_tiny(base)
+        plan = mixed_plan(model)
+        if name == "uniform":  # three KV groups: six query heads, which LlamaConfig refuses at hidden size 64
+            plan = plan_of(geometry_of(model), [LayerKeep((0, 1, 3), tuple(range(40)))] * 3)
+        pruned = apply_plan(model, plan)
+        (tmp_path / name).mkdir()
+        save_pruned(pruned, tokenizer, tmp_path / name)
+        expected[name] = pruned(tokens).logits
+    torch.save(expected, tmp_path / "expected.pt")
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", ["run_global_pruning.py", "-mhgsp.cli"])
+def test_help_is_quick_and_imports_neither_torch_nor_transformers(python, script):
+    heavy = "import sys; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy import'"
+    if script == "-mhgsp.cli":
+        call = "from hgsp.cli import main; assert main(['--help']) == 0"
+    else:
+        call = (
+            f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import run_global_pruning\n"
+            "try: run_global_pruning.main(['--help'])\n"
+            "except SystemExit as stop: assert stop.code == 0"
+        )
+    start = time.monotonic()
+    done = python("-c", f"{call}\n{heavy}")
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
+    assert time.monotonic() - start < 3  # the contract's promise
+
+
+def test_the_script_exits_with_2_and_one_line_for_bad_input(python, tmp_path):
+    """Both kinds: what argparse refuses, and what we do."""
+    script = REPOSITORY / "run_global_pruning.py"
+    done = python(script, "--pruning_ratio", "0.2")
+    assert done.returncode == 2
+    assert "--base_model" in done.stderr
+    flags = ("--base_model", "m", "--output_name", "o", "--pruning_ratio", "0.2")
+    done = python(script, *flags, "--dataset", "wikitext103")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: expected --dataset to be one of wikitext2, ptb, c4, builtin")
+    assert done.stderr.count("\n") == 1
+    done = python(script, *flags, "--dataset", "builtin", "--finetune", "--skip_evaluation")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--finetune" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_script_prunes_from_any_folder_into_results(python, saved, tmp_path):
+    """S12: and a new process loads the result with nothing but hgsp or evaluation imported, bit-equal to itself."""
+    base = saved(make_tiny("llama-8q4kv"))
+    flags = ("--base_model", base, "--output_name", "TINY/p20", "--pruning_ratio", "0.2", "--temperature", "0.0")
+    quick = ("--nsamples", "2", "--seq_len", "32", "--dataset", "builtin", "--eval_tasks", "builtin")
+    done = python(
+        REPOSITORY / "run_global_pruning.py", *flags, *quick, "--eval_max_windows", "1", "--eval_seq_len", "64"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "next: " in done.stderr
+    snippet = """
+from evaluation.metrics.ppl import PPLMetric
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("results/TINY/p20")
+tokenizer = AutoTokenizer.from_pretrained("results/TINY/p20")
+ppl = PPLMetric(model, tokenizer, datasets=["builtin"], device="cpu", seq_len=64, max_windows=1)
+import json
+measured = json.load(open("results/TINY/p20/pruning_analysis.json"))["evaluation"]["after"]["builtin"]["ppl"]
+assert ppl["builtin"] == measured, (ppl, measured)
+print("same")
+"""
+    done = python("-c", snippet)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("same")
+
+
+def test_a_fresh_process_loads_bit_equal_wherever_the_bin_was_moved(python, folders):
+    """S12, S13: hgsp imported before transformers; the .bin alone, in another folder, under another name."""
+    (folders / "moved").mkdir()
+    (folders / "ragged" / "pruned_model.bin").rename(folders / "moved" / "other.bin")
+    done = python(
+        "-c",
+        "import hgsp\n"
+        + COMPARE
+        + """
+for folder in ("ragged", "qwen", "uniform"):
+    check(folder)
+from hgsp.checkpoint import load_pruned
+model = load_pruned("moved/other.bin")
+assert torch.equal(model(expected["tokens"]).logits, expected["ragged"])
+""",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("order", ["import transformers; import hgsp", COMPARE + "\nimport evaluation"])
+def test_the_order_of_imports_does_not_matter(python, folders, order):
+    done = python("-c", f"{order}\n{COMPARE}\ncheck('ragged')")
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_hgsp_trusting_the_folders_own_file_is_enough(python, folders):
+    """S13: bit-equal with trust_remote_code, moved or not; a stock result needs nothing at all; generation works."""
+    (folders / "qwen").rename(folders / "moved")
+    done = python(
+        "-c",
+        WITHOUT_HGSP
+        + COMPARE
+        + """
+check("uniform")
+expected["moved"] = expected["qwen"]
+for folder in ("ragged", "moved"):
+    model = check(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules")
+model.generate(expected["tokens"], max_new_tokens=2, do_sample=False, pad_token_id=257)
+try:
+    import hgsp
+except ModuleNotFoundError:
+    print("hgsp was not there")
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hgsp was not there" in done.stdout
+
+
+def test_without_hgsp_and_without_trust_it_fails_and_never_gives_random_weights(python, folders):
+    """S13, F6: the message names the way out."""
+    done = python("-c", f"{WITHOUT_HGSP}{COMPARE}\ncheck('ragged')")
+    assert done.returncode == 1
+    assert "trust_remote_code=True" in done.stderr
