@@ -56,7 +56,7 @@ class InfluenceWatch:
             before, after = seen["entering"], output[0] if isinstance(output, tuple) else output
             middle = seen["between"]
             pairs = ((before, after), (before, middle), (middle, after))
-            self._sums[index] += torch.stack([_angle_sum(a, b) for a, b in pairs]).cpu()
+            self._sums[index] += torch.stack([_angle_sum(a, b) for a, b in pairs])
 
         norm = module.get_submodule("post_attention_layernorm")
         handles = [
@@ -77,9 +77,9 @@ class InfluenceWatch:
 
 
 def _angle_sum(before_BTH: Tensor, after_BTH: Tensor) -> Tensor:
-    """Sum over tokens of 1 - cos, float64 scalar."""
+    """Sum over tokens of 1 - cos, float64 scalar on the CPU; the angle of a token is float32."""
     cosine = nn.functional.cosine_similarity(before_BTH.float(), after_BTH.float(), dim=-1)
-    return (1 - cosine).clamp_(min=0).sum(dtype=torch.float64)
+    return (1 - cosine).clamp_(min=0).cpu().sum(dtype=torch.float64)
 
 
 def prior_of(influence: Influence, temperature: float, tau: float | None) -> tuple[Floats, list[str]]:

@@ -125,10 +125,10 @@ def fold_weights(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> d
     """
 
     def rows(name: str) -> Tensor:
-        return saliency(name).sum(1, dtype=torch.float64) + saliency(f"{name}.bias").double()
+        return _wide_sum(saliency(name), 1) + saliency(f"{name}.bias").cpu().double()
 
     def columns(name: str) -> Tensor:
-        return saliency(name).sum(0, dtype=torch.float64)
+        return _wide_sum(saliency(name), 0)
 
     attention_readers_K = (
         rows("self_attn.q_proj").view(K, R * D).sum(1)
@@ -156,14 +156,11 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
         importance = {kind: method.groups(*sizes[kind], generator) for kind in KIND_NAMES}
     elif isinstance(method, ColumnMethod):
         columns = {
-            name: method.columns(linears[name].weight, statistics.values.get(name, {}))
+            name: method.columns(linears[name].weight, statistics.values.get(name, {})).cpu().double()
             for name in (ATTENTION_WRITER, MLP_WRITER)
         }
-        attention_SK = columns[ATTENTION_WRITER].unflatten(1, (K, R * D)).sum(2, dtype=torch.float64)
-        importance = {
-            "attention": method.combine(attention_SK),
-            "mlp": method.combine(columns[MLP_WRITER].double()),
-        }
+        attention_SK = columns[ATTENTION_WRITER].unflatten(1, (K, R * D)).sum(2)
+        importance = {"attention": method.combine(attention_SK), "mlp": method.combine(columns[MLP_WRITER])}
     else:
 
         def saliency(key: str) -> Tensor:
@@ -174,7 +171,12 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
             return method.saliency(parameter, statistics.values.get(key, {}))
 
         importance = fold_weights(saliency, K, R, D)
-    return {kind: values.cpu().numpy() for kind, values in importance.items()}
+    return {kind: values.numpy() for kind, values in importance.items()}
+
+
+def _wide_sum(values: Tensor, dim: int) -> Tensor:
+    """Sum in float64, on the CPU in the end; in float32 on the one backend that has no float64."""
+    return values.sum(dim, dtype=torch.float32 if values.device.type == "mps" else torch.float64).cpu().double()
 
 
 def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:
