@@ -107,6 +107,11 @@ def make() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
+    """The byte-level tokenizer of all tiny models."""
+    return make_tokenizer()
+
+
+def make_tokenizer() -> Any:
     """One token per byte, plus BOS and EOS; no padding token, like Llama-3's."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)} | {"<s>": 256, "</s>": 257}
