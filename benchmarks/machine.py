@@ -15,9 +15,11 @@ import transformers
 
 
 def provenance() -> dict[str, Any]:
-    """Command, commit (with ``+`` when the tree has changes), versions and the processor or GPU."""
+    """Command (paths shortened to names), commit (``+``: the tree has changes), versions, processor or GPU."""
+    script, *arguments = sys.argv
+    names = [Path(argument).name if "/" in argument else argument for argument in arguments]
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", f"benchmarks/{Path(script).name}", *names]),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -27,10 +28,13 @@ class Share:
         return slice(*bounds)
 
 
-def join_processes(device: torch.device) -> None:
-    """Join the group that the launcher's environment describes; nothing to do without one."""
+def join_processes(device: torch.device, timeout: timedelta | None = None) -> None:
+    """Join the group that the launcher's environment describes; nothing to do without one.
+
+    ``timeout`` is how long a process may wait for the others before the run is given up; unset: torch's minutes.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
 
 
 def leave_processes() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hgsp.errors import InputError
 from hgsp.families import LAYER_PREFIX, LINEARS
 from hgsp.geometry import Geometry
-from hgsp.groups import GroupTable, build_group_table
+from hgsp.groups import KIND_NAMES, GroupTable, build_group_table
 from hgsp.normalization import LayerImportance, normalize
 from hgsp.prior import Influence, prior_of
 
@@ -73,6 +73,8 @@ class Scores:
                     {name.partition(".")[2]: arrays[name] for name in arrays.files if name.startswith(f"{index}.")}
                     for index in layers
                 )
+                if not all(kind in layer for layer in by_layer for kind in KIND_NAMES):
+                    raise KeyError("importances of some layers are missing")
                 influence = None
                 if head["measure"] is not None:
                     layer, attention, mlp = (arrays[f"influence.{part}"] for part in ("layer", "attention", "mlp"))
