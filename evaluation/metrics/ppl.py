@@ -20,8 +20,11 @@ from hgsp.errors import InputError, NumericalError
 from hgsp.progress import Progress, silent
 
 DEFAULT_SEQ_LEN = 2048
-#: Logits turned into float32 at a time, in values (256 MiB).
-MAX_FLOAT_LOGITS = 1 << 26
+#: Logits turned into float32 at a time, in values: 24 MiB, which the C allocator keeps and reuses; from 32 MiB on it
+#: returns every temporary to the system, and first touching fresh pages costs more than the arithmetic.
+MAX_FLOAT_LOGITS = 3 << 21
+#: exp of more than this overflows a float.
+MAX_MEAN_NLL = 700.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Perplexity:
     """One measurement: ``ppl = exp(nll / tokens)``, nll in nats over ``tokens`` PREDICTED tokens.
 
     ``stderr`` is the standard error of ppl from the spread of the windows' mean losses (delta method), None for one
-    window. ``stride`` equals ``seq_len``: windows do not overlap; ``bos`` tells whether each begins with the BOS token.
+    window. Windows do not overlap: ``stride`` is ``seq_len``, less one when each begins with BOS (``bos``).
+    ``last_window`` says whether a shorter last window was ``"scored"`` or ``"dropped"``, as published tables often do.
     """
 
     ppl: float
@@ -46,13 +50,15 @@ class Perplexity:
     source: str
     sha256: str
     join: str
+    last_window: str = "scored"
 
     def protocol(self) -> str:
         """One line that says what the number measures."""
         return (
             f"token PPL on {self.dataset} ({self.split}, {self.source}, sha256 {self.sha256[:12]}, rows joined with "
             f"{self.join}), {self.windows} windows of {self.seq_len} tokens, stride {self.stride}, "
-            f"{'BOS first' if self.bos else 'no BOS'}, {self.tokens} predicted tokens, {self.dtype}"
+            f"{'BOS first' if self.bos else 'no BOS'}, short last window {self.last_window}, {self.tokens} predicted "
+            f"tokens, {self.dtype}"
         )
 
 
@@ -71,6 +77,7 @@ class PPLMetric(Mapping[str, float]):
         batch_size: windows at a time. The numbers do not depend on it beyond float rounding.
         add_bos: begin every window with the BOS token (it is not predicted).
         max_windows: only the first windows; None for all.
+        drop_last: leave out the last window if it is short, as GPTQ, SparseGPT and Wanda do, instead of scoring it.
         data_dir: folder of local texts, see docs/DATA.md.
 
     Raises:
@@ -89,6 +96,7 @@ class PPLMetric(Mapping[str, float]):
         batch_size: int = 1,
         add_bos: bool = False,
         max_windows: int | None = None,
+        drop_last: bool = False,
         data_dir: str | Path | None = None,
         progress: Progress = silent,
     ) -> None:
@@ -104,6 +112,7 @@ class PPLMetric(Mapping[str, float]):
                 batch_size=batch_size,
                 add_bos=add_bos,
                 max_windows=max_windows,
+                drop_last=drop_last,
                 progress=progress,
             )
             for name, text in texts.items()
@@ -132,28 +141,30 @@ def perplexity(
     batch_size: int = 1,
     add_bos: bool = False,
     max_windows: int | None = None,
+    drop_last: bool = False,
     progress: Progress = silent,
 ) -> Perplexity:
     """exp(total NLL / predicted tokens) over non-overlapping windows; a short last window counts by its tokens."""
     seq_len = window_length(model, seq_len)
-    _check_vocabulary(model, tokenizer)
+    check_vocabulary(model, tokenizer)
     bos = _bos_token(tokenizer) if add_bos else None
-    windows = split_windows(tokenize(text.content, tokenizer), seq_len, bos, max_windows)
+    windows = split_windows(tokenize(text.content, tokenizer), seq_len, bos, max_windows, drop_last=drop_last)
     if not windows:
-        raise InputError(
-            expected=f"at least two tokens in {text.name}", got="fewer", remedy="evaluate on a longer text"
-        )
+        needed = f"{seq_len} tokens in {text.name}, a full window" if drop_last else f"two tokens in {text.name}"
+        raise InputError(expected=f"at least {needed}", got="fewer", remedy="evaluate on a longer text")
     was_training = model.training
     model.eval()
     nll: list[float] = []
     batches = list(_batches(windows, batch_size))
-    for batch in progress(batches, f"perplexity on {text.name}", len(batches)):
-        nll += _window_nll(model, torch.stack(batch))
-    model.train(was_training)
+    try:
+        for batch in progress(batches, f"perplexity on {text.name}", len(batches)):
+            nll += _finite(_window_nll(model, torch.stack(batch)), text.name, len(nll))
+    finally:
+        model.train(was_training)
     predicted = [len(window) - 1 for window in windows]
     total, tokens = math.fsum(nll), sum(predicted)
-    if not math.isfinite(total):
-        raise NumericalError(f"the loss on {text.name} is {total}; a bf16-trained model may overflow in float16")
+    if total / tokens > MAX_MEAN_NLL:
+        raise NumericalError(f"the mean loss on {text.name} is {total / tokens:.0f} nats: its perplexity has no float")
     ppl = math.exp(total / tokens)
     return Perplexity(
         ppl=ppl,
@@ -170,6 +181,7 @@ def perplexity(
         source=text.source,
         sha256=text.sha256,
         join=text.join,
+        last_window="dropped" if drop_last else "scored",
     )
 
 
@@ -189,12 +201,29 @@ def window_length(model: Any, seq_len: int | None) -> int:
     return seq_len
 
 
-def split_windows(ids: Tensor, seq_len: int, bos: int | None, max_windows: int | None) -> list[Tensor]:
-    """Consecutive windows of at most ``seq_len`` tokens, BOS included; one without anything to predict is left out."""
+def split_windows(
+    ids: Tensor, seq_len: int, bos: int | None, max_windows: int | None, *, drop_last: bool = False
+) -> list[Tensor]:
+    """Consecutive windows of at most ``seq_len`` tokens, BOS included; one without anything to predict is left out.
+
+    With ``bos`` every window begins with exactly one: those the text itself begins with are taken away first.
+    """
+    if bos is not None:
+        others = (ids != bos).nonzero()
+        ids = ids[int(others[0]) if len(others) else len(ids) :]
     chunks = ids.split(seq_len - (bos is not None))[:max_windows]
     first = torch.tensor([] if bos is None else [bos], dtype=ids.dtype)
     windows = [torch.cat([first, chunk]) for chunk in chunks]
-    return [window for window in windows if len(window) > 1]
+    return [window for window in windows if len(window) > 1 and (len(window) == seq_len or not drop_last)]
+
+
+def _finite(nll: list[float], name: str, first_window: int) -> list[float]:
+    for window, loss in enumerate(nll, first_window):
+        if not math.isfinite(loss):
+            raise NumericalError(
+                f"the loss on window {window} of {name} is {loss}; a bf16-trained model may overflow in float16"
+            )
+    return nll
 
 
 def _window_nll(model: Any, input_ids_BT: Tensor) -> list[float]:
@@ -237,7 +266,12 @@ def _bos_token(tokenizer: Any) -> int:
     return int(tokenizer.bos_token_id)
 
 
-def _check_vocabulary(model: Any, tokenizer: Any) -> None:
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that can produce ids the embedding has no row for.
+
+    Raises:
+        InputError: the tokenizer belongs to another model.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise InputError(

@@ -1,0 +1,161 @@
+"""The end of an evaluation: where results go, what there is to warn about, and the two files and the table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hgsp
+from evaluation.config import EvaluationConfig
+from evaluation.models import ModelUnderTest
+from evaluation.report import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
+from evaluation.results import DENSE, DONE, FAILED, PRUNED, Results, TaskResult, canonical_path, write_atomically
+from evaluation.tasks import is_text
+from hgsp.errors import InputError
+from hgsp.logs import show
+from hgsp.report import COLLAPSE_FACTOR
+
+LOG = logging.getLogger("hgsp.evaluation")
+
+
+def output_folder(config: EvaluationConfig) -> Path:
+    """``--output``, else ``evaluation/`` in the model's folder; without one ``results/{name}/evaluation``.
+
+    Raises:
+        InputError: results could not be written there.
+    """
+    path = Path(canonical_path(config.model_path))
+    if config.output is not None:
+        folder = Path(config.output)
+    elif path.is_dir():
+        folder = path / "evaluation"
+    else:
+        folder = Path("results") / path.name / "evaluation"
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(
+            expected=f"a folder that can be written for results ({folder})",
+            got=f"{existing}, which cannot",
+            remedy="name another with --output",
+        )
+    return folder
+
+
+def provenance(command: str, device: str) -> dict[str, Any]:
+    """Command, versions and hardware of the last run that added to the file."""
+    on_gpu = device.startswith("cuda")
+    return {
+        "command": command,
+        "environment": {
+            "hgsp": hgsp.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("torch", "transformers", "lm-eval", "datasets")},
+            "platform": platform.platform(),
+            "device": device,
+            "device_name": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        },
+    }
+
+
+def finish(
+    config: EvaluationConfig,
+    results: Results,
+    models: Sequence[ModelUnderTest],
+    folder: Path,
+    origin: Mapping[str, Any],
+) -> int:
+    """Write results.json and results.md, show the table. Returns 1 if a task of this run failed, else 0."""
+    analysis = pruning_analysis(results)
+    collapsed = has_collapsed(results.results, analysis)
+    warnings = same_corpus_warnings(results.results, analysis)
+    if collapsed:
+        warnings.append(
+            f"COLLAPSED: token perplexity is more than {COLLAPSE_FACTOR:.0f} times the dense model's; "
+            "prune less, or recover by training"
+        )
+    results.write(
+        {
+            "collapsed": collapsed,
+            "zero_shot_average": zero_shot_averages(results),
+            "comparison": comparisons_as_dicts(results),
+            "warnings": warnings,
+            **origin,
+        }
+    )
+    title = f"{Path(results.models[PRUNED]['path']).name}: evaluation"
+    device = origin["environment"]["device_name"]
+    write_atomically(folder / "results.md", markdown(results, title, [*warnings, f"last measured on {device}"]))
+    for warning in warnings:
+        LOG.warning("%s", warning)
+    show(terminal_table(results, title))
+    LOG.info("results: %s", folder / "results.json")
+    asked = {(model.role, task) for model in models for task in config.task_names}
+    return int(any(item.status == FAILED and (item.role, item.task) in asked for item in results.results))
+
+
+def pruning_analysis(results: Results) -> dict[str, Any]:
+    """What pruning said about the measured model; empty if it was not pruned here."""
+    path = Path(results.models[PRUNED]["path"]) / "pruning_analysis.json"
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def has_collapsed(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> bool | None:
+    """Whether a perplexity is above ``COLLAPSE_FACTOR`` times the dense one by the same protocol.
+
+    The dense one comes from this file, else from the pruning run. None if there is none to compare with.
+    """
+    verdicts = []
+    for item in results:
+        if item.role == DENSE or item.status != DONE or not is_text(item.task):
+            continue
+        dense = _dense_ppl(item, results, analysis)
+        if dense is not None:
+            verdicts.append(item.by_name["token_ppl"].value > COLLAPSE_FACTOR * dense)
+    return any(verdicts) if verdicts else None
+
+
+def _dense_ppl(item: TaskResult, results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> float | None:
+    for other in results:
+        if (other.role, other.key, other.status) == (DENSE, item.key, DONE):
+            return other.by_name["token_ppl"].value
+    before = analysis.get("evaluation", {}).get("before", {}).get(item.task)
+    same = ("sha256", "seq_len", "windows", "tokens", "bos", "dtype")
+    if before is not None and all(before.get(name) == item.protocol.get(name) for name in same):
+        return float(before["ppl"])
+    return None
+
+
+def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> list[str]:
+    """Say so where a model was calibrated on the corpus it is evaluated on."""
+    source = ((analysis.get("scoring") or {}).get("calibration") or {}).get("source", "")
+    corpus = source.partition(",")[0]
+    evaluated = {
+        item.task: item.protocol["split"]
+        for item in results
+        if item.role == PRUNED and item.status == DONE and is_text(item.task)
+    }
+    if corpus not in evaluated:
+        return []
+    return [
+        f"calibrated on {source}, evaluated on {evaluated[corpus]}: the same corpus, which flatters the pruned model"
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,132 @@
+"""The models of one evaluation: which there are, refused early where one cannot be there, loaded when needed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.config import EvaluationConfig
+from evaluation.metrics.ppl import check_vocabulary
+from evaluation.results import DENSE, PRUNED, RECOVERED, canonical_path, model_identity
+from hgsp.checkpoint import load_pruned, load_tokenizer_of
+from hgsp.distributed import join_processes
+from hgsp.errors import InputError
+from hgsp.loading import DTYPES, inspect_model, load_dense, load_tokenizer
+from hgsp.pipeline import resolve_device
+
+LOG = logging.getLogger("hgsp.evaluation")
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+PICKLES = (".bin", ".pt", ".pth")
+#: Other processes wait while the main one measures perplexity: as long as it takes.
+PATIENCE = timedelta(weeks=1)
+
+
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """One column: a role, what the user called the model, and the identity of its weights."""
+
+    role: str
+    name: str
+    identity: str
+
+    @property
+    def path(self) -> str:
+        """One name for one model, however it was given."""
+        return canonical_path(self.name)
+
+
+def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
+    """The columns asked for, dense first.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no weights.
+    """
+    names = {
+        DENSE: config.base_model if config.compare else None,
+        PRUNED: config.model_path,
+        RECOVERED: config.recovered_model,
+    }
+    for name in (config.base_model, *names.values()):
+        if name is not None:
+            _refuse_missing(name)
+    return [ModelUnderTest(role, name, model_identity(name)) for role, name in names.items() if name is not None]
+
+
+def _refuse_missing(name: str) -> None:
+    path = Path(name)
+    if not path.exists():
+        if HUB_ID.fullmatch(name) and not name.endswith(WEIGHTS):
+            return
+        raise InputError(
+            expected="a model file, folder or hub id", got=f"'{name}', which is not there", remedy="check the path"
+        )
+    if path.is_dir() and not any(file.name.endswith(WEIGHTS) for file in path.iterdir()):
+        raise InputError(
+            expected=f"weights in '{name}' ({', '.join(WEIGHTS)})",
+            got="a folder without",
+            remedy="check that pruning finished, and pass the folder that holds model.safetensors",
+        )
+
+
+def own_device(device: str | None) -> str:
+    """The device to run on; under ``accelerate launch`` this process's own, after joining the others."""
+    own = resolve_device(device)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        if own.startswith("cuda"):
+            own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(own)
+        if int(os.environ.get("RANK", "0")) == 0:
+            LOG.info(
+                "%d processes share out the items of lm-eval tasks, each with a whole copy of the model; perplexity "
+                "and efficiency are measured by the first process alone, which is also the only one that writes",
+                processes,
+            )
+    join_processes(torch.device(own), PATIENCE)
+    return own
+
+
+def load_model(name: str, dtype: str | None, device: str) -> Any:
+    """A dense or pruned model, eval mode; ``dtype=None`` as stored (a .gguf file: bfloat16).
+
+    Raises:
+        InputError: the files do not hold the model's weights.
+    """
+    if name.endswith(".gguf"):
+        return load_dense(inspect_model(name), dtype or "bfloat16", device)
+    return load_pruned(name, device=device, dtype=None if dtype is None else DTYPES[dtype])
+
+
+def load_checked(model: ModelUnderTest, config: EvaluationConfig, device: str, tokenizer: Any) -> Any:
+    """Load a column's model and refuse a tokenizer or a window that is not for it."""
+    loaded = load_model(model.name, config.dtype, device)
+    check_vocabulary(loaded, tokenizer)
+    return loaded
+
+
+def tokenizer_of(config: EvaluationConfig) -> Any:
+    """The dense model's tokenizer if it is named, else the one saved with the model.
+
+    Raises:
+        InputError: there is none.
+    """
+    name = config.base_model or config.model_path
+    return load_tokenizer_of(name) if name.endswith(PICKLES) else load_tokenizer(name)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Equal for tokenizers with the same vocabulary that split a probe sentence alike, special tokens included."""
+    probe = tokenizer("The quick brown fox\n\n  didn't jump 12345 times over naïve 日本.")["input_ids"]
+    facts = [sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens, probe]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Measure a model, dense or pruned: perplexity, LAMBADA, zero-shot tasks, and its real gain in speed and memory."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script, Python looks for modules beside this file instead of in the repository
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from evaluation.config import EvaluationConfig
+from hgsp.cli import guarded, quiet_libraries
+from hgsp.config import parse
+
+LOG = logging.getLogger("hgsp")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the recipe; exit code 0 done, 1 a task failed (the others are kept), 2 bad input (nothing measured)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        config = parse(EvaluationConfig, arguments, prog="run_evaluation.py", description=__doc__ or "")
+        return evaluate(config, shlex.join(["run_evaluation.py", *arguments]))
+
+    return guarded(run)
+
+
+def evaluate(config: EvaluationConfig, command: str) -> int:
+    """The whole recipe for one configuration."""
+    quiet_libraries()
+    from evaluation import closing
+    from evaluation.jobs import prepare_jobs
+    from evaluation.models import models_under_test, own_device, tokenizer_fingerprint, tokenizer_of
+    from evaluation.results import Results
+    from evaluation.runner import Runner
+    from hgsp.distributed import is_main_process, leave_processes
+    from hgsp.logs import LogFile
+
+    with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "evaluation.log") as log:
+        LOG.info("command: %s", command)
+        models = models_under_test(config)
+        folder = closing.output_folder(config)
+        results = Results.open(folder)
+        for model in models:
+            results.enter(model.role, model.path, model.identity)
+        tokenizer = tokenizer_of(config)
+        device = own_device(config.device)
+        jobs, failures = prepare_jobs(config)
+        runner = Runner(config, device, tokenizer, tokenizer_fingerprint(tokenizer), results)
+        runner.fail(models, failures)
+        runner.run(models, jobs)
+        is_main = is_main_process()
+        leave_processes()
+        if not is_main:
+            return 0
+        code = closing.finish(config, results, models, folder, closing.provenance(command, device))
+        log.copy_to(folder / "evaluation.log")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
