@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from evaluation.metrics.ppl import perplexity
-from hgsp.config import PruneConfig
+from hgsp.config import CPU_EVAL_WINDOWS, PruneConfig
 from hgsp.data import EVALUATE, Text, load_text
 from hgsp.progress import terminal
 from hgsp.report import COLLAPSE_FACTOR, has_collapsed
@@ -31,6 +31,7 @@ class BeforeAfter:
         self._config = config
         self._offloaded = offloaded
         self._texts = [load_text(name, EVALUATE, config.data_dir) for name in config.evaluation_texts]
+        self._max_windows = config.eval_max_windows or None
         self.results: dict[str, dict[str, Any]] = {}
         self.samples: dict[str, str | None] = {}
         self.warnings: list[str] = []
@@ -48,11 +49,17 @@ class BeforeAfter:
         return warnings
 
     def before(self, model: Any, tokenizer: Any) -> None:
+        if self._config.eval_max_windows is None and model.get_input_embeddings().weight.device.type == "cpu":
+            self._max_windows = CPU_EVAL_WINDOWS
         self._measure("before", model, tokenizer)
 
     def after(self, model: Any, tokenizer: Any) -> None:
         self._measure("after", model, tokenizer)
         self.warnings = []
+        if self._max_windows is not None and self._texts:
+            self.warnings.append(
+                f"perplexities are of the first {self._max_windows} windows of each text (--eval_max_windows 0 takes all)"
+            )
         if has_collapsed(self.results):
             self.warnings.append(
                 f"COLLAPSED: perplexity grew more than {COLLAPSE_FACTOR:.0f} times; prune less, or recover by training"
@@ -68,7 +75,7 @@ class BeforeAfter:
                 tokenizer,
                 text,
                 seq_len=self._config.eval_seq_len,
-                max_windows=self._config.eval_max_windows,
+                max_windows=self._max_windows,
                 progress=terminal,
             )
             self.results[when][text.name] = asdict(result)

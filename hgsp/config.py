@@ -19,6 +19,8 @@ IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "f
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
 LAYER_IMPORTANCES = ("cosine", "perplexity")
 DEFAULT_EPSILON = 0.15
+#: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
+CPU_EVAL_WINDOWS = 16
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
 
 #: Fields of ``PruneConfig`` that must be at least 1.
@@ -166,7 +168,12 @@ class PruneConfig(ScoringConfig):
     eval_seq_len: int | None = option(
         None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
     )
-    eval_max_windows: int | None = option(None, help="only the first windows of each text (unset: all)", type=int)
+    eval_max_windows: int | None = option(
+        None,
+        help="only the first windows of each text, 0 = all "
+        f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
+        type=int,
+    )
     results_dir: str = option("results", help="where results go")
     dry_run: bool = option(False, help="print what would be pruned from; load no weights, write nothing")
     no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
@@ -186,9 +193,9 @@ class PruneConfig(ScoringConfig):
             require(getattr(self, name) >= 0, f"--{name}", "at least 0", getattr(self, name))
         require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
         require(
-            self.eval_max_windows is None or self.eval_max_windows >= 1,
+            self.eval_max_windows is None or self.eval_max_windows >= 0,
             "--eval_max_windows",
-            "at least 1",
+            "at least 0",
             self.eval_max_windows,
         )
         finite = math.isfinite(self.temperature) and self.temperature >= 0
