@@ -58,7 +58,7 @@ class BeforeAfter:
         self.warnings = []
         if self._max_windows is not None and self._texts:
             self.warnings.append(
-                f"perplexities are of the first {self._max_windows} windows of each text (--eval_max_windows 0 takes all)"
+                f"PPL is of the first {self._max_windows} windows of each text (--eval_max_windows 0 takes all)"
             )
         if has_collapsed(self.results):
             self.warnings.append(
