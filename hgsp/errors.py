@@ -10,3 +10,11 @@ class InputError(ValueError):
 
 class NumericalError(RuntimeError):
     """A value that must be finite is not. The message names where it was first seen; exit code 1."""
+
+
+def not_finite(what: str, layer: int, projection: str) -> NumericalError:
+    """The error about a NaN or infinity in one layer, by its place."""
+    return NumericalError(
+        f"{what} of layer {layer}, {projection} is not finite (bf16-trained models overflow in float16: "
+        "use --dtype bfloat16)"
+    )

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hgsp.errors import NumericalError, not_finite
+
 #: The head's logits are computed for at most this many values at a time (256 MiB in float32).
 MAX_LOGITS = 1 << 26
 
@@ -88,8 +90,9 @@ class Decoder:
             targets = input_ids_BT[row, 1:].to(head.weight.device)
             for chunk in torch.arange(len(targets)).split(positions):
                 last = hidden_BTH[row, chunk].detach().to(head.weight.device).requires_grad_()
-                logits = head(self.model.model.norm(last))
-                nll = nn.functional.cross_entropy(logits.float(), targets[chunk], reduction="sum")
+                with torch.enable_grad():
+                    logits = head(self.model.model.norm(last))
+                    nll = nn.functional.cross_entropy(logits.float(), targets[chunk], reduction="sum")
                 (gradient[row, chunk],) = (g.to(gradient) for g in torch.autograd.grad(nll, last))
                 loss[row] += nll.item()
         return loss, gradient
@@ -99,7 +102,7 @@ class Decoder:
             hidden = args[0] if args else kwargs.pop("hidden_states")
             raise _FirstLayerReachedError(hidden, {**kwargs, "use_cache": False, "past_key_values": None})
 
-        handle = self.model.model.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+        handle = self.model.model.layers[0].register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
         try:
             self.model.model(input_ids.to(self.model.model.embed_tokens.weight.device), use_cache=False)
         except _FirstLayerReachedError as reached:
@@ -213,6 +216,8 @@ class LayerWalk:
         first = self._boundaries.open(0)
         for batch in self.batches:
             first[batch] = self.decoder.embed(self.input_ids[batch]).to(first)
+            if not first[batch].isfinite().all():
+                raise NumericalError("what enters the first layer is not finite: look at the embeddings")
         for index in range(self.decoder.num_layers):
             yield from self._forward_layer(index)
             if not (self.keep_boundaries and index % self._stride == 0):
@@ -220,12 +225,15 @@ class LayerWalk:
 
     def _forward_layer(self, index: int) -> Iterator[ForwardPass]:
         entering, leaving = self._boundaries.open(index), self._boundaries.open(index + 1)
-        with self.decoder.layer(index) as module, torch.no_grad():
+        with self.decoder.layer(index) as module:
 
+            @torch.no_grad()
             def run() -> None:
                 for batch in self.batches:
                     hidden = entering[batch].to(_device_of(module))
                     leaving[batch] = self.decoder.call(module, hidden).to(leaving)
+                    if not leaving[batch].isfinite().all():
+                        raise self._overflow(index, module, hidden)
 
             yield ForwardPass(index, module, run)
 
@@ -238,6 +246,11 @@ class LayerWalk:
         last = self._boundaries.open(self.decoder.num_layers)
         for batch in self.batches:
             self.losses[batch], upstream[batch] = self.decoder.loss_and_gradient(last[batch], self.input_ids[batch])
+        if not self.losses.isfinite().all():
+            raise NumericalError(
+                "the calibration loss is not finite although every layer's output is: look at the final norm and the "
+                "head, or use --dtype bfloat16"
+            )
         self._boundaries.drop(self.decoder.num_layers)
         for index in reversed(range(self.decoder.num_layers)):
             if index not in self._boundaries:
@@ -252,17 +265,47 @@ class LayerWalk:
 
     def _backward_layer(self, index: int, upstream: Tensor) -> Iterator[BackwardPass]:
         entering = self._boundaries.open(index)
-        with self.decoder.layer(index) as module, torch.enable_grad():
+        with self.decoder.layer(index) as module:
 
             def run(parameters: Sequence[nn.Parameter]) -> Iterator[tuple[Tensor, ...]]:
                 for batch in self.batches:
                     hidden = entering[batch].to(_device_of(module)).detach().requires_grad_()
-                    output = self.decoder.call(module, hidden)
+                    with torch.enable_grad():  # not around the yield, where it would hold for the caller too
+                        output = self.decoder.call(module, hidden)
                     grads = torch.autograd.grad(output, [hidden, *parameters], upstream[batch].to(output))
                     upstream[batch] = grads[0].to(upstream)
                     yield grads[1:]
 
             yield BackwardPass(index, module, run)
+
+    def _overflow(self, index: int, module: nn.Module, hidden_BTH: Tensor) -> NumericalError:
+        """Run a layer whose output is not finite once more to find the first weight or projection that is not."""
+        culprits = [("weight", weight_not_finite(module))]
+
+        def on_output(name: str, output: Tensor) -> None:
+            if not output.isfinite().all():
+                culprits.append(("output", name))
+
+        handles = [
+            linear.register_forward_hook(lambda _module, _args, output, name=name: on_output(name, output))
+            for name, linear in module.named_modules()
+            if isinstance(linear, nn.Linear)
+        ]
+        try:
+            self.decoder.call(module, hidden_BTH)
+        finally:
+            for handle in handles:
+                handle.remove()
+        what, where = next((what, where) for what, where in [*culprits, ("output", "residual stream")] if where)
+        return not_finite(what, index, where)
+
+
+def weight_not_finite(module: nn.Module) -> str | None:
+    """The first submodule with a weight or bias that is NaN or infinite, by its name."""
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            return name.rpartition(".")[0]
+    return None
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -217,23 +217,43 @@ class SafetensorFiles:
 
 
 class OffloadedLayers:
-    """Layers read from safetensors files when they are needed; one is held at a time."""
+    """Layers read from safetensors files when they are needed; one is held at a time.
+
+    The model itself can be called too, as for evaluation: every layer then reads its weights before it runs and drops
+    them after, so that each call reads the whole model once.
+    """
 
     def __init__(self, model: Any, files: SafetensorFiles, dtype: torch.dtype, device: torch.device) -> None:
         self._layers = model.model.layers
         self._files, self._dtype, self._device = files, dtype, device
+        self._in_use: int | None = None
+        for index, module in enumerate(self._layers):
+            module.register_forward_pre_hook(lambda _module, _args, index=index: self._enter_call(index))
+            module.register_forward_hook(lambda _module, _args, _out, index=index: self._leave_call(index))
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
+        self._in_use = index
+        self._read_layer(index)
+        try:
+            yield self._layers[index]
+        finally:
+            self._in_use = None
+            self._layers[index].to("meta")
+
+    def _enter_call(self, index: int) -> None:
+        if index != self._in_use:
+            self._read_layer(index)
+
+    def _leave_call(self, index: int) -> None:
+        if index != self._in_use:
+            self._layers[index].to("meta")
+
+    def _read_layer(self, index: int) -> None:
         module = self._layers[index]
         prefix = f"{LAYER_PREFIX}{index}."
-        state = {name: self._read(prefix + name) for name in module.state_dict()}
-        module.load_state_dict(state, assign=True)
+        module.load_state_dict({name: self._read(prefix + name) for name in module.state_dict()}, assign=True)
         module.requires_grad_(False)
-        try:
-            yield module
-        finally:
-            module.to("meta")
 
     def _read(self, name: str) -> Tensor:
         return self._files.read(name).to(self._device, self._dtype)

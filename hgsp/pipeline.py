@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 from contextlib import AbstractContextManager
@@ -187,7 +188,7 @@ def cut(request: Request, scores: Scores, budget: int) -> Cut:
         **scores.provenance,
         "score_normalization": normalization,
         "temperature": config.temperature,
-        "tau": config.tau,
+        "tau": "inf" if config.tau == math.inf else config.tau,  # JSON has no infinity
         "epsilon": config.collapse_epsilon,
     }
     plan = select_groups(table, request.geometry, budget, request.floors, config.collapse_epsilon, provenance)

@@ -119,8 +119,7 @@ def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
             }
             variants = {key: decoder.call(module, hidden) for key, hidden in variants.items()} | started
     tokens = input_ids.shape[0] * (input_ids.shape[1] - 1)
-    with torch.enable_grad():
-        losses = {key: decoder.loss_and_gradient(hidden, input_ids)[0].sum() for key, hidden in variants.items()}
+    losses = {key: decoder.loss_and_gradient(hidden, input_ids)[0].sum() for key, hidden in variants.items()}
     perplexity = {key: math.exp(float(loss) / tokens) for key, loss in losses.items()}
     dense = perplexity[-1, "none"]
     layer, attention, mlp = (

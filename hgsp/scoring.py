@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.calibration import Calibration
-from hgsp.distributed import own_share
-from hgsp.errors import InputError
+from hgsp.distributed import own_share, sum_over_processes
+from hgsp.errors import InputError, not_finite
 from hgsp.families import ATTENTION_WRITER, LINEARS, MLP_WRITER
 from hgsp.geometry import Geometry, geometry_of
 from hgsp.groups import KIND_NAMES
 from hgsp.importance import METHODS, ColumnMethod, GroupMethod, Method, WeightMethod
-from hgsp.layerwise import Decoder, LayerWalk
+from hgsp.layerwise import Decoder, LayerWalk, weight_not_finite
 from hgsp.normalization import LayerImportance
 from hgsp.prior import Influence, InfluenceWatch
 from hgsp.progress import Progress, silent
@@ -111,7 +111,7 @@ def score_groups(
                 statistics = gather_backward(back, linears, method.needs & BACKWARD_STATISTICS, share, seq_len)
                 found[back.index] = _layer_importance(method, statistics, geometry, seed)
     influence = watch.influence(share.num_sequences * seq_len) if watch else None
-    loss = float(walk.losses.mean()) / (seq_len - 1) if backward else None
+    loss = float(sum_over_processes(walk.losses.sum())) / (share.num_sequences * (seq_len - 1)) if backward else None
     return Importances(_in_order(found), influence, loss)
 
 
@@ -171,6 +171,10 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
             return method.saliency(parameter, statistics.values.get(key, {}))
 
         importance = fold_weights(saliency, K, R, D)
+    for kind in KIND_NAMES:
+        if not importance[kind].isfinite().all():
+            where = weight_not_finite(statistics.module)
+            raise not_finite("weight" if where else f"{method.name} importance", statistics.index, where or kind)
     return {kind: values.numpy() for kind, values in importance.items()}
 
 

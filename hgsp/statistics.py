@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.distributed import Share, sum_over_processes
-from hgsp.errors import NumericalError
+from hgsp.errors import not_finite
 from hgsp.layerwise import BackwardPass, ForwardPass
 
 FORWARD_STATISTICS = frozenset({"input_sq", "input_mean"})
@@ -59,10 +59,7 @@ class LayerStatistics:
                 value = sum_over_processes(self.values[key][name]).div_(counts[name])
                 self.values[key][name] = value
                 if not torch.isfinite(value).all():
-                    raise NumericalError(
-                        f"{name} of layer {self.index}, {key} is not finite (bf16-trained models overflow in float16: "
-                        "use --dtype bfloat16)"
-                    )
+                    raise not_finite(name, self.index, key)
 
 
 def gather_forward(
@@ -104,17 +101,13 @@ def gather_backward(
         if "gate_grad" in needs and input_BTI.requires_grad:
             input_BTI.register_hook(on_gradient)
 
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    with _watch_inputs(linears, observe):
+    with _watch_inputs(linears, observe), _requiring_gradients(parameters):
         for gradients in layer_pass.run(list(parameters.values())):
             for key, gradient in zip(parameters, gradients, strict=True):
                 if "grad" in needs:
                     statistics.add(key, "grad", gradient, mean_token)
                 if "grad_sq" in needs:
                     statistics.add(key, "grad_sq", gradient.float().square(), mean_token**2)
-    for parameter in parameters.values():
-        parameter.requires_grad_(False)
     if "gate_grad" in needs:
         for name, rows in gates.items():
             own = torch.cat(rows)
@@ -138,6 +131,17 @@ def _watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tens
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _requiring_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
 
 
 def _parameters_of(linears: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
