@@ -32,6 +32,7 @@ class BeforeAfter:
         self._offloaded = offloaded
         self._texts = [load_text(name, EVALUATE, config.data_dir) for name in config.evaluation_texts]
         self._max_windows = config.eval_max_windows or None
+        self._limited_by_default = False
         self.results: dict[str, dict[str, Any]] = {}
         self.samples: dict[str, str | None] = {}
         self.warnings: list[str] = []
@@ -51,14 +52,15 @@ class BeforeAfter:
     def before(self, model: Any, tokenizer: Any) -> None:
         if self._config.eval_max_windows is None and model.get_input_embeddings().weight.device.type == "cpu":
             self._max_windows = CPU_EVAL_WINDOWS
+            self._limited_by_default = True
         self._measure("before", model, tokenizer)
 
     def after(self, model: Any, tokenizer: Any) -> None:
         self._measure("after", model, tokenizer)
         self.warnings = []
-        if self._max_windows is not None and self._texts:
+        if self._limited_by_default and self._texts:
             self.warnings.append(
-                f"PPL is of the first {self._max_windows} windows of each text (--eval_max_windows 0 takes all)"
+                f"on a CPU, PPL is of the first {CPU_EVAL_WINDOWS} windows of a text (--eval_max_windows 0 takes all)"
             )
         if has_collapsed(self.results):
             self.warnings.append(

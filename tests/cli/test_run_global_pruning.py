@@ -13,6 +13,7 @@ import run_global_pruning
 from conftest import TINY, make_tiny
 from hgsp import checkpoint, cli
 from hgsp.checkpoint import load_pruned
+from hgsp.config import CPU_EVAL_WINDOWS
 from hgsp.geometry import geometry_of
 from hgsp.selection import PrunePlan
 
@@ -283,6 +284,21 @@ def test_calibrating_on_the_text_that_is_evaluated_is_a_warning_in_log_and_json(
     (warning,) = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())["warnings"]
     assert "calibrated on the very text that is evaluated" in warning
     assert warning in (tmp_path / "out" / "logs" / "training.log").read_text()
+
+
+@pytest.mark.parametrize(("asked", "windows"), [("", CPU_EVAL_WINDOWS), ("0", 20), ("18", 18)])
+def test_a_cpu_measures_the_first_windows_unless_told_otherwise_and_says_so(
+    prune, text_file, tmp_path, monkeypatch, asked, windows
+):
+    """S04: how much text a perplexity is of stands in the report."""
+    monkeypatch.delitem(SETTINGS, "--eval_max_windows")
+    text = tmp_path / "short.txt"
+    text.write_text(text_file.read_text()[: 20 * 32])
+    flags = {"--eval_tasks": text, "--eval_seq_len": "32", "--eval_max_windows": asked}
+    assert prune(tmp_path, *[part for flag, value in flags.items() if value for part in (flag, value)]) == 0
+    analysis = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
+    assert [result["windows"] for result in analysis["evaluation"]["after"].values()] == [windows]
+    assert any("--eval_max_windows 0" in warning for warning in analysis["warnings"]) == (not asked)
 
 
 def test_shared_wikitext_calibrates_on_train_and_warns_of_the_same_corpus(prune, data_dir, tmp_path):

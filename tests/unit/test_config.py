@@ -107,7 +107,7 @@ REFUSED = {
     "dataset": ["wikitext103"],
     "eval_tasks": ["wikitext,lambda"],
     "eval_seq_len": [1],
-    "eval_max_windows": [0],
+    "eval_max_windows": [-1],
     "output_name": ["", ".", "..", "a/../../b", "/abs", "a/", "a//b", "a/./b"],
     "finetune": [True],
     "finetune_lr": [0.0, math.nan],
