@@ -51,7 +51,6 @@ def output_folder(config: EvaluationConfig) -> Path:
 
 def provenance(command: str, device: str) -> dict[str, Any]:
     """Command, versions and hardware of the last run that added to the file."""
-    on_gpu = device.startswith("cuda")
     return {
         "command": command,
         "environment": {
@@ -60,11 +59,21 @@ def provenance(command: str, device: str) -> dict[str, Any]:
             **{name: _version(name) for name in ("torch", "transformers", "lm-eval", "datasets")},
             "platform": platform.platform(),
             "device": device,
-            "device_name": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+            "device_name": device_name(device),
             "threads": torch.get_num_threads(),
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
         },
     }
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's."""
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def finish(

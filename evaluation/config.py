@@ -30,7 +30,8 @@ class EvaluationConfig:
         type=int,
         nargs="+",
     )
-    limit: int | None = option(None, help="only the first items of each task and windows of each text", type=int)
+    limit: int | None = option(None, help="only the first items of each task, and windows of each text", type=int)
+    max_windows: int | None = option(None, help="only the first windows of each text (unset: as --limit)", type=int)
     add_bos: bool = option(False, help="begin every perplexity window with the BOS token")
     drop_last_window: bool = option(False, help="leave a short last window out, as GPTQ, SparseGPT and Wanda do")
     prompt_len: int = option(128, help="efficiency: tokens of the prompt", type=int)
@@ -48,10 +49,17 @@ class EvaluationConfig:
             require(length >= 2, "--seq_len", "at least 2", length)
         for name in ("batch_size", "prompt_len", "decode_len", "repeats"):
             require(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
-        require(self.limit is None or self.limit >= 1, "--limit", "at least 1", self.limit)
+        for name in ("limit", "max_windows"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name}", "at least 1", value)
         require(self.dtype is None or self.dtype in DTYPE_NAMES, "--dtype", f"one of {DTYPE_NAMES}", self.dtype)
         require(not self.compare or self.base_model is not None, "--compare", "given together with --base_model", True)
         require(self.device != "auto", "--device", "one device", "auto", "for several use `accelerate launch`")
+
+    @property
+    def window_limit(self) -> int | None:
+        """Most windows of a text, None for all."""
+        return self.limit if self.max_windows is None else self.max_windows
 
     @property
     def task_names(self) -> tuple[str, ...]:

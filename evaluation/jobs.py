@@ -50,7 +50,7 @@ class PerplexityJob:
         return {
             "sha256": self.text.sha256,
             "seq_len": self.seq_len,
-            "max_windows": self.config.limit,
+            "max_windows": self.config.window_limit,
             "bos": self.config.add_bos,
             "last_window": "dropped" if self.config.drop_last_window else "scored",
             "dtype": self.config.dtype,
@@ -65,7 +65,7 @@ class PerplexityJob:
             seq_len=self.seq_len,
             batch_size=self.config.batch_size,
             add_bos=self.config.add_bos,
-            max_windows=self.config.limit,
+            max_windows=self.config.window_limit,
             drop_last=self.config.drop_last_window,
             progress=terminal,
         )

@@ -99,14 +99,21 @@ def terminal_table(results: Results, title: str) -> Table:
     roles = _roles(results)
     table = Table(title=title, caption="\n".join(_footnotes(results)), caption_justify="left")
     for heading in ("task", "metric"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "metric")
     for role in roles:
-        table.add_column(role, justify="right")
+        table.add_column(role, justify="right", no_wrap=True)
         if role != DENSE and DENSE in roles:
-            table.add_column("vs dense", justify="right")
+            table.add_column("vs dense", justify="right", no_wrap=True)
     table.add_column("protocol", overflow="fold")
+    previous = ("", "")
     for row in rows:
-        table.add_row(*_cells(row, roles))
+        task, *cells, summary = _cells(row, roles)
+        if (row.task, row.summary) == previous:
+            table.add_row("", *cells, "")  # the same measurement: its protocol stands in the first row
+        else:
+            table.add_section()
+            table.add_row(task, *cells, summary)
+        previous = (row.task, row.summary)
     return table
 
 
@@ -142,12 +149,21 @@ def _cells(row: Row, roles: Iterable[str]) -> list[str]:
 
 
 def _value(metric: Metric) -> str:
-    number = f"{metric.value:,.0f}" if metric.unit in ("B", "count") else f"{metric.value:.4g}"
+    if metric.unit in ("B", "count"):
+        return _with_prefix(metric.value) + ("B" if metric.unit == "B" else "")
+    number = f"{metric.value:.4g}"
     if metric.unit == "" and metric.higher_is_better is not None:
         number = f"{metric.value:.4f}" if metric.higher_is_better else f"{metric.value:.3f}"
     stderr = "" if metric.stderr is None else f" ±{metric.stderr:.2g}"
-    unit = "" if metric.unit in ("", "count") else f" {metric.unit}"
-    return f"{number}{stderr}{unit}"
+    return f"{number}{stderr} {metric.unit}".rstrip()
+
+
+def _with_prefix(value: float) -> str:
+    """Four digits and a decimal prefix: 134.5 M."""
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {prefix}"
+    return f"{value:.4g} "
 
 
 def _change(row: Row, role: str) -> str:

@@ -39,7 +39,9 @@ def evaluate(config: EvaluationConfig, command: str) -> int:
     from evaluation.models import models_under_test, own_device, tokenizer_fingerprint, tokenizer_of
     from evaluation.results import Results
     from evaluation.runner import Runner
-    from hgsp.distributed import is_main_process, leave_processes
+    from evaluation.side_by_side import run_efficiency
+    from evaluation.tasks import EFFICIENCY
+    from hgsp.distributed import is_main_process, leave_processes, wait_for_all
     from hgsp.logs import LogFile
 
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "evaluation.log") as log:
@@ -55,6 +57,9 @@ def evaluate(config: EvaluationConfig, command: str) -> int:
         runner = Runner(config, device, tokenizer, tokenizer_fingerprint(tokenizer), results)
         runner.fail(models, failures)
         runner.run(models, jobs)
+        if EFFICIENCY in config.task_names and is_main_process():
+            run_efficiency(runner, models, config, device)
+        wait_for_all()
         is_main = is_main_process()
         leave_processes()
         if not is_main:

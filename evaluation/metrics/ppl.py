@@ -20,9 +20,9 @@ from hgsp.errors import InputError, NumericalError
 from hgsp.progress import Progress, silent
 
 DEFAULT_SEQ_LEN = 2048
-#: Logits turned into float32 at a time, in values: 24 MiB, which the C allocator keeps and reuses; from 32 MiB on it
-#: returns every temporary to the system, and first touching fresh pages costs more than the arithmetic.
-MAX_FLOAT_LOGITS = 3 << 21
+#: Logits turned into float32 at a time, in values. On a CPU 8 MiB, which the C allocator keeps and reuses: larger
+#: temporaries go back to the system every time, and touching fresh pages costs more than the arithmetic.
+FLOAT_LOGITS_ON_CPU, FLOAT_LOGITS = 1 << 21, 1 << 26
 #: exp of more than this overflows a float.
 MAX_MEAN_NLL = 700.0
 
@@ -231,8 +231,10 @@ def _window_nll(model: Any, input_ids_BT: Tensor) -> list[float]:
     input_ids = input_ids_BT.to(model.get_input_embeddings().weight.device)
     logits = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits
     totals = []
+    at_once = FLOAT_LOGITS_ON_CPU if logits.device.type == "cpu" else FLOAT_LOGITS
+    rows = max(1, at_once // logits.shape[-1])
     for row_logits, row_ids in zip(logits[:, :-1], input_ids[:, 1:], strict=True):
-        pieces = row_logits.split(max(1, MAX_FLOAT_LOGITS // row_logits.shape[-1]))
+        pieces = row_logits.split(rows)
         targets = row_ids.to(row_logits.device).split([len(piece) for piece in pieces])
         nll = [
             nn.functional.cross_entropy(piece.float(), target, reduction="none").double().sum()
