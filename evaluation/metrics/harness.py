@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import importlib.util
 import logging
 import math
 import statistics
@@ -83,10 +82,15 @@ def harness_version() -> str:
     Raises:
         InputError: it is not installed.
     """
-    if importlib.util.find_spec("lm_eval") is None:
+    try:
+        import datasets  # noqa: F401
+        import lm_eval  # noqa: F401
+    except ImportError as error:
         raise InputError(
-            expected="the package lm-eval for this task", got="none installed", remedy="pip install 'hgsp[eval]'"
-        )
+            expected="the packages lm-eval and datasets for this task",
+            got=str(error),
+            remedy="pip install 'hgsp[eval]'",
+        ) from error
     return metadata.version("lm_eval")
 
 
