@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from hgsp.distributed import Share, sum_over_processes
 from hgsp.errors import not_finite
-from hgsp.layerwise import BackwardPass, ForwardPass
+from hgsp.layerwise import BackwardPass, ForwardPass, weight_not_finite
 
 FORWARD_STATISTICS = frozenset({"input_sq", "input_mean"})
 WEIGHT_GRADIENTS = frozenset({"grad", "grad_sq"})
@@ -59,7 +59,8 @@ class LayerStatistics:
                 value = sum_over_processes(self.values[key][name]).div_(counts[name])
                 self.values[key][name] = value
                 if not torch.isfinite(value).all():
-                    raise not_finite(name, self.index, key)
+                    culprit = weight_not_finite(self.module)  # attention can hide a NaN until the way back
+                    raise not_finite("weight" if culprit else name, self.index, culprit or key)
 
 
 def gather_forward(
