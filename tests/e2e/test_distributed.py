@@ -1,0 +1,44 @@
+"""Two processes that share the calibration sequences give the table that one gives."""
+
+import csv
+import os
+import subprocess
+import sys
+
+from conftest import REPOSITORY, make_tiny
+
+FLAGS = ["--pruning_ratio", "0.3", "--temperature", "1", "--dataset", "builtin", "--nsamples", "5", "--seq_len", "32"]
+FLAGS += ["--device", "cpu", "--dtype", "float32", "--skip_evaluation", "--min_mlp_width", "8", "--batch_size", "2"]
+
+
+def table_of(folder):
+    with (folder / "global_group_table.csv").open() as rows:
+        return list(csv.DictReader(rows))
+
+
+def test_two_processes_equal_one(saved, tmp_path):
+    """Five sequences do not divide by two; importances, the prior and the kept groups are those of one process."""
+    base = saved(make_tiny("llama-8q4kv"))
+    script = [
+        str(REPOSITORY / "run_global_pruning.py"),
+        "--base_model",
+        str(base),
+        "--results_dir",
+        str(tmp_path),
+        *FLAGS,
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name, prefix in (("one", []), ("two", launcher)):
+        command = [sys.executable, *prefix, *script, "--output_name", name]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = table_of(tmp_path / "one"), table_of(tmp_path / "two")
+    assert len(one) == len(two) > 0
+    for expected, got in zip(one, two, strict=True):
+        assert [expected[key] for key in ("layer", "kind", "group", "cost", "kept")] == [
+            got[key] for key in ("layer", "kind", "group", "cost", "kept")
+        ]
+        for column in ("importance", "prior", "score"):  # float32 sums in another order
+            assert abs(float(got[column]) - float(expected[column])) <= 1e-4 * abs(float(expected[column]))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["dense", "one", "two"]
