@@ -1,0 +1,71 @@
+"""Score once, cut many times: the same as scoring again."""
+
+import json
+
+import pytest
+
+import run_global_pruning
+from conftest import make_tiny
+from hgsp.commands import cut, score
+from hgsp.selection import PrunePlan
+
+CALIBRATION = ["--dataset", "builtin", "--nsamples", "4", "--seq_len", "32", "--device", "cpu", "--dtype", "float32"]
+QUICK = ["--skip_evaluation", "--no_bin", "--min_mlp_width", "8", "--device", "cpu", "--dtype", "float32"]
+
+
+def plan_of(folder):
+    return PrunePlan.read_json(folder / "prune_plan.json").layers
+
+
+@pytest.mark.parametrize("settings", [("0.1", "0.0"), ("0.3", "1.0"), ("0.3", "2.5")])
+def test_cutting_from_scores_equals_scoring_again(saved, tmp_path, settings, capsys):
+    ratio, temperature = settings
+    base, scores = str(saved(make_tiny("llama-8q4kv"))), str(tmp_path / "deep" / "scores.npz")
+    assert score.main(["--base_model", base, "--output", scores, *CALIBRATION]) == 0
+    common = ["--base_model", base, "--results_dir", str(tmp_path), "--pruning_ratio", ratio, *QUICK]
+    common += ["--temperature", temperature]
+    assert cut.main([*common, "--scores", scores, "--output_name", "cut"]) == 0
+    assert run_global_pruning.main([*common, *CALIBRATION, "--output_name", "scored"]) == 0
+    assert plan_of(tmp_path / "cut") == plan_of(tmp_path / "scored")
+    assert score.main(["--base_model", base, "--output", scores, *CALIBRATION]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_several_ratios_in_one_run_give_the_plans_of_single_runs(saved, tmp_path):
+    base = str(saved(make_tiny("llama-8q4kv")))
+    common = ["--base_model", base, "--results_dir", str(tmp_path), "--temperature", "0", *CALIBRATION, *QUICK]
+    assert run_global_pruning.main([*common, "--output_name", "all", "--pruning_ratio", "0.1", "0.2", "0.35"]) == 0
+    for ratio, name in (("0.1", "all_10"), ("0.2", "all_20"), ("0.35", "all_35")):
+        assert run_global_pruning.main([*common, "--output_name", ratio, "--pruning_ratio", ratio]) == 0
+        assert plan_of(tmp_path / name) == plan_of(tmp_path / ratio)
+        assert json.loads((tmp_path / name / "pruning_analysis.json").read_text())["asked_ratio"] == float(ratio)
+
+
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ({"seed": 1}, "other weights"),
+        ({"num_hidden_layers": 2}, "other sizes"),
+    ],
+)
+def test_scores_of_another_model_are_refused(saved, tmp_path, capsys, other, complaint):
+    base, stranger = saved(make_tiny("llama-8q4kv")), saved(make_tiny("llama-8q4kv", **other), "stranger")
+    scores = tmp_path / "scores.npz"
+    assert score.main(["--base_model", str(base), "--output", str(scores), *CALIBRATION]) == 0
+    common = ["--results_dir", str(tmp_path), "--pruning_ratio", "0.1", "--output_name", "out", *QUICK]
+    assert cut.main([*common, "--base_model", str(stranger), "--scores", str(scores)]) == 2
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prior_needs_scores_with_influence_and_a_file_that_is_one(saved, tmp_path, capsys):
+    base = str(saved(make_tiny("llama-8q4kv")))
+    common = ["--base_model", base, "--results_dir", str(tmp_path), "--pruning_ratio", "0.1", *QUICK]
+    assert run_global_pruning.main([*common, *CALIBRATION, "--temperature", "0", "--output_name", "t0"]) == 0
+    scores = str(tmp_path / "t0" / "scores.npz")
+    assert cut.main([*common, "--scores", scores, "--output_name", "t1", "--temperature", "1"]) == 2
+    assert "scores made with --temperature 0" in capsys.readouterr().err
+    (tmp_path / "broken.npz").write_bytes(b"PK not an archive")
+    assert cut.main([*common, "--scores", str(tmp_path / "broken.npz"), "--output_name", "t2"]) == 2
+    assert cut.main([*common, "--output_name", "t3"]) == 2
+    assert "expected --scores PATH" in capsys.readouterr().err
