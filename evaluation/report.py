@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from evaluation.metrics.zeroshot import ZERO_SHOT, averages
@@ -94,26 +96,29 @@ def zero_shot_averages(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def terminal_table(results: Results, title: str) -> Table:
-    """The table of the whole file."""
-    rows = comparison(results)
+    """The table of the whole file: one section per measurement, its protocol below under the section's number."""
     roles = _roles(results)
-    table = Table(title=title, caption="\n".join(_footnotes(results)), caption_justify="left")
-    for heading in ("task", "metric"):
-        table.add_column(heading, no_wrap=heading == "metric")
+    table = Table(title=title, box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False)
+    table.add_column("")
     for role in roles:
-        table.add_column(role, justify="right", no_wrap=True)
+        table.add_column(role, justify="right")
         if role != DENSE and DENSE in roles:
-            table.add_column("vs dense", justify="right", no_wrap=True)
-    table.add_column("protocol", overflow="fold")
+            table.add_column("vs dense", justify="right")
+    protocols: list[str] = []
     previous = ("", "")
-    for row in rows:
-        task, *cells, summary = _cells(row, roles)
-        if (row.task, row.summary) == previous:
-            table.add_row("", *cells, "")  # the same measurement: its protocol stands in the first row
-        else:
+    for row in comparison(results):
+        task, metric, *cells, summary = _cells(row, roles)
+        if (task, summary) != previous:
             table.add_section()
-            table.add_row(task, *cells, summary)
-        previous = (row.task, row.summary)
+            reference = ""
+            if summary:
+                protocols.append(f"({len(protocols) + 1}) {task}: {summary}")
+                reference = f" ({len(protocols)})"
+            table.add_row(f"[bold]{task}[/bold]{reference}", *([""] * len(cells) if metric else cells))
+        if metric:
+            table.add_row(f"  {metric}", *cells)
+        previous = (task, summary)
+    table.caption = escape("\n".join([*protocols, *_footnotes(results)]))
     return table
 
 
@@ -151,11 +156,11 @@ def _cells(row: Row, roles: Iterable[str]) -> list[str]:
 def _value(metric: Metric) -> str:
     if metric.unit in ("B", "count"):
         return _with_prefix(metric.value) + ("B" if metric.unit == "B" else "")
-    number = f"{metric.value:.4g}"
-    if metric.unit == "" and metric.higher_is_better is not None:
-        number = f"{metric.value:.4f}" if metric.higher_is_better else f"{metric.value:.3f}"
-    stderr = "" if metric.stderr is None else f" ±{metric.stderr:.2g}"
-    return f"{number}{stderr} {metric.unit}".rstrip()
+    if metric.unit:
+        return f"{metric.value:.4g} {metric.unit}"
+    decimals = 4 if metric.name in ACCURACIES else 3
+    stderr = "" if metric.stderr is None else f" ±{metric.stderr:.{decimals}f}"
+    return f"{metric.value:.{decimals}f}{stderr}"
 
 
 def _with_prefix(value: float) -> str:
@@ -167,12 +172,12 @@ def _with_prefix(value: float) -> str:
 
 
 def _change(row: Row, role: str) -> str:
-    """``x0.94``, and for accuracies the difference in points first."""
+    """``x0.94``, and for accuracies the difference in points too."""
     ratio, difference = row.ratio(role), row.difference(role)
     if difference is None:
         return ""
     times = "" if ratio is None else f"x{ratio:.2f}"
-    return f"{100 * difference:+.2f} pt {times}".rstrip() if row.metric in ACCURACIES else times
+    return f"{times} ({100 * difference:+.1f})".lstrip() if row.metric in ACCURACIES else times
 
 
 def _footnotes(results: Results) -> list[str]:
@@ -184,7 +189,7 @@ def _footnotes(results: Results) -> list[str]:
     notes += [f"FAILED {task} ({', '.join(roles)}): {reason}" for (task, reason), roles in failed.items()]
     if any(item.task in ZERO_SHOT and item.status == DONE for item in results.results):
         notes.append(
-            "± is one standard error; acc_norm divides each choice's log-likelihood by its length in characters"
+            "± is one standard error, (+-) percentage points; acc_norm divides each choice's log-likelihood by its length in characters"
         )
     return notes
 

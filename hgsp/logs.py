@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 LOG = logging.getLogger("hgsp")
+#: Columns of a table that goes to a file.
+PLAIN_WIDTH = 140
 
 
 class LogFile:
@@ -47,8 +49,11 @@ class LogFile:
 
 def show(table: Table) -> None:
     """Print a table to stdout and put its plain text into the log."""
-    Console().print(table)
-    plain = Console(width=140, color_system=None)
+    console = Console()
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    console.print(table)
+    plain = Console(width=PLAIN_WIDTH, color_system=None)
     with plain.capture() as captured:
         plain.print(table)
     LOG.info("%s", captured.get(), extra={"file_only": True})

@@ -28,13 +28,13 @@ BATCH_SIZES = (1, 16)
 
 @dataclass(frozen=True)
 class Static:
-    """What needs no clock. ``attention_macs_per_context_token`` grows with the context: times its length, per token."""
+    """What needs no clock. ``attention_macs_per_position`` grows with the context: times its length, per token."""
 
     parameters: int
     weight_bytes: int
     kv_cache_bytes_per_token: int
     linear_macs_per_token: int
-    attention_macs_per_context_token: int
+    attention_macs_per_position: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def static_costs(model: Any) -> Static:
         weight_bytes=sum(parameter.nbytes for parameter in parameters),
         kv_cache_bytes_per_token=kv_bytes // num_tokens,
         linear_macs_per_token=linear_macs,
-        attention_macs_per_context_token=2 * _query_width(model),
+        attention_macs_per_position=2 * _query_width(model),
     )
 
 
