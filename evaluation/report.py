@@ -189,7 +189,8 @@ def _footnotes(results: Results) -> list[str]:
     notes += [f"FAILED {task} ({', '.join(roles)}): {reason}" for (task, reason), roles in failed.items()]
     if any(item.task in ZERO_SHOT and item.status == DONE for item in results.results):
         notes.append(
-            "± is one standard error, (+-) percentage points; acc_norm divides each choice's log-likelihood by its length in characters"
+            "± is one standard error, (+-) percentage points; acc_norm divides each choice's log-likelihood by its "
+            "length in characters"
         )
     return notes
 
