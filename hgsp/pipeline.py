@@ -33,7 +33,7 @@ from hgsp.surgery import Surgery, apply_plan
 LOG = logging.getLogger(__name__)
 
 #: Boundary activations of a model on the CPU stay in memory up to this size, or up to an eighth of its weights.
-MAX_RESIDENT_BOUNDARY_BYTES = 2**30
+MAX_RESIDENT_BOUNDARY_BYTES = 2**31
 #: Most bytes of a file of the pruned model when it is written without being in memory whole.
 OFFLOAD_SHARD_BYTES = 10**9
 
