@@ -21,7 +21,7 @@ demo-model: $(VENV)/installed
 demo: demo-model
 	$(BIN)/python run_global_pruning.py --base_model "$$($(BIN)/python scripts/demo_model.py)" \
 		--output_name demo/prune_20 --pruning_ratio 0.2 --temperature 0.0 --device cpu \
-		--dataset builtin --eval_tasks builtin --overwrite
+		--dataset builtin --nsamples 64 --eval_tasks builtin --overwrite
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
