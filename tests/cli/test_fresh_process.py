@@ -44,6 +44,7 @@ def python(tmp_path):
     def run(*arguments):
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("HGSP_", "PYTHON", "PYTEST"))}
         own = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        own["PYTHONPATH"] = str(REPOSITORY)  # this checkout, whichever may be installed
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=tmp_path,
@@ -82,7 +83,7 @@ def test_help_is_quick_and_imports_neither_torch_nor_transformers(python, script
         call = "from hgsp.cli import main; assert main(['--help']) == 0"
     else:
         call = (
-            f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import run_global_pruning\n"
+            "import run_global_pruning\n"
             "try: run_global_pruning.main(['--help'])\n"
             "except SystemExit as stop: assert stop.code == 0"
         )

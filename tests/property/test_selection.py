@@ -14,6 +14,12 @@ from hgsp.groups import ATTENTION, MLP, GroupTable, build_group_table
 from hgsp.selection import Floors, LayerKeep, PrunePlan, kept_mask, select_groups
 
 
+def num_unprotected(geometry, floors):
+    """How many KV groups and how many channels may leave."""
+    pairs = list(zip(geometry.shapes, floors.least(geometry), strict=True))
+    return sum(s.num_kv_groups - f.num_kv_groups for s, f in pairs), sum(s.mlp_width - f.mlp_width for s, f in pairs)
+
+
 @st.composite
 def problems(draw):
     """Geometry, table, budget and floors. Scores repeat often, so that ties matter; costs are small and odd."""
@@ -34,6 +40,9 @@ def problems(draw):
     if floors.freeze_first + floors.freeze_last > len(shapes):
         floors = replace(floors, freeze_first=0)
     budget = draw(st.integers(0, decoder))
+    if draw(st.booleans()):  # what some set of unprotected groups costs exactly: where the greedy order runs dry
+        groups, channels = num_unprotected(geometry, floors)
+        budget = draw(st.integers(0, groups)) * group + draw(st.integers(0, channels)) * channel
     return geometry, build_group_table(importance, geometry), budget, floors
 
 
@@ -65,9 +74,7 @@ def test_shortfall_is_less_than_the_cheapest_kept_unprotected_group(problem):
 def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(problem):
     """Against all combinations of how many KV groups and how many channels may leave."""
     geometry, table, budget, floors = problem
-    least = floors.least(geometry)
-    groups = sum(s.num_kv_groups - f.num_kv_groups for s, f in zip(geometry.shapes, least, strict=True))
-    channels = sum(s.mlp_width - f.mlp_width for s, f in zip(geometry.shapes, least, strict=True))
+    groups, channels = num_unprotected(geometry, floors)
     group_params, channel_params = geometry.kv_group_params, geometry.mlp_channel_params
     sums = {a * group_params + m * channel_params for a, m in product(range(groups + 1), range(channels + 1))}
     best = max(total for total in sums if total <= budget)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from hgsp.calibration import build_calibration, tokenize
 from hgsp.data import CALIBRATE, Text, load_text
@@ -24,11 +25,18 @@ def test_the_number_and_length_asked_for_come_out(tokenizer, count):
     assert calibration.input_ids.dtype == torch.int64
 
 
-def test_every_window_is_a_piece_of_the_text_without_padding_or_special_tokens(tokenizer):
+def test_every_window_is_a_piece_of_the_text_without_padding(tokenizer):
     calibration = build_calibration(ENGLISH, tokenizer, 16, 48, seed=1)
     whole = tokenize(ENGLISH.content, tokenizer).numpy().tobytes()
     assert all(row.numpy().tobytes() in whole for row in calibration.input_ids)
-    assert not torch.isin(calibration.input_ids, torch.tensor([256, 257])).any()
+
+
+def test_a_tokenizer_that_adds_bos_adds_none_here(tokenizer):
+    """S08: windows are cut out of the middle of a text; the one BOS of the whole text belongs to none of them."""
+    adding = copy.deepcopy(tokenizer)
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    assert adding("text")["input_ids"][0] == 256
+    assert torch.equal(tokenize("text", adding), tokenize("text", tokenizer))
 
 
 def test_windows_are_distinct_even_where_the_text_repeats_itself(tokenizer):
