@@ -98,7 +98,7 @@ def zero_shot_averages(results: Results) -> dict[str, dict[str, Any]]:
 def terminal_table(results: Results, title: str) -> Table:
     """The table of the whole file: one section per measurement, its protocol below under the section's number."""
     roles = _roles(results)
-    table = Table(title=title, box=box.SIMPLE_HEAD, caption_justify="left", pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, min_width=80, caption_justify="left", pad_edge=False)
     table.add_column("")
     for role in roles:
         table.add_column(role, justify="right")

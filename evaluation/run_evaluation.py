@@ -45,7 +45,6 @@ def evaluate(config: EvaluationConfig, command: str) -> int:
     from hgsp.logs import LogFile
 
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "evaluation.log") as log:
-        LOG.info("command: %s", command)
         models = models_under_test(config)
         folder = closing.output_folder(config)
         results = Results.open(folder)
@@ -53,6 +52,8 @@ def evaluate(config: EvaluationConfig, command: str) -> int:
             results.enter(model.role, model.path, model.identity)
         tokenizer = tokenizer_of(config)
         device = own_device(config.device)
+        if is_main_process():
+            LOG.info("command: %s", command)
         jobs, failures = prepare_jobs(config)
         runner = Runner(config, device, tokenizer, tokenizer_fingerprint(tokenizer), results)
         runner.fail(models, failures)
