@@ -210,7 +210,7 @@ def test_processed_hellaswag_is_what_the_harness_makes(tmp_path, hub):
     path.parent.mkdir()
     path.write_text(json_lines({"query": r["query"], "choices": r["choices"], "gold": r["gold"]} for r in made))
     task = load_task(ZERO_SHOT["hellaswag"], tmp_path)
-    assert task.source["split"] == "validation (random 1000 of 10042)"
+    assert task.source["split"] == "validation (random 1000 of 10042, .. made .)"
     for ours, theirs in zip(task.task.eval_docs, made, strict=True):
         for function in ("doc_to_text", "doc_to_target", "doc_to_choice"):
             assert getattr(task.task, function)(ours) == getattr(task.task, function)(theirs)
