@@ -23,7 +23,7 @@ class EvaluationConfig:
     )
     device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best there is")
     dtype: str | None = option(None, help="dtype of the weights; unset = as stored", choices=DTYPE_NAMES)
-    batch_size: int = option(4, help="sequences at a time; no result but the time depends on it", type=int)
+    batch_size: int = option(4, help="sequences at a time; changes results by float rounding at most", type=int)
     seq_len: tuple[int, ...] | None = option(
         None,
         help="tokens of a perplexity window, one or several (unset: 2048, or the model's limit)",
