@@ -1,0 +1,115 @@
+"""What the evaluation recipe refuses, and the ways to start it."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import REPOSITORY, make_tiny
+from evaluating import FAST, no_weights, statuses
+from hgsp import cli
+
+
+def test_an_unknown_task_is_refused_before_anything_is_loaded(evaluate, pruned, monkeypatch, capsys):
+    no_weights(monkeypatch)
+    assert evaluate(pruned, "--tasks", "wikitext,helaswag") == 2
+    assert "unknown task 'helaswag'; did you mean hellaswag" in capsys.readouterr().err
+    assert not (pruned / "evaluation").exists()
+
+
+def test_one_missing_dataset_alone_is_refused_before_anything_is_loaded(evaluate, pruned, monkeypatch, capsys):
+    def unreachable(*arguments, **named):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    no_weights(monkeypatch)
+    for task, file in (("ptb", "ptb/ptb.test.txt"), ("boolq", "tasks/boolq_dev.jsonl")):
+        assert evaluate(pruned, "--tasks", task) == 2
+        assert file in capsys.readouterr().err
+    assert not (pruned / "evaluation").exists()
+
+
+def test_a_folder_without_weights_is_refused_early(evaluate, dense, pruned, tmp_path, monkeypatch, capsys):
+    no_weights(monkeypatch)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(dense / "config.json", empty)
+    for flags in (("--tasks", "wikitext"), ("--base_model", dense, "--compare")):
+        assert evaluate(empty, *flags) == 2
+        assert "folder without" in capsys.readouterr().err
+    assert evaluate(pruned, "--base_model", empty, "--compare") == 2
+    assert evaluate(tmp_path / "nowhere" / "x") == 2
+    assert "not there" in capsys.readouterr().err
+    assert evaluate(dense, "--recovered_model", tmp_path / "gone.bin") == 2
+    assert not (empty / "evaluation").exists()
+
+
+def test_a_folder_that_lacks_some_weights_is_refused(evaluate, dense, capsys):
+    from safetensors.torch import load_file, save_file
+
+    path = dense / "model.safetensors"
+    state = load_file(path)
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, path, metadata={"format": "pt"})
+    assert evaluate(dense, "--tasks", "wikitext") == 2
+    assert "up_proj" in capsys.readouterr().err
+    assert not (dense / "evaluation").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(evaluate, pruned, saved, make, capsys):
+    small = make_tiny("llama-8q4kv", vocab_size=200, bos_token_id=1, eos_token_id=2)
+    folder = saved(small, "small")
+    assert evaluate(folder, "--tasks", "wikitext") == 2
+    assert "at most 200 tokens" in capsys.readouterr().err
+    assert not (folder / "evaluation").exists()
+
+
+def test_a_window_longer_than_the_model_is_refused(evaluate, pruned, capsys):
+    assert evaluate(pruned, "--tasks", "wikitext", "--seq_len", "4096") == 2
+    assert "2 to 512 tokens" in capsys.readouterr().err
+
+
+def test_results_of_another_model_are_not_written_over(evaluate, pruned, dense, tmp_path, capsys):
+    assert evaluate(pruned, "--tasks", "wikitext", "--output", tmp_path / "out") == 0
+    before = (tmp_path / "out/results.json").read_bytes()
+    assert evaluate(dense, "--tasks", "wikitext", "--output", tmp_path / "out") == 2
+    assert "another --output" in capsys.readouterr().err
+    assert (tmp_path / "out/results.json").read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_refused_early(evaluate, pruned, tmp_path, monkeypatch):
+    no_weights(monkeypatch)
+    (tmp_path / "file").write_text("")
+    assert evaluate(pruned, "--output", tmp_path / "file" / "out") == 2
+
+
+def test_perplexity_and_efficiency_need_no_harness(evaluate, pruned, monkeypatch, capsys):
+    for package in ("lm_eval", "datasets", "accelerate"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert evaluate(pruned, "--tasks", "wikitext,efficiency") == 0
+    assert evaluate(pruned, "--tasks", "lambada") == 2
+    assert "pip install 'hgsp[eval]'" in capsys.readouterr().err
+
+
+def test_hgsp_evaluate_is_the_same_command(pruned, data):
+    settings = [part for pair in FAST.items() for part in pair]
+    arguments = ["evaluate", "--model_path", str(pruned), "--data_dir", str(data), "--tasks", "wikitext", *settings]
+    assert cli.main(arguments) == 0
+    assert statuses(pruned / "evaluation") == {("pruned", "wikitext2"): "done"}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_script_runs_from_anywhere(pruned, data, tmp_path, inside):
+    """Python puts evaluation/ on the path of a script that lies there, and not the repository."""
+    script = "evaluation/run_evaluation.py" if inside else str(REPOSITORY / "evaluation/run_evaluation.py")
+    done = subprocess.run(
+        [sys.executable, script, "--model_path", str(pruned), "--data_dir", str(data), "--tasks", "wikitxt"],
+        cwd=REPOSITORY if inside else tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean wikitext" in done.stderr

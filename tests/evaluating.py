@@ -1,0 +1,30 @@
+"""For tests of the evaluation recipe: quick settings, and what a run left behind."""
+
+import json
+
+FAST = {
+    "--device": "cpu",
+    "--seq_len": "64",
+    "--limit": "2",
+    "--prompt_len": "4",
+    "--decode_len": "2",
+    "--repeats": "1",
+}
+
+
+def stored(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def statuses(folder):
+    return {(item["role"], item["task"]): item["status"] for item in stored(folder)["results"]}
+
+
+def no_weights(monkeypatch):
+    """From now on loading a model is an error: what is refused must be refused before."""
+
+    def load(*arguments, **named):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("evaluation.models.load_model", load)
+    monkeypatch.setattr("evaluation.side_by_side.load_model", load)
