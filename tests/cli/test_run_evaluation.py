@@ -1,5 +1,6 @@
 """The evaluation recipe as users call it: what it writes and says, no failure costing another's result."""
 
+import copy
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import evaluation.jobs
 import evaluation.metrics.efficiency
+from conftest import make_tiny
 from evaluating import no_weights, statuses, stored
 
 
@@ -73,8 +75,34 @@ def test_running_again_adds_what_is_missing_and_repeats_nothing(evaluate, pruned
     assert "done before with the same protocol" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="weights were loaded"):
         evaluate(pruned, "--tasks", "wikitext", "--rerun")
-    with pytest.raises(AssertionError, match="weights were loaded"):
-        evaluate(pruned, "--tasks", "wikitext", "--limit", "1")
+    for task in ("wikitext", "lambada"):
+        with pytest.raises(AssertionError, match="weights were loaded"):
+            evaluate(pruned, "--tasks", task, "--limit", "1")
+
+
+def test_another_tokenizer_is_another_measurement(evaluate, pruned, tokenizer, tmp_path):
+    """The same model, whose vocabulary has room for both tokenizers."""
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["English"])
+    (tmp_path / "other").mkdir()
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").touch()
+    make_tiny("llama-8q4kv", vocab_size=len(other)).save_pretrained(tmp_path / "larger")
+    flags = ("--tasks", "wikitext", "--output", tmp_path / "out", "--base_model")
+    tokenizer.save_pretrained(tmp_path / "larger")
+    assert evaluate(tmp_path / "larger", *flags, pruned) == 0
+    assert evaluate(tmp_path / "larger", *flags, tmp_path / "other") == 0
+    assert [item["num_items"] for item in stored(tmp_path / "out")["results"]] == [2, 2]
+
+
+def test_efficiency_beside_another_model_replaces_efficiency_alone(evaluate, pruned, dense):
+    assert evaluate(pruned, "--tasks", "efficiency") == 0
+    assert evaluate(pruned, "--tasks", "efficiency", "--base_model", dense, "--compare") == 0
+    results = stored(pruned / "evaluation")["results"]
+    assert [item["role"] for item in results] == ["dense", "pruned"]
+    assert results[0]["request"] == results[1]["request"]
+    assert evaluate(pruned, "--tasks", "efficiency", "--prompt_len", "8") == 0
+    assert len(stored(pruned / "evaluation")["results"]) == 3  # another prompt is another measurement
 
 
 def test_the_order_of_tasks_changes_nothing(evaluate, pruned, tmp_path):

@@ -60,8 +60,9 @@ def test_a_folder_that_lacks_some_weights_is_refused(evaluate, dense, capsys):
 def test_a_tokenizer_of_another_model_is_refused(evaluate, pruned, saved, make, capsys):
     small = make_tiny("llama-8q4kv", vocab_size=200, bos_token_id=1, eos_token_id=2)
     folder = saved(small, "small")
-    assert evaluate(folder, "--tasks", "wikitext") == 2
-    assert "at most 200 tokens" in capsys.readouterr().err
+    for task in ("wikitext", "lambada"):
+        assert evaluate(folder, "--tasks", task) == 2
+        assert "at most 200 tokens" in capsys.readouterr().err
     assert not (folder / "evaluation").exists()
 
 
@@ -101,10 +102,11 @@ def test_hgsp_evaluate_is_the_same_command(pruned, data):
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_script_runs_from_anywhere(pruned, data, tmp_path, inside):
-    """Python puts evaluation/ on the path of a script that lies there, and not the repository."""
+    """Python puts evaluation/ on the path of a script that lies there, and not the repository; with ``-S`` it does not
+    find an installed hgsp either. A wrong task name is refused before any other package is imported."""
     script = "evaluation/run_evaluation.py" if inside else str(REPOSITORY / "evaluation/run_evaluation.py")
     done = subprocess.run(
-        [sys.executable, script, "--model_path", str(pruned), "--data_dir", str(data), "--tasks", "wikitxt"],
+        [sys.executable, "-S", script, "--model_path", str(pruned), "--data_dir", str(data), "--tasks", "wikitxt"],
         cwd=REPOSITORY if inside else tmp_path,
         capture_output=True,
         text=True,

@@ -1,5 +1,7 @@
 """Costs against independent counts, and models timed in turns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -59,8 +61,8 @@ def test_models_take_turns_and_the_first_round_does_not_count(make, monkeypatch)
     models = {name: make("llama-8q4kv") for name in ("dense", "pruned")}
     for factor, (name, model) in enumerate(models.items(), 1):
         model.name, model.factor = name, factor
-    timings = measure_timings(models, SMALL)
-    turns = ["dense", "pruned"] * 3
+    timings = measure_timings(models, replace(SMALL, repeats=1))
+    turns = ["dense", "pruned"] * 2
     assert order == [(name, batch) for batch in (1, 4) for name in turns]
     assert [(timings[name][4].prefill_ms, timings[name][4].decode_ms) for name in models] == [(4, 1), (8, 2)]
 
@@ -85,6 +87,14 @@ def test_peak_memory_is_weights_and_what_is_held_on_top(make):
     assert small >= weights + cache
     assert large - weights >= 4 * (small - weights)  # grows with the batch, less what is shared
     assert peak_bytes(model, 8, SMALL) == large  # the allocator's count, not the clock's
+
+
+def test_peak_is_the_most_at_once_and_not_what_is_left():
+    with efficiency._allocations(torch.device("cpu")) as peak:
+        first = torch.ones(1000)
+        del first
+        second = torch.ones(100)
+    assert (second.nbytes, peak) == (400, [4000])
 
 
 def test_pruned_models_need_less_memory(make):

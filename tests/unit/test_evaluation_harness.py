@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import sys
 from importlib import metadata
 
@@ -40,12 +41,12 @@ ITEMS = {
     "boolq": (
         {
             "tasks/boolq_dev.jsonl": json_lines(
-                {"question": f"is it {n}", "passage": sentence, "answer": n % 2 == 0}
+                {"question": f"is it {n}", "passage": sentence, "answer": n == 1}
                 for n, sentence in enumerate(SENTENCES)
             )
         },
         [
-            {"question": f"is it {n}", "passage": sentence, "idx": n, "label": int(n % 2 == 0)}
+            {"question": f"is it {n}", "passage": sentence, "idx": n, "label": int(n == 1)}
             for n, sentence in enumerate(SENTENCES)
         ],
     ),
@@ -195,6 +196,12 @@ def test_local_rows_hub_rows_and_the_harness_itself_agree(name, local, hub, mode
         assert from_file[ours].num_items == 4
         if name != "lambada":
             assert from_file[ours].stderr == pytest.approx(theirs[f"{metric}_stderr,none"])
+
+
+def test_the_error_of_a_perplexity_is_by_the_delta_method():
+    """d exp(-m) = exp(-m) dm, with m the mean of -1, -2, -3, whose error is 1 / sqrt(3)."""
+    assert harness._stderr("perplexity", [-1.0, -2.0, -3.0]) == pytest.approx(math.exp(2) / math.sqrt(3))
+    assert harness._stderr("acc", [0.0, 1.0, 1.0, 0.0]) == pytest.approx(math.sqrt(1 / 3) / 2)
 
 
 def test_no_loading_script_is_ever_asked_for(hub, model, tokenizer):
