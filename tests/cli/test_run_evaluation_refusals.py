@@ -106,7 +106,7 @@ def test_the_script_runs_from_anywhere(pruned, data, tmp_path, inside):
     find an installed hgsp either. A wrong task name is refused before any other package is imported."""
     script = "evaluation/run_evaluation.py" if inside else str(REPOSITORY / "evaluation/run_evaluation.py")
     done = subprocess.run(
-        [sys.executable, "-S", script, "--model_path", str(pruned), "--data_dir", str(data), "--tasks", "wikitxt"],
+        [sys.executable, "-ES", script, "--model_path", str(pruned), "--data_dir", str(data), "--tasks", "wikitxt"],
         cwd=REPOSITORY if inside else tmp_path,
         capture_output=True,
         text=True,
