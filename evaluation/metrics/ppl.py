@@ -237,10 +237,10 @@ def _window_nll(model: Any, input_ids_BT: Tensor) -> list[float]:
         pieces = row_logits.split(rows)
         targets = row_ids.to(row_logits.device).split([len(piece) for piece in pieces])
         nll = [
-            nn.functional.cross_entropy(piece.float(), target, reduction="none").double().sum()
+            nn.functional.cross_entropy(piece.float(), target, reduction="none")
             for piece, target in zip(pieces, targets, strict=True)
         ]
-        totals.append(float(torch.stack(nll).sum()))
+        totals.append(float(torch.cat(nll).cpu().double().sum()))  # on the CPU: mps has no float64
     return totals
 
 

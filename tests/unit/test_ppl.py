@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import evaluation.metrics.ppl as ppl_module
 from conftest import make_tiny
@@ -205,6 +206,29 @@ def test_a_perplexity_too_large_for_a_float_is_an_error():
 
     with pytest.raises(NumericalError, match="1000 nats"):
         perplexity(Scripted(hopeless), Words(), NUMBERS, seq_len=16)
+
+
+class NoFloat64(TorchFunctionMode):
+    """A device without float64, such as mps: only tensors that were moved to the CPU become double."""
+
+    def __init__(self):
+        super().__init__()
+        self.moved = []  # kept alive, so that no other tensor gets the id of one of them
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.cpu:
+            self.moved.append(result)
+        elif isinstance(result, torch.Tensor) and result.dtype == torch.float64 != args[0].dtype:
+            assert any(args[0] is tensor for tensor in self.moved), function
+        return result
+
+
+def test_needs_no_float64_on_the_device():
+    expected = perplexity(Scripted(uniform), Words(), NUMBERS, seq_len=50, max_windows=1).ppl
+    with NoFloat64():
+        found = perplexity(Scripted(uniform), Words(), NUMBERS, seq_len=50, max_windows=1)
+    assert found.ppl == expected == pytest.approx(VOCAB)
 
 
 @pytest.mark.parametrize("at_once", [1, 3 * VOCAB, 10**9])
