@@ -2,6 +2,9 @@
 
 import json
 
+import evaluation.models
+import evaluation.side_by_side
+
 FAST = {
     "--device": "cpu",
     "--seq_len": "64",
@@ -26,5 +29,6 @@ def no_weights(monkeypatch):
     def load(*arguments, **named):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("evaluation.models.load_model", load)
-    monkeypatch.setattr("evaluation.side_by_side.load_model", load)
+    # both modules are imported before either is changed: the second must not import the first one's replacement
+    for module in (evaluation.models, evaluation.side_by_side):
+        monkeypatch.setattr(module, "load_model", load)
