@@ -182,17 +182,19 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
     if str(path).endswith((".bin", ".pt", ".pth")):
         content = _read_bin(Path(path))
         config = AutoConfig.for_model(**json.loads(content["config"]))
+        state = content["state_dict"]
+        if dtype is not None:
+            config.dtype = dtype
+            state = {name: tensor.to(dtype) for name, tensor in state.items()}
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        state = content["state_dict"]
         _check_names(model, state, Path(path))
         model.load_state_dict(state, assign=True, strict=False)
         model.tie_weights()
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # float32, whatever the weights are
         if content["generation_config"] is not None:
             model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
-        model = model.requires_grad_(False)
-        return (model if dtype is None else model.to(dtype)).to(device).eval()
+        return model.to(device).eval()
     try:
         model = load_complete(path, dtype=dtype or "auto")
     except InputError:

@@ -96,10 +96,22 @@ def test_a_moved_bin_is_self_contained(write, folder, tokens, tokenizer, tmp_pat
     assert load_tokenizer_of(moved)(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
-def test_a_bin_is_read_in_the_dtype_asked_for(write, folder):
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_bin_and_folder_give_the_same_model(write, folder, tokens, dtype):
+    """Down to what no stored tensor tells: rotary frequencies stay float32, and all can be trained.
+
+    The latter costs speed too: for a frozen head torch copies the weight once per sequence of a batch in prefill.
+    """
     write()
-    loaded = load_pruned(folder / BIN_NAME, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    both = [load_pruned(path, dtype=dtype) for path in (folder / BIN_NAME, folder)]
+    facts = [
+        [(name, tensor.dtype, tensor.requires_grad) for name, tensor in (*m.named_parameters(), *m.named_buffers())]
+        for m in both
+    ]
+    assert facts[0] == facts[1]
+    assert {dtype for _, dtype, trainable in facts[0] if trainable} == {dtype or torch.float32}
+    assert both[0].config.dtype == both[1].config.dtype == both[0].dtype
+    assert torch.equal(both[0](tokens).logits, both[1](tokens).logits)
 
 
 def test_the_bin_holds_tensors_and_plain_values_only(write, folder):
