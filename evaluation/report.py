@@ -147,15 +147,17 @@ def _cells(row: Row, roles: Iterable[str]) -> list[str]:
     roles = list(roles)
     cells = [row.task, row.metric]
     for role in roles:
-        cells.append(_value(row.values[role]) if role in row.values else ("failed" if role in row.failed else "-"))
+        missing = "failed" if role in row.failed else "-"
+        cells.append(format_metric(row.values[role]) if role in row.values else missing)
         if role != DENSE and DENSE in roles:
             cells.append(_change(row, role))
     return [*cells, row.summary]
 
 
-def _value(metric: Metric) -> str:
+def format_metric(metric: Metric) -> str:
+    """The value as people read it, with its unit or standard error."""
     if metric.unit in ("B", "count"):
-        return _with_prefix(metric.value) + ("B" if metric.unit == "B" else "")
+        return (_with_prefix(metric.value) + ("B" if metric.unit == "B" else "")).rstrip()
     if metric.unit:
         return f"{metric.value:.4g} {metric.unit}"
     decimals = 4 if metric.name in ACCURACIES else 3

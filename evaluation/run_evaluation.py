@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(EvaluationConfig, arguments, prog="run_evaluation.py", description=__doc__ or "")
         return evaluate(config, shlex.join(["run_evaluation.py", *arguments]))
 
-    return guarded(run)
+    return guarded(run, "what was measured before is kept. Try a smaller model or --dtype bfloat16")
 
 
 def evaluate(config: EvaluationConfig, command: str) -> int:

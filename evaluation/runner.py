@@ -15,6 +15,7 @@ from torch import distributed as dist
 from evaluation.config import EvaluationConfig
 from evaluation.jobs import Job, Measured
 from evaluation.models import ModelUnderTest, load_checked
+from evaluation.report import format_metric
 from evaluation.results import DONE, FAILED, Results, TaskResult
 from hgsp.distributed import is_main_process, wait_for_all
 from hgsp.errors import InputError, NumericalError
@@ -62,7 +63,7 @@ class Runner:
         if result.status == FAILED:
             LOG.error("%s, %s: FAILED: %s", result.role, result.task, result.reason)
         else:
-            values = ", ".join(f"{metric.name} {metric.value:.4f}" for metric in result.metrics)
+            values = ", ".join(f"{metric.name} {format_metric(metric)}" for metric in result.metrics)
             LOG.info("%s, %s: %s; %s", result.role, result.task, values, result.protocol.get("description", ""))
 
     def request(self, job_request: Mapping[str, Any]) -> dict[str, Any]:

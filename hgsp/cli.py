@@ -21,8 +21,11 @@ COMMANDS = {
 }
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """Run a command and turn its failures into exit codes: 2 for bad input, 1 for failure, both with one clear line."""
+def guarded(run: Callable[[], int], out_of_memory: str | None = None) -> int:
+    """Run a command and turn its failures into exit codes: 2 for bad input, 1 for failure, both with one clear line.
+
+    ``out_of_memory`` is what to try then, instead of what a scoring run can try.
+    """
     try:
         return run()
     except InputError as error:
@@ -33,9 +36,8 @@ def guarded(run: Callable[[], int]) -> int:
         return _fail(1, "interrupted; nothing half-written is left")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
-            return _fail(
-                1, f"out of memory ({str(error).splitlines()[0] if str(error) else 'MemoryError'}); {OUT_OF_MEMORY}"
-            )
+            first = str(error).splitlines()[0] if str(error) else "MemoryError"
+            return _fail(1, f"out of memory ({first}); {out_of_memory or OUT_OF_MEMORY}")
         raise
 
 
@@ -58,6 +60,7 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for every retry without a network
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -184,7 +184,7 @@ def _from_hub(name: str, source: TextSource, use: str, folder: str | Path | None
     )
     remedy = (
         f"put {source.folder}/{source.files[use][0][0]} under a folder given as --data_dir or HGSP_DATA_DIR, or go "
-        "online with `pip install datasets`; --dataset and --eval_tasks also take 'builtin' or a text file of your own"
+        "online with `pip install datasets`; 'builtin' and text files of your own are taken as well"
     )
     try:
         return source.hub_rows(use)

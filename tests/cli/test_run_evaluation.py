@@ -32,6 +32,9 @@ def test_results_lie_under_the_models_folder_and_in_the_terminal(evaluate, prune
             assert part in text
     for item in content["results"]:
         assert item["protocol"]["description"] in page
+    weights = next(item for item in content["results"] if item["role"] == "dense" and item["task"] == "efficiency")
+    size = {metric["name"]: metric["value"] for metric in weights["metrics"]}["weight_bytes"]
+    assert f"weight_bytes {size / 1000:.4g} kB" in (folder / "evaluation.log").read_text()
 
 
 def test_a_model_compared_with_itself_is_one_in_everything(evaluate, dense, monkeypatch):

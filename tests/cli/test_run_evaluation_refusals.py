@@ -1,10 +1,12 @@
 """What the evaluation recipe refuses, and the ways to start it."""
 
+import logging
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from conftest import REPOSITORY, make_tiny
 from evaluating import FAST, no_weights, statuses
@@ -55,6 +57,28 @@ def test_a_folder_that_lacks_some_weights_is_refused(evaluate, dense, capsys):
     assert evaluate(dense, "--tasks", "wikitext") == 2
     assert "up_proj" in capsys.readouterr().err
     assert not (dense / "evaluation").exists()
+
+
+def test_a_model_too_large_for_the_memory_says_what_to_try_here(evaluate, pruned, monkeypatch, capsys):
+    """Not what a scoring run could try; and what is measured already stays."""
+    assert evaluate(pruned, "--tasks", "wikitext") == 0
+
+    def full(*arguments, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr("evaluation.models.load_model", full)
+    assert evaluate(pruned, "--tasks", "wikitext,c4") == 1
+    error = capsys.readouterr().err
+    assert "out of memory" in error
+    assert "kept" in error
+    assert "nsamples" not in error
+    assert statuses(pruned / "evaluation") == {("pruned", "wikitext2"): "done"}
+
+
+def test_the_hubs_retries_are_not_our_output(evaluate, pruned):
+    """S30: without a network it warns about each of many attempts; our error says the same once."""
+    assert evaluate(pruned, "--tasks", "wikitext") == 0
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
 
 def test_a_tokenizer_of_another_model_is_refused(evaluate, pruned, saved, make, capsys):
