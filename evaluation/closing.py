@@ -18,12 +18,15 @@ from evaluation.config import EvaluationConfig
 from evaluation.models import ModelUnderTest
 from evaluation.report import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 from evaluation.results import DENSE, DONE, FAILED, PRUNED, Results, TaskResult, canonical_path, write_atomically
-from evaluation.tasks import is_text
+from evaluation.tasks import EFFICIENCY, is_text
 from hgsp.errors import InputError
 from hgsp.logs import show
 from hgsp.report import COLLAPSE_FACTOR
 
 LOG = logging.getLogger("hgsp.evaluation")
+
+#: Median over fastest round; 1.9 to 2.9 was seen beside two other jobs on two cores, with times ten times too long.
+MAX_UNREST = 1.5
 
 
 def output_folder(config: EvaluationConfig) -> Path:
@@ -86,7 +89,7 @@ def finish(
     """Write results.json and results.md, show the table. Returns 1 if a task of this run failed, else 0."""
     analysis = pruning_analysis(results)
     collapsed = has_collapsed(results.results, analysis)
-    warnings = same_corpus_warnings(results.results, analysis)
+    warnings = same_corpus_warnings(results.results, analysis) + busy_warnings(results.results)
     if collapsed:
         warnings.append(
             f"COLLAPSED: token perplexity is more than {COLLAPSE_FACTOR:.0f} times the dense model's; "
@@ -160,6 +163,17 @@ def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, A
         return []
     return [
         f"calibrated on {source}, evaluated on {evaluated[corpus]}: the same corpus, which flatters the pruned model"
+    ]
+
+
+def busy_warnings(results: Sequence[TaskResult]) -> list[str]:
+    """Say so where something else kept the machine busy while models were timed."""
+    unrest = max((item.protocol.get("unrest", 1.0) for item in results if item.task == EFFICIENCY), default=1.0)
+    if unrest <= MAX_UNREST:
+        return []
+    return [
+        f"efficiency: half of the rounds took more than {unrest:.1f} times the fastest, so the machine was busy with "
+        "something else; do not trust the times, measure again (--rerun) when it is idle"
     ]
 
 

@@ -39,11 +39,16 @@ class Static:
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians in milliseconds at one batch size, and bytes: weights plus the most that tensors held at once on top."""
+    """Medians in milliseconds at one batch size, and bytes: weights plus the most that tensors held at once on top.
+
+    ``unrest``: median over fastest, of prefill or decode, whichever is larger. Near 1 on a machine that does nothing
+    else.
+    """
 
     prefill_ms: float
     decode_ms: float
     peak_bytes: int
+    unrest: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,13 @@ def measure_timings(
             for name, model in models.items():
                 rounds[name].append(_timed_round(model, batch_size, workload))
         for name, model in models.items():
-            counted = rounds[name][1:]
+            prefills = [prefill for prefill, _ in rounds[name][1:]]
+            steps = [step for _, taken in rounds[name][1:] for step in taken]
             timings[name][batch_size] = Timing(
-                prefill_ms=statistics.median(prefill for prefill, _ in counted),
-                decode_ms=statistics.median(step for _, steps in counted for step in steps),
+                prefill_ms=statistics.median(prefills),
+                decode_ms=statistics.median(steps),
                 peak_bytes=peak_bytes(model, batch_size, workload),
+                unrest=max(statistics.median(times) / min(times) for times in (prefills, steps)),
             )
     return timings
 

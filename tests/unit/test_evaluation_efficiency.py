@@ -67,6 +67,14 @@ def test_models_take_turns_and_the_first_round_does_not_count(make, monkeypatch)
     assert [(timings[name][4].prefill_ms, timings[name][4].decode_ms) for name in models] == [(4, 1), (8, 2)]
 
 
+def test_unrest_is_the_median_over_the_fastest(make, monkeypatch):
+    """Of the counted rounds; of prefill here, whose times differ more."""
+    times = iter([(1.0, [1.0]), (10.0, [4.0]), (30.0, [6.0]), (40.0, [5.0])])
+    monkeypatch.setattr(efficiency, "_timed_round", lambda *arguments: next(times))
+    workload = replace(SMALL, repeats=3, batch_sizes=(1,))
+    assert measure_timings({"model": make("llama-8q4kv")}, workload)["model"][1].unrest == 3
+
+
 def test_timings_are_of_real_passes(make):
     model = make("llama-8q4kv")
     lengths = []

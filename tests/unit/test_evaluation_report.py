@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from evaluation.closing import has_collapsed, same_corpus_warnings
+from evaluation.closing import busy_warnings, has_collapsed, same_corpus_warnings
 from evaluation.metrics.zeroshot import ZERO_SHOT, averages
 from evaluation.report import comparison, comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 from evaluation.results import DENSE, DONE, FAILED, PRUNED, RECOVERED, Metric, Results, TaskResult
@@ -149,3 +149,9 @@ def test_calibrating_on_the_evaluated_corpus_is_said():
     assert same_corpus_warnings([ppl(DENSE, 20.0)], analysis) == []
     assert same_corpus_warnings([ppl(PRUNED, 20.0)], {"scoring": {"calibration": None}}) == []
     assert same_corpus_warnings([ppl(PRUNED, 20.0)], {"scoring": {"calibration": {"source": "c4, train"}}}) == []
+
+
+@pytest.mark.parametrize(("unrest", "said"), [(1.5, False), (1.6, True)])
+def test_times_of_a_busy_machine_are_not_to_be_trusted(unrest, said):
+    timed = TaskResult(PRUNED, "efficiency", DONE, PRUNED, {}, protocol={"unrest": unrest})
+    assert [f"more than {unrest} times the fastest" in warning for warning in busy_warnings([timed])] == [True] * said
