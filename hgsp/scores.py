@@ -64,7 +64,8 @@ class Scores:
             InputError: missing, not such a file, or of another schema.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # opened here: numpy forgets to close a file that is no archive
+            with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
                 head = json.loads(str(arrays["head"]))
                 if head["schema"] != SCHEMA:
                     raise KeyError(f"schema {head['schema']}")
@@ -80,7 +81,7 @@ class Scores:
                     layer, attention, mlp = (arrays[f"influence.{part}"] for part in ("layer", "attention", "mlp"))
                     influence = Influence(layer, attention, mlp, head["measure"])
                 return cls(by_layer, influence, arrays["weight_sample"], head["provenance"])
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(
                 expected="--scores to be a scores.npz written by this version",
                 got=f"{path} ({error})",
@@ -106,6 +107,19 @@ class Scores:
             remedy="pass the model the scores were made from, or score this one",
         )
 
+    def check_offers(self, temperature: float) -> None:
+        """Refuse scores without influence where the prior needs it.
+
+        Raises:
+            InputError: a temperature above 0 and scores without influence.
+        """
+        if temperature > 0 and self.influence is None:
+            raise InputError(
+                expected="scores with layer influence for a temperature above 0",
+                got="scores made with --temperature 0",
+                remedy="use --temperature 0, or score again with a temperature above 0",
+            )
+
     def table(
         self, geometry: Geometry, normalization: str, temperature: float, tau: float | None
     ) -> tuple[GroupTable, list[str]]:
@@ -118,12 +132,8 @@ class Scores:
         table = build_group_table(self.by_layer, geometry, base)
         if temperature == 0:
             return table, ["none"] * len(self.by_layer)
-        if self.influence is None:
-            raise InputError(
-                expected="scores with layer influence for a temperature above 0",
-                got="scores made with --temperature 0",
-                remedy="use --temperature 0, or score again with a temperature above 0",
-            )
+        self.check_offers(temperature)
+        assert self.influence is not None
         prior_LK, modes = prior_of(self.influence, temperature, tau)
         return table.with_prior(prior_LK), modes
 
