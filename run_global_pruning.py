@@ -32,6 +32,7 @@ def prune(config: PruneConfig, command: str) -> int:
     """The whole recipe for one configuration."""
     quiet_libraries()
     from evaluation.before_after import BeforeAfter
+    from finetune_lora import prepare_after_pruning, recover_all
     from hgsp import pipeline, report
     from hgsp.calibration import build_calibration
     from hgsp.data import CALIBRATE, load_text
@@ -56,6 +57,7 @@ def prune(config: PruneConfig, command: str) -> int:
         LOG.info("command: %s", command)
         measure = BeforeAfter(config, offloaded=config.offload)
         tokenizer = load_tokenizer(config.base_model)
+        recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
         calibration = None
         if config.scores is None and config.needs_calibration:
             text = load_text(config.dataset, CALIBRATE, config.data_dir)
@@ -98,7 +100,8 @@ def prune(config: PruneConfig, command: str) -> int:
                 )
                 _finish(content, folder, log, request.folder(ratio))
             del pruned
-    return 0
+    del opened
+    return recover_all(recoveries, command)
 
 
 def _finish(content: dict[str, Any], folder: Path, log: Any, target: Path) -> None:

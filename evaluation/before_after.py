@@ -1,4 +1,4 @@
-"""Perplexity and a greedy sample of the dense and the pruned model, for the pruning recipe."""
+"""Perplexity and a greedy sample of a model before and after it was pruned or trained, for the recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from evaluation.metrics.ppl import perplexity
-from hgsp.config import CPU_EVAL_WINDOWS, PruneConfig
+from hgsp.config import CPU_EVAL_WINDOWS, MeasureConfig
 from hgsp.data import EVALUATE, Text, load_text
 from hgsp.progress import terminal
 from hgsp.report import COLLAPSE_FACTOR, has_collapsed
@@ -20,14 +20,14 @@ SAMPLE_TOKENS = 32
 
 
 class BeforeAfter:
-    """Measures the same texts the same way before and after pruning.
+    """Measures the same texts the same way before and after.
 
     Texts are read when it is made, so that a missing one is reported before anything expensive.
 
     ``results``: "before"/"after" -> dataset -> measurement; ``samples``: the same keys -> greedy continuation or None.
     """
 
-    def __init__(self, config: PruneConfig, *, offloaded: bool) -> None:
+    def __init__(self, config: MeasureConfig, *, offloaded: bool) -> None:
         self._config = config
         self._offloaded = offloaded
         self._texts = [load_text(name, EVALUATE, config.data_dir) for name in config.evaluation_texts]

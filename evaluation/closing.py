@@ -19,7 +19,7 @@ from evaluation.models import ModelUnderTest
 from evaluation.report import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 from evaluation.results import DENSE, DONE, FAILED, PRUNED, Results, TaskResult, canonical_path, write_atomically
 from evaluation.tasks import EFFICIENCY, is_text
-from hgsp.errors import InputError
+from hgsp.checkpoint import refuse_unwritable
 from hgsp.logs import show
 from hgsp.report import COLLAPSE_FACTOR
 
@@ -42,13 +42,7 @@ def output_folder(config: EvaluationConfig) -> Path:
         folder = path / "evaluation"
     else:
         folder = Path("results") / path.name / "evaluation"
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(
-            expected=f"a folder that can be written for results ({folder})",
-            got=f"{existing}, which cannot",
-            remedy="name another with --output",
-        )
+    refuse_unwritable(folder, "--output")
     return folder
 
 

@@ -20,14 +20,13 @@ from evaluation.results import DENSE, PRUNED, RECOVERED, canonical_path, model_i
 from hgsp.checkpoint import load_pruned, load_tokenizer_of
 from hgsp.distributed import join_processes
 from hgsp.errors import InputError
-from hgsp.loading import DTYPES, inspect_model, load_dense, load_tokenizer
+from hgsp.loading import DTYPES, inspect_model, load_dense
 from hgsp.pipeline import resolve_device
 
 LOG = logging.getLogger("hgsp.evaluation")
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
-PICKLES = (".bin", ".pt", ".pth")
 #: Other processes wait while the main one measures perplexity: as long as it takes.
 PATIENCE = timedelta(weeks=1)
 
@@ -121,8 +120,7 @@ def tokenizer_of(config: EvaluationConfig) -> Any:
     Raises:
         InputError: there is none.
     """
-    name = config.base_model or config.model_path
-    return load_tokenizer_of(name) if name.endswith(PICKLES) else load_tokenizer(name)
+    return load_tokenizer_of(config.base_model or config.model_path)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

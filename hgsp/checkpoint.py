@@ -7,6 +7,7 @@ then ``modeling_hgsp.py`` beside it), generation config and tokenizer files. The
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import tempfile
@@ -25,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from hgsp import modeling_hgsp
 from hgsp.errors import InputError
 from hgsp.families import FAMILIES
-from hgsp.loading import load_complete
+from hgsp.loading import load_complete, load_tokenizer
 
 BIN_NAME = "pruned_model.bin"
 BIN_FORMAT = "hgsp-checkpoint-1"
@@ -54,6 +55,21 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
     if target.exists() and not overwrite:
         raise InputError(
             expected="a new result folder", got=f"{target} exists", remedy="use another name or --overwrite"
+        )
+
+
+def refuse_unwritable(target: Path, flag: str) -> None:
+    """Refuse a folder that could not be made or written into, before there is anything to write.
+
+    Raises:
+        InputError: something that is no folder is in the way, or permissions are.
+    """
+    existing = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(
+            expected=f"a folder that can be written for results ({target})",
+            got=f"{existing}, which cannot",
+            remedy=f"name another with {flag}",
         )
 
 
@@ -179,7 +195,7 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
     Raises:
         InputError: nothing there, weights missing, or a .bin that holds more than tensors and plain values.
     """
-    if str(path).endswith((".bin", ".pt", ".pth")):
+    if is_bin(path):
         content = _read_bin(Path(path))
         config = AutoConfig.for_model(**json.loads(content["config"]))
         state = content["state_dict"]
@@ -200,23 +216,50 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(
-            expected="a pruned_model.bin, its folder, or a Hugging Face model",
-            got=f"'{path}' ({str(error).strip().splitlines()[0][:200]})",
-            remedy="check the path",
-        ) from error
+        raise _not_a_model(path, error) from error
     return model.to(device).eval()
 
 
+def is_bin(path: str | Path) -> bool:
+    """Whether a path names a single file of weights, such as ``pruned_model.bin``."""
+    return str(path).endswith((".bin", ".pt", ".pth"))
+
+
+def config_of(path: str | Path) -> Any:
+    """The config of what ``load_pruned`` would load; no weights are read.
+
+    Raises:
+        InputError: there is no model.
+    """
+    if is_bin(path):
+        return AutoConfig.for_model(**json.loads(_read_bin(Path(path))["config"]))
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _not_a_model(path, error) from error
+
+
 def load_tokenizer_of(path: str | Path) -> Any:
-    """The tokenizer saved with a pruned model, from the same places ``load_pruned`` takes."""
-    if not str(path).endswith((".bin", ".pt", ".pth")):
-        return AutoTokenizer.from_pretrained(path)
+    """The tokenizer saved with a model, from the same places ``load_pruned`` takes.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not is_bin(path):
+        return load_tokenizer(str(path))
     files = _read_bin(Path(path))["tokenizer_files"]
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
         return AutoTokenizer.from_pretrained(folder)
+
+
+def _not_a_model(path: str | Path, error: Exception) -> InputError:
+    return InputError(
+        expected=f"{BIN_NAME}, its folder, or a Hugging Face folder or hub id",
+        got=f"'{path}' ({str(error).strip().splitlines()[0][:200]})",
+        remedy="check the path",
+    )
 
 
 def _check_names(model: Any, state: Mapping[str, Tensor], path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from hgsp.errors import InputError, NumericalError
@@ -17,11 +18,16 @@ COMMANDS = {
     "prune": ("run_global_pruning", "score, cut, save and evaluate a model"),
     "score": ("hgsp.commands.score", "score a model and write scores.npz"),
     "cut": ("hgsp.commands.cut", "cut a model from scores.npz"),
+    "finetune": ("finetune_lora", "bring a pruned model's quality back by training"),
     "evaluate": ("evaluation.run_evaluation", "measure a model, dense or pruned"),
 }
 
 
-def guarded(run: Callable[[], int], out_of_memory: str | None = None) -> int:
+def guarded(
+    run: Callable[[], int],
+    out_of_memory: str | None = None,
+    interrupted: str = "interrupted; nothing half-written is left",
+) -> int:
     """Run a command and turn its failures into exit codes: 2 for bad input, 1 for failure, both with one clear line.
 
     ``out_of_memory`` is what to try then, instead of what a scoring run can try.
@@ -33,7 +39,7 @@ def guarded(run: Callable[[], int], out_of_memory: str | None = None) -> int:
     except NumericalError as error:
         return _fail(1, str(error))
     except KeyboardInterrupt:
-        return _fail(1, "interrupted; nothing half-written is left")
+        return _fail(1, interrupted)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
             first = str(error).splitlines()[0] if str(error) else "MemoryError"
@@ -60,6 +66,7 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # names peft still calls
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for every retry without a network
 
 

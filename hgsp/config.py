@@ -21,18 +21,8 @@ LAYER_IMPORTANCES = ("cosine", "perplexity")
 DEFAULT_EPSILON = 0.15
 #: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
 CPU_EVAL_WINDOWS = 16
+DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
-
-#: Fields of ``PruneConfig`` that must be at least 1.
-COUNTS = (
-    "min_kv_groups",
-    "min_mlp_width",
-    "finetune_epochs",
-    "finetune_batch_size",
-    "finetune_micro_batch_size",
-    "lora_r",
-    "lora_alpha",
-)
 
 Options = TypeVar("Options")
 
@@ -69,8 +59,62 @@ def require(holds: bool, flag: str, expected: str, got: object, remedy: str = "s
         raise InputError(expected=f"{flag} to be {expected}", got=repr(got), remedy=remedy)
 
 
+def require_counts(options: Any, *names: str) -> None:
+    """Refuse fields below 1."""
+    for name in names:
+        require(getattr(options, name) >= 1, f"--{name}", "at least 1", getattr(options, name))
+
+
+def require_positive(options: Any, *names: str) -> None:
+    """Refuse fields that are not finite numbers above 0."""
+    for name in names:
+        value = getattr(options, name)
+        require(math.isfinite(value) and value > 0, f"--{name}", "a finite number > 0", value)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScoringConfig:
+class TextConfig:
+    """What every command that reads named texts can be asked."""
+
+    data_dir: str | None = option(None, help="folder with local texts (docs/DATA.md); also HGSP_DATA_DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig(TextConfig):
+    """What every recipe that measures perplexity before and after can be asked."""
+
+    skip_evaluation: bool = option(False, help="no evaluation")
+    eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
+    eval_seq_len: int | None = option(
+        None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
+    )
+    eval_max_windows: int | None = option(
+        None,
+        help="only the first windows of each text, 0 = all "
+        f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
+        type=int,
+    )
+
+    def __post_init__(self) -> None:
+        require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
+        require(
+            self.eval_max_windows is None or self.eval_max_windows >= 0,
+            "--eval_max_windows",
+            "at least 0",
+            self.eval_max_windows,
+        )
+        for task in self.evaluation_texts:
+            check_dataset_name(task, "--eval_tasks")
+
+    @property
+    def evaluation_texts(self) -> tuple[str, ...]:
+        """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
+        names = () if self.skip_evaluation else self.eval_tasks.split(",")
+        return tuple(dict.fromkeys(canonical_name(name.strip()) for name in names if name.strip()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig(TextConfig):
     """What every command that scores a model can be asked."""
 
     base_model: str = option(help="hub id, local folder, or a .gguf file (de-quantised)")
@@ -90,7 +134,6 @@ class ScoringConfig:
     device: str | None = option(None, help="cuda:0, cpu, mps, or auto for several; unset = the best there is")
     dtype: str = option("bfloat16", help="dtype of weights and result", choices=DTYPE_NAMES)
     seed: int = option(42, help="seed of calibration samples and random scores", type=int)
-    data_dir: str | None = option(None, help="folder with local texts (docs/DATA.md); also HGSP_DATA_DIR")
     overwrite: bool = option(False, help="replace an existing result")
 
     def __post_init__(self) -> None:
@@ -100,8 +143,7 @@ class ScoringConfig:
             ("dtype", DTYPE_NAMES),
         ):
             require(getattr(self, name) in choices, f"--{name}", f"one of {', '.join(choices)}", getattr(self, name))
-        for name in ("nsamples", "batch_size"):
-            require(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
+        require_counts(self, "nsamples", "batch_size")
         require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
         check_dataset_name(self.dataset, "--dataset")
 
@@ -124,7 +166,7 @@ class ScoreConfig(ScoringConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(ScoringConfig):
+class PruneConfig(ScoringConfig, MeasureConfig):
     """Everything ``run_global_pruning.py`` can be asked."""
 
     output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")
@@ -155,31 +197,21 @@ class PruneConfig(ScoringConfig):
     min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
     min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
     scores: str | None = option(None, help="a scores.npz of the same model: cut without calibration")
-    finetune: bool = option(False, help="LoRA recovery right after pruning (not in this version: refused)")
-    finetune_data_path: str = option("yahma/alpaca-cleaned", help="instruction data: hub id or json/jsonl/parquet file")
-    finetune_epochs: int = option(3, help="recovery epochs", type=int)
+    finetune: bool = option(False, help="LoRA recovery right after pruning; the result goes to ..._finetuned/")
+    finetune_data_path: str = option(DEFAULT_INSTRUCTIONS, help="instruction data, as --data_path of finetune_lora.py")
+    finetune_epochs: float = option(3, help="recovery epochs", type=float)
     finetune_lr: float = option(3e-4, help="recovery learning rate", type=float)
     finetune_batch_size: int = option(128, help="effective recovery batch", type=int)
     finetune_micro_batch_size: int = option(4, help="recovery batch per step", type=int)
     lora_r: int = option(8, help="LoRA rank", type=int)
     lora_alpha: int = option(16, help="LoRA alpha", type=int)
-    skip_evaluation: bool = option(False, help="no evaluation")
-    eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
-    eval_seq_len: int | None = option(
-        None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
-    )
-    eval_max_windows: int | None = option(
-        None,
-        help="only the first windows of each text, 0 = all "
-        f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
-        type=int,
-    )
     results_dir: str = option("results", help="where results go")
     dry_run: bool = option(False, help="print what would be pruned from; load no weights, write nothing")
     no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        ScoringConfig.__post_init__(self)
+        MeasureConfig.__post_init__(self)
         ratios = self.pruning_ratio if isinstance(self.pruning_ratio, (tuple, list)) else (self.pruning_ratio,)
         object.__setattr__(self, "pruning_ratio", tuple(ratios))
         for ratio in ratios:
@@ -187,37 +219,18 @@ class PruneConfig(ScoringConfig):
         require(len(set(ratios)) == len(ratios), "--pruning_ratio", "different values", ratios)
         known = self.score_normalization in NORMALIZATIONS
         require(known, "--score_normalization", f"one of {', '.join(NORMALIZATIONS)}", self.score_normalization)
-        for name in COUNTS:
-            require(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
+        require_counts(self, "min_kv_groups", "min_mlp_width", "lora_r", "lora_alpha")
+        require_counts(self, "finetune_batch_size", "finetune_micro_batch_size")
+        require_positive(self, "finetune_epochs", "finetune_lr")
         for name in ("freeze_first_n_layers", "freeze_last_n_layers"):
             require(getattr(self, name) >= 0, f"--{name}", "at least 0", getattr(self, name))
-        require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
-        require(
-            self.eval_max_windows is None or self.eval_max_windows >= 0,
-            "--eval_max_windows",
-            "at least 0",
-            self.eval_max_windows,
-        )
         finite = math.isfinite(self.temperature) and self.temperature >= 0
         require(finite, "--temperature", "a finite number >= 0", self.temperature, "0 switches the prior off")
         require(self.tau is None or self.tau >= 0, "--tau", ">= 0, or inf", self.tau, "leave it out for the percentile")
         require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
-        rate = math.isfinite(self.finetune_lr) and self.finetune_lr > 0
-        require(rate, "--finetune_lr", "a finite number > 0", self.finetune_lr)
         # whatever it names is deleted by --overwrite: never the results folder itself, nor anything outside
         inside = not {"", ".", ".."} & set(self.output_name.split("/"))
         require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
-        for task in self.evaluation_texts:
-            check_dataset_name(task, "--eval_tasks")
-        require(
-            not self.finetune, "--finetune", "left out: recovery is not part of this version", True, "prune without it"
-        )
-
-    @property
-    def evaluation_texts(self) -> tuple[str, ...]:
-        """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
-        names = () if self.skip_evaluation else self.eval_tasks.split(",")
-        return tuple(dict.fromkeys(canonical_name(name.strip()) for name in names if name.strip()))
 
     @property
     def measures_influence(self) -> bool:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -216,32 +216,76 @@ def _is_plain(path: Path) -> bool:
     return not {".jsonl", ".json", ".parquet"} & set(path.suffixes)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .json (a list, or one object per line), .jsonl or .parquet file, gzipped or not.
+
+    Raises:
+        InputError: the file does not hold rows.
+    """
+    try:
+        rows = list(_objects_in(path, None))
+        for row in rows:
+            if not isinstance(row, dict):
+                raise TypeError(f"a row is {row!r:.40}")
+        return rows
+    except (OSError, TypeError, ValueError) as error:
+        raise _not_rows(path, "rows (JSON objects or parquet)", error) from error
+    except ImportError as error:
+        raise _no_parquet(error) from error
+
+
 def _rows_of(path: Path) -> Iterator[str]:
-    """Rows of a plain text (its lines, line ends kept), .jsonl(.gz) or .parquet file."""
+    """Rows of a plain text (its lines, line ends kept), .json(l)(.gz) or .parquet file."""
     try:
         for row in _raw_rows_of(path):
             if not isinstance(row, str):
                 raise TypeError(f"a row's text is {row!r:.40}")
             yield row
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            expected=f"{path} to hold UTF-8 text, or rows with a 'text' field (one JSON object per line, or parquet)",
-            got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            remedy="convert the file or rename it to .txt",
-        ) from error
+        raise _not_rows(path, "UTF-8 text, or rows with a 'text' field (JSON or parquet)", error) from error
     except ImportError as error:
-        raise InputError(
-            expected="the package that reads .parquet files", got=str(error), remedy="pip install 'hgsp[data]'"
-        ) from error
+        raise _no_parquet(error) from error
 
 
 def _raw_rows_of(path: Path) -> Iterator[Any]:
+    if _is_plain(path):
+        with _opened(path) as lines:
+            yield from lines
+    else:
+        for row in _objects_in(path, ["text"]):
+            yield row["text"]
+
+
+def _objects_in(path: Path, columns: list[str] | None) -> Iterator[Any]:
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
-        yield from parquet.read_table(path, columns=["text"])["text"].to_pylist()
+        yield from parquet.read_table(path, columns=columns).to_pylist()
         return
+    with _opened(path) as lines:
+        first = next((line for line in lines if line.strip()), "")
+        if first.lstrip().startswith("["):  # one JSON list rather than one object per line
+            yield from json.loads(first + lines.read())
+            return
+        for line in chain([first], lines):
+            if line.strip():
+                yield json.loads(line)
+
+
+def _opened(path: Path) -> Any:
     opened: Any = gzip.open if path.suffix == ".gz" else Path.open
-    with opened(path, "rt", encoding="utf-8", newline="") as lines:
-        for line in lines:
-            yield line if _is_plain(path) else json.loads(line)["text"]
+    return opened(path, "rt", encoding="utf-8", newline="")
+
+
+def _not_rows(path: Path, expected: str, error: Exception) -> InputError:
+    return InputError(
+        expected=f"{path} to hold {expected}",
+        got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        remedy="convert the file or rename it to .txt",
+    )
+
+
+def _no_parquet(error: ImportError) -> InputError:
+    return InputError(
+        expected="the package that reads .parquet files", got=str(error), remedy="pip install 'hgsp[data]'"
+    )

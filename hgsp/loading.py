@@ -77,6 +77,20 @@ def load_tokenizer(name: str) -> Any:
         ) from error
 
 
+def check_vocabulary(num_embeddings: int, tokenizer: Any) -> None:
+    """Refuse a tokenizer that can produce ids the embedding has no row for.
+
+    Raises:
+        InputError: the tokenizer belongs to another model.
+    """
+    if len(tokenizer) > num_embeddings:
+        raise InputError(
+            expected=f"a tokenizer of at most {num_embeddings} tokens, the size of the model's embedding",
+            got=f"{len(tokenizer)} tokens",
+            remedy="pass the tokenizer that belongs to the model",
+        )
+
+
 def load_dense(source: ModelSource, dtype: str, device: str | torch.device | None) -> Any:
     """The whole model in memory, eval mode. ``device=None`` or ``"auto"`` spreads it over what accelerate finds.
 

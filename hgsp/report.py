@@ -47,20 +47,19 @@ def peak_memory_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def environment(request: Request) -> dict[str, Any]:
+def environment(device: str, dtype: str | None, seed: int) -> dict[str, Any]:
     """Versions, device and seed: what it takes to reproduce the run."""
     versions = {name: _version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
-    on_gpu = request.device.startswith("cuda")
     return {
         "hgsp": hgsp.__version__,
         "python": platform.python_version(),
         **versions,
         "platform": platform.platform(),
-        "device": request.device,
-        "device_name": torch.cuda.get_device_name(request.device) if on_gpu else platform.machine(),
+        "device": device,
+        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
         "num_processes": own_share(1).num_processes,
-        "dtype": request.config.dtype,
-        "seed": request.config.seed,
+        "dtype": dtype,
+        "seed": seed,
     }
 
 
@@ -112,7 +111,7 @@ def analysis(
         "samples": dict(samples),
         "timings_s": {stage: round(seconds, 3) for stage, seconds in timings_s.items()},
         "peak_memory_bytes": peak_memory_bytes(request.device),
-        "environment": environment(request),
+        "environment": environment(request.device, request.config.dtype, request.config.seed),
         "warnings": list(warnings),
     }
 

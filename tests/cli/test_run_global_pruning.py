@@ -353,7 +353,7 @@ BAD_REQUESTS = {
     "unknown evaluation text": (["--eval_tasks", "wiki"], "--eval_tasks"),
     "no samples": (["--nsamples", "0"], "--nsamples"),
     "more samples than the text has": (["--nsamples", "100000"], "use --nsamples"),
-    "finetune": (["--finetune"], "--finetune"),
+    "no instructions": (["--finetune", "--finetune_data_path", "no.jsonl"], "no.jsonl"),
     "no such model": (["--base_model", "./nowhere"], "./nowhere"),
     "no such device": (["--device", "cuda:99"], "--device to be one of cpu"),
     "no such kind of device": (["--device", "abacus"], "'abacus'"),

@@ -109,7 +109,6 @@ REFUSED = {
     "eval_seq_len": [1],
     "eval_max_windows": [-1],
     "output_name": ["", ".", "..", "a/../../b", "/abs", "a/", "a//b", "a/./b"],
-    "finetune": [True],
     "finetune_lr": [0.0, math.nan],
     "finetune_epochs": [0],
     "finetune_batch_size": [0],

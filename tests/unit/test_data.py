@@ -202,13 +202,14 @@ def test_jsonl_compressed_jsonl_and_parquet_give_the_same_text(tmp_path):
     put(tmp_path, "rows.jsonl", jsonl(rows))
     with gzip.open(tmp_path / "rows.json.gz", "wt") as sink:
         sink.write(jsonl(rows))
+    (tmp_path / "list.json").write_text(json.dumps([{"text": row} for row in rows], indent=1))
     parquet.write_table(pyarrow.table({"text": rows, "id": [1, 2, 3]}), tmp_path / "rows.parquet")
     texts = {load_text(str(path), EVALUATE).content for path in tmp_path.iterdir()}
     assert texts == {"\n\n".join(rows)}
 
 
 BROKEN = {
-    "array.json": b'[{"text": "a list, not lines"}]',
+    "array.json": b'[{"text": "a list that never ends"}',
     "strings.jsonl": b'"just a string"\n',
     "no_text.jsonl": b'{"content": "x"}\n',
     "null.jsonl": b'{"text": null}\n',

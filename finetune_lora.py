@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""Bring the quality of a pruned model back: train it on instructions or on its dense parent, and save it merged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hgsp.cli import guarded, quiet_libraries
+from hgsp.config import PruneConfig, parse
+from hgsp.errors import InputError
+from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning
+
+if TYPE_CHECKING:
+    from hgsp.pipeline import Request
+    from hgsp.recovery.samples import TrainingText
+
+LOG = logging.getLogger("hgsp")
+
+OUT_OF_MEMORY = (
+    "the states saved so far stay for --resume. Try, in this order: --use_gradient_checkpointing, a smaller "
+    "--micro_batch_size (--batch_size may stay), a smaller --cutoff_len, --distill_cache --distill_top_k 64 or "
+    "--distill_offload, a smaller --lora_r"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the recipe; exit code 0 done, 2 bad input (nothing written), 1 failure."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        config = parse(RecoveryConfig, arguments, prog="finetune_lora.py", description=__doc__ or "")
+        return finetune(config, shlex.join(["finetune_lora.py", *arguments]))
+
+    return guarded(run, OUT_OF_MEMORY, "interrupted; the states saved so far stay: go on with --resume")
+
+
+def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = None) -> int:
+    """The whole recipe for one configuration: check, measure, train, merge, measure, write.
+
+    ``text`` is what ``--data_path`` holds, where it has been read already.
+    """
+    quiet_libraries()
+    import torch
+
+    from evaluation.before_after import BeforeAfter
+    from evaluation.models import own_device
+    from hgsp import report
+    from hgsp.checkpoint import load_pruned, new_folder
+    from hgsp.distributed import is_main_process, leave_processes, wait_for_all
+    from hgsp.logs import LogFile
+    from hgsp.progress import terminal
+    from hgsp.recovery import outcome, training
+    from hgsp.recovery.parent import inspect_parent
+    from hgsp.recovery.samples import Collator, load_training_text
+
+    tokenizer, model_config = check_request(config)
+    text = text or load_training_text(config, tokenizer)
+    parent_source = inspect_parent(config, model_config.vocab_size)
+    measure = BeforeAfter(config, offloaded=False)
+    device = own_device(config.device)
+    dtype = outcome.stored_dtype(config, model_config)
+    is_main = is_main_process()
+    if is_main:
+        training.enter_work_dir(config)
+    wait_for_all()
+
+    timings = report.Timings()
+    with LogFile(config.work_dir / "training.log") if is_main else nullcontext() as log:
+        LOG.info("command: %s\ntraining text: %s", command, text.description)
+        with timings.stage("load"):
+            model = load_pruned(
+                config.pruned_model, device=device, dtype=torch.float32 if config.method == "full" else dtype
+            )
+        with timings.stage("evaluate"):
+            if is_main:
+                measure.before(model, tokenizer)
+            wait_for_all()
+        with timings.stage("train"):
+            collator = Collator(outcome.padding_token(tokenizer), config.packing)
+            trained = training.train(model, text, config, collator, device, parent_source, terminal)
+        del model
+        leave_processes()
+        if not is_main:
+            return 0
+
+        with new_folder(Path(config.output_dir), config.overwrite) as folder:
+            with timings.stage("save"):
+                recovered = outcome.recovered_model(config, trained, dtype, device)
+                outcome.write_result(recovered, tokenizer, config, trained, folder)
+            with timings.stage("evaluate"):
+                measure.after(recovered, tokenizer)
+            content = outcome.analysis(
+                config,
+                trained,
+                command=command,
+                text=text.description,
+                evaluation=measure.results,
+                samples=measure.samples,
+                timings_s=timings,
+                device=device,
+                dtype=str(dtype).removeprefix("torch."),
+                warnings=measure.warnings + outcome.warnings_about(measure.results, config),
+            )
+            outcome.write_analysis(content, config.pruned_model, folder)
+            outcome.tell(content, config)
+            assert log is not None
+            log.copy_to(folder / "logs" / "training.log")
+    shutil.rmtree(config.work_dir)
+    return 0
+
+
+def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
+    """Refuse what cannot work before anything is loaded; returns the tokenizer and the model's config.
+
+    Raises:
+        InputError: missing packages, no model or tokenizer, one that does not fit it, results in the way, no GPU.
+    """
+    from hgsp.checkpoint import config_of, load_tokenizer_of
+    from hgsp.loading import check_vocabulary
+    from hgsp.pipeline import resolve_device
+
+    check_surroundings(config)
+    for device in (config.device, config.distill_device):
+        resolve_device(device)
+    model_config = config_of(config.pruned_model)
+    tokenizer = load_tokenizer_of(config.base_model or config.pruned_model)
+    check_vocabulary(model_config.vocab_size, tokenizer)
+    return tokenizer, model_config
+
+
+def check_surroundings(config: RecoveryConfig) -> None:
+    """Refuse missing packages and an output that is there already or cannot be written.
+
+    Raises:
+        InputError: says which.
+    """
+    from hgsp.checkpoint import refuse_existing, refuse_unwritable
+    from hgsp.recovery.training import check_work_dir
+
+    config.require_packages()
+    refuse_existing(Path(config.output_dir), config.overwrite)
+    refuse_unwritable(Path(config.output_dir), "--output_dir")
+    check_work_dir(config)
+
+
+def prepare_after_pruning(
+    config: PruneConfig, request: Request, tokenizer: Any
+) -> list[tuple[RecoveryConfig, TrainingText]]:
+    """What ``--finetune`` will do with every result, refused before pruning begins if it cannot be done.
+
+    Raises:
+        InputError: as ``check_surroundings`` and ``load_training_text``; several processes.
+    """
+    from hgsp.recovery.samples import load_training_text
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            expected="one process with --finetune",
+            got=f"{os.environ['WORLD_SIZE']}",
+            remedy="prune first, then start finetune_lora.py with accelerate launch",
+        )
+    recoveries = [recovery_after_pruning(config, request.folder(ratio)) for ratio in config.pruning_ratio]
+    for recovery in recoveries:
+        check_surroundings(recovery)
+    text = load_training_text(recoveries[0], tokenizer)
+    return [(recovery, text) for recovery in recoveries]
+
+
+def recover_all(recoveries: Sequence[tuple[RecoveryConfig, TrainingText]], command: str) -> int:
+    """Recover every pruned model in turn; its report gains a recovery section."""
+    for config, text in recoveries:
+        finetune(config, command, text)
+        from hgsp.recovery.outcome import add_to_report
+
+        add_to_report(Path(config.pruned_model), Path(config.output_dir))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""What the user can ask of recovery: a frozen, validated dataclass that is also the command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from hgsp.config import (
+    DEFAULT_INSTRUCTIONS,
+    DTYPE_NAMES,
+    MeasureConfig,
+    PruneConfig,
+    option,
+    require,
+    require_counts,
+    require_positive,
+)
+from hgsp.errors import InputError
+
+METHODS = ("lora", "full")
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+REPORTERS = ("none", "tensorboard", "wandb", "trackio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryConfig(MeasureConfig):
+    """Everything ``finetune_lora.py`` can be asked."""
+
+    pruned_model: str = option(help="pruned_model.bin, its folder, or any Hugging Face model folder or hub id")
+    output_dir: str = option(help="where the recovered model goes")
+    data_path: str = option(
+        DEFAULT_INSTRUCTIONS,
+        help="hub id or json/jsonl/parquet file with instruction, messages or text rows; "
+        "also a plain text file, wikitext2, ptb, c4 or builtin",
+    )
+    base_model: str | None = option(None, help="where the tokenizer comes from, if not from the pruned model itself")
+    method: str = option("lora", help="train low-rank adapters, or all parameters", choices=METHODS)
+    num_epochs: float = option(3, help="passes over the data", type=float)
+    max_steps: int | None = option(None, help="stop after this many optimizer steps, whatever the epochs", type=int)
+    learning_rate: float = option(3e-4, help="peak learning rate of the cosine schedule", type=float)
+    warmup_ratio: float = option(0.05, help="fraction of the steps in which the learning rate rises", type=float)
+    weight_decay: float = option(0.0, help="AdamW weight decay", type=float)
+    max_grad_norm: float = option(1.0, help="gradients are clipped to this norm", type=float)
+    batch_size: int = option(128, help="sequences per optimizer step, over all processes", type=int)
+    micro_batch_size: int = option(4, help="sequences per process and forward pass", type=int)
+    cutoff_len: int = option(256, help="longest sequence in tokens; longer ones are cut", type=int)
+    packing: bool = option(
+        False, help="fill sequences up to cutoff_len with several samples that do not see each other"
+    )
+    train_on_inputs: bool = option(False, help="learn instructions too, not only answers")
+    val_size: int | None = option(
+        None, help="rows held out for the evaluation loss, 0 = none (unset: 5 %% of the rows, at most 128)", type=int
+    )
+    eval_steps: int | None = option(
+        None, help="steps between evaluations and saved states (unset: a tenth of all steps)", type=int
+    )
+    lora_r: int = option(8, help="LoRA rank", type=int)
+    lora_alpha: int = option(16, help="LoRA alpha", type=int)
+    lora_dropout: float = option(0.0, help="LoRA dropout", type=float)
+    lora_target_modules: tuple[str, ...] = option(PROJECTIONS, help="Linears that get an adapter", nargs="+")
+    use_gradient_checkpointing: bool = option(False, help="compute activations again in the backward pass: less memory")
+    distill_from: str | None = option(
+        None, help="the dense parent: match its distributions (KL) instead of the text; every token then counts"
+    )
+    distill_weight: float = option(1.0, help="share of KL in the loss; the rest is cross-entropy", type=float)
+    distill_temperature: float = option(1.0, help="softens both distributions", type=float)
+    distill_top_k: int = option(0, help="only the parent's k likeliest tokens and the rest as one; 0 = all", type=int)
+    distill_device: str | None = option(None, help="device of the parent (unset: that of the model)")
+    distill_offload: bool = option(False, help="read the parent layer by layer from its safetensors files")
+    distill_cache: bool = option(False, help="ask the parent once before training and keep its top k on disk")
+    report_to: str = option("none", help="where training is reported as it runs", choices=REPORTERS)
+    resume: bool = option(False, help="go on with an interrupted run of the same command")
+    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best there is")
+    dtype: str | None = option(None, help="dtype of weights and result (unset: as stored)", choices=DTYPE_NAMES)
+    seed: int = option(42, help="seed of adapters, order and held-out rows", type=int)
+    overwrite: bool = option(False, help="replace an existing result, or an unfinished run")
+    no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
+        for name, choices in (("method", METHODS), ("report_to", REPORTERS), ("dtype", (None, *DTYPE_NAMES))):
+            expected = f"one of {', '.join(map(str, choices))}"
+            require(getattr(self, name) in choices, f"--{name}", expected, getattr(self, name))
+        require_counts(self, "batch_size", "micro_batch_size", "lora_r", "lora_alpha")
+        require_positive(self, "num_epochs", "learning_rate", "max_grad_norm", "distill_temperature")
+        require(self.cutoff_len >= 2, "--cutoff_len", "at least 2", self.cutoff_len)
+        for name in ("max_steps", "eval_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name}", "at least 1", value)
+        for name in ("warmup_ratio", "lora_dropout"):
+            require(0 <= getattr(self, name) < 1, f"--{name}", "in [0, 1)", getattr(self, name))
+        require(0 <= self.weight_decay < 1e6, "--weight_decay", "a finite number >= 0", self.weight_decay)
+        require((self.val_size or 0) >= 0, "--val_size", "at least 0", self.val_size)
+        strange = sorted(set(self.lora_target_modules) - set(PROJECTIONS))
+        require(not strange, "--lora_target_modules", f"some of {', '.join(PROJECTIONS)}", " ".join(strange))
+        require(0 < self.distill_weight <= 1, "--distill_weight", "in (0, 1]", self.distill_weight)
+        require(self.distill_top_k >= 0, "--distill_top_k", "at least 0", self.distill_top_k)
+        cached = self.distill_top_k > 0 or not self.distill_cache
+        require(cached, "--distill_top_k", "at least 1 with --distill_cache", self.distill_top_k, "64 is usual")
+        alone = [name for name in ("distill_cache", "distill_offload") if getattr(self, name)]
+        given = self.distill_from is not None or not alone
+        require(given, "--distill_from", "given with " + " and ".join(f"--{name}" for name in alone), None)
+        require(self.device != "auto", "--device", "one device", "auto", "start one process per GPU instead")
+        steps_per_update(self, int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def work_dir(self) -> Path:
+        """Where an unfinished run keeps its state: a sibling of the result that goes away when the result is there."""
+        return Path(f"{self.output_dir.rstrip('/')}.training")
+
+    def require_packages(self) -> None:
+        """Refuse a request whose packages are missing, before anything is loaded.
+
+        Raises:
+            InputError: with what to install.
+        """
+        wanted = ["peft", "accelerate", "matplotlib"] + [self.report_to] * (self.report_to != "none")
+        missing = [name for name in wanted if find_spec(name) is None]
+        if missing:
+            raise InputError(
+                expected=f"the packages {', '.join(wanted)} for recovery",
+                got=f"no {', '.join(missing)}",
+                remedy=f"pip install 'hgsp[finetune]' {' '.join(set(missing) & set(REPORTERS))}".strip(),
+            )
+
+
+def steps_per_update(config: RecoveryConfig, num_processes: int) -> int:
+    """Forward passes of each process per optimizer step.
+
+    Raises:
+        InputError: the batch cannot be shared out evenly; names the nearest that can.
+    """
+    at_once = config.micro_batch_size * num_processes
+    if config.batch_size % at_once:
+        below, above = (config.batch_size // at_once * at_once, (config.batch_size // at_once + 1) * at_once)
+        nearest = f"{below} or {above}" if below else str(above)
+        raise InputError(
+            expected=f"--batch_size to be a multiple of {at_once} (--micro_batch_size {config.micro_batch_size} on "
+            f"{num_processes} process{'es' * (num_processes > 1)})",
+            got=str(config.batch_size),
+            remedy=f"the nearest are {nearest}",
+        )
+    return config.batch_size // at_once
+
+
+def recovery_after_pruning(config: PruneConfig, folder: Path) -> RecoveryConfig:
+    """What ``--finetune`` asks for: the model in ``folder`` goes to ``{folder}_finetuned``.
+
+    Raises:
+        InputError: as ``RecoveryConfig``.
+    """
+    return RecoveryConfig(
+        pruned_model=str(folder),
+        output_dir=f"{folder}_finetuned",
+        data_path=config.finetune_data_path,
+        num_epochs=config.finetune_epochs,
+        learning_rate=config.finetune_lr,
+        batch_size=config.finetune_batch_size,
+        micro_batch_size=config.finetune_micro_batch_size,
+        lora_r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        use_gradient_checkpointing=config.use_gradient_checkpointing,
+        device=config.device,
+        seed=config.seed,
+        data_dir=config.data_dir,
+        overwrite=config.overwrite,
+        no_bin=config.no_bin,
+        skip_evaluation=config.skip_evaluation,
+        eval_tasks=config.eval_tasks,
+        eval_seq_len=config.eval_seq_len,
+        eval_max_windows=config.eval_max_windows,
+    )

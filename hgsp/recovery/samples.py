@@ -1,0 +1,247 @@
+"""From training text to token ids with labels: cut, split, packed, and padded into batches.
+
+A label is the token itself where it counts in the loss and ``IGNORED`` elsewhere. The end-of-text token is learned once
+per sample, after its last answer, and never where a sample was cut.
+
+B batch | T tokens
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hgsp.calibration import tokenize
+from hgsp.data import CALIBRATE, DATASET_CHOICES, canonical_name, load_text
+from hgsp.errors import InputError
+from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.instructions import Passage, load_rows, passage_of
+
+LOG = logging.getLogger(__name__)
+
+IGNORED = -100
+ROWS = (".json", ".jsonl", ".parquet")
+MAX_VALIDATION_ROWS, VALIDATION_SHARE = 128, 0.05
+TOKENIZED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Token ids and labels, int32 [T] each; ``starts`` are the positions where a packed sample begins."""
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    starts: tuple[int, ...] = (0,)
+
+    @property
+    def num_learned(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Samples to train on and to hold out, and what was done to get them."""
+
+    train: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    description: dict[str, Any]
+
+
+def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
+    """Read, tokenize, cut and split what ``--data_path`` names.
+
+    With ``--distill_from`` every token counts, as with ``--train_on_inputs``: the parent has an opinion on each.
+
+    Raises:
+        InputError: nothing there, no rows, unknown or missing fields, every sample cut away, too few rows to hold out.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            expected="a tokenizer with an end-of-text token", got="one without", remedy="set eos_token in its files"
+        )
+    everything = config.train_on_inputs or config.distill_from is not None
+    if _is_plain_text(config.data_path):
+        samples, notes = _windows(config, tokenizer), dict[str, int]()
+    else:
+        passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
+        samples, notes = tokenize_passages(passages, tokenizer, config.cutoff_len, everything=everything)
+    _refuse_empty(samples, config, notes)
+    train, held_out = _split(samples, config)
+    if config.packing:
+        train, held_out = pack(train, config.cutoff_len), pack(held_out, config.cutoff_len)
+    description = {
+        "source": Path(config.data_path).name if Path(config.data_path).exists() else config.data_path,
+        "samples": len(samples),
+        **notes,
+        "train_sequences": len(train),
+        "held_out_sequences": len(held_out),
+        "train_tokens": sum(len(sample.input_ids) for sample in train),
+        "train_learned_tokens": sum(sample.num_learned for sample in train),
+        "cutoff_len": config.cutoff_len,
+        "packed": config.packing,
+        "learned": "every token" if everything else "answers",
+    }
+    return TrainingText(tuple(train), tuple(held_out), description)
+
+
+def tokenize_passages(
+    passages: Sequence[Passage], tokenizer: Any, cutoff_len: int, *, everything: bool
+) -> tuple[list[Sample], dict[str, int]]:
+    """Samples of at most ``cutoff_len`` tokens that have something to learn, and how many were cut or dropped."""
+    samples: list[Sample] = []
+    cut = 0
+    for with_special in (False, True):
+        group = [passage for passage in passages if passage.has_special_tokens is with_special]
+        for start in range(0, len(group), TOKENIZED_AT_ONCE):
+            part = group[start : start + TOKENIZED_AT_ONCE]
+            encoded = tokenizer(
+                [passage.text for passage in part],
+                add_special_tokens=not with_special,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                verbose=False,
+            )
+            for passage, ids, offsets in zip(part, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+                sample, was_cut = _sample(passage, ids, offsets, tokenizer.eos_token_id, cutoff_len, everything)
+                cut += was_cut
+                samples.append(sample)
+    kept = [sample for sample in samples if sample.num_learned]
+    return kept, {"cut_samples": cut, "dropped_samples": len(samples) - len(kept)}
+
+
+def pack(samples: Sequence[Sample], length: int) -> list[Sample]:
+    """Consecutive samples joined as long as they fit into ``length`` tokens."""
+    packed: list[list[Sample]] = []
+    room = 0
+    for sample in samples:
+        if not packed or len(sample.input_ids) > room:
+            packed.append([])
+            room = length
+        packed[-1].append(sample)
+        room -= len(sample.input_ids)
+    return [_joined(part) for part in packed]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Samples of one forward pass as tensors [B, T], padded on the right and masked; packed ones by their positions.
+
+    A packed batch has ``position_ids`` that begin again with every sample and no mask: the attention of transformers
+    keeps such samples apart.
+    """
+
+    pad_token_id: int
+    packed: bool
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        samples: list[Sample] = [row["sample"] for row in rows]
+        length = max(len(sample.input_ids) for sample in samples)
+        batch = {
+            "input_ids": _padded([sample.input_ids for sample in samples], length, self.pad_token_id),
+            "labels": _padded([sample.labels for sample in samples], length, IGNORED),
+        }
+        if self.packed:
+            batch["position_ids"] = torch.stack([_positions(sample, length) for sample in samples])
+        else:
+            batch["attention_mask"] = _padded([np.ones_like(sample.input_ids) for sample in samples], length, 0)
+        if "parent" in rows[0]:
+            batch["parent_values"], batch["parent_tokens"] = (
+                torch.stack(
+                    [
+                        torch.nn.functional.pad(row["parent"][part], (0, 0, 0, length - len(row["parent"][part])))
+                        for row in rows
+                    ]
+                )
+                for part in (0, 1)
+            )
+        return batch
+
+
+def _is_plain_text(data_path: str) -> bool:
+    path = Path(data_path)
+    return canonical_name(data_path) in DATASET_CHOICES or (path.is_file() and not set(ROWS) & set(path.suffixes))
+
+
+def _sample(
+    passage: Passage, ids: list[int], offsets: list[tuple[int, int]], eos: int, cutoff_len: int, everything: bool
+) -> tuple[Sample, bool]:
+    """One sample, and whether it was cut. A token belongs to the answer in which it begins."""
+    starts = [start for start, _ in offsets]
+    in_answer = [any(first <= start < end for first, end in passage.answers) for start in starts]
+    ids, in_answer = _end_once(ids, in_answer, starts, passage.answers[-1][0], eos)
+    labels = [token if everything or counts else IGNORED for token, counts in zip(ids, in_answer, strict=True)]
+    labels[0] = IGNORED  # nothing predicts the first token
+    kept, kept_labels = (np.array(values[:cutoff_len], dtype=np.int32) for values in (ids, labels))
+    return Sample(kept, kept_labels), len(ids) > cutoff_len
+
+
+def _end_once(
+    ids: list[int], in_answer: list[bool], starts: list[int], last_answer: int, eos: int
+) -> tuple[list[int], list[bool]]:
+    """Exactly one end of text after the last answer: the one a chat template wrote there, or one more."""
+    written = next((at for at, token in enumerate(ids) if token == eos and starts[at] > last_answer), None)
+    if written is not None and in_answer[written]:
+        return ids[: written + 1], in_answer[: written + 1]  # what a template writes behind it is no answer
+    while ids and ids[-1] == eos:  # a tokenizer's own, which lies outside the text
+        ids, in_answer = ids[:-1], in_answer[:-1]
+    return [*ids, eos], [*in_answer, True]
+
+
+def _windows(config: RecoveryConfig, tokenizer: Any) -> list[Sample]:
+    """A whole text in consecutive windows; every token counts and nothing ends."""
+    text = load_text(config.data_path, CALIBRATE, config.data_dir)
+    ids = tokenize(text.content, tokenizer).to(torch.int32).split(config.cutoff_len)
+    full = [window.numpy() for window in ids if len(window) == config.cutoff_len]
+    return [Sample(window, np.concatenate([[IGNORED], window[1:]]).astype(np.int32)) for window in full]
+
+
+def _refuse_empty(samples: Sequence[Sample], config: RecoveryConfig, notes: Mapping[str, int]) -> None:
+    if not samples:
+        raise InputError(
+            expected="samples with something to learn",
+            got=f"none of {notes.get('dropped_samples', 0)} left within --cutoff_len {config.cutoff_len}",
+            remedy="raise --cutoff_len or pass more text",
+        )
+    for what, number in notes.items():
+        if number:
+            LOG.info("%d %s (--cutoff_len %d)", number, what.replace("_", " "), config.cutoff_len)
+
+
+def _split(samples: Sequence[Sample], config: RecoveryConfig) -> tuple[list[Sample], list[Sample]]:
+    """Seeded; the held-out rows first."""
+    size = config.val_size
+    if size is None:
+        size = min(MAX_VALIDATION_ROWS, int(len(samples) * VALIDATION_SHARE))
+    if size >= len(samples):
+        raise InputError(
+            expected=f"--val_size below the number of samples, {len(samples)}", got=str(size), remedy="hold out fewer"
+        )
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    shuffled = [samples[index] for index in order]
+    return shuffled[size:], shuffled[:size]
+
+
+def _joined(samples: Sequence[Sample]) -> Sample:
+    lengths = [len(sample.input_ids) for sample in samples]
+    starts = tuple(np.cumsum([0, *lengths[:-1]]).tolist())
+    ids, labels = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("input_ids", "labels"))
+    return Sample(ids, labels, starts)
+
+
+def _padded(arrays: Sequence[NDArray[np.int32]], length: int, value: int) -> torch.Tensor:
+    padded = [np.pad(array, (0, length - len(array)), constant_values=value) for array in arrays]
+    return torch.from_numpy(np.stack(padded)).long()
+
+
+def _positions(sample: Sample, length: int) -> torch.Tensor:
+    """0, 1, 2 ... beginning again with every packed sample, and with the padding."""
+    bounds = [*sample.starts, len(sample.input_ids), length]
+    return torch.cat([torch.arange(end - start) for start, end in pairwise(bounds)])

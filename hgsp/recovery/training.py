@@ -1,0 +1,333 @@
+"""Trains a pruned model with peft and the Trainer of transformers, so that nothing is lost when it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from hgsp.checkpoint import is_bin
+from hgsp.errors import InputError, NumericalError
+from hgsp.loading import ModelSource
+from hgsp.progress import Progress, silent
+from hgsp.recovery.config import RecoveryConfig, steps_per_update
+from hgsp.recovery.losses import Objective, ParentTop
+from hgsp.recovery.parent import CachedParent, Parent, parent_answers
+from hgsp.recovery.samples import Collator, Sample, TrainingText
+
+LOG = logging.getLogger(__name__)
+
+EVALUATIONS = 10
+SETTINGS = "settings.json"
+#: Fields of the configuration that may differ between a run and its resumption.
+FREE_TO_CHANGE = ("resume", "overwrite", "device", "distill_device", "distill_offload", "report_to", "no_bin")
+
+
+@dataclass(frozen=True)
+class Sequences(Dataset[dict[str, Any]]):
+    """What is trained on, with the parent's cached answers where there are any."""
+
+    samples: Sequence[Sample]
+    parent: CachedParent | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = {"sample": self.samples[index]}
+        if self.parent is not None:
+            row["parent"] = self.parent.of(index)
+        return row
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the best state lies (adapter, or whole model), and the log: one entry per step or evaluation.
+
+    ``parameters`` counts those of the model and those that were trained.
+    """
+
+    checkpoint: Path
+    history: tuple[Mapping[str, float], ...]
+    kept_step: int
+    steps: int
+    parameters: Mapping[str, int]
+
+
+def add_adapters(model: Any, config: RecoveryConfig) -> Any:
+    """LoRA (arXiv:2106.09685) on the chosen Linears of every layer, float32 over frozen weights, zero at the start."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(config.seed)
+    model.name_or_path = _base_of_adapter(config.pruned_model)
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_target_modules),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora, autocast_adapter_dtype=True)
+
+
+def _base_of_adapter(pruned_model: str) -> str:
+    """What the adapter names as its base: a folder where there is one, because nobody else reads a .bin."""
+    folder = Path(pruned_model).parent
+    return str(folder) if is_bin(pruned_model) and (folder / "config.json").is_file() else pruned_model
+
+
+def num_updates(num_sequences: int, config: RecoveryConfig, processes: int) -> int:
+    """Optimizer steps of the whole run: ``--max_steps``, or what the epochs make."""
+    if config.max_steps is not None:
+        return config.max_steps
+    batches = math.ceil(num_sequences / (config.micro_batch_size * processes))
+    per_epoch = max(1, math.ceil(batches / steps_per_update(config, processes)))
+    return max(1, math.ceil(per_epoch * config.num_epochs))
+
+
+def train(
+    model: Any,
+    text: TrainingText,
+    config: RecoveryConfig,
+    collator: Collator,
+    device: str,
+    parent_source: ModelSource | None = None,
+    progress: Progress = silent,
+) -> Trained:
+    """Train to the end, from the last complete state with ``--resume``; keeps the state of the lowest held-out loss.
+
+    States, and what the parent said if that is cached, are in ``config.work_dir``. Takes ``model`` over.
+
+    Raises:
+        NumericalError: the loss or a gradient is not finite; names the step, the states before it stay.
+    """
+    num_model = sum(parameter.numel() for parameter in model.parameters())
+    model = add_adapters(model, config) if config.method == "lora" else model.requires_grad_(True)
+    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parent, caches = parent_answers(config, parent_source, (text.train, text.held_out), collator, device, progress)
+    train_set, held_out = (Sequences(*pair) for pair in zip((text.train, text.held_out), caches, strict=True))
+
+    folder = config.work_dir / "states"
+    steps = num_updates(len(train_set), config, num_processes())
+    trainer = RecoveryTrainer(
+        model=model,
+        args=training_arguments(config, folder, steps, bool(text.held_out), device),
+        train_dataset=train_set,
+        eval_dataset=held_out if text.held_out else None,
+        data_collator=collator,
+        callbacks=[StopOnNonFinite(), Narrator(progress), EvaluateLast()],
+        objective=Objective(config.distill_weight if config.distill_from else 0.0, config.distill_temperature),
+        parent=parent,
+    )
+    trainer.remove_callback(PrinterCallback)  # the Narrator speaks
+    state = last_complete_state(folder) if config.resume else None
+    if config.resume:
+        LOG.info("resuming from %s", state.name if state else "the beginning: no state was saved")
+    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    best = trainer.state.best_model_checkpoint
+    checkpoint = Path(best) if best else folder / f"checkpoint-{steps}"
+    kept_step = int(checkpoint.name.rpartition("-")[2])
+    counts = {"model": num_model, "trained": num_trained}
+    return Trained(checkpoint, tuple(trainer.state.log_history), kept_step, steps, counts)
+
+
+def num_processes() -> int:
+    """How many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def training_arguments(
+    config: RecoveryConfig, folder: Path, steps: int, evaluates: bool, device: str
+) -> TrainingArguments:
+    """Our configuration in the terms of transformers."""
+    if num_processes() == 1 and device.startswith("cuda"):
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device  # else the Trainer takes the first GPU
+    every = config.eval_steps or max(1, steps // EVALUATIONS)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=config.micro_batch_size,
+        per_device_eval_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=steps_per_update(config, num_processes()),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        bf16=config.method == "full" and config.dtype != "float32",
+        **(checkpointing_arguments() if config.use_gradient_checkpointing else {}),
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=every if evaluates else None,
+        eval_on_start=evaluates,
+        prediction_loss_only=True,
+        save_steps=every,
+        save_total_limit=2,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False if evaluates else None,
+        report_to=config.report_to,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=config.seed,
+        data_seed=config.seed,
+        disable_tqdm=True,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device.startswith("cuda"),
+        ddp_find_unused_parameters=False,
+    )
+    if num_processes() == 1:
+        arguments._n_gpu = min(1, arguments.n_gpu)  # never DataParallel over GPUs nobody asked for
+    return arguments
+
+
+def checkpointing_arguments() -> dict[str, Any]:
+    """Under the name this transformers knows. Re-entrant checkpointing would starve adapters of gradients."""
+    names = {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+class RecoveryTrainer(Trainer):
+    """The Trainer with our loss: cross-entropy, KL to the parent, or both, per token that counts."""
+
+    def __init__(self, *, objective: Objective, parent: Parent | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.model_accepts_loss_kwargs = True  # our loss is divided by the tokens of the whole update already
+        self._objective, self._parent = objective, parent
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels = inputs.pop("labels")
+        cached = [inputs.pop(name) for name in ("parent_values", "parent_tokens") if name in inputs]
+        outputs = model(**inputs, use_cache=False)
+        answer = ParentTop(*cached) if cached else None if self._parent is None else self._parent(inputs)
+        tokens = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] >= 0).sum()
+        loss = self._objective.summed(outputs.logits, labels, answer) / tokens
+        if num_items_in_batch is not None:  # those of all processes, whose losses are averaged
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Stops before a step would spoil the weights; every process sees the same summed gradients."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
+        if not torch.stack([value.to(sums[0].device) for value in sums]).isfinite().all():
+            raise NumericalError(
+                f"the loss or a gradient of step {state.global_step + 1} is not finite; the states saved before "
+                "are kept. Lower --learning_rate, use --dtype bfloat16, or look for strange rows in the data"
+            )
+
+
+class Narrator(TrainerCallback):
+    """Progress for the eye, every logged number for the log file, held-out losses for both."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._ticks: Iterator[int] = iter(())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            left = state.max_steps - state.global_step
+            self._ticks = self._progress(range(left), "recovery", left)
+            next(self._ticks, None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        next(self._ticks, None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        if "eval_loss" in logs:
+            LOG.info("step %d of %d: held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
+        elif "loss" in logs:
+            LOG.info(
+                "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.2e",
+                state.global_step,
+                state.max_steps,
+                logs["loss"],
+                logs["grad_norm"],
+                logs["learning_rate"],
+                extra={"file_only": True},
+            )
+
+
+class EvaluateLast(TrainerCallback):
+    """The last state is measured too, whatever the interval."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True
+
+
+def last_complete_state(folder: Path) -> Path | None:
+    """The newest state that was written to its end: the Trainer writes ``trainer_state.json`` last."""
+    states = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
+    return max(states, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def check_work_dir(config: RecoveryConfig) -> None:
+    """Refuse to start over an unfinished run, or to resume one that is not there or was asked for something else.
+
+    Raises:
+        InputError: names the settings that differ.
+    """
+    file = config.work_dir / SETTINGS
+    if not config.resume:
+        if config.work_dir.exists() and not config.overwrite:
+            raise InputError(
+                expected="no unfinished run in the way",
+                got=f"{config.work_dir} exists",
+                remedy="go on with it by --resume, or start over with --overwrite",
+            )
+        return
+    if not file.is_file():
+        raise InputError(
+            expected="an unfinished run to resume", got=f"none in {config.work_dir}", remedy="leave --resume out"
+        )
+    now, before = _settings(config), json.loads(file.read_text())
+    changed = sorted(name for name in now if now[name] != before.get(name))
+    if changed:
+        raise InputError(
+            expected="the settings of the unfinished run with --resume",
+            got=", ".join(f"--{name} {now[name]} instead of {before.get(name)}" for name in changed),
+            remedy="repeat the command as it was, or start over with --overwrite",
+        )
+
+
+def enter_work_dir(config: RecoveryConfig) -> None:
+    """Make the folder of a run, in place of an unfinished one if there is one and it is not resumed."""
+    if config.resume:
+        return
+    if config.work_dir.exists():
+        shutil.rmtree(config.work_dir)
+    config.work_dir.mkdir(parents=True)
+    (config.work_dir / SETTINGS).write_text(json.dumps(_settings(config), indent=2))
+
+
+def _settings(config: RecoveryConfig) -> dict[str, Any]:
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,237 @@
+"""Training text: what is learned, where it ends, how it is cut, split, packed and padded."""
+
+import json
+
+import pytest
+import torch
+
+from hgsp.errors import InputError
+from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.instructions import passage_of
+from hgsp.recovery.samples import IGNORED, Collator, load_training_text, pack, tokenize_passages
+from recovering import sample
+
+ALPACA = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
+WITH_INPUT = {"instruction": "Translate.", "input": "chat", "output": "cat"}
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "Ciao"},
+]
+#: ChatML, whose turns end with the tokenizer's end of text, as SmolLM2's and Qwen's chat models have it.
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(tokenizer):
+    """The tokenizer with a chat template; taken away again afterwards."""
+    tokenizer.chat_template = TEMPLATE
+    yield tokenizer
+    tokenizer.chat_template = None
+
+
+@pytest.fixture
+def rows_file(tmp_path):
+    """``rows_file(rows)`` writes them as JSON lines and returns the path."""
+
+    def write(rows, name="rows.jsonl"):
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+        return str(path)
+
+    return write
+
+
+def config(data_path, **changes):
+    return RecoveryConfig(pruned_model="m", output_dir="out", data_path=data_path, eval_tasks="builtin", **changes)
+
+
+def samples_of(rows, tokenizer, cutoff_len=512, everything=False):
+    passages = [passage_of(row, number, tokenizer) for number, row in enumerate(rows)]
+    return tokenize_passages(passages, tokenizer, cutoff_len, everything=everything)[0]
+
+
+def learned_text(sample, tokenizer):
+    return tokenizer.decode([token for token in sample.labels if token != IGNORED])
+
+
+@pytest.mark.parametrize(("row", "answer"), [(ALPACA, "Blue."), (WITH_INPUT, "cat"), ({"text": "cat"}, "at")])
+def test_only_the_answer_and_one_end_are_learned(row, answer, tokenizer):
+    """The first token of a plain text is predicted by nothing."""
+    (found,) = samples_of([row], tokenizer)
+    assert learned_text(found, tokenizer) == answer + "</s>"
+    assert (found.input_ids == tokenizer.eos_token_id).sum() == 1
+    assert found.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_an_input_is_told_apart_from_the_instruction(tokenizer):
+    text = passage_of(WITH_INPUT, 0, tokenizer).text
+    assert text.index("Translate.") < text.index("Input") < text.index("chat") < text.index("Response")
+    assert "Input" not in passage_of(ALPACA, 0, tokenizer).text
+
+
+def test_train_on_inputs_learns_all_but_the_first_token(tokenizer):
+    (found,) = samples_of([ALPACA], tokenizer, everything=True)
+    assert found.labels[0] == IGNORED
+    assert (found.labels[1:] == found.input_ids[1:]).all()
+
+
+def test_every_assistant_turn_of_a_chat_is_learned_as_the_template_writes_it(chatty):
+    (found,) = samples_of([{"messages": CHAT}], chatty)
+    assert learned_text(found, chatty) == "Hello</s>\nCiao</s>"
+    assert chatty.decode(found.input_ids).endswith("Ciao</s>")
+
+
+def test_what_follows_the_last_answer_is_left_out(chatty):
+    (found,) = samples_of([{"messages": [*CHAT, {"role": "user", "content": "More?"}]}], chatty)
+    assert "More" not in chatty.decode(found.input_ids)
+
+
+def test_a_template_without_the_end_of_text_gets_one(chatty):
+    chatty.chat_template = TEMPLATE.replace("</s>", "[end]")
+    (found,) = samples_of([{"messages": CHAT}], chatty)
+    assert learned_text(found, chatty).endswith("Ciao[end]\n</s>")
+    assert (found.labels == chatty.eos_token_id).sum() == 1
+
+
+def test_a_chat_without_a_template_is_written_under_headings(tokenizer):
+    (found,) = samples_of([{"messages": CHAT}], tokenizer)
+    assert learned_text(found, tokenizer) == "HelloCiao</s>"
+    assert "Be brief." in tokenizer.decode(found.input_ids)
+
+
+def test_a_tokenizer_that_ends_texts_itself_does_not_end_them_twice(tokenizer):
+    class Ending:
+        chat_template, eos_token_id = None, tokenizer.eos_token_id
+
+        def __call__(self, texts, **options):
+            encoded = tokenizer(texts, **options)
+            ids = [[*row, tokenizer.eos_token_id] for row in encoded["input_ids"]]
+            return {"input_ids": ids, "offset_mapping": [[*row, (0, 0)] for row in encoded["offset_mapping"]]}
+
+    (found,) = samples_of([ALPACA], Ending())
+    assert learned_text(found, tokenizer) == "Blue.</s>"
+
+
+def test_a_cut_sample_does_not_learn_to_end(tokenizer):
+    """It would learn to stop in the middle of a sentence."""
+    passage = passage_of(ALPACA, 0, tokenizer)
+    (short,), notes = tokenize_passages([passage], tokenizer, passage.answers[0][0] + 3, everything=False)
+    assert learned_text(short, tokenizer) == "Blu"
+    assert notes == {"cut_samples": 1, "dropped_samples": 0}
+
+
+def test_a_sample_whose_answer_is_cut_away_is_dropped_and_counted(tokenizer):
+    passages = [passage_of(row, 0, tokenizer) for row in (ALPACA, {"text": "short"})]
+    kept, notes = tokenize_passages(passages, tokenizer, 20, everything=False)
+    assert len(kept) == 1
+    assert notes == {"cut_samples": 1, "dropped_samples": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "x"}, "row 3 with prompt"),
+        ({"instruction": "x"}, "'output' of every row"),
+        ({"instruction": "x", "output": "  "}, "'output' of every row"),
+        ({"instruction": "", "output": ""}, "'output' of every row"),
+        ({"text": 5}, "'text' of every row"),
+        ({"messages": []}, "list of role and content"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "an assistant turn"),
+        ({"messages": [{"content": "x"}]}, "list of role and content"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_refused_by_their_number(row, message, tokenizer):
+    with pytest.raises(InputError, match=message):
+        passage_of(row, 3, tokenizer)
+
+
+def test_a_template_that_refuses_the_roles_is_one_line(chatty):
+    chatty.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InputError, match="roles must alternate"):
+        passage_of({"messages": CHAT}, 0, chatty)
+
+
+def test_the_split_is_seeded_and_leaves_nothing_out(rows_file, tokenizer):
+    path = rows_file([{"text": f"row {number}"} for number in range(40)])
+    first, again, other = (load_training_text(config(path, seed=seed), tokenizer) for seed in (1, 1, 2))
+    texts = [[tokenizer.decode(s.input_ids) for s in part] for part in (first.train, first.held_out)]
+    assert len(texts[1]) == 2
+    assert {*texts[0], *texts[1]} == {f"row {number}</s>" for number in range(40)}
+    assert texts[0] == [tokenizer.decode(s.input_ids) for s in again.train]
+    assert texts[0] != [tokenizer.decode(s.input_ids) for s in other.train]
+
+
+def test_val_size_is_taken_at_its_word_and_refused_when_nothing_is_left(rows_file, tokenizer):
+    path = rows_file([{"text": f"row {number}"} for number in range(5)])
+    assert len(load_training_text(config(path, val_size=0), tokenizer).held_out) == 0
+    assert len(load_training_text(config(path, val_size=4), tokenizer).train) == 1
+    with pytest.raises(InputError, match="--val_size below the number of samples, 5"):
+        load_training_text(config(path, val_size=5), tokenizer)
+
+
+@pytest.mark.parametrize("rows", [[], [ALPACA]])
+def test_nothing_to_learn_is_refused(rows, rows_file, tokenizer):
+    with pytest.raises(InputError, match=r"rows with|samples with something to learn"):
+        load_training_text(config(rows_file(rows), cutoff_len=8), tokenizer)
+
+
+def test_a_data_set_that_is_nowhere_is_refused_with_the_way_out(tokenizer, monkeypatch):
+    def gone(*_, **__):
+        raise OSError("offline")
+
+    monkeypatch.setattr("datasets.load_dataset", gone)
+    with pytest.raises(InputError, match=r"'some/data'.*offline.*jsonl"):
+        load_training_text(config("some/data"), tokenizer)
+
+
+def test_rows_of_the_hub_are_those_of_its_train_split(tokenizer, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("datasets.load_dataset", lambda name, **options: asked.update({name: options}) or [ALPACA] * 3)
+    assert load_training_text(config("some/data"), tokenizer).description["samples"] == 3
+    assert asked == {"some/data": {"split": "train"}}
+
+
+def test_distilling_learns_every_token(rows_file, tokenizer):
+    text = load_training_text(config(rows_file([ALPACA] * 2), distill_from="parent"), tokenizer)
+    assert text.description["learned"] == "every token"
+    assert text.train[0].num_learned == len(text.train[0].input_ids) - 1
+
+
+def test_a_plain_text_is_read_in_full_windows_without_ends(text_file, tokenizer):
+    text = load_training_text(config(str(text_file), cutoff_len=100, val_size=0), tokenizer)
+    assert len(text.train) == len(tokenizer(text_file.read_text())["input_ids"]) // 100
+    assert all(len(s.input_ids) == 100 and tokenizer.eos_token_id not in s.input_ids for s in text.train)
+
+
+def test_packing_keeps_order_and_length_and_says_where_samples_begin():
+    packed = pack([sample(1, 2, 3), sample(4, 5), sample(6, 7, 8, 9)], 6)
+    assert [s.input_ids.tolist() for s in packed] == [[1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    assert packed[0].starts == (0, 3)
+    assert packed[0].labels.tolist() == [IGNORED, 2, 3, IGNORED, 5]
+
+
+def test_a_batch_is_padded_and_masked():
+    batch = Collator(pad_token_id=0, packed=False)([{"sample": sample(1, 2, 3)}, {"sample": sample(4, 5)}])
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert batch["labels"].tolist() == [[IGNORED, 2, 3], [IGNORED, 5, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_packed_samples_do_not_see_each_other(make):
+    """S16-like: joined or apart, every sample has the same logits."""
+    model = make("llama-8q4kv")
+    samples = [sample(*range(10, 22)), sample(*range(40, 47)), sample(*range(60, 75))]
+    packed = pack(samples, 20)
+    assert [len(s.starts) for s in packed] == [2, 1]
+    batch = Collator(pad_token_id=0, packed=True)([{"sample": s} for s in packed])
+    del batch["labels"]
+    with torch.no_grad():
+        logits = model(**batch, use_cache=False).logits
+        alone = [model(torch.from_numpy(s.input_ids).long()[None]).logits[0] for s in samples]
+    torch.testing.assert_close(torch.cat([logits[0, :19], logits[1, :15]]), torch.cat(alone), rtol=1e-4, atol=1e-5)
