@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hgsp.recovery.samples import IGNORED
 
-#: Logits turned into float32 at a time, in values (256 MiB). They are computed again in the backward pass.
-FLOAT_LOGITS = 1 << 26
+#: Logits turned into float32 at a time, in values; computed again in the backward pass. On a CPU 16 MiB: larger
+#: temporaries go back to the system every time.
+FLOAT_LOGITS_ON_CPU, FLOAT_LOGITS = 1 << 22, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Objective:
             inputs += [parent.values.flatten(0, 1), parent.tokens.flatten(0, 1)]
         elif parent is not None:
             inputs.append(parent.flatten(0, 1))
-        rows = max(1, FLOAT_LOGITS // logits_BTV.shape[-1])
+        at_once = FLOAT_LOGITS_ON_CPU if logits_BTV.device.type == "cpu" else FLOAT_LOGITS
+        rows = max(1, at_once // logits_BTV.shape[-1])
         total = logits_BTV.new_zeros((), dtype=torch.float32)
         for pieces in zip(*(values.split(rows) for values in inputs), strict=True):
             total = total + checkpoint(self._piece, *pieces, use_reentrant=False)

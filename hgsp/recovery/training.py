@@ -239,16 +239,16 @@ class Narrator(TrainerCallback):
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._ticks: Iterator[int] = iter(())
+        self._ticks: Iterator[int] | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._ticks is None and state.is_world_process_zero:
             left = state.max_steps - state.global_step
             self._ticks = self._progress(range(left), "recovery", left)
-            next(self._ticks, None)
+            next(self._ticks)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        next(self._ticks, None)
+        next(self._ticks or iter(()), None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero:

@@ -52,7 +52,7 @@ def test_chunks_change_neither_loss_nor_gradient(batch, monkeypatch):
     logits, parent, labels = batch
     whole = Objective(0.5).summed(logits, labels, parent)
     (expected,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setattr(losses, "FLOAT_LOGITS", 3 * V)
+    monkeypatch.setattr(losses, "FLOAT_LOGITS_ON_CPU", 3 * V)
     pieces = Objective(0.5).summed(logits, labels, parent)
     (found,) = torch.autograd.grad(pieces, logits)
     torch.testing.assert_close(pieces, whole)
