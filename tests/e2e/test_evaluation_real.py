@@ -6,16 +6,14 @@ Few items: what is checked is agreement, not the model.
 import copy
 import json
 import math
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import REPOSITORY, shared_folder
+from conftest import REPOSITORY
 from evaluation import run_evaluation
 from evaluation.metrics.harness import load_task, run_task
 from evaluation.metrics.lambada import LAMBADA
@@ -34,17 +32,8 @@ ITEMS = 6
 
 
 @pytest.fixture(scope="module")
-def smollm():
-    """The model's folder, made by the shared tool on first use."""
-    shared = shared_folder()
-    if shared is None:
-        pytest.skip("needs ../shared/tools/real_models.py (or HGSP_SHARED), which a plain clone does not have")
-    models = Path(os.environ.get("HGSP_MODELS", "~/.cache/hgsp-models")).expanduser()
-    command = [sys.executable, str(shared / "tools" / "real_models.py"), "smollm2-135m", "--out", str(models)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"the model could not be made: {done.stderr.strip().splitlines()[-1]}")
-    return Path(done.stdout.strip().splitlines()[-1])
+def smollm(real_model):
+    return real_model("smollm2-135m")
 
 
 @pytest.fixture(scope="module")

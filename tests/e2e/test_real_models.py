@@ -1,10 +1,6 @@
 """Real models end to end: SmolLM2-135M (Llama), its Mistral twin, and Qwen2.5-0.5B where it is there already."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +8,6 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import run_global_pruning
-from conftest import shared_folder
 from evaluation.metrics.ppl import perplexity
 from hgsp.data import EVALUATE, load_text
 from hgsp.loading import inspect_model
@@ -20,38 +15,10 @@ from hgsp.selection import PrunePlan
 from hgsp.surgery import apply_plan
 from plans import plan_dropping, silenced
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 
 SMOLLM, MISTRAL, QWEN = MODELS = ("smollm2-135m", "mistral-135m", "qwen2.5-0.5b")
 RATIOS = (0.1, 0.2, 0.5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def all_cores():
-    """Real models are large enough for more than one thread."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def real_model():
-    """``real_model(name)`` is the model's folder, made by the shared tool on first use."""
-    shared = shared_folder()
-    if shared is None:
-        pytest.skip("needs ../shared/tools/real_models.py (or HGSP_SHARED), which a plain clone does not have")
-    models = Path(os.environ.get("HGSP_MODELS", "~/.cache/hgsp-models")).expanduser()
-
-    def folder(name):
-        if name == QWEN and not (models / name / "config.json").is_file():
-            pytest.skip(f"{name} is a download of 478 MB: make it with real_models.py first to include it")
-        command = [sys.executable, str(shared / "tools" / "real_models.py"), name, "--out", str(models)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"{name} could not be made: {done.stderr.strip().splitlines()[-1]}")
-        return Path(done.stdout.strip().splitlines()[-1])
-
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,39 @@
+"""Real models, made on first use by the tool beside the shared text; tests that need them are skipped without it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import shared_folder
+
+
+@pytest.fixture(scope="module")
+def all_cores():
+    """Real models are large enough for more than one thread."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_model():
+    """``real_model(name)`` is the model's folder."""
+    shared = shared_folder()
+    if shared is None:
+        pytest.skip("needs ../shared/tools/real_models.py (or HGSP_SHARED), which a plain clone does not have")
+    models = Path(os.environ.get("HGSP_MODELS", "~/.cache/hgsp-models")).expanduser()
+
+    def folder(name):
+        if name == "qwen2.5-0.5b" and not (models / name / "config.json").is_file():
+            pytest.skip(f"{name} is a download of 478 MB: make it with real_models.py first to include it")
+        command = [sys.executable, str(shared / "tools" / "real_models.py"), name, "--out", str(models)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"{name} could not be made: {done.stderr.strip().splitlines()[-1]}")
+        return Path(done.stdout.strip().splitlines()[-1])
+
+    return folder
