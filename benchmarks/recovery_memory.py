@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Peak memory of LoRA training at the layer shape of LLaMA-3-8B, per number of layers, and what that makes for 32.
 
-Random bfloat16 weights, two optimizer steps with gradient checkpointing, so that adapters, gradients and both AdamW moments
+Random bfloat16 weights, two optimizer steps with gradient checkpointing: adapters, gradients and both AdamW moments
 are there. Every measurement runs in a process of its own; the whole model is extrapolated from the growth per layer.
 
     python benchmarks/recovery_memory.py --layers 1 2 4 --output recovery_memory.json
