@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("hgsp")
 
 OUT_OF_MEMORY = (
-    "the states saved so far stay for --resume. Try, in this order: --use_gradient_checkpointing, a smaller "
-    "--micro_batch_size (--batch_size may stay), a smaller --cutoff_len, --distill_cache --distill_top_k 64 or "
-    "--distill_offload, a smaller --lora_r"
+    "the states saved so far stay: go on with --resume --use_gradient_checkpointing. If that is not enough, start over "
+    "with a smaller --micro_batch_size (--batch_size may stay), a smaller --cutoff_len, --distill_cache "
+    "--distill_top_k 64, --distill_offload, or a smaller --lora_r"
 )
 
 
@@ -60,6 +60,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
     from hgsp.recovery import outcome, training
     from hgsp.recovery.parent import inspect_parent
     from hgsp.recovery.samples import Collator, load_training_text
+    from hgsp.recovery.unfinished import enter_work_dir
 
     tokenizer, model_config = check_request(config)
     text = text or load_training_text(config, tokenizer)
@@ -69,7 +70,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
     dtype = outcome.stored_dtype(config, model_config)
     is_main = is_main_process()
     if is_main:
-        training.enter_work_dir(config)
+        enter_work_dir(config)
     wait_for_all()
 
     timings = report.Timings()
@@ -143,7 +144,7 @@ def check_surroundings(config: RecoveryConfig) -> None:
         InputError: says which.
     """
     from hgsp.checkpoint import refuse_existing, refuse_unwritable
-    from hgsp.recovery.training import check_work_dir
+    from hgsp.recovery.unfinished import check_work_dir
 
     config.require_packages()
     refuse_existing(Path(config.output_dir), config.overwrite)

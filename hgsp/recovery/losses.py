@@ -5,17 +5,17 @@ B batch | T tokens | N = B*T positions | V vocab | k tokens kept of the parent
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from hgsp.recovery.samples import IGNORED
 
-#: Logits turned into float32 at a time, in values; computed again in the backward pass. On a CPU 16 MiB: larger
-#: temporaries go back to the system every time.
+#: Logits turned into float32 at a time, in values. On a CPU 16 MiB: larger temporaries go back to the system each time.
 FLOAT_LOGITS_ON_CPU, FLOAT_LOGITS = 1 << 22, 1 << 26
 
 
@@ -46,14 +46,10 @@ class Objective:
             inputs += [parent.values.flatten(0, 1), parent.tokens.flatten(0, 1)]
         elif parent is not None:
             inputs.append(parent.flatten(0, 1))
-        at_once = FLOAT_LOGITS_ON_CPU if logits_BTV.device.type == "cpu" else FLOAT_LOGITS
-        rows = max(1, at_once // logits_BTV.shape[-1])
-        total = logits_BTV.new_zeros((), dtype=torch.float32)
-        for pieces in zip(*(values.split(rows) for values in inputs), strict=True):
-            total = total + checkpoint(self._piece, *pieces, use_reentrant=False)
-        return total
+        return _SumOverPieces.apply(self.piece, *inputs)
 
-    def _piece(self, logits_NV: Tensor, targets_N: Tensor, *parent: Tensor) -> Tensor:
+    def piece(self, logits_NV: Tensor, targets_N: Tensor, *parent: Tensor) -> Tensor:
+        """The same for some positions, all at once."""
         loss = logits_NV.new_zeros((), dtype=torch.float32)
         if self.weight < 1:
             nll = cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")
@@ -63,6 +59,34 @@ class Objective:
             counts_N = targets_N != IGNORED
             loss = loss + self.weight * self.temperature**2 * (divergence_N * counts_N).sum()
         return loss
+
+
+class _SumOverPieces(torch.autograd.Function):
+    """Loss and gradient of one piece of the positions after another, in a single pass over the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, piece: Callable[..., Tensor], logits_NV: Tensor, *others: Tensor) -> Tensor:
+        at_once = FLOAT_LOGITS_ON_CPU if logits_NV.device.type == "cpu" else FLOAT_LOGITS
+        rows = max(1, at_once // logits_NV.shape[-1])
+        total = logits_NV.new_zeros((), dtype=torch.float32)
+        gradients = []
+        for part, *rest in zip(*(values.split(rows) for values in (logits_NV, *others)), strict=True):
+            if ctx.needs_input_grad[1]:
+                part = part.detach().requires_grad_()
+                with torch.enable_grad():
+                    loss = piece(part, *rest)
+                gradients += torch.autograd.grad(loss, part)
+            else:
+                loss = piece(part, *rest)
+            total += loss.detach()
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        (gradient_NV,) = ctx.saved_tensors
+        return None, gradient_NV * upstream[0].to(gradient_NV.dtype), *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 def top_of(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:

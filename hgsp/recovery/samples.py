@@ -9,11 +9,12 @@ B batch | T tokens
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ IGNORED = -100
 ROWS = (".json", ".jsonl", ".parquet")
 MAX_VALIDATION_ROWS, VALIDATION_SHARE = 128, 0.05
 TOKENIZED_AT_ONCE = 1000
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,24 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
         )
     everything = config.train_on_inputs or config.distill_from is not None
     if _is_plain_text(config.data_path):
-        samples, notes = _windows(config, tokenizer), dict[str, int]()
+        train, held_out = _split(_windows(config, tokenizer), config)
+        notes = Counter[str]()
     else:
         passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
-        samples, notes = tokenize_passages(passages, tokenizer, config.cutoff_len, everything=everything)
-    _refuse_empty(samples, config, notes)
-    train, held_out = _split(samples, config)
+        parts = [
+            tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)
+            for part in _split(passages, config)
+        ]
+        (train, held_out), notes = (samples for samples, _ in parts), sum((notes for _, notes in parts), Counter[str]())
+    _refuse_empty(train, config, notes)
+    num_samples = len(train) + len(held_out)
     if config.packing:
         train, held_out = pack(train, config.cutoff_len), pack(held_out, config.cutoff_len)
     description = {
         "source": Path(config.data_path).name if Path(config.data_path).exists() else config.data_path,
-        "samples": len(samples),
-        **notes,
+        "samples": num_samples,
+        "cut_samples": notes["cut"],
+        "dropped_samples": notes["dropped"],
         "train_sequences": len(train),
         "held_out_sequences": len(held_out),
         "train_tokens": sum(len(sample.input_ids) for sample in train),
@@ -94,8 +102,8 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
 
 def tokenize_passages(
     passages: Sequence[Passage], tokenizer: Any, cutoff_len: int, *, everything: bool
-) -> tuple[list[Sample], dict[str, int]]:
-    """Samples of at most ``cutoff_len`` tokens that have something to learn, and how many were cut or dropped."""
+) -> tuple[list[Sample], Counter[str]]:
+    """Samples of at most ``cutoff_len`` tokens that have something to learn, and how many were cut and dropped."""
     samples: list[Sample] = []
     cut = 0
     for with_special in (False, True):
@@ -110,11 +118,11 @@ def tokenize_passages(
                 verbose=False,
             )
             for passage, ids, offsets in zip(part, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-                sample, was_cut = _sample(passage, ids, offsets, tokenizer.eos_token_id, cutoff_len, everything)
-                cut += was_cut
+                sample, length = _sample(passage, ids, offsets, tokenizer.eos_token_id, cutoff_len, everything)
+                cut += length > cutoff_len
                 samples.append(sample)
     kept = [sample for sample in samples if sample.num_learned]
-    return kept, {"cut_samples": cut, "dropped_samples": len(samples) - len(kept)}
+    return kept, Counter(cut=cut, dropped=len(samples) - len(kept))
 
 
 def pack(samples: Sequence[Sample], length: int) -> list[Sample]:
@@ -172,25 +180,24 @@ def _is_plain_text(data_path: str) -> bool:
 
 def _sample(
     passage: Passage, ids: list[int], offsets: list[tuple[int, int]], eos: int, cutoff_len: int, everything: bool
-) -> tuple[Sample, bool]:
-    """One sample, and whether it was cut. A token belongs to the answer in which it begins."""
-    starts = [start for start, _ in offsets]
-    in_answer = [any(first <= start < end for first, end in passage.answers) for start in starts]
-    ids, in_answer = _end_once(ids, in_answer, starts, passage.answers[-1][0], eos)
+) -> tuple[Sample, int]:
+    """One sample, and its length before it was cut. A token belongs to the answer in which it begins."""
+    in_answer = [any(first <= start < end for first, end in passage.answers) for start, _ in offsets]
+    ids, in_answer = _end_once(ids, in_answer, passage.text, offsets, eos)
     labels = [token if everything or counts else IGNORED for token, counts in zip(ids, in_answer, strict=True)]
     labels[0] = IGNORED  # nothing predicts the first token
     kept, kept_labels = (np.array(values[:cutoff_len], dtype=np.int32) for values in (ids, labels))
-    return Sample(kept, kept_labels), len(ids) > cutoff_len
+    return Sample(kept, kept_labels), len(ids)
 
 
 def _end_once(
-    ids: list[int], in_answer: list[bool], starts: list[int], last_answer: int, eos: int
+    ids: list[int], in_answer: list[bool], text: str, offsets: list[tuple[int, int]], eos: int
 ) -> tuple[list[int], list[bool]]:
-    """Exactly one end of text after the last answer: the one a chat template wrote there, or one more."""
-    written = next((at for at, token in enumerate(ids) if token == eos and starts[at] > last_answer), None)
-    if written is not None and in_answer[written]:
-        return ids[: written + 1], in_answer[: written + 1]  # what a template writes behind it is no answer
-    while ids and ids[-1] == eos:  # a tokenizer's own, which lies outside the text
+    """Exactly one end of text after the last answer: the one that text or chat template ends with, or one more."""
+    written = [at for at, token in enumerate(ids) if token == eos and offsets[at][1] > offsets[at][0]]
+    if written and in_answer[written[-1]] and not text[offsets[written[-1]][1] :].strip():
+        return ids[: written[-1] + 1], in_answer[: written[-1] + 1]
+    while ids and ids[-1] == eos:  # the tokenizer's own, which is not in the text
         ids, in_answer = ids[:-1], in_answer[:-1]
     return [*ids, eos], [*in_answer, True]
 
@@ -203,29 +210,33 @@ def _windows(config: RecoveryConfig, tokenizer: Any) -> list[Sample]:
     return [Sample(window, np.concatenate([[IGNORED], window[1:]]).astype(np.int32)) for window in full]
 
 
-def _refuse_empty(samples: Sequence[Sample], config: RecoveryConfig, notes: Mapping[str, int]) -> None:
-    if not samples:
+def _refuse_empty(train: Sequence[Sample], config: RecoveryConfig, notes: Mapping[str, int]) -> None:
+    if not train:
         raise InputError(
             expected="samples with something to learn",
-            got=f"none of {notes.get('dropped_samples', 0)} left within --cutoff_len {config.cutoff_len}",
+            got=f"none, {notes['dropped']} without an answer within --cutoff_len {config.cutoff_len}",
             remedy="raise --cutoff_len or pass more text",
         )
-    for what, number in notes.items():
-        if number:
-            LOG.info("%d %s (--cutoff_len %d)", number, what.replace("_", " "), config.cutoff_len)
+    if notes["cut"]:
+        LOG.info(
+            "%d samples cut to --cutoff_len %d, %d of them dropped: no answer left",
+            notes["cut"],
+            config.cutoff_len,
+            notes["dropped"],
+        )
 
 
-def _split(samples: Sequence[Sample], config: RecoveryConfig) -> tuple[list[Sample], list[Sample]]:
-    """Seeded; the held-out rows first."""
+def _split(items: Sequence[Item], config: RecoveryConfig) -> tuple[list[Item], list[Item]]:
+    """To train on and to hold out, seeded: the same rows are held out whatever is learned of them."""
     size = config.val_size
     if size is None:
-        size = min(MAX_VALIDATION_ROWS, int(len(samples) * VALIDATION_SHARE))
-    if size >= len(samples):
+        size = min(MAX_VALIDATION_ROWS, int(len(items) * VALIDATION_SHARE))
+    if size >= len(items) > 0:
         raise InputError(
-            expected=f"--val_size below the number of samples, {len(samples)}", got=str(size), remedy="hold out fewer"
+            expected=f"--val_size below the number of samples, {len(items)}", got=str(size), remedy="hold out fewer"
         )
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    shuffled = [samples[index] for index in order]
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    shuffled = [items[index] for index in order]
     return shuffled[size:], shuffled[:size]
 
 

@@ -14,7 +14,7 @@ import finetune_lora
 from conftest import TINY, make_tiny
 from hgsp import cli
 from hgsp.checkpoint import load_pruned, load_tokenizer_of, save_pruned
-from hgsp.recovery import outcome, training
+from hgsp.recovery import outcome, training, unfinished
 from hgsp.recovery.losses import Objective
 from hgsp.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
@@ -319,7 +319,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
     assert "step 3 is not finite" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     states = tmp_path / "out.training" / "states"
-    last = training.last_complete_state(states)
+    last = unfinished.last_complete_state(states)
     assert last == states / "checkpoint-2"
     assert all(tensor.isfinite().all() for tensor in load_file(last / "adapter_model.safetensors").values())
 

@@ -5,7 +5,8 @@ import pytest
 from hgsp.config import PruneConfig, parse
 from hgsp.errors import InputError
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
-from hgsp.recovery.training import last_complete_state, num_updates
+from hgsp.recovery.training import num_updates
+from hgsp.recovery.unfinished import last_complete_state
 
 REQUIRED = ["--pruned_model", "results/M/p20/pruned_model.bin", "--output_dir", "results/M/p20_finetuned"]
 

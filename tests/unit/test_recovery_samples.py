@@ -118,19 +118,25 @@ def test_a_tokenizer_that_ends_texts_itself_does_not_end_them_twice(tokenizer):
     assert learned_text(found, tokenizer) == "Blue.</s>"
 
 
+def test_text_that_was_written_with_ends_in_it_keeps_them_all(tokenizer):
+    """Rows made by a chat template elsewhere: the last end is the end, and no second one follows."""
+    (found,) = samples_of([{"text": "<s>user\nHi</s>\n<s>assistant\nHello</s>\n"}], tokenizer)
+    assert tokenizer.decode(found.input_ids) == "<s>user\nHi</s>\n<s>assistant\nHello</s>"
+
+
 def test_a_cut_sample_does_not_learn_to_end(tokenizer):
     """It would learn to stop in the middle of a sentence."""
     passage = passage_of(ALPACA, 0, tokenizer)
     (short,), notes = tokenize_passages([passage], tokenizer, passage.answers[0][0] + 3, everything=False)
     assert learned_text(short, tokenizer) == "Blu"
-    assert notes == {"cut_samples": 1, "dropped_samples": 0}
+    assert (notes["cut"], notes["dropped"]) == (1, 0)
 
 
 def test_a_sample_whose_answer_is_cut_away_is_dropped_and_counted(tokenizer):
     passages = [passage_of(row, 0, tokenizer) for row in (ALPACA, {"text": "short"})]
     kept, notes = tokenize_passages(passages, tokenizer, 20, everything=False)
     assert len(kept) == 1
-    assert notes == {"cut_samples": 1, "dropped_samples": 1}
+    assert (notes["cut"], notes["dropped"]) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +171,17 @@ def test_the_split_is_seeded_and_leaves_nothing_out(rows_file, tokenizer):
     assert {*texts[0], *texts[1]} == {f"row {number}</s>" for number in range(40)}
     assert texts[0] == [tokenizer.decode(s.input_ids) for s in again.train]
     assert texts[0] != [tokenizer.decode(s.input_ids) for s in other.train]
+
+
+def test_the_same_rows_are_held_out_whatever_is_learned_of_them(rows_file, tokenizer):
+    """Else a comparison of ways would test one on what another learned."""
+    rows = [{"instruction": "x" * (n % 30), "output": f"answer {n}"} for n in range(1, 30)]
+    path = rows_file([row for row in rows if row["instruction"]])
+    flags = {"val_size": 8, "cutoff_len": 60}
+    answers, everything = (load_training_text(config(path, train_on_inputs=on, **flags), tokenizer) for on in (0, 1))
+    texts = [{tokenizer.decode(s.input_ids) for s in text.held_out} for text in (answers, everything)]
+    assert answers.description["dropped_samples"] > 0
+    assert texts[0] < texts[1]
 
 
 def test_val_size_is_taken_at_its_word_and_refused_when_nothing_is_left(rows_file, tokenizer):
