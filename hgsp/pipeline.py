@@ -167,14 +167,15 @@ def score(
         "seed": config.seed,
         "dtype": config.dtype,
     }
-    return Scores(found.by_layer, influence, _weight_sample(opened), provenance)
+    return Scores(found.by_layer, influence, _weight_sample(opened, config.dtype), provenance)
 
 
 def load_scores(request: Request, opened: OpenModel | None) -> Scores:
     """Read ``--scores`` and, when the model is open, make sure they are its own."""
     scores = Scores.read(Path(str(request.config.scores)))
-    sample = scores.weight_sample if opened is None else _weight_sample(opened)
-    scores.check_belongs_to(request.geometry, sample)
+    dtype = request.config.dtype
+    sample = scores.weight_sample if opened is None else _weight_sample(opened, dtype)
+    scores.check_belongs_to(request.geometry, sample, dtype)
     return scores
 
 
@@ -252,13 +253,12 @@ def _boundaries_crowd_memory(model: Any, calibration: Calibration) -> bool:
     return embedding.device.type == "cpu" and num_bytes > MAX_RESIDENT_BOUNDARY_BYTES and boundaries > weights / 8
 
 
-def _weight_sample(opened: OpenModel) -> Any:
-    if opened.files is not None:
-        read = opened.files.read_first_row
-    else:
-        state = opened.model.state_dict()
+def _weight_sample(opened: OpenModel, dtype: str) -> Any:
+    """First weights of every Linear, rounded to the dtype they are used in wherever they are read from."""
+    state = opened.model.state_dict()
 
-        def read(name: str) -> torch.Tensor:
-            return state[name][:1]
+    def read(name: str) -> torch.Tensor:
+        rows = state[name][:1] if opened.files is None else opened.files.read_first_row(name)
+        return rows.to(DTYPES[dtype])
 
     return sample_weights(read, opened.decoder.num_layers)
