@@ -8,6 +8,7 @@ import os
 import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,21 @@ def resolve_device(device: str | None) -> str:
     """The device asked for, or the best there is; under a launcher, this process's own GPU.
 
     Raises:
-        InputError: no such device here.
+        InputError: no such device here; ``auto`` without accelerate or with several processes.
     """
     if device is None:
         if torch.cuda.is_available():
             return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     if device == "auto":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                expected="one process with --device auto", got="several", remedy="leave --device out under a launcher"
+            )
+        if find_spec("accelerate") is None:
+            raise InputError(
+                expected="accelerate, which spreads a model over devices", got="none", remedy="pip install accelerate"
+            )
         return device
     try:
         torch.empty(0, device=device)

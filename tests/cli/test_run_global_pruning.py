@@ -473,3 +473,14 @@ def test_score_then_cut_equals_one_run(dense, text_file, result, tmp_path):
     one, two = (PrunePlan.read_json(folder / "prune_plan.json") for folder in (tmp_path / "out", result))
     assert one.layers == two.layers
     assert cli.main(["cut", *common, "--pruning_ratio", "0.2", "--output_name", "x"]) == 2
+
+
+def test_device_auto_prunes_the_same_and_evaluates(prune, result, analysis, tmp_path):
+    """S43: through accelerate's device map, whatever devices there are."""
+    assert prune(tmp_path, "--device", "auto") == 0
+    again, first = (PrunePlan.read_json(folder / "prune_plan.json") for folder in (tmp_path / "out", result))
+    assert again.layers == first.layers
+    report = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
+    if not torch.cuda.is_available():
+        assert report["evaluation"] == analysis["evaluation"]
+    assert report["environment"]["device"] == "auto"
