@@ -77,6 +77,17 @@ def load_tokenizer(name: str) -> Any:
         ) from error
 
 
+def load_own_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer of a model that has been looked at but not loaded.
+
+    Raises:
+        InputError: none there, or it belongs to another model.
+    """
+    tokenizer = load_tokenizer(source.name)
+    check_vocabulary(source.config.vocab_size, tokenizer)
+    return tokenizer
+
+
 def check_vocabulary(num_embeddings: int, tokenizer: Any) -> None:
     """Refuse a tokenizer that can produce ids the embedding has no row for.
 
