@@ -37,7 +37,7 @@ def prune(config: PruneConfig, command: str) -> int:
     from hgsp.calibration import build_calibration
     from hgsp.data import CALIBRATE, load_text
     from hgsp.distributed import is_main_process, leave_processes
-    from hgsp.loading import load_tokenizer
+    from hgsp.loading import load_own_tokenizer
     from hgsp.logs import LogFile, show
     from hgsp.progress import terminal
 
@@ -56,7 +56,7 @@ def prune(config: PruneConfig, command: str) -> int:
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
         LOG.info("command: %s", command)
         measure = BeforeAfter(config, offloaded=config.offload)
-        tokenizer = load_tokenizer(config.base_model)
+        tokenizer = load_own_tokenizer(request.source)
         recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
         calibration = None
         if config.scores is None and config.needs_calibration:

@@ -1,8 +1,8 @@
-#!/usr/bin/env python3
-"""Time and memory of scoring at the layer shape of LLaMA-3-8B, per method and number of layers.
+"""What scoring costs at the shape of a real model, by method and number of layers.
 
-Time is a ratio to a plain forward (and backward) pass of transformers over the same tokens in the same process, memory
-to the bytes of the weights. Every measurement runs in a process of its own; random weights, real text.
+Time is a ratio to a plain forward (and backward) pass of transformers over the same tokens in the same process, best
+of some rounds each. Memory is the process's peak while scoring over the bytes of the weights; what every further layer
+adds to it decides at full depth. Every number of layers runs in a process of its own; random weights, real text.
 
     python benchmarks/scoring.py --layers 2 4 8 --output scoring.json
 """
@@ -10,57 +10,71 @@ to the bytes of the weights. Every measurement runs in a process of its own; ran
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-METHODS = ("taylor", "taylor_2nd", "fisher", "wanda", "flap", "magnitude")
-FORWARD_ONLY = ("wanda", "flap")
+#: Method -> the plain pass it is compared with.
+PLAIN_PASS = {
+    "taylor": "forward+backward",
+    "taylor_2nd": "forward+backward",
+    "fisher": "forward+backward",
+    "wanda": "forward",
+    "flap": "forward",
+    "magnitude": "forward",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="LLaMA-3-8B")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--nsamples", type=int, default=16)
+    parser.add_argument("--methods", nargs="+", default=list(PLAIN_PASS))
+    parser.add_argument("--nsamples", type=int, default=4)
     parser.add_argument("--seq_len", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", nargs=2, metavar=("METHOD", "LAYERS"), help="measure this here and print JSON")
+    parser.add_argument("--one", type=int, metavar="LAYERS", help="measure this here and print JSON")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options, options.one[0], int(options.one[1]))))
+        print(json.dumps(measure(options, options.one)))
         return
     from machine import provenance
+    from shapes import config_of
 
-    rows = []
+    about = provenance()
+    rows: list[dict[str, Any]] = []
     for layers in options.layers:
-        for method in options.methods:
-            command = [sys.executable, __file__, *sys.argv[1:], "--one", method, str(layers)]
-            run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            rows.append(json.loads(run.stdout.splitlines()[-1]))
-            print(json.dumps(rows[-1]), flush=True)
-    result = {**provenance(), "rows": rows}
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", str(layers)]
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows += json.loads(run.stdout.splitlines()[-1])
+        print(run.stdout.splitlines()[-1], flush=True)
+    depth = config_of(options.model).num_hidden_layers
+    growth = [at_full_depth([row for row in rows if row["method"] == method], depth) for method in options.methods]
+    result = {**about, "rows": rows, "at_full_depth": growth}
+    print(json.dumps(growth, indent=2))
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def measure(options: argparse.Namespace, method: str, layers: int) -> dict[str, Any]:
-    """Score first, so that the peak is scoring's own; then run the plain passes for the time."""
+def measure(options: argparse.Namespace, layers: int) -> list[dict[str, Any]]:
+    """One row per method; plain passes and methods take turns."""
     from shapes import byte_tokenizer, config_of
     from transformers import AutoModelForCausalLM
 
     from hgsp.calibration import build_calibration
     from hgsp.data import CALIBRATE, load_text
     from hgsp.layerwise import Decoder
-    from hgsp.report import peak_memory_bytes
     from hgsp.scoring import ScoringOptions, score_groups
 
     text = load_text("builtin", CALIBRATE)
@@ -68,39 +82,108 @@ def measure(options: argparse.Namespace, method: str, layers: int) -> dict[str, 
     with torch.device(options.device):
         config = config_of(options.model, num_hidden_layers=layers)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    before = peak_memory_bytes(options.device)
+    input_ids = calibration.input_ids.to(options.device)
     scoring = ScoringOptions(batch_size=options.batch_size)
-    start = time.perf_counter()
-    score_groups(Decoder(model), method, calibration, options=scoring)
-    score_s = time.perf_counter() - start
-    peak = peak_memory_bytes(options.device)
-    backward = method not in (*FORWARD_ONLY, "magnitude")
-    start = time.perf_counter()
-    plain_pass(model, calibration.input_ids.to(options.device), options.batch_size, backward)
-    plain_s = time.perf_counter() - start
-    return {
-        "method": method,
-        "layers": layers,
-        "tokens": calibration.input_ids.numel(),
-        "weight_bytes": weight_bytes,
-        "peak_bytes": peak,
-        "peak_over_loaded": round(peak / before, 3),
-        "score_s": round(score_s, 2),
-        "plain_pass": "forward+backward" if backward else "forward",
-        "plain_s": round(plain_s, 2),
-        "time_ratio": round(score_s / plain_s, 3),
-    }
+
+    def score(method: str) -> None:
+        score_groups(Decoder(model), method, calibration, options=scoring)
+
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
+    for _ in range(options.rounds):
+        for kind in sorted({PLAIN_PASS[method] for method in options.methods}):
+            backward = kind == "forward+backward"
+            seconds.setdefault(kind, []).append(
+                timed(lambda backward=backward: plain_pass(model, input_ids, options.batch_size, backward))
+            )
+        for method in options.methods:
+            with_peak = PeakMemory(options.device)
+            seconds.setdefault(method, []).append(timed(lambda method=method: score(method)))
+            peaks[method] = max(peaks.get(method, 0), with_peak.bytes())
+    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    return [
+        {
+            "method": method,
+            "layers": layers,
+            "tokens": calibration.input_ids.numel(),
+            "score_s": [round(value, 2) for value in seconds[method]],
+            "plain_pass": PLAIN_PASS[method],
+            "plain_s": [round(value, 2) for value in seconds[PLAIN_PASS[method]]],
+            "time_ratio": round(min(seconds[method]) / min(seconds[PLAIN_PASS[method]]), 3),
+            "weight_bytes": weight_bytes,
+            "layer_bytes": sum(parameter.nbytes for parameter in model.model.layers[0].parameters()),
+            "peak_bytes": peaks[method],
+            "peak_over_weights": round(peaks[method] / weight_bytes, 3),
+        }
+        for method in options.methods
+    ]
 
 
 def plain_pass(model: Any, input_ids: torch.Tensor, batch_size: int, backward: bool) -> None:
-    """What a training step without an optimiser costs, or inference."""
+    """Inference, or what a training step costs without optimiser: every gradient is computed and dropped at once."""
     model.requires_grad_(backward)
+    handles = [
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+        for parameter in model.parameters()
+        if backward
+    ]
     with torch.set_grad_enabled(backward):
         for batch in input_ids.split(batch_size):
             loss = model(input_ids=batch, labels=batch, use_cache=False).loss
             if backward:
                 loss.backward()
+    for handle in handles:
+        handle.remove()
+
+
+def timed(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+class PeakMemory:
+    """Most memory held since construction: allocated on the GPU, or else the resident set (Linux)."""
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device.startswith("cuda")
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            gc.collect()
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what the C allocator kept from before would count
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel then counts VmHWM anew
+
+    def bytes(self) -> int:
+        if self._on_gpu:
+            return torch.cuda.max_memory_allocated()
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024
+
+
+def at_full_depth(rows: list[dict[str, Any]], depth: int) -> dict[str, Any]:
+    """The model with all its layers, on the line through the smallest and the largest that were run."""
+    first, last = rows[0], rows[-1]
+    if first is last:
+        return {"method": last["method"]}
+
+    def slope(key: str) -> float:
+        return (min(last[key]) - min(first[key])) / (last["layers"] - first["layers"])
+
+    per_layer = (last["peak_bytes"] - first["peak_bytes"]) / (last["layers"] - first["layers"])
+    more = depth - last["layers"]
+    weight_bytes = last["weight_bytes"] + more * last["layer_bytes"]
+    return {
+        "method": last["method"],
+        "time_ratio_of_a_further_layer": round(slope("score_s") / slope("plain_s"), 3),
+        "peak_per_layer_over_layer_bytes": round(per_layer / last["layer_bytes"], 3),
+        "layers": depth,
+        "weight_bytes": weight_bytes,
+        "extrapolated_peak_bytes": round(last["peak_bytes"] + more * per_layer),
+        "extrapolated_peak_over_weights": round((last["peak_bytes"] + more * per_layer) / weight_bytes, 3),
+    }
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 
 from evaluation.config import EvaluationConfig
-from evaluation.metrics.ppl import check_vocabulary
 from evaluation.results import DENSE, PRUNED, RECOVERED, canonical_path, model_identity
 from hgsp.checkpoint import load_pruned, load_tokenizer_of
 from hgsp.distributed import join_processes
 from hgsp.errors import InputError
-from hgsp.loading import DTYPES, inspect_model, load_dense
+from hgsp.loading import DTYPES, check_vocabulary, inspect_model, load_dense
 from hgsp.pipeline import resolve_device
 
 LOG = logging.getLogger("hgsp.evaluation")
@@ -110,7 +109,7 @@ def load_model(name: str, dtype: str | None, device: str) -> Any:
 def load_checked(model: ModelUnderTest, config: EvaluationConfig, device: str, tokenizer: Any) -> Any:
     """Load a column's model and refuse a tokenizer or a window that is not for it."""
     loaded = load_model(model.name, config.dtype, device)
-    check_vocabulary(loaded, tokenizer)
+    check_vocabulary(loaded.get_input_embeddings().weight.shape[0], tokenizer)
     return loaded
 
 

@@ -34,7 +34,8 @@ def join_processes(device: torch.device, timeout: timedelta | None = None) -> No
     ``timeout`` is how long a process may wait for the others before the run is given up; unset: torch's minutes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        # some sums live on the CPU even when the model does not
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
 
 
 def leave_processes() -> None:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hgsp.errors import NumericalError, not_finite
+from hgsp.errors import InputError, NumericalError, not_finite
 
 #: The head's logits are computed for at most this many values at a time (256 MiB in float32).
 MAX_LOGITS = 1 << 26
@@ -35,11 +35,26 @@ class ResidentLayers:
     """Layers whose weights are in memory already."""
 
     def __init__(self, model: Any) -> None:
+        refuse_missing_weights(model)
         self._layers = model.model.layers
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         yield self._layers[index]
+
+
+def refuse_missing_weights(model: nn.Module) -> None:
+    """Refuse a model that accelerate did not load whole.
+
+    Raises:
+        InputError: some weights are on disk or on the meta device.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(
+            expected="all weights in memory",
+            got="weights that accelerate put on disk or left on the meta device",
+            remedy="use --offload, which reads one layer at a time, or free memory",
+        )
 
 
 class _FirstLayerReachedError(Exception):

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from hgsp.errors import InputError
 from hgsp.families import LAYER_PREFIX, check_prunable
 from hgsp.geometry import Geometry, geometry_of
-from hgsp.layerwise import Decoder
+from hgsp.layerwise import Decoder, refuse_missing_weights
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -77,6 +77,17 @@ def load_tokenizer(name: str) -> Any:
         ) from error
 
 
+def load_own_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer of a model that has been looked at but not loaded.
+
+    Raises:
+        InputError: none there, or it belongs to another model.
+    """
+    tokenizer = load_tokenizer(source.name)
+    check_vocabulary(source.config.vocab_size, tokenizer)
+    return tokenizer
+
+
 def check_vocabulary(num_embeddings: int, tokenizer: Any) -> None:
     """Refuse a tokenizer that can produce ids the embedding has no row for.
 
@@ -108,7 +119,7 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
         raise InputError(
             expected=f"weights of '{source.name}'", got=_one_line(error), remedy="check that the download is complete"
         ) from error
-    _refuse_offloaded(model)
+    refuse_missing_weights(model)
     return model.eval() if device == "auto" else model.to(_single(device)).eval()
 
 
@@ -137,15 +148,6 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
 
 def _single(device: str | torch.device | None) -> torch.device:
     return torch.device("cpu" if device in (None, "auto") else device)  # type: ignore[arg-type]
-
-
-def _refuse_offloaded(model: nn.Module) -> None:
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(
-            expected="all weights in memory",
-            got="weights that accelerate put on disk or left on the meta device",
-            remedy="use --offload, which reads one layer at a time, or free memory",
-        )
 
 
 def _read_config(name: str) -> tuple[dict[str, Any], Any]:

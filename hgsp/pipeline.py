@@ -8,6 +8,7 @@ import os
 import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,21 @@ def resolve_device(device: str | None) -> str:
     """The device asked for, or the best there is; under a launcher, this process's own GPU.
 
     Raises:
-        InputError: no such device here.
+        InputError: no such device here; ``auto`` without accelerate or with several processes.
     """
     if device is None:
         if torch.cuda.is_available():
             return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     if device == "auto":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                expected="one process with --device auto", got="several", remedy="leave --device out under a launcher"
+            )
+        if find_spec("accelerate") is None:
+            raise InputError(
+                expected="accelerate, which spreads a model over devices", got="none", remedy="pip install accelerate"
+            )
         return device
     try:
         torch.empty(0, device=device)
@@ -167,14 +176,15 @@ def score(
         "seed": config.seed,
         "dtype": config.dtype,
     }
-    return Scores(found.by_layer, influence, _weight_sample(opened), provenance)
+    return Scores(found.by_layer, influence, _weight_sample(opened, config.dtype), provenance)
 
 
 def load_scores(request: Request, opened: OpenModel | None) -> Scores:
     """Read ``--scores`` and, when the model is open, make sure they are its own."""
     scores = Scores.read(Path(str(request.config.scores)))
-    sample = scores.weight_sample if opened is None else _weight_sample(opened)
-    scores.check_belongs_to(request.geometry, sample)
+    dtype = request.config.dtype
+    sample = scores.weight_sample if opened is None else _weight_sample(opened, dtype)
+    scores.check_belongs_to(request.geometry, sample, dtype)
     return scores
 
 
@@ -252,13 +262,12 @@ def _boundaries_crowd_memory(model: Any, calibration: Calibration) -> bool:
     return embedding.device.type == "cpu" and num_bytes > MAX_RESIDENT_BOUNDARY_BYTES and boundaries > weights / 8
 
 
-def _weight_sample(opened: OpenModel) -> Any:
-    if opened.files is not None:
-        read = opened.files.read_first_row
-    else:
-        state = opened.model.state_dict()
+def _weight_sample(opened: OpenModel, dtype: str) -> Any:
+    """First weights of every Linear, rounded to the dtype they are used in wherever they are read from."""
+    state = opened.model.state_dict()
 
-        def read(name: str) -> torch.Tensor:
-            return state[name][:1]
+    def read(name: str) -> torch.Tensor:
+        rows = state[name][:1] if opened.files is None else opened.files.read_first_row(name)
+        return rows.to(DTYPES[dtype])
 
     return sample_weights(read, opened.decoder.num_layers)

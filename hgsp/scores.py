@@ -81,23 +81,25 @@ class Scores:
                     layer, attention, mlp = (arrays[f"influence.{part}"] for part in ("layer", "attention", "mlp"))
                     influence = Influence(layer, attention, mlp, head["measure"])
                 return cls(by_layer, influence, arrays["weight_sample"], head["provenance"])
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
             raise InputError(
                 expected="--scores to be a scores.npz written by this version",
                 got=f"{path} ({error})",
                 remedy="score the model again",
             ) from error
 
-    def check_belongs_to(self, geometry: Geometry, sample: npt.NDArray[np.float32]) -> None:
-        """Refuse scores of another model or of other weights.
+    def check_belongs_to(self, geometry: Geometry, sample: npt.NDArray[np.float32], dtype: str) -> None:
+        """Refuse scores of another model or of other weights; ``sample`` holds weights of the given dtype.
 
         Raises:
             InputError: sizes or sampled weights differ by more than a change of dtype explains.
         """
+        same_dtype = self.provenance.get("dtype") == dtype
+        rtol, atol = (0.0, 0.0) if same_dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
         sizes = [(len(layer["attention"]), len(layer["mlp"])) for layer in self.by_layer]
         if sizes != [(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes]:
             what = "a model of other sizes"
-        elif not np.allclose(self.weight_sample, sample, rtol=2**-6, atol=1e-6):
+        elif not np.allclose(self.weight_sample, sample, rtol=rtol, atol=atol):
             what = "a model of the same sizes with other weights"
         else:
             return

@@ -110,6 +110,7 @@ def score_groups(
                 linears = _linears(back.module, method)
                 statistics = gather_backward(back, linears, method.needs & BACKWARD_STATISTICS, share, seq_len)
                 found[back.index] = _layer_importance(method, statistics, geometry, seed)
+                del statistics  # or two layers' gradients would be held
     influence = watch.influence(share.num_sequences * seq_len) if watch else None
     loss = float(sum_over_processes(walk.losses.sum())) / (share.num_sequences * (seq_len - 1)) if backward else None
     return Importances(_in_order(found), influence, loss)
@@ -179,8 +180,8 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
 
 
 def _wide_sum(values: Tensor, dim: int) -> Tensor:
-    """Sum in float64, on the CPU in the end; in float32 on the one backend that has no float64."""
-    return values.sum(dim, dtype=torch.float32 if values.device.type == "mps" else torch.float64).cpu().double()
+    """Sum as float64 on the CPU; over one matrix torch adds float32 in pairs, exact enough."""
+    return values.sum(dim).cpu().double()
 
 
 def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:

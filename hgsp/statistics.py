@@ -44,9 +44,10 @@ class LayerStatistics:
     def add(self, key: str, name: str, amount: Tensor, factor: float = 1.0) -> None:
         """Add ``factor * amount`` in place to a float32 sum, creating it on first use."""
         sums = self.values.setdefault(key, {})
-        if name not in sums:
-            sums[name] = torch.zeros(amount.shape, dtype=torch.float32, device=amount.device)
-        sums[name].add_(amount, alpha=factor)
+        if name in sums:
+            sums[name].add_(amount, alpha=factor)
+        else:
+            sums[name] = amount.to(torch.float32, copy=True).mul_(factor)
 
     def finish(self, counts: Mapping[str, int]) -> None:
         """Add up over processes and divide each sum by its count.
@@ -58,7 +59,7 @@ class LayerStatistics:
             for name in sorted(self.values[key]):
                 value = sum_over_processes(self.values[key][name]).div_(counts[name])
                 self.values[key][name] = value
-                if not torch.isfinite(value).all():
+                if not torch.stack(value.aminmax()).isfinite().all():  # NaN is both; no copy of the whole matrix
                     culprit = weight_not_finite(self.module)  # attention can hide a NaN until the way back
                     raise not_finite("weight" if culprit else name, self.index, culprit or key)
 

@@ -6,6 +6,7 @@ K kv groups | R query heads per kv group | D head dim | M mlp width
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from hgsp.families import (
     family_of,
 )
 from hgsp.geometry import Geometry, LayerShape, geometry_of
+from hgsp.layerwise import refuse_missing_weights
 from hgsp.selection import LayerKeep, PrunePlan
 
 #: Config keys that describe the dense checkpoint rather than the architecture.
@@ -67,11 +69,13 @@ def apply_plan(model: Any, plan: PrunePlan) -> Any:
 
     Takes the dense model over: its layers are emptied one by one, so that never more than one layer exists twice. Copy
     it first to keep it. Layers of equal shape everywhere give a stock model, others one of ``modeling_hgsp``. dtype,
-    device, attention implementation, generation config and tied embeddings stay what they were.
+    devices, attention implementation, generation config and tied embeddings stay what they were; a model that
+    accelerate had spread over devices is spread again.
 
     Raises:
-        InputError: the plan was made for a model of another size.
+        InputError: the plan was made for a model of another size, or some weights are not in memory.
     """
+    refuse_missing_weights(model)
     surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
     pruned = surgery.skeleton
     names = list(pruned.state_dict())
@@ -86,7 +90,27 @@ def apply_plan(model: Any, plan: PrunePlan) -> Any:
     rotary = model.model.rotary_emb
     pruned.model.rotary_emb = type(rotary)(config=pruned.config).to(rotary.inv_freq.device)
     pruned.generation_config = model.generation_config
-    return pruned.requires_grad_(False).eval()
+    pruned.requires_grad_(False).eval()
+    return _dispatched_like(model, pruned)
+
+
+def _dispatched_like(model: Any, pruned: Any) -> Any:
+    """Let accelerate move inputs between the devices of the pruned model if it did so for the dense one."""
+    if not any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return pruned
+    from accelerate import dispatch_model
+
+    parts = {"lm_head": pruned.lm_head}
+    parts |= {f"model.{name}": part for name, part in pruned.model.named_children() if name != "layers"}
+    parts |= {f"{LAYER_PREFIX}{index}": layer for index, layer in enumerate(pruned.model.layers)}
+    placed = {name: next(chain(part.parameters(), part.buffers())).device for name, part in parts.items()}
+    return dispatch_model(
+        pruned,
+        device_map=placed,
+        skip_keys=pruned._skip_keys_device_placement,
+        main_device=placed["model.embed_tokens"],
+        force_hooks=True,
+    )
 
 
 def pruned_skeleton(config: Any, plan: PrunePlan, geometry: Geometry) -> nn.Module:

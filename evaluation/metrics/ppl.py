@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hgsp.calibration import tokenize
 from hgsp.data import EVALUATE, Text, load_text
 from hgsp.errors import InputError, NumericalError
+from hgsp.loading import check_vocabulary
 from hgsp.progress import Progress, silent
 
 DEFAULT_SEQ_LEN = 2048
@@ -146,7 +147,7 @@ def perplexity(
 ) -> Perplexity:
     """exp(total NLL / predicted tokens) over non-overlapping windows; a short last window counts by its tokens."""
     seq_len = window_length(model, seq_len)
-    check_vocabulary(model, tokenizer)
+    check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer)
     bos = _bos_token(tokenizer) if add_bos else None
     windows = split_windows(tokenize(text.content, tokenizer), seq_len, bos, max_windows, drop_last=drop_last)
     if not windows:
@@ -266,18 +267,3 @@ def _bos_token(tokenizer: Any) -> int:
     if tokenizer.bos_token_id is None:
         raise InputError(expected="a tokenizer with a BOS token", got="one without", remedy="leave add_bos out")
     return int(tokenizer.bos_token_id)
-
-
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer that can produce ids the embedding has no row for.
-
-    Raises:
-        InputError: the tokenizer belongs to another model.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise InputError(
-            expected=f"a tokenizer of at most {rows} tokens, the size of the model's embedding",
-            got=f"{len(tokenizer)} tokens",
-            remedy="pass the tokenizer that belongs to the model",
-        )

@@ -23,7 +23,7 @@ def score(config: ScoreConfig) -> int:
     from hgsp.checkpoint import refuse_existing
     from hgsp.data import CALIBRATE, load_text
     from hgsp.distributed import is_main_process, leave_processes
-    from hgsp.loading import inspect_model, load_tokenizer
+    from hgsp.loading import inspect_model, load_own_tokenizer
     from hgsp.progress import terminal
 
     target = Path(config.output)
@@ -31,7 +31,7 @@ def score(config: ScoreConfig) -> int:
     device = pipeline.resolve_device(config.device)
     source = inspect_model(config.base_model)
     text = load_text(config.dataset, CALIBRATE, config.data_dir)
-    tokenizer = load_tokenizer(config.base_model)
+    tokenizer = load_own_tokenizer(source)
     calibration = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
     opened = pipeline.open_model(config, source, device)
     scores = pipeline.score(config, opened, calibration, terminal)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ from hgsp import checkpoint, cli
 from hgsp.checkpoint import load_pruned
 from hgsp.config import CPU_EVAL_WINDOWS
 from hgsp.geometry import geometry_of
+from hgsp.scores import Scores
 from hgsp.selection import PrunePlan
 
 SETTINGS = {
@@ -384,6 +386,58 @@ def test_an_unsupported_architecture_is_exit_code_2_and_nothing_written(prune, t
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("command", ["prune", "score"])
+def test_a_tokenizer_larger_than_the_embedding_is_refused_before_weights_are_loaded(
+    dense, text_file, tokenizer, tmp_path, capsys, monkeypatch, command
+):
+    """Even where nothing is evaluated: ids without a row would stop the run only in the middle of scoring."""
+    base = tmp_path / "base"
+    make_tiny("llama-8q4kv", vocab_size=len(tokenizer) - 1, eos_token_id=0).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    (base / "model.safetensors").unlink()  # whoever loads weights fails in another way
+    before = everything_in(tmp_path)
+    flags = {"--base_model": base, "--dataset": text_file, "--nsamples": 4, "--seq_len": 32, "--device": "cpu"}
+    if command == "prune":
+        flags |= {"--output_name": "out", "--results_dir": tmp_path, "--pruning_ratio": 0.2}
+    else:
+        flags |= {"--output": tmp_path / "scores.npz"}
+    argv = [str(part) for pair in flags.items() for part in pair]
+    assert cli.main([command, *argv, *(["--skip_evaluation"] if command == "prune" else [])]) == 2
+    assert "a tokenizer of at most 257 tokens" in capsys.readouterr().err
+    assert everything_in(tmp_path) == before
+
+
+def test_gradient_checkpointing_prunes_the_same(prune, result, tmp_path):
+    """S42: the same importances (rtol 1e-4 is asked for; on a CPU they are equal bit for bit)."""
+    assert prune(tmp_path, "--use_gradient_checkpointing", "--skip_evaluation") == 0
+    again, first = (Scores.read(folder / "scores.npz").by_layer for folder in (tmp_path / "out", result))
+    for one, two in zip(again, first, strict=True):
+        for part, values in two.items():
+            np.testing.assert_allclose(one[part], values, rtol=1e-4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+def test_out_of_memory_while_scoring_names_what_to_try_and_leaves_nothing(prune, tmp_path, capsys, monkeypatch, error):
+    """S42."""
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr("hgsp.scoring.gather_backward", fail)
+    assert prune(tmp_path, "--skip_evaluation") == 1
+    message = capsys.readouterr().err
+    for remedy in (
+        "--batch_size 1",
+        "--use_gradient_checkpointing",
+        "--nsamples",
+        "--seq_len",
+        "--offload",
+        "magnitude",
+    ):
+        assert remedy in message
+    assert everything_in(tmp_path) == []
+
+
 FAILURES = {
     "interrupt": (KeyboardInterrupt(), "interrupted; nothing half-written is left"),
     "out of memory": (MemoryError(), "out of memory (MemoryError); nothing was written. Try"),
@@ -473,3 +527,14 @@ def test_score_then_cut_equals_one_run(dense, text_file, result, tmp_path):
     one, two = (PrunePlan.read_json(folder / "prune_plan.json") for folder in (tmp_path / "out", result))
     assert one.layers == two.layers
     assert cli.main(["cut", *common, "--pruning_ratio", "0.2", "--output_name", "x"]) == 2
+
+
+def test_device_auto_prunes_the_same_and_evaluates(prune, result, analysis, tmp_path):
+    """S43: through accelerate's device map, whatever devices there are."""
+    assert prune(tmp_path, "--device", "auto") == 0
+    again, first = (PrunePlan.read_json(folder / "prune_plan.json") for folder in (tmp_path / "out", result))
+    assert again.layers == first.layers
+    report = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
+    if not torch.cuda.is_available():
+        assert report["evaluation"] == analysis["evaluation"]
+    assert report["environment"]["device"] == "auto"

@@ -434,3 +434,35 @@ def test_the_callers_gradient_mode_neither_matters_nor_changes(enabled):
             scores(model, "taylor", text)
         assert torch.is_grad_enabled() == enabled
         assert kept.tb is not None
+
+
+def _watch_caches(model):
+    """What every call of a decoder layer is told about a cache, while scoring."""
+    seen = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(
+            lambda _module, _args, kwargs: seen.append((kwargs.get("past_key_values"), kwargs.get("use_cache"))),
+            with_kwargs=True,
+        )
+    return seen
+
+
+@pytest.mark.parametrize("method", WITH_TEXT)
+def test_scoring_uses_no_cache_whatever_the_config_says(method):
+    """S46: a cache would hold keys of other batches; the config stays what it was."""
+    model = make_tiny("llama-8q4kv", use_cache=True)
+    seen = _watch_caches(model)
+    scores(model, method, calibration(), with_influence=True)
+    assert seen
+    assert set(seen) == {(None, False)}
+    assert model.config.use_cache is True
+
+
+@pytest.mark.parametrize("method", WITH_TEXT)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_one_sequence_is_enough_and_the_cache_setting_does_not_matter(method, use_cache):
+    """S33, S46."""
+    one = Calibration(calibration().input_ids[:1], "", 0)
+    got = blocks(scores(make_tiny("llama-8q4kv", use_cache=use_cache), method, one))
+    assert np.isfinite(got).all()
+    np.testing.assert_array_equal(got, blocks(scores(make_tiny("llama-8q4kv"), method, one)))

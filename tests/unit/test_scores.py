@@ -1,6 +1,7 @@
 """Scores on disk: what is read is what was written, and a file that does not belong to the model is refused."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def sample_of(model):
 
 def scores_of(model, method="taylor", with_influence=True):
     found = score_groups(Decoder(model), method, TEXT, with_influence=with_influence)
-    return Scores(found.by_layer, found.influence, sample_of(model), {"base_model": "some/model", "seed": 7})
+    return Scores(found.by_layer, found.influence, sample_of(model), {"base_model": "some/model", "dtype": "float32"})
 
 
 @pytest.fixture
@@ -67,6 +68,12 @@ def write_head(path, head):
     np.savez(path, head=np.array(json.dumps(head)), weight_sample=np.zeros((1, 7, 16), np.float32))
 
 
+def flip(path, after, offset, bits):
+    content = bytearray(path.read_bytes())
+    content[content.index(after) + offset] ^= bits
+    path.write_bytes(content)
+
+
 DAMAGES = {
     "missing": lambda path: path.unlink(),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
@@ -79,6 +86,8 @@ DAMAGES = {
     "a head that is a list": lambda path: write_head(path, [1]),
     "layers that are no number": lambda path: write_head(path, {"schema": 1, "num_layers": "1", "measure": None}),
     "no layers": lambda path: write_head(path, {"schema": 1, "num_layers": 1, "measure": None, "provenance": {}}),
+    "a bit that says encrypted": lambda path: flip(path, b"PK\x01\x02", 8, 1),
+    "a bit of the compression method": lambda path: flip(path, b"PK\x01\x02", 10, 1),
     "another schema": lambda path: write_head(path, {"schema": 2, "num_layers": 0, "measure": None, "provenance": {}}),
 }
 
@@ -96,18 +105,16 @@ def test_a_changed_byte_is_noticed(model, tmp_path):
     """Archives carry checksums: no importance is silently another."""
     path = tmp_path / "scores.npz"
     scores_of(model).write(path)
-    content = bytearray(path.read_bytes())
-    content[content.index(b"1.mlp.npy") + 200] ^= 1
-    path.write_bytes(content)
+    flip(path, b"1.mlp.npy", 200, 1)
     with pytest.raises(InputError, match="CRC"):
         Scores.read(path)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_same_model_is_recognised_in_any_dtype(model, dtype):
     """Scored in float32, cut in bfloat16, or the other way round."""
-    scores, other = scores_of(model), make_tiny("qwen2-14q2kv").to(dtype)
-    scores.check_belongs_to(geometry_of(other), sample_of(other))
+    scores, other = scores_of(model), make_tiny("qwen2-14q2kv").to(getattr(torch, dtype))
+    scores.check_belongs_to(geometry_of(other), sample_of(other), dtype)
 
 
 STRANGERS = {
@@ -123,29 +130,32 @@ def test_scores_of_another_model_are_refused(model, stranger):
     changes, complaint = STRANGERS[stranger]
     other = make_tiny("qwen2-14q2kv", **changes)
     with pytest.raises(InputError, match=rf"{complaint} \(some/model\)"):
-        scores_of(model).check_belongs_to(geometry_of(other), sample_of(other))
+        scores_of(model).check_belongs_to(geometry_of(other), sample_of(other), "float32")
 
 
 @pytest.mark.parametrize("linear", LINEARS)
-def test_one_linear_with_other_weights_is_noticed_in_any_layer(model, linear):
-    """As in a model that was fine-tuned in the last layers only."""
+@pytest.mark.parametrize(("dtype", "change"), [("float32", 1.0001), ("bfloat16", 1.1)])
+def test_one_linear_with_other_weights_is_noticed_in_any_layer(model, linear, dtype, change):
+    """As in a model that was fine-tuned a little, in the last layers only: the same dtype has the same values."""
     scores, last = scores_of(model), model.model.layers[-1].get_submodule(linear)
-    last.weight.data[0] *= 1.1
+    last.weight.data[0] *= change
     with pytest.raises(InputError, match="other weights"):
-        scores.check_belongs_to(geometry_of(model), sample_of(model))
+        scores.check_belongs_to(geometry_of(model), sample_of(model), dtype)
 
 
-def test_the_table_multiplies_by_the_prior_only_above_temperature_zero(model):
+@pytest.mark.parametrize("tau", [None, 0.0, 1e-3, math.inf])
+def test_the_table_multiplies_by_the_prior_only_above_temperature_zero(model, tau):
     scores, geometry = scores_of(model), geometry_of(model)
-    plain, modes = scores.table(geometry, "none", 0.0, None)
+    plain, modes = scores.table(geometry, "none", 0.0, tau)
     assert modes == ["none"] * 3
     np.testing.assert_array_equal(plain.prior, 1)
     np.testing.assert_array_equal(plain.score, plain.importance / plain.cost)
-    table, modes = scores.table(geometry, "none", 2.0, None)
-    prior_LK, expected_modes = prior_of(scores.influence, 2.0, None)
+    table, modes = scores.table(geometry, "none", 2.0, tau)
+    prior_LK, expected_modes = prior_of(scores.influence, 2.0, tau)
     assert modes == expected_modes
     np.testing.assert_array_equal(table.base_score, plain.score)
     np.testing.assert_array_equal(table.score, plain.score * prior_LK[table.layer, table.kind])
+    assert set(modes) == {None: {"layer", "block"}, 0.0: {"block"}, math.inf: {"layer"}}.get(tau, set(expected_modes))
 
 
 def test_a_prior_without_measured_influence_is_refused(model):
