@@ -20,6 +20,7 @@ COMMANDS = {
     "cut": ("hgsp.commands.cut", "cut a model from scores.npz"),
     "finetune": ("finetune_lora", "bring a pruned model's quality back by training"),
     "evaluate": ("evaluation.run_evaluation", "measure a model, dense or pruned"),
+    "summarize": ("hgsp.commands.summarize", "one table and two plots over many results"),
 }
 
 

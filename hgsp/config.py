@@ -28,7 +28,10 @@ Options = TypeVar("Options")
 
 
 def option(default: Any = dataclasses.MISSING, *, help: str, **argument: Any) -> Any:
-    """A field that is a flag. ``argument`` goes to ``add_argument``; without a default the flag is required."""
+    """A field that is a flag, or with ``positional`` an argument without one.
+
+    ``argument`` goes to ``add_argument``; without a default the flag is required.
+    """
     return field(default=default, metadata={"help": help, **argument})
 
 
@@ -39,6 +42,9 @@ def parse(options: type[Options], argv: Sequence[str] | None, *, prog: str | Non
     )
     for item in dataclasses.fields(options):  # type: ignore[arg-type]
         argument = dict(item.metadata)
+        if argument.pop("positional", False):
+            parser.add_argument(item.name, **argument)
+            continue
         if item.default is dataclasses.MISSING:
             argument["required"] = True
         elif item.default is False:

@@ -19,7 +19,7 @@ STAGES = (
     ("scoring",),
     ("pipeline",),
     ("report",),
-    ("recovery",),
+    ("recovery", "study"),
     ("commands",),
 )
 STAGE_OF = {name: number for number, names in enumerate(STAGES) for name in names}

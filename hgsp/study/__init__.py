@@ -1,0 +1,1 @@
+"""The three-model study: its matrix of cells, running them, and the table and plots over what they left."""

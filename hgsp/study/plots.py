@@ -1,0 +1,171 @@
+"""The study in two pictures: what quality costs by size, and where each model lost its parameters."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hgsp.study.collecting import DENSE, PPL, PRUNED, RECOVERED, Quantity, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^vP*X"
+MAX_COLUMNS = 3
+#: Kind of group -> its name on an axis, from top to bottom.
+KINDS = {"attention": "KV groups", "mlp": "MLP channels"}
+
+
+def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results that differ in the ratio only, by a label that names the setting where a model has several."""
+    settings = defaultdict(set)
+    for result in results:
+        settings[result.model].add(result.setting)
+    lines = defaultdict(list)
+    for result in results:
+        more = f", {result.setting}" if len(settings[result.model]) > 1 else ""
+        lines[f"{result.model} ({result.gqa_ratio:g}:1{more})"].append(result)
+    return {label: sorted(lines[label], key=lambda result: result.params) for label in lines}
+
+
+def measured_texts(results: Sequence[Result]) -> list[Quantity]:
+    """Perplexities that some pruned model and its dense one have by the same protocol."""
+    found = {q for result in results for q, values in result.values.items() if q.metric == PPL}
+    return sorted(q for q in found if any({DENSE, PRUNED} <= set(r.values.get(q, {})) for r in results))
+
+
+def cost_of_quality(results: Sequence[Result]) -> Figure | None:
+    """Perplexity as a multiple of the dense model's, against the parameters kept; None if there is nothing to show."""
+    from matplotlib.figure import Figure
+
+    texts = measured_texts(results)
+    if not texts:
+        return None
+    lines = lines_of(results)
+    columns = min(MAX_COLUMNS, len(texts))
+    rows = math.ceil(len(texts) / columns)
+    legend = 0.3 + 0.25 * math.ceil(len(lines) / 2)
+    figure = Figure(figsize=(max(4.6 * columns, 7.5), 3.8 * rows + 0.4 + legend), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, text in zip(grid, texts, strict=False):
+        for number, (label, line) in enumerate(lines.items()):
+            _ratio_line(axes, line, text, label, number)
+        axes.set_title(f"{text.task}, {text.protocol} tokens", fontsize="medium")
+    for axes in grid[len(texts) :]:
+        axes.set_visible(False)
+    _ratio_axes(grid[: len(texts)], columns)
+    figure.suptitle("What does pruning cost: same GQA ratio, other ratio, more and less?")
+    handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _ratio_line(axes: Any, line: Sequence[Result], text: Quantity, label: str, number: int) -> None:
+    marker = MARKERS[number % len(MARKERS)]
+    width = max(1.2, 4.0 - number)  # a line that lies on an earlier one leaves its edges to be seen
+    for role, name, style in ((PRUNED, label, "-"), (RECOVERED, f"{label}, recovered", "--")):
+        points = [
+            (100 * result.params / result.params_before, values[role] / values[DENSE])
+            for result in line
+            if {DENSE, role} <= set(values := result.values.get(text, {}))
+        ]
+        if points:
+            points = [*points, (100.0, 1.0)] if role == PRUNED else points
+            fill = f"C{number % 10}" if role == PRUNED else "white"
+            shape = {"marker": marker, "markersize": width + 3, "markerfacecolor": fill, "linewidth": width}
+            axes.plot(*zip(*points, strict=True), style, label=name, color=f"C{number % 10}", **shape)
+
+
+def _ratio_axes(panels: Any, columns: int) -> None:
+    """Scales are shared: set once."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
+
+    first = panels[0]
+    first.invert_xaxis()
+    first.set_yscale("log")
+    low, high = first.get_ylim()
+    for number, axes in enumerate(panels):
+        axes.xaxis.set_major_locator(MultipleLocator(10))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=20))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+        if number + columns >= len(panels):
+            axes.set_xlabel("parameters kept (%)")
+            axes.tick_params(labelbottom=True)
+        if number % columns == 0:
+            axes.set_ylabel("perplexity / dense perplexity")
+
+
+def kept_fractions(folder: Path) -> dict[str, list[float]] | None:
+    """Kind -> fraction of its groups that each layer keeps, from the group table; None where it is not there."""
+    path = folder / "global_group_table.csv"
+    if not path.is_file():
+        return None
+    kept: dict[str, dict[int, list[int]]] = {"attention": defaultdict(list), "mlp": defaultdict(list)}
+    with path.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            kept[row["kind"]][int(row["layer"])].append(int(row["kept"]))
+    return {kind: [sum(layers[n]) / len(layers[n]) for n in sorted(layers)] for kind, layers in kept.items()}
+
+
+def kept_by_layer(results: Sequence[Result]) -> Figure | None:
+    """Kept fraction of attention (above) and MLP (below) by layer, a panel of two per model; None if none is known."""
+    from matplotlib.figure import Figure
+
+    panels = {}
+    for label, line in lines_of(results).items():
+        cells = [(result.asked_ratio, kept_fractions(result.folder)) for result in line]
+        known = sorted((ratio, fractions) for ratio, fractions in cells if fractions is not None)
+        if known:
+            panels[label] = known
+    if not panels:
+        return None
+    columns = min(MAX_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    ratios = sorted({ratio for known in panels.values() for ratio, _ in known})
+    figure = Figure(figsize=(max(4.6 * columns, 6.5), 4.2 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(2 * rows, columns, sharey=True, squeeze=False)
+    for number, (label, known) in enumerate(panels.items()):
+        row, column = divmod(number, columns)
+        _layer_panel(grid[2 * row : 2 * row + 2, column], known, label, ratios)
+    for number in range(len(panels), rows * columns):
+        for axes in grid[2 * (number // columns) : 2 * (number // columns) + 2, number % columns]:
+            axes.set_visible(False)
+    figure.suptitle("Where does each model lose its parameters?")
+    lines = {ratio: _line_of(ratio, ratios) for ratio in ratios}
+    _layer_legend(figure, lines)
+    return figure
+
+
+def _layer_panel(
+    panel: Any, known: Sequence[tuple[float, dict[str, list[float]]]], label: str, ratios: Sequence[float]
+) -> None:
+    for axes, (kind, name) in zip(panel, KINDS.items(), strict=True):
+        for ratio, fractions in known:
+            values = [100 * value for value in fractions[kind]]
+            axes.plot(range(len(values)), values, marker=".", **_line_of(ratio, ratios))
+        axes.set_ylim(-4, 104)
+        axes.grid(alpha=0.3)
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(f"{name} kept (%)")
+    panel[0].set_title(label, fontsize="medium")
+    panel[0].tick_params(labelbottom=False)
+    panel[1].set_xlabel("layer")
+
+
+def _line_of(ratio: float, ratios: Sequence[float]) -> dict[str, Any]:
+    """Colour and width: where lines coincide, the wider one below is still seen."""
+    number = ratios.index(ratio)
+    return {"color": f"C{number % 10}", "linewidth": max(1.0, 3.0 - number)}
+
+
+def _layer_legend(figure: Figure, lines: dict[float, dict[str, Any]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=f"{100 * ratio:g} % removed", **line) for ratio, line in lines.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
