@@ -1,0 +1,287 @@
+"""The three-model study as users call it: what it would run, what it runs, and that a kill costs one cell at most."""
+
+import hashlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import run_global_pruning
+from conftest import REPOSITORY, VOCAB, make_tiny
+from hgsp.commands import study
+from hgsp.study import running
+from hgsp.study.matrix import smoke_cells
+
+SCRIPT = REPOSITORY / "scripts" / "run_all_experiments.sh"
+
+#: By hand, from the contract: three models, seven cells.
+SEVEN = """\
+python run_global_pruning.py --base_model meta-llama/Meta-Llama-3-8B --output_name LLaMA-3-8B/prune_20 --pruning_ratio 0.2
+python run_global_pruning.py --base_model meta-llama/Meta-Llama-3-8B --output_name LLaMA-3-8B/prune_30 --pruning_ratio 0.3 --scores results/LLaMA-3-8B/prune_20/scores.npz
+python run_global_pruning.py --base_model meta-llama/Meta-Llama-3-8B --output_name LLaMA-3-8B/prune_50 --pruning_ratio 0.5 --scores results/LLaMA-3-8B/prune_20/scores.npz
+python run_global_pruning.py --base_model mistralai/Mistral-7B-v0.3 --output_name Mistral-7B-v0.3/prune_20 --pruning_ratio 0.2
+python run_global_pruning.py --base_model mistralai/Mistral-7B-v0.3 --output_name Mistral-7B-v0.3/prune_30 --pruning_ratio 0.3 --scores results/Mistral-7B-v0.3/prune_20/scores.npz
+python run_global_pruning.py --base_model Qwen/Qwen2.5-7B --output_name Qwen2.5-7B/prune_20 --pruning_ratio 0.2
+python run_global_pruning.py --base_model Qwen/Qwen2.5-7B --output_name Qwen2.5-7B/prune_30 --pruning_ratio 0.3 --scores results/Qwen2.5-7B/prune_20/scores.npz
+"""  # noqa: E501
+
+#: Smaller than --smoke: tiny models, seconds.
+QUICK = ("--nsamples", "2", "--seq_len", "32", "--eval_seq_len", "64", "--eval_max_windows", "1", "--dtype", "float32")
+SMALL = {"smollm2-135m": "llama-9q3kv-tied", "mistral-135m": "mistral-8q4kv", "qwen2.5-0.5b": "qwen2-14q2kv"}
+CELLS = [
+    *("SmolLM2-135M/prune_20", "SmolLM2-135M/prune_30", "SmolLM2-135M/prune_50"),
+    *("Mistral-135M/prune_20", "Mistral-135M/prune_30", "Qwen2.5-0.5B/prune_20", "Qwen2.5-0.5B/prune_30"),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_models(monkeypatch):
+    monkeypatch.delenv("MODELS_DIR", raising=False)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tokenizer):
+    """A MODELS_DIR with a tiny model in place of each small one; wide enough that half of it can go.
+
+    One more token: read back beside a Qwen2 config, the tokenizer gets that family's end of text.
+    """
+    folder = tmp_path_factory.mktemp("models")
+    for name, tiny in SMALL.items():
+        make_tiny(tiny, intermediate_size=256, vocab_size=VOCAB + 1).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def small(models, tmp_path, monkeypatch):
+    """``small(*flags)`` runs the small study, its cells in this process, and returns its exit code and their flags."""
+    monkeypatch.setenv("MODELS_DIR", str(models))
+    ran = []
+
+    def execute(arguments):
+        ran.append(arguments)
+        return run_global_pruning.main(arguments)
+
+    monkeypatch.setattr(running, "in_own_process", lambda lock: execute)
+
+    def run(*flags):
+        ran.clear()
+        code = study.main(["--smoke", "--results_dir", str(tmp_path / "out"), *QUICK, *flags])
+        return code, list(ran)
+
+    return run
+
+
+def names_of(ran):
+    return [arguments[arguments.index("--output_name") + 1] for arguments in ran]
+
+
+def results_in(folder):
+    """What may not depend on kills: every file's name, and the content of those that hold no times."""
+    fixed = (".safetensors", ".csv", "plan.json", "config.json", ".npz")
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("summary")]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.name.endswith(fixed)
+        else ""
+        for path in files
+    }
+
+
+def test_the_dry_run_prints_the_seven_commands_and_runs_nothing(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "MODELS_DIR"}
+    environment["VIRTUAL_ENV"] = sys.prefix
+    done = subprocess.run(
+        [SCRIPT, "--dry_run"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, SEVEN), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags", [["--", "--temperature", "0.0", "--finetune"], ["--temperature", "0.0", "--finetune"]]
+)
+def test_other_flags_go_to_every_cell(flags, capsys):
+    assert study.main(["--dry_run", *flags]) == 0
+    for line, plain in zip(capsys.readouterr().out.splitlines(), SEVEN.splitlines(), strict=True):
+        before, at, scores = plain.partition(" --scores")
+        assert line == f"{before} --temperature 0.0 --finetune{at}{scores}"
+
+
+def test_models_dir_goes_before_the_hub_where_it_has_the_model(tmp_path, monkeypatch, capsys):
+    (tmp_path / "Qwen2.5-7B").mkdir()
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path))
+    assert study.main(["--dry_run"]) == 0
+    used = [shlex.split(line)[3] for line in capsys.readouterr().out.splitlines()]
+    assert used == [
+        *["meta-llama/Meta-Llama-3-8B"] * 3,
+        *["mistralai/Mistral-7B-v0.3"] * 2,
+        *[str(tmp_path / "Qwen2.5-7B")] * 2,
+    ]
+
+
+def test_smollm2_stands_in_for_small_models_that_are_not_there(tmp_path):
+    cells = smoke_cells({"smollm2-135m": tmp_path})
+    assert {cell.base_model for cell in cells} == {str(tmp_path)}
+    assert [cell.output_name for cell in cells][3:] == [
+        *("SmolLM2-135M-fisher/prune_20", "SmolLM2-135M-fisher/prune_30"),
+        *("SmolLM2-135M-seed-7/prune_20", "SmolLM2-135M-seed-7/prune_30"),
+    ]
+    assert cells[3].flags[-2:] == ("--importance_method", "fisher")
+    assert cells[5].flags[-2:] == ("--seed", "7")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--pruning_ratio", "0.4"], "the study has its own ratios"),
+        (["--base_model=other"], "MODELS_DIR"),
+        (["--overwrite"], "remove the folders"),
+        (["--temperature", "-1"], "--temperature"),
+        (["--", "--dry_run"], "--dry_run"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_run(flags, message, small, tmp_path, capsys):
+    assert small(*flags) == (2, [])
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*/"))
+
+
+def test_a_models_dir_that_is_not_there_and_a_missing_small_model_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path / "nowhere"))
+    assert study.main(["--dry_run"]) == 2
+    assert "MODELS_DIR" in capsys.readouterr().err
+    monkeypatch.delenv("MODELS_DIR")
+    monkeypatch.setattr(running, "recipe", lambda: tmp_path / "run_global_pruning.py")  # no demo model beside it
+    assert study.main(["--dry_run", "--smoke"]) == 2
+    assert "make demo-model" in capsys.readouterr().err
+
+
+def test_the_whole_matrix_with_one_scoring_pass_per_model_then_nothing_again(small, tmp_path, capsys):
+    code, ran = small()
+    assert (code, names_of(ran)) == (0, CELLS)
+    assert [arguments[-1] if "--scores" in arguments else "" for arguments in ran] == [
+        *("", *[str(tmp_path / "out/SmolLM2-135M/prune_20/scores.npz")] * 2),
+        *("", str(tmp_path / "out/Mistral-135M/prune_20/scores.npz")),
+        *("", str(tmp_path / "out/Qwen2.5-0.5B/prune_20/scores.npz")),
+    ]
+    assert {path.name for path in (tmp_path / "out").glob("summary*")} == {
+        *("summary.csv", "summary.md", "summary.tex", "summary_ppl.png", "summary_layers.png")
+    }
+    assert "7 cells made, 0 kept, 0 failed" in capsys.readouterr().out
+    assert small() == (0, [])
+    assert "0 cells made, 7 kept, 0 failed" in capsys.readouterr().out
+
+
+def test_a_failing_cell_does_not_stop_the_others_nor_their_scores(small, tmp_path, monkeypatch, capsys):
+    """Its model's next cell scores for itself."""
+    for name in ("SmolLM2-135M/prune_20", "Mistral-135M/prune_30"):
+        (tmp_path / "out" / name).mkdir(parents=True)  # in the way, and no result
+    code, ran = small()
+    assert (code, names_of(ran)) == (1, CELLS)
+    assert "--scores" not in ran[1]
+    assert ran[2][-1] == str(tmp_path / "out/SmolLM2-135M/prune_30/scores.npz")
+    shown = capsys.readouterr().out
+    assert "5 cells made, 0 kept, 2 failed" in shown
+    assert "failed: SmolLM2-135M/prune_20, refused (exit code 2)\n  python run_global_pruning.py --base_model" in shown
+    (tmp_path / "out/SmolLM2-135M/prune_20").rmdir()
+    (tmp_path / "out/Mistral-135M/prune_30").rmdir()
+    code, ran = small()
+    assert (code, names_of(ran)) == (0, ["SmolLM2-135M/prune_20", "Mistral-135M/prune_30"])
+
+
+def test_leftovers_of_a_kill_are_removed_and_other_folders_are_not(small, tmp_path):
+    folder = tmp_path / "out" / "SmolLM2-135M"
+    for name in (".prune_20-abc.partial", ".prune_20_finetuned-abc.partial", ".mine-abc.partial"):
+        (folder / name).mkdir(parents=True)
+    small()
+    assert {path.name for path in folder.iterdir()} == {".mine-abc.partial", "prune_20", "prune_30", "prune_50"}
+
+
+def test_a_study_begun_with_other_flags_is_not_mixed(small, capsys):
+    small()
+    assert small("--temperature", "1.0") == (2, [])
+    assert "--temperature 0.0 instead of 1.0" in capsys.readouterr().err
+    code, ran = small("--batch_size", "1", "--eval_max_windows", "2")  # of no influence on what is pruned
+    assert (code, ran) == (0, [])
+
+
+def test_a_cell_that_was_pruned_but_not_recovered_is_made_again(small, tmp_path, monkeypatch):
+    small()
+    calls = []
+    monkeypatch.setattr(run_global_pruning, "main", lambda arguments: calls.append(arguments) or 0)
+    small("--finetune", "--finetune_data_path", "builtin")
+    assert [call[-1] for call in calls] == ["--overwrite"] * 7
+    assert all(call[-3] == "--scores" for call in calls)
+    for name in CELLS:
+        (tmp_path / "out" / f"{name}_finetuned").mkdir()
+        (tmp_path / "out" / f"{name}_finetuned" / "recovery_analysis.json").write_text("{}")
+    assert small("--finetune", "--finetune_data_path", "builtin") == (0, [])
+
+
+def test_two_studies_do_not_work_in_one_folder(small, tmp_path, capsys):
+    with running.only_run(str(tmp_path / "out")):
+        assert small() == (2, [])
+    assert "one study at a time" in capsys.readouterr().err
+
+
+class Study:
+    """The script in a process group of its own."""
+
+    def __init__(self, models, folder):
+        environment = dict(os.environ, MODELS_DIR=str(models), OMP_NUM_THREADS="1", VIRTUAL_ENV=sys.prefix)
+        with (folder.parent / f"{folder.name}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [SCRIPT, "--smoke", "--results_dir", str(folder), *QUICK],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait_for(self, condition, seconds=120):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, "ended by itself"
+            assert time.monotonic() < end, "nothing happened"
+            time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_twice_and_started_again_gives_the_same_files(small, models, tmp_path):
+    small()
+    expected = results_in(tmp_path / "out")
+    folder = tmp_path / "killed"
+    first = Study(models, folder)
+    first.wait_for(lambda: list(folder.rglob(".prune_20-*.partial")))  # the first cell is being written
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    second = Study(models, folder)
+    second.wait_for(lambda: (folder / "SmolLM2-135M/prune_20/pruning_analysis.json").exists())
+    made = (folder / "SmolLM2-135M/prune_20/pruning_analysis.json").stat().st_mtime_ns
+    os.killpg(second.process.pid, signal.SIGKILL)
+    second.process.wait()
+    assert Study(models, folder).process.wait(300) == 0
+    assert (folder / "SmolLM2-135M/prune_20/pruning_analysis.json").stat().st_mtime_ns == made
+    assert results_in(folder) == expected
+
+
+@pytest.mark.slow
+def test_being_asked_to_end_tidies_up_the_cell_and_exits_with_1(models, tmp_path):
+    folder = tmp_path / "ended"
+    run = Study(models, folder)
+    run.wait_for(lambda: list(folder.rglob(".prune_20-*.partial")))
+    run.process.terminate()
+    assert run.process.wait(60) == 1
+    assert not list(folder.rglob(".*.partial"))
+    assert "the same command goes on" in (tmp_path / "ended.log").read_text()
