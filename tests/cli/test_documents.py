@@ -1,0 +1,237 @@
+"""What documents say can be done: commands go through the real parsers, links and files are there, imports work."""
+
+import argparse
+import ast
+import importlib
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+from evaluation.config import EvaluationConfig
+from hgsp.cli import COMMANDS
+from hgsp.commands import study
+from hgsp.commands.summarize import SummaryConfig
+from hgsp.config import PruneConfig, ScoreConfig, parse
+from hgsp.recovery.config import RecoveryConfig
+from hgsp.study.running import config_of
+
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+#: What a command's arguments become.
+OPTIONS = {
+    "run_global_pruning.py": PruneConfig,
+    "finetune_lora.py": RecoveryConfig,
+    "evaluation/run_evaluation.py": EvaluationConfig,
+    "scripts/summarize_results.py": SummaryConfig,
+    "hgsp prune": PruneConfig,
+    "hgsp score": ScoreConfig,
+    "hgsp cut": PruneConfig,
+    "hgsp finetune": RecoveryConfig,
+    "hgsp evaluate": EvaluationConfig,
+    "hgsp summarize": SummaryConfig,
+}
+#: Programs of others, whose arguments are theirs.
+OTHERS = {"cd", "export", "git", "pip", "source", "hf", "huggingface-cli", "modelscope", "ls", "cat"}
+#: Files that documents name by their path in the repository. What lies in a result has other names or endings.
+OURS = re.compile(
+    r"`((?:hgsp|evaluation|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
+)
+RESULT_FILES = {"results.md", "summary.md"}
+
+
+def name_of(path):
+    return str(path.relative_to(REPOSITORY))
+
+
+def blocks(path, *languages):
+    """The text of fenced blocks in these languages, continued lines joined."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    return [text.replace("\\\n", " ") for language, text in found if language in languages]
+
+
+def commands():
+    """(document, command) of every line that is one."""
+    for path in DOCUMENTS:
+        for text in blocks(path, "bash", "sh", "shell", "console"):
+            for line in text.splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield pytest.param(words, id=f"{name_of(path)}: {shlex.join(words)[:90]}")
+
+
+def read(words):
+    """Send a command through the parser of what it calls."""
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    program, *arguments = words
+    if program in ("python", "python3"):
+        read_script(*arguments)
+    elif program == "hgsp":
+        assert arguments[0] in COMMANDS
+        read_options(OPTIONS[f"hgsp {arguments[0]}"], arguments[1:])
+        assert arguments[0] != "cut" or "--scores" in arguments
+    elif program == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        started = get_args_parser().parse_args(arguments)
+        read_script(started.training_script, *started.training_script_args)
+    elif program == "accelerate":
+        from accelerate.commands.launch import launch_command_parser
+
+        assert arguments[0] == "launch"
+        started = launch_command_parser().parse_args(arguments[1:])
+        read_script(started.training_script, *started.training_script_args)
+    elif program.removeprefix("./") == "scripts/run_all_experiments.sh":
+        own, passed = study.options(arguments)
+        config_of(study.study_cells(None)[0], own.results_dir, passed)
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in arguments if "=" not in word} <= set(targets)
+    else:
+        assert program in OTHERS, f"{program}: neither ours nor known"
+
+
+def read_script(script, *arguments):
+    if script == "-m":
+        assert arguments[0] in ("pip", "venv", "pytest")
+    elif script in OPTIONS:
+        read_options(OPTIONS[script], arguments)
+    else:
+        read_by_argparse(script, arguments)
+
+
+def read_options(options, arguments):
+    if options is SummaryConfig:
+        for folder in arguments[: arguments.index("--output") if "--output" in arguments else None]:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    parse(options, list(arguments), prog=None, description="")
+
+
+class ParsedError(Exception):
+    """Raised in place of what a script does once its arguments are read."""
+
+
+def read_by_argparse(script, arguments):
+    """Run a script up to the end of ``parse_args``."""
+    real = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser, *given):
+        real(parser, *given)
+        raise ParsedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "argv", [script, *arguments])
+        patch.syspath_prepend(str((REPOSITORY / script).parent))
+        with pytest.raises(ParsedError):
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_go_through_the_real_parsers(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    read(words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python run_global_pruning.py --base_model M --output_name o --pruning_ratio 0.2 --temprature 0",
+        "accelerate launch --num_processes 2 finetune_lora.py --pruned_model p --output_dir o --batch_size x",
+        "torchrun --nproc_per_node 2 run_global_pruning.py --base_model M",
+        "hgsp evaluate --model_path p --tasks wikitxt",
+        "hgsp prunes",
+        "scripts/run_all_experiments.sh --temperatur 0",
+        "python benchmarks/methods.py --nsample 3",
+        "make nothing",
+        "unknown",
+    ],
+)
+def test_a_wrong_command_would_be_noticed(command):
+    with pytest.raises((SystemExit, ValueError, AssertionError, pytest.fail.Exception)):
+        read(shlex.split(command))
+
+
+def test_documents_have_commands_to_test():
+    """A fence of another name, or none, would leave every test above without work."""
+    texts = {part.id.partition(":")[0] for part in commands()}
+    assert {"README.md", "USAGE.md", "docs/EVALUATION.md", "docs/FINETUNING.md"} <= texts
+    for path in DOCUMENTS:
+        for text in blocks(path, "text", "console", "python", "yaml"):
+            assert not re.search(r"^(\$ )?(python|hgsp|torchrun) ", text, re.MULTILINE), name_of(path)
+        fences = re.findall(r"^```(.*)$", path.read_text(), re.MULTILINE)
+        assert len(fences) % 2 == 0, f"{name_of(path)}: a block is not closed"
+
+
+def anchors_of(path):
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE), re.M
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_links_and_file_names_resolve(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), target
+        assert REPOSITORY in (linked, *linked.parents), f"{target} leaves the repository"
+        assert not anchor or anchor in anchors_of(linked), target
+    for name in OURS.findall(text):
+        assert name in RESULT_FILES or (REPOSITORY / name).exists(), name
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_python_blocks_compile_and_their_imports_work(path):
+    for text in blocks(path, "python"):
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
+            elif isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+def listed_modules():
+    """Paths of all Python files and scripts in the tree of PROJECT_STRUCTURE.md."""
+    tree = max(re.findall(r"^```\n(.*?)^```", (REPOSITORY / "PROJECT_STRUCTURE.md").read_text(), re.S | re.M), key=len)
+    folders, found = {}, set()
+    for line in tree.splitlines():
+        depth = len(line) - len(line.lstrip())
+        names = re.match(r"\s*((?:[\w.]+\.(?:py|sh)(?:  )?)+|[\w]+/)", line)
+        if names is None:
+            continue
+        above = folders.get(max((d for d in folders if d < depth), default=None), "")
+        if names[1].endswith("/"):
+            folders = {d: folder for d, folder in folders.items() if d < depth} | {depth: above + names[1]}
+        else:
+            found |= {above + name for name in names[1].split()}
+    return found
+
+
+def test_every_module_has_its_line_in_the_project_structure():
+    folders = ("hgsp", "evaluation", "scripts", "benchmarks")
+    files = [path for folder in folders for end in ("py", "sh") for path in (REPOSITORY / folder).rglob(f"*.{end}")]
+    files += REPOSITORY.glob("*.py")
+    assert listed_modules() == {name_of(path) for path in files if path.name != "__init__.py"}
+
+
+def test_flags_named_in_documents_exist():
+    """In prose and tables too: a flag of ours that was renamed lives on in documents otherwise."""
+    known = {f"--{name}" for options in set(OPTIONS.values()) for name in options.__dataclass_fields__}
+    sources = [*(REPOSITORY / "benchmarks").glob("*.py"), REPOSITORY / "hgsp" / "commands" / "study.py"]
+    known |= {flag for path in sources for flag in re.findall(r'"(--\w+)"', path.read_text())}
+    known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version"}
+    for path in DOCUMENTS:
+        named = set(re.findall(r"`(--\w+)", path.read_text()))
+        assert named <= known, (name_of(path), named - known)
