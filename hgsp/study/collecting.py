@@ -14,6 +14,8 @@ SCHEMA_VERSION = 1
 DENSE, PRUNED, RECOVERED = "dense", "pruned", "recovered"
 ROLES = (DENSE, PRUNED, RECOVERED)
 PPL = "token_ppl"
+#: Parts of a report's scoring section that are no settings.
+RESULTS_OF_SCORING = ("base_model", "calibration_loss")
 #: What reading a file raises that is damaged, or not one of ours.
 UNREADABLE = (OSError, KeyError, TypeError, ValueError, AttributeError)
 #: Metrics of evaluation/results.json that go into the table beside perplexity.
@@ -44,6 +46,8 @@ class Result:
     gqa_ratio: float
     method: str
     temperature: float
+    calibration: str | None  # text, sequences x tokens
+    seed: int
     asked_ratio: float
     reached_ratio: float
     params_before: int
@@ -53,6 +57,7 @@ class Result:
     seconds: float
     recovery: str | None
     recovery_seconds: float | None
+    scoring: str  # everything that decided the scores and the order of groups
     pruning: str  # the report without recovery: equal for a pruned folder and those recovered from it
     values: Mapping[Quantity, Mapping[str, float]]
 
@@ -127,6 +132,8 @@ def read_result(folder: Path) -> Result:
         gqa_ratio=float(report["gqa_ratio"]),
         method=str(report["importance_method"]),
         temperature=float(report["scoring"]["temperature"]),
+        calibration=_calibration_of(report["scoring"]["calibration"]),
+        seed=int(report["scoring"]["seed"]),
         asked_ratio=float(report["asked_ratio"]),
         reached_ratio=float(report["reached_ratio"]),
         params_before=int(report["params_before"]),
@@ -136,9 +143,17 @@ def read_result(folder: Path) -> Result:
         seconds=float(sum(report["timings_s"].values())),
         recovery=None if recovery is None else _way_of(recovery),
         recovery_seconds=None if recovery is None else float(sum(recovery["timings_s"].values())),
+        scoring=json.dumps({key: value for key, value in report["scoring"].items() if key not in RESULTS_OF_SCORING}),
         pruning=json.dumps({key: value for key, value in report.items() if key != "recovery"}),
         values=_perplexities(report["evaluation"], {} if recovery is None else recovery["evaluation"]),
     )
+
+
+def _calibration_of(described: Mapping[str, Any] | None) -> str | None:
+    """None for methods that read no text."""
+    if described is None:
+        return None
+    return f"{described['source'].partition(',')[0]}, {described['sequences']} x {described['seq_len']}"
 
 
 def _way_of(recovery: Mapping[str, Any]) -> str:

@@ -21,15 +21,23 @@ KINDS = {"attention": "KV groups", "mlp": "MLP channels"}
 
 
 def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results that differ in the ratio only, by a label that names the setting where a model has several."""
-    settings = defaultdict(set)
-    for result in results:
-        settings[result.model].add(result.setting)
+    """Results that differ in the ratio only, by a label that names what tells them from the model's other lines.
+
+    That is the setting, and where two settings differ in the seed or another detail, the folder.
+    """
     lines = defaultdict(list)
     for result in results:
-        more = f", {result.setting}" if len(settings[result.model]) > 1 else ""
-        lines[f"{result.model} ({result.gqa_ratio:g}:1{more})"].append(result)
-    return {label: sorted(lines[label], key=lambda result: result.params) for label in lines}
+        lines[result.model, result.setting, result.scoring].append(result)
+    labelled: dict[str, list[Result]] = {}
+    for (model, setting, scoring), line in lines.items():
+        others = [key[1] for key in lines if key[0] == model and key[2] != scoring]
+        start = f"{model} ({line[0].gqa_ratio:g}:1" + f", {setting}" * any(other != setting for other in others)
+        folder = line[0].folder.absolute()
+        places = (f", {folder.parent.name}", f", {folder.parent.name}/{folder.name}", f", {folder}")
+        labels = [f"{start}{place})" for place in (places if setting in others else ("",))]
+        label = next(label for label in labels if label not in labelled)
+        labelled[label] = sorted(line, key=lambda result: result.params)
+    return labelled
 
 
 def measured_texts(results: Sequence[Result]) -> list[Quantity]:

@@ -20,6 +20,8 @@ FACTS: dict[str, Callable[[Result], Cell]] = {
     "gqa_ratio": lambda result: result.gqa_ratio,
     "importance_method": lambda result: result.method,
     "temperature": lambda result: result.temperature,
+    "calibration": lambda result: result.calibration,
+    "seed": lambda result: result.seed,
     "asked_ratio": lambda result: result.asked_ratio,
     "reached_ratio": lambda result: result.reached_ratio,
     "params_before": lambda result: result.params_before,

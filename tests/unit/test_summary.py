@@ -19,6 +19,11 @@ def ppl(value, **changes):
     return {**WIKITEXT, "ppl": value, **changes}
 
 
+def scoring(**changes):
+    calibration = {"source": "c4, train, file.gz", "sequences": 128, "seq_len": 256}
+    return {"temperature": 0.0, "seed": 42, "calibration": calibration, "calibration_loss": 3.1, **changes}
+
+
 def report(**changes):
     return {
         "schema_version": 1,
@@ -31,7 +36,7 @@ def report(**changes):
         "weight_bytes_after": 12_800_000_000,
         "kv_cache_bytes_per_token_after": 122_880,
         "gqa_ratio": 4,
-        "scoring": {"temperature": 0.0},
+        "scoring": scoring(),
         "evaluation": {"before": {"wikitext2": ppl(6.0)}, "after": {"wikitext2": ppl(12.0)}},
         "timings_s": {"score": 100.0, "evaluate": 20.5},
         **changes,
@@ -99,6 +104,8 @@ def test_every_number_of_a_report_is_in_the_csv_as_it_was(write, tmp_path):
             "gqa_ratio": "4.0",
             "importance_method": "taylor",
             "temperature": "0.0",
+            "calibration": "c4, 128 x 256",
+            "seed": "42",
             "asked_ratio": "0.2",
             "reached_ratio": "0.1999",
             "params_before": "8000000000",
@@ -298,12 +305,24 @@ def test_lines_of_the_plot_join_ratios_and_keep_settings_apart(write, tmp_path):
     write("a/p20", report())
     write("a/p30", report(asked_ratio=0.3, params_after=5_600_000_000))
     write("b/p20", report(base_model="Qwen/Qwen2.5-7B", gqa_ratio=7))
-    write("c/p20", report(base_model="Qwen/Qwen2.5-7B", gqa_ratio=7, scoring={"temperature": 1.0}))
+    write("c/p20", report(base_model="Qwen/Qwen2.5-7B", gqa_ratio=7, scoring=scoring(temperature=1.0)))
     lines = plots.lines_of(only(tmp_path))
     assert {label: [result.asked_ratio for result in line] for label, line in lines.items()} == {
         "Meta-Llama-3-8B (4:1)": [0.3, 0.2],
         "Qwen2.5-7B (7:1, taylor, T=0)": [0.2],
         "Qwen2.5-7B (7:1, taylor, T=1)": [0.2],
+    }
+
+
+def test_lines_that_differ_in_the_seed_alone_are_told_apart_by_their_folder(write, tmp_path):
+    write("first/p20", report())
+    write("first/p30", report(asked_ratio=0.3, scoring=scoring(calibration_loss=3.2)))
+    write("second/p20", report(scoring=scoring(seed=7, calibration=None)))
+    write("second/p20_too", report(scoring=scoring(seed=8)))
+    assert {label: len(line) for label, line in plots.lines_of(only(tmp_path)).items()} == {
+        "Meta-Llama-3-8B (4:1, first)": 2,
+        "Meta-Llama-3-8B (4:1, second)": 1,
+        "Meta-Llama-3-8B (4:1, second/p20_too)": 1,
     }
 
 
