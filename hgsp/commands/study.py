@@ -50,7 +50,7 @@ def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def study(own: argparse.Namespace, passed: Sequence[str]) -> int:
-    """Run the cells, then write the summary of everything in the results folder."""
+    """Run the cells, then write the summary of the models' folders."""
     cells = chosen_cells(own.smoke)
     if own.dry_run:
         for cell in cells:
@@ -65,7 +65,8 @@ def study(own: argparse.Namespace, passed: Sequence[str]) -> int:
     if outcome.kept or outcome.made:
         from hgsp.commands.summarize import SummaryConfig, summarize
 
-        summarize(SummaryConfig(folders=(own.results_dir,)))
+        folders = dict.fromkeys(str(cell.folder(own.results_dir).parent) for cell in [*outcome.kept, *outcome.made])
+        summarize(SummaryConfig(folders=tuple(folders), output=own.results_dir))
     print(f"\n{len(outcome.made)} cells made, {len(outcome.kept)} kept, {len(outcome.failed)} failed")
     for cell, code, arguments in outcome.failed:
         print(f"failed: {cell.output_name}, {running.in_words(code)}\n  {running.shown(arguments)}")

@@ -168,8 +168,10 @@ def test_a_models_dir_that_is_not_there_and_a_missing_small_model_are_refused(tm
 
 
 def test_the_whole_matrix_with_one_scoring_pass_per_model_then_nothing_again(small, tmp_path, capsys):
+    (tmp_path / "out" / "other" / "p20.training").mkdir(parents=True)  # no part of the study, nor of its summary
     code, ran = small()
     assert (code, names_of(ran)) == (0, CELLS)
+    assert len((tmp_path / "out" / "summary.csv").read_text().splitlines()) == 1 + 7
     assert [arguments[-1] if "--scores" in arguments else "" for arguments in ran] == [
         *("", *[str(tmp_path / "out/SmolLM2-135M/prune_20/scores.npz")] * 2),
         *("", str(tmp_path / "out/Mistral-135M/prune_20/scores.npz")),
@@ -178,7 +180,9 @@ def test_the_whole_matrix_with_one_scoring_pass_per_model_then_nothing_again(sma
     assert {path.name for path in (tmp_path / "out").glob("summary*")} == {
         *("summary.csv", "summary.md", "summary.tex", "summary_ppl.png", "summary_layers.png")
     }
-    assert "7 cells made, 0 kept, 0 failed" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "7 cells made, 0 kept, 0 failed" in shown
+    assert "skipped" not in shown
     assert small() == (0, [])
     assert "0 cells made, 7 kept, 0 failed" in capsys.readouterr().out
 
@@ -277,11 +281,32 @@ def test_killed_twice_and_started_again_gives_the_same_files(small, models, tmp_
 
 
 @pytest.mark.slow
-def test_being_asked_to_end_tidies_up_the_cell_and_exits_with_1(models, tmp_path):
+@pytest.mark.parametrize("end", ["Ctrl-C", "kill"])
+def test_being_asked_to_end_tidies_up_the_cell_and_exits_with_1(end, models, tmp_path):
+    """Ctrl-C reaches the whole process group, kill the script alone."""
     folder = tmp_path / "ended"
     run = Study(models, folder)
     run.wait_for(lambda: list(folder.rglob(".prune_20-*.partial")))
-    run.process.terminate()
+    if end == "Ctrl-C":
+        os.killpg(run.process.pid, signal.SIGINT)
+    else:
+        run.process.terminate()
     assert run.process.wait(60) == 1
     assert not list(folder.rglob(".*.partial"))
     assert "the same command goes on" in (tmp_path / "ended.log").read_text()
+
+
+@pytest.mark.slow
+def test_while_a_cell_outlives_its_study_no_other_one_begins(models, tmp_path):
+    folder = tmp_path / "orphaned"
+    first = Study(models, folder)
+    first.wait_for(lambda: (folder / ".run_all_experiments.lock").exists())
+    first.wait_for(lambda: "[1/7]" in (tmp_path / "orphaned.log").read_text())
+    time.sleep(0.5)  # the line stands before the cell starts
+    first.process.kill()
+    first.process.wait()
+    try:
+        assert Study(models, folder).process.wait(60) == 2
+        assert "one study at a time" in (tmp_path / "orphaned.log").read_text()
+    finally:
+        os.killpg(first.process.pid, signal.SIGKILL)
