@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP*X"
 MAX_COLUMNS = 3
+#: Inches that a letter of a legend takes, and what stands beside the text of an entry.
+LETTER, ENTRY = 0.085, 0.7
+#: Letters above a panel before the next line.
+TITLE_LETTERS = 40
 #: Kind of group -> its name on an axis, from top to bottom.
 KINDS = {"attention": "KV groups", "mlp": "MLP channels"}
 
@@ -56,8 +61,14 @@ def cost_of_quality(results: Sequence[Result]) -> Figure | None:
     lines = lines_of(results)
     columns = min(MAX_COLUMNS, len(texts))
     rows = math.ceil(len(texts) / columns)
-    legend = 0.3 + 0.25 * math.ceil(len(lines) / 2)
-    figure = Figure(figsize=(max(4.6 * columns, 7.5), 3.8 * rows + 0.4 + legend), layout="constrained")
+    entry = ENTRY + LETTER * max(len(f"{label}, recovered") for label in lines)
+    width = max(4.6 * columns, 7.5, entry + 0.3)
+    per_row = max(1, int(width / entry))
+    entries = len(lines) + sum(
+        any(RECOVERED in values for r in line for values in r.values.values()) for line in lines.values()
+    )
+    height = 3.8 * rows + 0.7 + 0.25 * math.ceil(entries / per_row)
+    figure = Figure(figsize=(width, height), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, text in zip(grid, texts, strict=False):
         for number, (label, line) in enumerate(lines.items()):
@@ -68,7 +79,7 @@ def cost_of_quality(results: Sequence[Result]) -> Figure | None:
     _ratio_axes(grid[: len(texts)], columns)
     figure.suptitle("What does pruning cost: same GQA ratio, other ratio, more and less?")
     handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=per_row, frameon=False)
     return figure
 
 
@@ -161,7 +172,7 @@ def _layer_panel(
         axes.grid(alpha=0.3)
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel(f"{name} kept (%)")
-    panel[0].set_title(label, fontsize="medium")
+    panel[0].set_title(textwrap.fill(label, TITLE_LETTERS), fontsize="medium")
     panel[0].tick_params(labelbottom=False)
     panel[1].set_xlabel("layer")
 

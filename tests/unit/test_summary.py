@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import sys
 
@@ -336,6 +337,27 @@ def test_the_plot_shows_ratios_to_the_dense_model_of_the_same_protocol(write, tm
         "Meta-Llama-3-8B (4:1)": [[80, 2], [100, 1]],
         "Meta-Llama-3-8B (4:1), recovered": [[80, 8 / 6]],
     }
+
+
+@pytest.mark.parametrize("num_models", [1, 2, 9])
+def test_legends_of_long_names_lie_inside_the_picture_and_cover_nothing(num_models, write, tmp_path):
+    table = "layer,kind,kept\n0,attention,1\n0,mlp,1\n"
+    for number in range(num_models):
+        model = f"{number}-Instruct with a rather long name of its own, longer than a panel is wide"
+        write(f"a{number}/p20", report(base_model=model), table=table)
+        recovered = report(base_model=model, recovery=RECOVERY)
+        write(f"a{number}/p20_finetuned", recovered, recovery=RECOVERY)
+    for draw in (plots.cost_of_quality, plots.kept_by_layer):
+        figure = draw(only(tmp_path))
+        figure.savefig(io.BytesIO())
+        (legend,) = figure.legends
+        place = legend.get_window_extent()
+        assert 0 <= place.x0 < place.x1 <= figure.bbox.x1
+        assert 0 <= place.y0 < place.y1
+        panels = [axes.get_tightbbox() for axes in figure.axes if axes.get_visible()]
+        assert place.y1 <= min(panel.y0 for panel in panels)
+        assert all(panel.height > 60 for panel in panels)
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(panels, 2))
 
 
 def test_there_is_no_plot_without_numbers(write, tmp_path):
