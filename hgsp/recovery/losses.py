@@ -69,24 +69,26 @@ class _SumOverPieces(torch.autograd.Function):
         at_once = FLOAT_LOGITS_ON_CPU if logits_NV.device.type == "cpu" else FLOAT_LOGITS
         rows = max(1, at_once // logits_NV.shape[-1])
         total = logits_NV.new_zeros((), dtype=torch.float32)
-        gradients = []
+        gradient_NV = torch.empty_like(logits_NV) if ctx.needs_input_grad[1] else None
+        start = 0
         for part, *rest in zip(*(values.split(rows) for values in (logits_NV, *others)), strict=True):
-            if ctx.needs_input_grad[1]:
-                part = part.detach().requires_grad_()
-                with torch.enable_grad():
-                    loss = piece(part, *rest)
-                gradients += torch.autograd.grad(loss, part)
-            else:
+            if gradient_NV is None:
+                total += piece(part, *rest)
+                continue
+            part = part.detach().requires_grad_()
+            with torch.enable_grad():
                 loss = piece(part, *rest)
+            (gradient_NV[start : start + len(part)],) = torch.autograd.grad(loss, part)
+            start += len(part)
             total += loss.detach()
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
+        ctx.gradient_NV = gradient_NV
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Any:
-        (gradient_NV,) = ctx.saved_tensors
-        return None, gradient_NV * upstream[0].to(gradient_NV.dtype), *[None] * (len(ctx.needs_input_grad) - 2)
+        gradient_NV = ctx.gradient_NV.mul_(upstream[0])  # in place: as large as the logits, and needed once
+        del ctx.gradient_NV
+        return None, gradient_NV, *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 def top_of(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
