@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from hgsp.errors import InputError, NumericalError, not_finite
@@ -90,6 +91,21 @@ class Decoder:
         """Hidden states after one layer, [B, T, H]. ``embed`` must have seen a batch of this shape."""
         output = module(hidden_BTH, **self._kwargs_by_shape[hidden_BTH.shape[:2]])
         return output[0] if isinstance(output, tuple) else output
+
+    def call_block(self, module: nn.Module, kind: str, hidden_BTH: Tensor) -> Tensor:
+        """The residual stream after the ``attention`` or ``mlp`` block of a layer; unchanged where the layer has none.
+
+        Both blocks in turn are ``call``. The layer may be a pruned one: it is called with the same arguments.
+        """
+        layer: Any = module
+        if kind == "mlp":
+            return (
+                hidden_BTH if layer.mlp is None else hidden_BTH + layer.mlp(layer.post_attention_layernorm(hidden_BTH))
+            )
+        if layer.self_attn is None:
+            return hidden_BTH
+        arguments = send_to_device(self._kwargs_by_shape[hidden_BTH.shape[:2]], hidden_BTH.device)
+        return hidden_BTH + layer.self_attn(hidden_states=layer.input_layernorm(hidden_BTH), **arguments)[0]
 
     def loss_and_gradient(self, hidden_BTH: Tensor, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Next-token loss of every sequence and its gradient with respect to the last hidden states.
