@@ -34,7 +34,6 @@ def prune(config: PruneConfig, command: str) -> int:
     from evaluation.before_after import BeforeAfter
     from finetune_lora import prepare_after_pruning, recover_all
     from hgsp import pipeline, report
-    from hgsp.calibration import build_calibration
     from hgsp.data import CALIBRATE, load_text
     from hgsp.distributed import is_main_process, leave_processes
     from hgsp.loading import load_own_tokenizer
@@ -58,12 +57,11 @@ def prune(config: PruneConfig, command: str) -> int:
         measure = BeforeAfter(config, offloaded=config.offload)
         tokenizer = load_own_tokenizer(request.source)
         recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
-        calibration = None
-        if config.scores is None and config.needs_calibration:
+        calibration = for_reconstruction = None
+        if config.reads_text:
             text = load_text(config.dataset, CALIBRATE, config.data_dir)
             warnings += measure.overlap_warnings(text)
-            calibration = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
-            LOG.info("calibration: %s", calibration.describe())
+            calibration, for_reconstruction = pipeline.draw_calibrations(config, text, tokenizer)
         with timings.stage("load"):
             opened = pipeline.open_model(config, request.source, request.device)
         with timings.stage("score"):
@@ -84,8 +82,14 @@ def prune(config: PruneConfig, command: str) -> int:
             with timings.stage("cut"):
                 decision = pipeline.cut(request, scores, budget)
             with pipeline.result_folder(request, ratio) as folder:
+                rebuilt = None
+                if for_reconstruction is not None:
+                    with timings.stage("reconstruct"):
+                        rebuilt = pipeline.reconstruct_writers(
+                            request, opened, decision.plan, for_reconstruction, folder, terminal
+                        )
                 with timings.stage("save"):
-                    pruned = pipeline.write_result(request, opened, decision, scores, tokenizer, folder)
+                    pruned = pipeline.write_result(request, opened, decision, scores, tokenizer, folder, rebuilt)
                 with timings.stage("evaluate"):
                     measure.after(pruned, tokenizer)
                 content = report.analysis(
@@ -97,6 +101,7 @@ def prune(config: PruneConfig, command: str) -> int:
                     samples=measure.samples,
                     timings_s=timings,
                     warnings=warnings + measure.warnings,
+                    rebuilt=rebuilt,
                 )
                 _finish(content, folder, log, request.folder(ratio))
             del pruned

@@ -49,8 +49,12 @@ def tokenize(text: str, tokenizer: Any) -> Tensor:
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
 
 
-def build_calibration(text: Text, tokenizer: Any, num_sequences: int, seq_len: int, seed: int) -> Calibration:
+def build_calibration(
+    text: Text, tokenizer: Any, num_sequences: int, seq_len: int, seed: int, *, at_most: bool = False
+) -> Calibration:
     """Draw ``num_sequences`` different non-overlapping windows of ``seq_len`` tokens, seeded.
+
+    With ``at_most``, a text that has fewer gives what it has.
 
     Raises:
         InputError: the text is too short; nothing is repeated to fill up.
@@ -59,7 +63,7 @@ def build_calibration(text: Text, tokenizer: Any, num_sequences: int, seq_len: i
     available = len(ids) // seq_len
     windows = ids[: available * seq_len].view(available, seq_len)
     windows = torch.unique(windows, dim=0) if available else windows  # a text may repeat itself
-    if len(windows) < num_sequences:
+    if len(windows) < (min(num_sequences, 1) if at_most else num_sequences):
         raise InputError(
             expected=f"text for {num_sequences} different windows of {seq_len} tokens",
             got=f"{len(windows)} in {text.name} ({len(ids)} tokens)",

@@ -17,6 +17,8 @@ from hgsp.errors import InputError
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "flap", "random")
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
+RECONSTRUCTIONS = ("none", "lstsq")
+DEFAULT_RECONSTRUCT_NSAMPLES = 256
 LAYER_IMPORTANCES = ("cosine", "perplexity")
 DEFAULT_EPSILON = 0.15
 #: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
@@ -203,6 +205,17 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
     min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
     scores: str | None = option(None, help="a scores.npz of the same model: cut without calibration")
+    reconstruct: str = option(
+        "none",
+        help="refit o_proj and down_proj to what the dense model writes: lstsq = least squares, no training",
+        choices=RECONSTRUCTIONS,
+    )
+    reconstruct_nsamples: int | None = option(
+        None,
+        help=f"calibration sequences to reconstruct from (unset: {DEFAULT_RECONSTRUCT_NSAMPLES}; a shorter text gives "
+        "what it has)",
+        type=int,
+    )
     finetune: bool = option(False, help="LoRA recovery right after pruning; the result goes to ..._finetuned/")
     finetune_data_path: str = option(DEFAULT_INSTRUCTIONS, help="instruction data, as --data_path of finetune_lora.py")
     finetune_epochs: float = option(3, help="recovery epochs", type=float)
@@ -225,6 +238,12 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         require(len(set(ratios)) == len(ratios), "--pruning_ratio", "different values", ratios)
         known = self.score_normalization in NORMALIZATIONS
         require(known, "--score_normalization", f"one of {', '.join(NORMALIZATIONS)}", self.score_normalization)
+        known = self.reconstruct in RECONSTRUCTIONS
+        require(known, "--reconstruct", f"one of {', '.join(RECONSTRUCTIONS)}", self.reconstruct)
+        if self.reconstruct_nsamples is not None:
+            require(self.reconstruct_nsamples >= 2, "--reconstruct_nsamples", "at least 2", self.reconstruct_nsamples)
+            together = self.reconstruct != "none"
+            require(together, "--reconstruct_nsamples", "given together with --reconstruct", self.reconstruct_nsamples)
         require_counts(self, "min_kv_groups", "min_mlp_width", "lora_r", "lora_alpha")
         require_counts(self, "finetune_batch_size", "finetune_micro_batch_size")
         require_positive(self, "finetune_epochs", "finetune_lr")
@@ -242,6 +261,11 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     def measures_influence(self) -> bool:
         """Layer and block analysis is skipped when the temperature is 0."""
         return self.temperature > 0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text is read, for scoring or for the reconstruction."""
+        return self.reconstruct != "none" or (self.scores is None and self.needs_calibration)
 
     @property
     def collapse_epsilon(self) -> float | None:

@@ -91,6 +91,21 @@ class Decoder:
         output = module(hidden_BTH, **self._kwargs_by_shape[hidden_BTH.shape[:2]])
         return output[0] if isinstance(output, tuple) else output
 
+    def call_block(self, module: nn.Module, kind: str, hidden_BTH: Tensor) -> Tensor:
+        """The residual stream after the ``attention`` or ``mlp`` block of a layer; unchanged where the layer has none.
+
+        Both blocks in turn are ``call``. The layer may be a pruned one: it is called with the same arguments.
+        """
+        layer: Any = module
+        if kind == "mlp":
+            return (
+                hidden_BTH if layer.mlp is None else hidden_BTH + layer.mlp(layer.post_attention_layernorm(hidden_BTH))
+            )
+        if layer.self_attn is None:
+            return hidden_BTH
+        arguments = _on_device(self._kwargs_by_shape[hidden_BTH.shape[:2]], hidden_BTH.device)
+        return hidden_BTH + layer.self_attn(hidden_states=layer.input_layernorm(hidden_BTH), **arguments)[0]
+
     def loss_and_gradient(self, hidden_BTH: Tensor, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Next-token loss of every sequence and its gradient with respect to the last hidden states.
 
@@ -321,6 +336,17 @@ def weight_not_finite(module: nn.Module) -> str | None:
         if not parameter.isfinite().all():
             return name.rpartition(".")[0]
     return None
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    """Tensors, also in tuples and dicts, moved; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_on_device(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: _on_device(item, device) for key, item in value.items()}
+    return value
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 
 from hgsp import checkpoint
-from hgsp.calibration import Calibration
-from hgsp.config import PruneConfig, ScoringConfig
+from hgsp.calibration import Calibration, build_calibration
+from hgsp.config import DEFAULT_RECONSTRUCT_NSAMPLES, PruneConfig, ScoringConfig
+from hgsp.data import Text
 from hgsp.distributed import join_processes
 from hgsp.errors import InputError
 from hgsp.geometry import Geometry, geometry_of
@@ -26,6 +28,7 @@ from hgsp.layerwise import Decoder
 from hgsp.loading import DTYPES, ModelSource, SafetensorFiles, inspect_model, load_dense, open_offloaded
 from hgsp.prior import perplexity_influence
 from hgsp.progress import Progress, silent
+from hgsp.reconstruct import Reconstruction, SpilledTensors, check_enough, reconstruct
 from hgsp.scores import Scores, sample_weights
 from hgsp.scoring import ScoringOptions, score_groups
 from hgsp.selection import Floors, PrunePlan, budget_for_ratio, kept_mask, select_groups
@@ -76,6 +79,14 @@ class Cut:
     table: GroupTable
     plan: PrunePlan
     modes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Reconstructed weights of the pruned model, in files, and what the reconstruction found."""
+
+    tensors: SpilledTensors
+    found: Reconstruction
 
 
 def prepare(config: PruneConfig) -> Request:
@@ -179,6 +190,24 @@ def score(
     return Scores(found.by_layer, influence, _weight_sample(opened, config.dtype), provenance)
 
 
+def draw_calibrations(config: PruneConfig, text: Text, tokenizer: Any) -> tuple[Calibration | None, Calibration | None]:
+    """What scoring and what the reconstruction read of the same text; None for one that reads nothing.
+
+    Raises:
+        InputError: the text is too short to score with, or has fewer than two sequences to reconstruct from.
+    """
+    scoring = rebuilding = None
+    if config.scores is None and config.needs_calibration:
+        scoring = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
+        LOG.info("calibration: %s", scoring.describe())
+    if config.reconstruct != "none":
+        wanted = config.reconstruct_nsamples or DEFAULT_RECONSTRUCT_NSAMPLES
+        rebuilding = build_calibration(text, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
+        check_enough(rebuilding)
+        LOG.info("reconstruction (%d sequences wanted): %s", wanted, rebuilding.describe())
+    return scoring, rebuilding
+
+
 def load_scores(request: Request, opened: OpenModel | None) -> Scores:
     """Read ``--scores`` and, when the model is open, make sure they are its own."""
     scores = Scores.read(Path(str(request.config.scores)))
@@ -210,8 +239,45 @@ def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path
     return checkpoint.new_folder(request.folder(ratio), request.config.overwrite)
 
 
+def reconstruct_writers(
+    request: Request,
+    opened: OpenModel,
+    plan: PrunePlan,
+    calibration: Calibration,
+    folder: Path,
+    progress: Progress = silent,
+) -> Rebuilt:
+    """Refit the writers of the pruned model that the plan makes; the dense one is only read.
+
+    The new weights wait in files below ``folder`` until ``write_result`` has written them; with ``--offload`` the two
+    residual streams lie there too, unless ``--spill_dir`` names another folder.
+
+    Raises:
+        InputError, NumericalError: as ``reconstruct``.
+    """
+    config, num_layers = request.config, request.geometry.num_layers
+    tensors = SpilledTensors(folder / ".reconstructed")
+    surgery = Surgery(opened.model.config, geometry_of(opened.model), plan, _reader(opened, config.dtype), tensors)
+    found = reconstruct(
+        opened.decoder,
+        surgery,
+        calibration,
+        batch_size=config.batch_size,
+        spill_dir=Path(config.spill_dir) if config.spill_dir else folder if config.offload else None,
+        frozen={*range(config.freeze_first_n_layers), *range(num_layers - config.freeze_last_n_layers, num_layers)},
+        progress=progress,
+    )
+    return Rebuilt(tensors, found)
+
+
 def write_result(
-    request: Request, opened: OpenModel, decision: Cut, scores: Scores, tokenizer: Any, folder: Path
+    request: Request,
+    opened: OpenModel,
+    decision: Cut,
+    scores: Scores,
+    tokenizer: Any,
+    folder: Path,
+    rebuilt: Rebuilt | None = None,
 ) -> Any:
     """Surgery and saving: checkpoint, plan, group table and scores. Returns the pruned model for evaluation.
 
@@ -219,35 +285,40 @@ def write_result(
     returned reads its layers from the new files.
     """
     with_bin = not request.config.no_bin
+    replaced = None if rebuilt is None else rebuilt.tensors
     if opened.files is None:
-        pruned = apply_plan(opened.model, decision.plan)
+        pruned = apply_plan(opened.model, decision.plan, replaced)
         checkpoint.save_pruned(pruned, tokenizer, folder, with_bin=with_bin)
     else:
-        _write_streamed(opened, decision.plan, tokenizer, folder, request.config.dtype, with_bin)
+        dtype = request.config.dtype
+        surgery = Surgery(
+            opened.model.config, geometry_of(opened.model), decision.plan, _reader(opened, dtype), replaced
+        )
+        _write_streamed(surgery, opened.model.generation_config, tokenizer, folder, with_bin)
         pruned = open_offloaded(inspect_model(str(folder)), request.config.dtype, request.device)[0].model
+    if rebuilt is not None:
+        rebuilt.tensors.close()
     decision.plan.write_json(folder / "prune_plan.json")
     decision.table.write_csv(folder / "global_group_table.csv", kept_mask(decision.table, decision.plan))
     scores.write(folder / "scores.npz")
     return pruned
 
 
-def _write_streamed(
-    opened: OpenModel, plan: PrunePlan, tokenizer: Any, folder: Path, dtype: str, with_bin: bool
-) -> None:
+def _write_streamed(surgery: Surgery, generation_config: Any, tokenizer: Any, folder: Path, with_bin: bool) -> None:
     """One shard of the pruned model is all that is in memory beside embeddings and head."""
-    files = opened.files
-    assert files is not None
-
-    def read(name: str) -> torch.Tensor:
-        return files.read(name).to(DTYPES[dtype])
-
-    surgery = Surgery(opened.model.config, geometry_of(opened.model), plan, read)
-    generation_config = opened.model.generation_config
     checkpoint.save_streamed(
         surgery.skeleton, surgery.tensor, tokenizer, folder, generation_config, OFFLOAD_SHARD_BYTES
     )
     if with_bin:
         checkpoint.save_bin_streamed(surgery.skeleton, surgery.tensor, folder)
+
+
+def _reader(opened: OpenModel, dtype: str) -> Callable[[str], torch.Tensor]:
+    """Gives tensors of the dense model by name, from memory or from its files."""
+    files, model = opened.files, opened.model
+    if files is None:
+        return lambda name: model.get_parameter(name).detach()
+    return lambda name: files.read(name).to(DTYPES[dtype])
 
 
 def _boundaries_crowd_memory(model: Any, calibration: Calibration) -> bool:

@@ -20,7 +20,7 @@ import hgsp
 from hgsp.distributed import own_share
 from hgsp.geometry import Geometry, LayerShape
 from hgsp.loading import DTYPES
-from hgsp.pipeline import Cut, Request
+from hgsp.pipeline import Cut, Rebuilt, Request
 
 SCHEMA_VERSION = 1
 #: A pruned model whose perplexity is this many times the dense one's is called collapsed.
@@ -73,6 +73,7 @@ def analysis(
     samples: Mapping[str, str | None],
     timings_s: Mapping[str, float],
     warnings: Sequence[str],
+    rebuilt: Rebuilt | None = None,
 ) -> dict[str, Any]:
     """The content of ``pruning_analysis.json``; counts are parameters and bytes of the models themselves."""
     geometry, plan = request.geometry, decision.plan
@@ -106,6 +107,7 @@ def analysis(
         "removed_layers": list(plan.removed_layers),
         "layers": layers,
         "scoring": dict(plan.provenance),
+        "reconstruction": None if rebuilt is None else rebuilt.found.describe(),
         "evaluation": dict(evaluation),
         "collapsed": has_collapsed(evaluation),
         "samples": dict(samples),

@@ -77,7 +77,7 @@ def gather_forward(
         if "input_mean" in needs:
             statistics.add(name, "input_mean", tokens.sum(0))
 
-    with _watch_inputs(linears, observe):
+    with watch_inputs(linears, observe):
         layer_pass.run()
     tokens = share.num_sequences * seq_len
     statistics.finish({"input_sq": tokens, "input_mean": tokens})
@@ -103,7 +103,7 @@ def gather_backward(
         if "gate_grad" in needs and input_BTI.requires_grad:
             input_BTI.register_hook(on_gradient)
 
-    with _watch_inputs(linears, observe), _requiring_gradients(parameters):
+    with watch_inputs(linears, observe), _requiring_gradients(parameters):
         for gradients in layer_pass.run(list(parameters.values())):
             for key, gradient in zip(parameters, gradients, strict=True):
                 if "grad" in needs:
@@ -121,7 +121,7 @@ def gather_backward(
 
 
 @contextmanager
-def _watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+def watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call ``observe(name, input)`` whenever one of the Linears runs."""
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -5,7 +5,7 @@ K kv groups | R query heads per kv group | D head dim | M mlp width
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from itertools import chain
 from typing import Any
 
@@ -36,6 +36,7 @@ class Surgery:
     Args:
         config: of the dense model.
         read: gives a dense tensor by its name; it may come from memory or from a file.
+        replaced: tensors of the pruned model, by name, that are taken instead of being cut (reconstructed weights).
 
     ``skeleton`` is the pruned model without data (meta device), built from the config it will be saved with.
 
@@ -43,9 +44,18 @@ class Surgery:
         InputError: the plan was made for a model of another size.
     """
 
-    def __init__(self, config: Any, geometry: Geometry, plan: PrunePlan, read: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self,
+        config: Any,
+        geometry: Geometry,
+        plan: PrunePlan,
+        read: Callable[[str], Tensor],
+        replaced: MutableMapping[str, Tensor] | None = None,
+    ) -> None:
+        self.plan = plan
         self.skeleton: Any = pruned_skeleton(config, plan, geometry)
         self._read = read
+        self.replaced: MutableMapping[str, Tensor] = {} if replaced is None else replaced
         self._cuts = {
             new_index: (old_index, _cuts(plan.layers[old_index], geometry))
             for new_index, old_index in enumerate(surviving_layers(plan))
@@ -53,6 +63,8 @@ class Surgery:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the pruned model, a contiguous copy where it was cut."""
+        if name in self.replaced:
+            return self.replaced[name]
         if not name.startswith(LAYER_PREFIX):
             return self._read(name)
         new_index, _, inner = name.removeprefix(LAYER_PREFIX).partition(".")
@@ -64,25 +76,27 @@ class Surgery:
         return tensor.index_select(dim, indices.to(tensor.device))
 
 
-def apply_plan(model: Any, plan: PrunePlan) -> Any:
+def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor] | None = None) -> Any:
     """The pruned model: its weights are contiguous copies, its class and config describe exactly what is there.
 
     Takes the dense model over: its layers are emptied one by one, so that never more than one layer exists twice. Copy
     it first to keep it. Layers of equal shape everywhere give a stock model, others one of ``modeling_hgsp``. dtype,
     devices, attention implementation, generation config and tied embeddings stay what they were; a model that
-    accelerate had spread over devices is spread again.
+    accelerate had spread over devices is spread again. ``replaced`` holds tensors of the pruned model that are taken as
+    they are (see ``reconstruct``).
 
     Raises:
         InputError: the plan was made for a model of another size, or some weights are not in memory.
     """
     refuse_missing_weights(model)
-    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
+    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
     pruned = surgery.skeleton
     names = list(pruned.state_dict())
     state = {name: surgery.tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}
     for new_index, old_index in enumerate(surviving_layers(plan)):
         prefix = f"{LAYER_PREFIX}{new_index}."
-        state |= {name: surgery.tensor(name) for name in names if name.startswith(prefix)}
+        device = next(model.model.layers[old_index].parameters()).device
+        state |= {name: surgery.tensor(name).to(device) for name in names if name.startswith(prefix)}
         model.model.layers[old_index].to("meta")
     pruned.load_state_dict(state, assign=True)
     pruned.config.dtype = pruned.dtype

@@ -54,7 +54,9 @@ class RecoveryConfig(MeasureConfig):
         None, help="rows held out for the evaluation loss, 0 = none (unset: 5 %% of the rows, at most 128)", type=int
     )
     eval_steps: int | None = option(
-        None, help="steps between evaluations and saved states (unset: a tenth of all steps)", type=int
+        None,
+        help="steps between evaluations and saved states (unset: a tenth of all steps, or more if rows are few)",
+        type=int,
     )
     lora_r: int = option(8, help="LoRA rank", type=int)
     lora_alpha: int = option(16, help="LoRA alpha", type=int)

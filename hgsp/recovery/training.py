@@ -27,7 +27,8 @@ from hgsp.recovery.unfinished import last_complete_state
 
 LOG = logging.getLogger(__name__)
 
-EVALUATIONS = 10
+#: Evaluations on held-out rows in a run, unless they would see more than this share of the sequences trained on.
+EVALUATIONS, EVALUATED_SHARE = 10, 0.2
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def train(
     steps = num_updates(len(train_set), config, num_processes())
     trainer = RecoveryTrainer(
         model=model,
-        args=training_arguments(config, folder, steps, bool(text.held_out), device),
+        args=training_arguments(config, folder, steps, len(held_out), device),
         train_dataset=train_set,
         eval_dataset=held_out if text.held_out else None,
         data_collator=collator,
@@ -144,12 +145,13 @@ def num_processes() -> int:
 
 
 def training_arguments(
-    config: RecoveryConfig, folder: Path, steps: int, evaluates: bool, device: str
+    config: RecoveryConfig, folder: Path, steps: int, num_held_out: int, device: str
 ) -> TrainingArguments:
     """Our configuration in the terms of transformers."""
     if num_processes() == 1 and device.startswith("cuda"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device  # else the Trainer takes the first GPU
-    every = config.eval_steps or max(1, steps // EVALUATIONS)
+    every = config.eval_steps or steps_between_evaluations(steps, config.batch_size, num_held_out)
+    evaluates = num_held_out > 0
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -187,6 +189,12 @@ def training_arguments(
     if num_processes() == 1:
         arguments._n_gpu = min(1, arguments.n_gpu)  # never DataParallel over GPUs nobody asked for
     return arguments
+
+
+def steps_between_evaluations(steps: int, batch_size: int, num_held_out: int) -> int:
+    """A tenth of the steps, or more where evaluation would cost too much; states are saved as often."""
+    affordable = int(EVALUATED_SHARE * steps * batch_size / num_held_out) if num_held_out else EVALUATIONS
+    return max(1, math.ceil(steps / max(1, min(EVALUATIONS, affordable))))
 
 
 def checkpointing_arguments() -> dict[str, Any]:

@@ -24,6 +24,7 @@ SETTINGS = {
     "--batch_size": "4",
     "--micro_batch_size": "2",
     "--val_size": "4",
+    "--eval_steps": "1",
     "--cutoff_len": "96",
     "--learning_rate": "1e-2",
     "--eval_tasks": "builtin",

@@ -5,7 +5,7 @@ import pytest
 from hgsp.config import PruneConfig, parse
 from hgsp.errors import InputError
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
-from hgsp.recovery.training import num_updates
+from hgsp.recovery.training import num_updates, steps_between_evaluations
 from hgsp.recovery.unfinished import last_complete_state
 
 REQUIRED = ["--pruned_model", "results/M/p20/pruned_model.bin", "--output_dir", "results/M/p20_finetuned"]
@@ -71,6 +71,15 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do():
 )
 def test_the_number_of_updates_is_known_before(sequences, flags, updates):
     assert num_updates(sequences, parsed(*flags), 1) == updates
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "held_out", "every"),
+    [(1000, 128, 128, 100), (60, 8, 128, 60), (60, 8, 16, 10), (1, 128, 128, 1), (5, 4, 0, 1)],
+)
+def test_evaluation_never_costs_more_than_a_share_of_training(steps, batch, held_out, every):
+    """480 sequences trained on pay for no evaluation of 128 but the last."""
+    assert steps_between_evaluations(steps, batch, held_out) == every
 
 
 def test_a_state_that_was_not_written_to_its_end_is_not_taken(tmp_path):
