@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import transformers
 
+#: Environment in which glibc returns freed tensors to the system at once: a peak is what is needed, not what was kept.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
 
 def provenance() -> dict[str, Any]:
     """Command (paths shortened to names), commit (``+``: the tree has changes), versions, processor or GPU."""

@@ -22,9 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Tells glibc to return freed tensors to the system at once: what is measured is what is needed, not what is kept.
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,7 +36,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options, options.one)))
         return
-    from machine import provenance
+    from machine import GIVE_BACK, provenance
     from shapes import config_of
 
     rows = []

@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -49,14 +50,14 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options, options.one)))
         return
-    from machine import provenance
+    from machine import GIVE_BACK, provenance
     from shapes import config_of
 
     about = provenance()
     rows: list[dict[str, Any]] = []
     for layers in options.layers:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", str(layers)]
-        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | GIVE_BACK)
         rows += json.loads(run.stdout.splitlines()[-1])
         print(run.stdout.splitlines()[-1], flush=True)
     depth = config_of(options.model).num_hidden_layers

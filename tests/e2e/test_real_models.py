@@ -118,3 +118,20 @@ def test_the_mistral_twin_gets_the_same_plan(prune):
     plans = [PrunePlan.read_json(folder / "prune_plan.json") for folder in (llama, mistral)]
     assert plans[0].layers == plans[1].layers
     assert json.loads((mistral / "config.json").read_text())["model_type"] == "hgsp_mistral"
+
+
+def test_reconstruction_lowers_perplexity(real_model, tmp_path):
+    """The same cut of the real model with and without: least squares on 4,096 tokens of other text than is measured."""
+    flags = ["--base_model", real_model(SMOLLM), "--pruning_ratio", "0.2", "--temperature", "0", "--device", "cpu"]
+    flags += ["--importance_method", "fisher", "--dataset", "builtin", "--nsamples", "8", "--seq_len", "64", "--no_bin"]
+    flags += ["--eval_tasks", "builtin", "--eval_seq_len", "256", "--eval_max_windows", "4", "--results_dir", tmp_path]
+    rebuild = ["--reconstruct", "lstsq", "--reconstruct_nsamples", "64", "--scores", tmp_path / "plain" / "scores.npz"]
+    for name, more in (("plain", []), ("rebuilt", rebuild)):
+        assert run_global_pruning.main([str(part) for part in (*flags, "--output_name", name, *more)]) == 0
+    plain, rebuilt = (json.loads((tmp_path / n / "pruning_analysis.json").read_text()) for n in ("plain", "rebuilt"))
+    before, after = (report["evaluation"]["after"]["builtin"]["ppl"] for report in (plain, rebuilt))
+    assert after < 0.9 * before
+    assert plain["layers"] == rebuilt["layers"]
+    fitted = [module for module in rebuilt["reconstruction"]["modules"] if module["ridge"] is not None]
+    assert len(fitted) > 30
+    assert all(module["error_after"] < module["error_before"] for module in fitted)
