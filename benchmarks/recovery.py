@@ -100,7 +100,7 @@ class Bench:
         settings = {"data_path": options.instructions, "max_steps": options.max_steps, "device": options.device}
         settings |= {"batch_size": options.batch_size, "micro_batch_size": options.batch_size}
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-        return [*flags, "--skip_evaluation", "--no_bin"]
+        return [*flags, "--packing", "--skip_evaluation", "--no_bin"]
 
     def measure(self, model: Path, name: str) -> dict[str, Any]:
         """Perplexity on two texts, the loss on held-out answers, and one task's accuracy."""
