@@ -239,6 +239,11 @@ def test_two_studies_do_not_work_in_one_folder(small, tmp_path, capsys):
     assert "one study at a time" in capsys.readouterr().err
 
 
+def default_interrupts():
+    """A shell ignores Ctrl-C for what it starts in the background, such as this test suite; a user's does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Study:
     """The script in a process group of its own."""
 
@@ -251,6 +256,7 @@ class Study:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=default_interrupts,
             )
 
     def wait_for(self, condition, seconds=120):
