@@ -32,7 +32,8 @@ from hgsp.families import ATTENTION_WRITER, MLP_WRITER
 from hgsp.geometry import geometry_of
 from hgsp.groups import build_group_table
 from hgsp.layerwise import Decoder
-from hgsp.loading import inspect_model, open_offloaded
+from hgsp.loading import inspect_model
+from hgsp.offload import open_offloaded
 from hgsp.scores import Scores
 from hgsp.selection import Floors, PrunePlan, budget_for_ratio, kept_mask, select_groups
 

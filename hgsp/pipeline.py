@@ -25,7 +25,8 @@ from hgsp.geometry import Geometry, geometry_of
 from hgsp.groups import GroupTable
 from hgsp.importance import METHODS
 from hgsp.layerwise import Decoder
-from hgsp.loading import DTYPES, ModelSource, SafetensorFiles, inspect_model, load_dense, open_offloaded
+from hgsp.loading import DTYPES, ModelSource, inspect_model, load_dense
+from hgsp.offload import SafetensorFiles, open_offloaded
 from hgsp.prior import perplexity_influence
 from hgsp.progress import Progress, silent
 from hgsp.reconstruct import Reconstruction, SpilledTensors, check_enough, reconstruct

@@ -33,11 +33,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hgsp.boundaries import Boundaries
 from hgsp.calibration import Calibration
 from hgsp.errors import InputError, not_finite
 from hgsp.families import ATTENTION_WRITER, LAYER_PREFIX, MLP_WRITER
 from hgsp.groups import KIND_NAMES
-from hgsp.layerwise import Boundaries, Decoder
+from hgsp.layerwise import Decoder
 from hgsp.least_squares import Moments, solve, wide_dtype
 from hgsp.progress import Progress, silent
 from hgsp.statistics import watch_inputs

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from hgsp.distributed import is_main_process, wait_for_all
 from hgsp.errors import InputError
-from hgsp.loading import ModelSource, inspect_model, load_dense, open_offloaded
+from hgsp.loading import ModelSource, inspect_model, load_dense
+from hgsp.offload import open_offloaded
 from hgsp.progress import Progress, silent
 from hgsp.recovery.config import RecoveryConfig
 from hgsp.recovery.losses import ParentTop, top_of

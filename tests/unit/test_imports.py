@@ -10,12 +10,12 @@ from conftest import REPOSITORY
 
 #: From the first stage to the last. A module imports only from stages before its own.
 STAGES = (
-    ("errors", "progress", "modeling_hgsp"),
+    ("errors", "progress", "modeling_hgsp", "boundaries"),
     ("families", "data", "logs", "_autoregister"),
     ("config", "geometry", "distributed", "calibration", "__init__"),
     ("layerwise", "groups", "cli", "least_squares"),
     ("loading", "statistics", "prior", "normalization", "selection"),
-    ("importance", "scores", "surgery", "checkpoint"),
+    ("importance", "scores", "surgery", "checkpoint", "offload"),
     ("scoring", "reconstruct"),
     ("pipeline",),
     ("report",),
