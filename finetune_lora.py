@@ -52,11 +52,10 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
 
     from evaluation.before_after import BeforeAfter
     from evaluation.models import own_device
-    from hgsp import report
     from hgsp.checkpoint import load_pruned, new_folder
     from hgsp.distributed import is_main_process, leave_processes, wait_for_all
     from hgsp.logs import LogFile
-    from hgsp.progress import terminal
+    from hgsp.progress import Timings, terminal
     from hgsp.recovery import outcome, training
     from hgsp.recovery.parent import inspect_parent
     from hgsp.recovery.samples import Collator, load_training_text
@@ -73,7 +72,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
         enter_work_dir(config)
     wait_for_all()
 
-    timings = report.Timings()
+    timings = Timings()
     with LogFile(config.work_dir / "training.log") if is_main else nullcontext() as log:
         LOG.info("command: %s\ntraining text: %s", command, text.description)
         with timings.stage("load"):
@@ -125,8 +124,8 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
         InputError: missing packages, no model or tokenizer, one that does not fit it, results in the way, no GPU.
     """
     from hgsp.checkpoint import config_of, load_tokenizer_of
+    from hgsp.devices import resolve_device
     from hgsp.loading import check_vocabulary
-    from hgsp.pipeline import resolve_device
 
     check_surroundings(config)
     for device in (config.device, config.distill_device):

@@ -38,37 +38,37 @@ def prune(config: PruneConfig, command: str) -> int:
     from hgsp.distributed import is_main_process, leave_processes
     from hgsp.loading import load_own_tokenizer
     from hgsp.logs import LogFile, show
-    from hgsp.progress import terminal
+    from hgsp.progress import Timings, terminal
 
     request = pipeline.prepare(config)
     warnings = list(request.source.warnings)
     if config.dry_run:
         shapes = None
-        if config.scores is not None:
+        if config.scores is not None and config.rounds == 1:
             scores = pipeline.load_scores(request, None)
             plan = pipeline.cut(request, scores, request.budgets[0]).plan
             shapes = [keep.shape for keep in plan.layers]
         show(report.dry_run_table(request, shapes))
         return 0
 
-    timings = report.Timings()
+    timings = Timings()
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
         LOG.info("command: %s", command)
         measure = BeforeAfter(config, offloaded=config.offload)
         tokenizer = load_own_tokenizer(request.source)
         recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
-        calibration = for_reconstruction = None
+        calibrations: tuple[Any, Any] = (None, None)
         if config.reads_text:
             text = load_text(config.dataset, CALIBRATE, config.data_dir)
             warnings += measure.overlap_warnings(text)
-            calibration, for_reconstruction = pipeline.draw_calibrations(config, text, tokenizer)
+            calibrations = pipeline.draw_calibrations(config, text, tokenizer)
         with timings.stage("load"):
             opened = pipeline.open_model(config, request.source, request.device)
         with timings.stage("score"):
             if config.scores is not None:
                 scores = pipeline.load_scores(request, opened)
             else:
-                scores = pipeline.score(config, opened, calibration, terminal)
+                scores = pipeline.score(config, opened, calibrations[0], terminal)
         is_main = is_main_process()
         leave_processes()
         if not is_main:
@@ -79,15 +79,10 @@ def prune(config: PruneConfig, command: str) -> int:
         for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
             if number and not config.offload:
                 opened = pipeline.open_model(config, request.source, request.device)  # surgery consumed the last one
-            with timings.stage("cut"):
-                decision = pipeline.cut(request, scores, budget)
             with pipeline.result_folder(request, ratio) as folder:
-                rebuilt = None
-                if for_reconstruction is not None:
-                    with timings.stage("reconstruct"):
-                        rebuilt = pipeline.reconstruct_writers(
-                            request, opened, decision.plan, for_reconstruction, folder, terminal
-                        )
+                decision, rebuilt = pipeline.cut_in_rounds(
+                    request, opened, scores, budget, calibrations, folder, timings, terminal
+                )
                 with timings.stage("save"):
                     pruned = pipeline.write_result(request, opened, decision, scores, tokenizer, folder, rebuilt)
                 with timings.stage("evaluate"):

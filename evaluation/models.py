@@ -17,10 +17,10 @@ import torch
 from evaluation.config import EvaluationConfig
 from evaluation.results import DENSE, PRUNED, RECOVERED, canonical_path, model_identity
 from hgsp.checkpoint import load_pruned, load_tokenizer_of
+from hgsp.devices import resolve_device
 from hgsp.distributed import join_processes
 from hgsp.errors import InputError
 from hgsp.loading import DTYPES, check_vocabulary, inspect_model, load_dense
-from hgsp.pipeline import resolve_device
 
 LOG = logging.getLogger("hgsp.evaluation")
 

@@ -216,6 +216,11 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         "what it has)",
         type=int,
     )
+    rounds: int = option(
+        1,
+        help="cut in this many parts; after each, reconstruct (with --reconstruct) and score what is left again",
+        type=int,
+    )
     finetune: bool = option(False, help="LoRA recovery right after pruning; the result goes to ..._finetuned/")
     finetune_data_path: str = option(DEFAULT_INSTRUCTIONS, help="instruction data, as --data_path of finetune_lora.py")
     finetune_epochs: float = option(3, help="recovery epochs", type=float)
@@ -244,7 +249,7 @@ class PruneConfig(ScoringConfig, MeasureConfig):
             require(self.reconstruct_nsamples >= 2, "--reconstruct_nsamples", "at least 2", self.reconstruct_nsamples)
             together = self.reconstruct != "none"
             require(together, "--reconstruct_nsamples", "given together with --reconstruct", self.reconstruct_nsamples)
-        require_counts(self, "min_kv_groups", "min_mlp_width", "lora_r", "lora_alpha")
+        require_counts(self, "rounds", "min_kv_groups", "min_mlp_width", "lora_r", "lora_alpha")
         require_counts(self, "finetune_batch_size", "finetune_micro_batch_size")
         require_positive(self, "finetune_epochs", "finetune_lr")
         for name in ("freeze_first_n_layers", "freeze_last_n_layers"):
@@ -265,7 +270,12 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     @property
     def reads_text(self) -> bool:
         """Whether calibration text is read, for scoring or for the reconstruction."""
-        return self.reconstruct != "none" or (self.scores is None and self.needs_calibration)
+        return self.reconstruct != "none" or self.scores_text
+
+    @property
+    def scores_text(self) -> bool:
+        """Whether scoring reads text: a scores file spares that, unless later rounds score again."""
+        return self.needs_calibration and (self.scores is None or self.rounds > 1)
 
     @property
     def collapse_epsilon(self) -> float | None:

@@ -57,6 +57,10 @@ class GroupTable:
         prior = prior_LK[self.layer, self.kind]
         return replace(self, prior=prior, score=self.base_score * prior)
 
+    def worthless_unless(self, kept: npt.NDArray[np.bool_]) -> GroupTable:
+        """The same table in which groups outside the mask of length G score 0, so that they leave first."""
+        return replace(self, base_score=self.base_score * kept, score=self.score * kept)
+
     def write_csv(self, path: Path, kept: npt.NDArray[np.bool_]) -> None:
         """One row per group in the column order of ``CSV_COLUMNS``; ``kept`` is a mask of length G."""
         kinds = [KIND_NAMES[kind] for kind in self.kind.tolist()]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hgsp import checkpoint
+from hgsp.as_cut import decoder_as_cut
 from hgsp.calibration import Calibration, build_calibration
 from hgsp.config import DEFAULT_RECONSTRUCT_NSAMPLES, PruneConfig, ScoringConfig
 from hgsp.data import Text
+from hgsp.devices import resolve_device
 from hgsp.distributed import join_processes
 from hgsp.errors import InputError
 from hgsp.geometry import Geometry, geometry_of
@@ -28,7 +28,7 @@ from hgsp.layerwise import Decoder
 from hgsp.loading import DTYPES, ModelSource, inspect_model, load_dense
 from hgsp.offload import SafetensorFiles, open_offloaded
 from hgsp.prior import perplexity_influence
-from hgsp.progress import Progress, silent
+from hgsp.progress import Progress, Timings, silent
 from hgsp.reconstruct import Reconstruction, SpilledTensors, check_enough, reconstruct
 from hgsp.scores import Scores, sample_weights
 from hgsp.scoring import ScoringOptions, score_groups
@@ -114,38 +114,6 @@ def prepare(config: PruneConfig) -> Request:
     return Request(config, source, device, floors, budgets)
 
 
-def resolve_device(device: str | None) -> str:
-    """The device asked for, or the best there is; under a launcher, this process's own GPU.
-
-    Raises:
-        InputError: no such device here; ``auto`` without accelerate or with several processes.
-    """
-    if device is None:
-        if torch.cuda.is_available():
-            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    if device == "auto":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(
-                expected="one process with --device auto", got="several", remedy="leave --device out under a launcher"
-            )
-        if find_spec("accelerate") is None:
-            raise InputError(
-                expected="accelerate, which spreads a model over devices", got="none", remedy="pip install accelerate"
-            )
-        return device
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        raise InputError(
-            expected=f"--device to be one of {', '.join(['cpu', *found])} or auto",
-            got=f"'{device}' ({str(error).splitlines()[0]})",
-            remedy="leave --device out to take the best there is",
-        ) from error
-    return device
-
-
 def open_model(config: ScoringConfig, source: ModelSource, device: str) -> OpenModel:
     """Load the dense model, or open its files with ``--offload``. Joins other processes if a launcher started them."""
     join_processes(torch.device("cpu" if device == "auto" else device))
@@ -198,7 +166,7 @@ def draw_calibrations(config: PruneConfig, text: Text, tokenizer: Any) -> tuple[
         InputError: the text is too short to score with, or has fewer than two sequences to reconstruct from.
     """
     scoring = rebuilding = None
-    if config.scores is None and config.needs_calibration:
+    if config.scores_text:
         scoring = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
         LOG.info("calibration: %s", scoring.describe())
     if config.reconstruct != "none":
@@ -218,21 +186,72 @@ def load_scores(request: Request, opened: OpenModel | None) -> Scores:
     return scores
 
 
-def cut(request: Request, scores: Scores, budget: int) -> Cut:
-    """Rank all groups and spend the budget. Seconds; needs no weights."""
+def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None = None) -> Cut:
+    """Rank all groups and spend the budget. Seconds; needs no weights.
+
+    What an ``earlier`` round dropped is worth nothing now, whatever a normalisation makes of its importance of 0.
+    """
     config = request.config
     method = METHODS[scores.provenance["importance_method"]]
     normalization = method.normalization if config.score_normalization == "auto" else config.score_normalization
     table, modes = scores.table(request.geometry, normalization, config.temperature, config.tau)
+    if earlier is not None:
+        table = table.worthless_unless(kept_mask(table, earlier))
     provenance = {
         **scores.provenance,
         "score_normalization": normalization,
         "temperature": config.temperature,
         "tau": "inf" if config.tau == math.inf else config.tau,  # JSON has no infinity
         "epsilon": config.collapse_epsilon,
+        "rounds": config.rounds,
     }
     plan = select_groups(table, request.geometry, budget, request.floors, config.collapse_epsilon, provenance)
     return Cut(table, plan, tuple(modes))
+
+
+def cut_in_rounds(
+    request: Request,
+    opened: OpenModel,
+    scores: Scores,
+    budget: int,
+    calibrations: tuple[Calibration | None, Calibration | None],
+    folder: Path,
+    timings: Timings,
+    progress: Progress = silent,
+) -> tuple[Cut, Rebuilt | None]:
+    """Cut and, if asked for, reconstruct; with several rounds, a part of the budget at a time.
+
+    Every round starts from the dense model: it is scored as the last round left it, cut down to this round's share of
+    the budget, and reconstructed. One round is the plain cut. ``calibrations`` are those of ``draw_calibrations``.
+
+    Raises:
+        InputError, NumericalError: as ``score_groups`` and ``reconstruct``.
+    """
+    scoring, rebuilding = calibrations
+    earlier, rounds = None, request.config.rounds
+    config = replace(request.config, importance_method=scores.provenance["importance_method"])
+    for number in range(1, rounds + 1):
+        with timings.stage("cut"):
+            decision = cut(request, scores, budget * number // rounds, earlier)
+        rebuilt = None
+        if rebuilding is not None:
+            with timings.stage("reconstruct"):
+                rebuilt = reconstruct_writers(request, opened, decision.plan, rebuilding, folder, progress)
+        if number == rounds:
+            break
+        with timings.stage("score"):
+            surgery = _surgery(request, opened, decision.plan, rebuilt)
+            left = OpenModel(decoder_as_cut(opened.decoder, surgery), opened.files)
+            scores, earlier = score(config, left, scoring, progress), decision.plan
+        if rebuilt is not None:
+            rebuilt.tensors.close()
+    return decision, rebuilt
+
+
+def _surgery(request: Request, opened: OpenModel, plan: PrunePlan, rebuilt: Rebuilt | None) -> Surgery:
+    replaced = None if rebuilt is None else rebuilt.tensors
+    reader = _reader(opened, request.config.dtype)
+    return Surgery(opened.model.config, geometry_of(opened.model), plan, reader, replaced)
 
 
 def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path]:
@@ -286,15 +305,11 @@ def write_result(
     returned reads its layers from the new files.
     """
     with_bin = not request.config.no_bin
-    replaced = None if rebuilt is None else rebuilt.tensors
     if opened.files is None:
-        pruned = apply_plan(opened.model, decision.plan, replaced)
+        pruned = apply_plan(opened.model, decision.plan, None if rebuilt is None else rebuilt.tensors)
         checkpoint.save_pruned(pruned, tokenizer, folder, with_bin=with_bin)
     else:
-        dtype = request.config.dtype
-        surgery = Surgery(
-            opened.model.config, geometry_of(opened.model), decision.plan, _reader(opened, dtype), replaced
-        )
+        surgery = _surgery(request, opened, decision.plan, rebuilt)
         _write_streamed(surgery, opened.model.generation_config, tokenizer, folder, with_bin)
         pruned = open_offloaded(inspect_model(str(folder)), request.config.dtype, request.device)[0].model
     if rebuilt is not None:

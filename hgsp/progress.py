@@ -1,13 +1,26 @@
-"""How long steps report that they are alive: a callable that wraps an iterable. Libraries default to silence."""
+"""How long steps report that they are alive, and how long they took. Libraries default to silence."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
+
+
+class Timings(dict[str, float]):
+    """Seconds by stage."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[name] = self.get(name, 0.0) + time.perf_counter() - start
 
 
 class Progress(Protocol):

@@ -6,9 +6,7 @@ import json
 import platform
 import resource
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,18 +23,6 @@ from hgsp.pipeline import Cut, Rebuilt, Request
 SCHEMA_VERSION = 1
 #: A pruned model whose perplexity is this many times the dense one's is called collapsed.
 COLLAPSE_FACTOR = 100.0
-
-
-class Timings(dict[str, float]):
-    """Seconds by stage."""
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self[name] = self.get(name, 0.0) + time.perf_counter() - start
 
 
 def peak_memory_bytes(device: str) -> int:

@@ -5,7 +5,7 @@ K kv groups | R query heads per kv group | D head dim | M mlp width
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from hgsp.families import (
     ATTENTION_READERS,
     ATTENTION_WRITER,
     LAYER_PREFIX,
+    LINEARS,
     MLP_READERS,
     MLP_WRITER,
     family_of,
@@ -60,6 +61,7 @@ class Surgery:
             new_index: (old_index, _cuts(plan.layers[old_index], geometry))
             for new_index, old_index in enumerate(surviving_layers(plan))
         }
+        self._new_index_of = {old_index: new_index for new_index, (old_index, _) in self._cuts.items()}
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the pruned model, a contiguous copy where it was cut."""
@@ -74,6 +76,32 @@ class Surgery:
         if dim is None or indices is None or dim >= tensor.ndim:  # norms, and a writer's bias, which has no columns
             return tensor
         return tensor.index_select(dim, indices.to(tensor.device))
+
+    def widened(self, old_index: int, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The Linears of one dense layer as the plan leaves them, in their dense shapes: what is dropped is zero.
+
+        ``dense`` gives the layer's tensors by their names in it. A layer or block that is gone is zero throughout.
+        """
+        new_index = self._new_index_of.get(old_index)
+        return {
+            name: self._widened(new_index, name, tensor)
+            for name, tensor in dense.items()
+            if name.rpartition(".")[0] in LINEARS
+        }
+
+    def _widened(self, new_index: int | None, name: str, dense: Tensor) -> Tensor:
+        linear = name.rpartition(".")[0]
+        wide = torch.zeros_like(dense)
+        if new_index is None:
+            return wide
+        dim, indices = self._cuts[new_index][1][linear]
+        if not len(indices):
+            return wide
+        indices = indices.to(dense.device)
+        kept = self.replaced.get(f"{LAYER_PREFIX}{new_index}.{name}")
+        if dim >= dense.ndim:  # a writer's bias has no columns
+            return dense if kept is None else kept.to(dense)
+        return wide.index_copy_(dim, indices, dense.index_select(dim, indices) if kept is None else kept.to(dense))
 
 
 def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor] | None = None) -> Any:

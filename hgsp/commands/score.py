@@ -22,13 +22,14 @@ def score(config: ScoreConfig) -> int:
     from hgsp.calibration import build_calibration
     from hgsp.checkpoint import refuse_existing
     from hgsp.data import CALIBRATE, load_text
+    from hgsp.devices import resolve_device
     from hgsp.distributed import is_main_process, leave_processes
     from hgsp.loading import inspect_model, load_own_tokenizer
     from hgsp.progress import terminal
 
     target = Path(config.output)
     refuse_existing(target, config.overwrite)
-    device = pipeline.resolve_device(config.device)
+    device = resolve_device(config.device)
     source = inspect_model(config.base_model)
     text = load_text(config.dataset, CALIBRATE, config.data_dir)
     tokenizer = load_own_tokenizer(source)

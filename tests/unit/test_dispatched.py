@@ -12,12 +12,12 @@ from evaluation.metrics.ppl import perplexity
 from hgsp.calibration import Calibration
 from hgsp.checkpoint import load_pruned, save_pruned
 from hgsp.data import EVALUATE, load_text
+from hgsp.devices import resolve_device
 from hgsp.errors import InputError
 from hgsp.geometry import geometry_of
 from hgsp.groups import build_group_table
 from hgsp.layerwise import Decoder
 from hgsp.loading import inspect_model, load_dense
-from hgsp.pipeline import resolve_device
 from hgsp.prior import perplexity_influence
 from hgsp.scoring import score_groups
 from hgsp.selection import Floors, budget_for_ratio, select_groups
@@ -113,6 +113,6 @@ def test_auto_needs_accelerate_and_one_process(monkeypatch):
     with pytest.raises(InputError, match="one process with --device auto"):
         resolve_device("auto")
     monkeypatch.delenv("WORLD_SIZE")
-    monkeypatch.setattr("hgsp.pipeline.find_spec", lambda name: None)
+    monkeypatch.setattr("hgsp.devices.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install accelerate"):
         resolve_device("auto")

@@ -12,11 +12,11 @@ from conftest import REPOSITORY
 STAGES = (
     ("errors", "progress", "modeling_hgsp", "boundaries"),
     ("families", "data", "logs", "_autoregister"),
-    ("config", "geometry", "distributed", "calibration", "__init__"),
+    ("config", "geometry", "distributed", "calibration", "devices", "__init__"),
     ("layerwise", "groups", "cli", "least_squares"),
     ("loading", "statistics", "prior", "normalization", "selection"),
     ("importance", "scores", "surgery", "checkpoint", "offload"),
-    ("scoring", "reconstruct"),
+    ("scoring", "reconstruct", "as_cut"),
     ("pipeline",),
     ("report",),
     ("recovery", "study"),

@@ -1,0 +1,42 @@
+"""Which device to use: the one asked for, or the best there is."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+from hgsp.errors import InputError
+
+
+def resolve_device(device: str | None) -> str:
+    """The device asked for, or the best there is; under a launcher, this process's own GPU.
+
+    Raises:
+        InputError: no such device here; ``auto`` without accelerate or with several processes.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "auto":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                expected="one process with --device auto", got="several", remedy="leave --device out under a launcher"
+            )
+        if find_spec("accelerate") is None:
+            raise InputError(
+                expected="accelerate, which spreads a model over devices", got="none", remedy="pip install accelerate"
+            )
+        return device
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        raise InputError(
+            expected=f"--device to be one of {', '.join(['cpu', *found])} or auto",
+            got=f"'{device}' ({str(error).splitlines()[0]})",
+            remedy="leave --device out to take the best there is",
+        ) from error
+    return device
