@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from baselines import BASELINES
 from machine import provenance
 
 from evaluation.metrics.ppl import perplexity
@@ -37,6 +38,8 @@ from hgsp.surgery import Surgery, apply_plan
 
 SEED = 42
 DTYPE = "bfloat16"
+#: Baselines that fit weights to text.
+REFITTING = {"osscar"}
 
 
 def main() -> None:
@@ -91,7 +94,7 @@ class Bench:
     def measure(self, way: str, ratio: float) -> dict[str, Any]:
         """Perplexities and shape of one cell, and the seconds it took to make the model from the dense one."""
         start = time.perf_counter()
-        model = WAYS[way](self, int(ratio * self.source.geometry.decoder_params))
+        model = WAYS[way](self, round(ratio * self.source.geometry.decoder_params))
         seconds = round(time.perf_counter() - start, 1)
         removed = self.source.geometry.total_params - sum(parameter.numel() for parameter in model.parameters())
         reached = round(removed / self.source.geometry.decoder_params, 4)
@@ -113,6 +116,12 @@ class Bench:
             )
             for text in self._evaluated
         }
+
+    def baseline(self, name: str, budget: int) -> Any:
+        """The model a published method makes; one that refits gets as much text as our reconstruction."""
+        options = self._options
+        num_sequences = options.reconstruct_nsamples if name in REFITTING else options.nsamples
+        return BASELINES[name](self.dense(), self.calibration(num_sequences), budget, options.batch_size)
 
     def plan(self, method: str, budget: int) -> Any:
         geometry = self.source.geometry
@@ -151,9 +160,14 @@ def cut_and_reconstruct(bench: Bench, budget: int, method: str) -> Any:
     return bench.reconstructed(bench.dense(), bench.plan(method, budget))
 
 
+def published(bench: Bench, budget: int, name: str) -> Any:
+    return bench.baseline(name, budget)
+
+
 WAYS: dict[str, Callable[[Bench, int], Any]] = {
     **{method: functools.partial(cut_only, method=method) for method in METHODS},
     **{f"{method}+lstsq": functools.partial(cut_and_reconstruct, method=method) for method in METHODS},
+    **{name: functools.partial(published, name=name) for name in BASELINES},
 }
 
 

@@ -1,0 +1,99 @@
+"""FLAP (arXiv:2312.11983): columns whose input fluctuates little leave; a bias puts back what they wrote on average.
+
+``S_j = Var_t(x_j) * ||W_:j||^2`` over the columns of ``o_proj`` and ``down_proj``; standardised to mean 0 and deviation
+1 over each module; one order over all layers and both kinds. Then ``b = W_P mean_t(x_P)`` over what left, P, is added
+to the module's output. All statistics are the dense model's.
+
+Left open for GQA: z-scores are taken over columns, as published, and a KV group's is the mean over its R*D columns; a
+group costs its own parameters, its key and value head included, and the added biases count against the budget. Every
+block keeps one group. The biases stand in the model in memory; stock configs have no place for them.
+
+I inputs of a writer | H hidden
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from baselines.blocks import WRITERS, Block, columns_of_group, walk_blocks
+from baselines.widths import Scores, global_plan
+from hgsp.calibration import Calibration
+from hgsp.geometry import Geometry, geometry_of
+from hgsp.selection import Floors, LayerKeep, PrunePlan
+from hgsp.surgery import apply_plan
+
+
+def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: int) -> Any:
+    """The pruned model, with a bias in every writer that lost columns; takes the dense one over."""
+    geometry = geometry_of(model)
+    means: dict[tuple[int, str], Tensor] = {}
+    scores: list[dict[str, Tensor]] = [{} for _ in geometry.shapes]
+    for block in walk_blocks(model, calibration.input_ids, batch_size):
+        means[block.index, block.kind], variance_I = mean_and_variance(block)
+        columns = columns_of_group(geometry, block.kind)
+        scores[block.index][block.kind] = group_scores(block.writer.weight, variance_I, columns)
+    has_bias = {kind: model.model.layers[0].get_submodule(name).bias is not None for kind, name in WRITERS.items()}
+    plan = plan_paying_for_biases(scores, geometry, budget_params, has_bias)
+    biases = {
+        (index, kind): _compensated_bias(model.model.layers[index], kind, means[index, kind], keep, geometry)
+        for index, keep in enumerate(plan.layers)
+        for kind in _cut_kinds(keep, index, geometry)
+    }
+    pruned = apply_plan(model, plan)
+    for (index, kind), bias_H in biases.items():
+        writer = pruned.model.layers[index].get_submodule(WRITERS[kind])
+        writer.bias = nn.Parameter(bias_H.to(writer.weight), requires_grad=False)
+    return pruned
+
+
+def mean_and_variance(block: Block) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over all calibration tokens of what a writer reads, float64 [I] each."""
+    count, total_I, total_sq_I = 0, torch.zeros(()), torch.zeros(())
+    for input_TI in block.inputs():
+        input_TI = input_TI.double().cpu()
+        count += len(input_TI)
+        total_I, total_sq_I = total_I + input_TI.sum(0), total_sq_I + input_TI.square().sum(0)
+    mean_I = total_I / count
+    return mean_I, (total_sq_I - count * mean_I.square()).clamp_(min=0) / (count - 1)
+
+
+def group_scores(weight_HI: Tensor, variance_I: Tensor, columns: int) -> Tensor:
+    """Standardised scores of the groups of one module, float64."""
+    raw_I = variance_I * weight_HI.double().cpu().square().sum(0)
+    standardised_I = (raw_I - raw_I.mean()) / raw_I.std().clamp_(min=torch.finfo(torch.float64).tiny)
+    return standardised_I.unflatten(0, (-1, columns)).mean(1)
+
+
+def plan_paying_for_biases(
+    scores: Scores, geometry: Geometry, budget_params: int, has_bias: Mapping[str, bool]
+) -> PrunePlan:
+    """The plan that removes the budget and, on top, as many parameters as the biases it needs add."""
+    added = 0
+    while True:
+        plan = global_plan(scores, geometry, budget_params + added, Floors(1, 1))
+        kinds = [kind for index, keep in enumerate(plan.layers) for kind in _cut_kinds(keep, index, geometry)]
+        needed = geometry.hidden_size * sum(not has_bias[kind] for kind in kinds)
+        if needed <= added:
+            return plan
+        added = needed
+
+
+def _cut_kinds(keep: LayerKeep, index: int, geometry: Geometry) -> list[str]:
+    """The blocks of a layer that lose something."""
+    dense = geometry.shapes[index]
+    cut = {"attention": keep.shape.num_kv_groups < dense.num_kv_groups, "mlp": keep.shape.mlp_width < dense.mlp_width}
+    return [kind for kind in WRITERS if cut[kind]]
+
+
+def _compensated_bias(layer: nn.Module, kind: str, mean_I: Tensor, keep: LayerKeep, geometry: Geometry) -> Tensor:
+    """The dense writer's bias plus what its removed columns write on average, float64 [H]."""
+    writer: Any = layer.get_submodule(WRITERS[kind])
+    kept = torch.tensor(keep.kv_groups if kind == "attention" else keep.mlp_channels)
+    columns = columns_of_group(geometry, kind)
+    lost_I = torch.ones(len(mean_I) // columns, dtype=torch.float64).index_fill_(0, kept, 0).repeat_interleave(columns)
+    bias_H = writer.weight.double().cpu() @ (lost_I * mean_I)
+    return bias_H if writer.bias is None else bias_H + writer.bias.double().cpu()

@@ -1,0 +1,320 @@
+"""The published methods that the quality benchmark compares with: formulas, sizes, and what they leave alone."""
+
+import copy
+import itertools
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import REPOSITORY
+from hgsp.calibration import Calibration
+from hgsp.errors import InputError
+from hgsp.geometry import geometry_of
+from hgsp.importance import METHODS
+
+sys.path.append(str(REPOSITORY / "benchmarks"))
+from baselines import BASELINES, flap, llm_pruner, osscar, shortgpt, uniform_magnitude, wanda_sp
+from baselines.blocks import walk_blocks
+from baselines.widths import uniform_shapes
+
+BATCH = 3
+GQA, MHA = "llama-8q4kv", "llama-mha-biased"
+WIDTHS = sorted(BASELINES.keys() - {"shortgpt"})
+
+
+@pytest.fixture
+def calibration():
+    ids = torch.randint(0, 256, (8, 16), generator=torch.Generator().manual_seed(3))
+    return Calibration(ids, "random bytes", 3)
+
+
+def num_params(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def cut(name, model, calibration, ratio):
+    """The pruned copy, and the parameters it was asked to lose."""
+    budget = int(ratio * geometry_of(model).decoder_params)
+    return BASELINES[name](copy.deepcopy(model), calibration, budget, BATCH), budget
+
+
+def shapes_of(model):
+    return geometry_of(model).shapes
+
+
+@torch.no_grad()
+def inputs_of(model, module, input_ids):
+    """What a Linear reads, float64 [tokens, I], by the model's own forward."""
+    seen = []
+    handle = module.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(0, 1).double()))
+    model(input_ids)
+    handle.remove()
+    return seen[0]
+
+
+def test_no_baseline_hides_a_method_of_ours():
+    """The benchmark has both in one dictionary."""
+    assert not BASELINES.keys() & {name for method in METHODS for name in (method, f"{method}+lstsq")}
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_nothing_to_remove_changes_nothing(name, tiny, calibration, tokens):
+    expected = tiny(tokens).logits
+    pruned, _ = cut(name, tiny, calibration, 0.0)
+    assert torch.equal(pruned(tokens).logits, expected)
+    assert num_params(pruned) == num_params(tiny)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5])
+@pytest.mark.parametrize("name", WIDTHS)
+def test_the_budget_is_met_within_a_channel(name, ratio, tiny, calibration, tokens):
+    """FLAP's biases count: what it misses may also be what one more of them adds."""
+    pruned, budget = cut(name, tiny, calibration, ratio)
+    geometry = geometry_of(tiny)
+    missed = budget - (num_params(tiny) - num_params(pruned))
+    slack = geometry.mlp_channel_params + (geometry.hidden_size if name == "flap-published" else 0)
+    assert 0 <= missed < slack
+    assert pruned(tokens).logits.isfinite().all()
+
+
+def test_shortgpt_removes_as_many_whole_layers_as_fit(tiny, calibration, tokens):
+    layer = geometry_of(tiny).layer_params(geometry_of(tiny).shapes[0])
+    pruned, budget = cut("shortgpt", tiny, calibration, 0.5)
+    removed = num_params(tiny) - num_params(pruned)
+    assert removed == layer
+    assert 0 <= budget - removed < layer
+    assert pruned(tokens).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["uniform-random", "uniform-magnitude", "wanda-sp", "osscar"])
+def test_uniform_widths_differ_by_one_channel_at_most(name, make, calibration):
+    shapes = shapes_of(cut(name, make(GQA), calibration, 0.5)[0])
+    widths = [shape.mlp_width for shape in shapes]
+    assert {shape.num_kv_groups for shape in shapes} == {2}
+    assert max(widths) - min(widths) <= 1
+
+
+def test_uniform_widths_take_a_group_when_channels_run_out(make):
+    geometry = geometry_of(make(GQA, intermediate_size=16))  # a fifth of the parameters is all there is in the MLPs
+    shapes = uniform_shapes(geometry, int(0.2 * geometry.decoder_params))
+    assert {shape.num_kv_groups for shape in shapes} == {3}
+    with pytest.raises(InputError, match="layers 0 to 2"):
+        uniform_shapes(geometry, geometry.decoder_params)
+
+
+@pytest.mark.parametrize(("num_layers", "expected"), [(32, range(4, 30)), (30, range(4, 28)), (24, range(3, 22))])
+def test_llm_pruner_spares_the_first_and_last_layers(num_layers, expected):
+    assert llm_pruner.band(num_layers) == expected
+
+
+@pytest.mark.parametrize("name", ["llm-pruner", "llm-pruner-global"])
+def test_llm_pruner_keeps_the_layers_outside_its_band_whole(name, make, calibration):
+    model = make(GQA, num_hidden_layers=8)
+    shapes = shapes_of(cut(name, model, calibration, 0.3)[0])
+    dense = shapes_of(model)[0]
+    touched = [index for index, shape in enumerate(shapes) if shape != dense]
+    assert set(touched) <= set(llm_pruner.band(8))
+    assert len(touched) >= 3
+
+
+def test_llm_pruner_scores_equal_autograd_over_the_whole_model(tiny, calibration):
+    """Slow sums over what leaves with each group, head by head."""
+    geometry = geometry_of(tiny)
+    found = llm_pruner.group_scores(copy.deepcopy(tiny), calibration, BATCH, strided=False)
+    tiny.requires_grad_(True)
+    ids = calibration.input_ids
+    logits = tiny(ids).logits[:, :-1]
+    nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    layer, R, D = tiny.model.layers[1], geometry.queries_per_kv, geometry.head_dim
+
+    def product(parameter):
+        return (parameter * parameter.grad).abs().detach().double()
+
+    def rows(linear, index):
+        return product(linear.weight)[index].sum() + (0 if linear.bias is None else product(linear.bias)[index].sum())
+
+    attention, mlp = layer.self_attn, layer.mlp
+    for k in range(geometry.shapes[1].num_kv_groups):
+        queries, own = slice(k * R * D, (k + 1) * R * D), slice(k * D, (k + 1) * D)
+        expected = rows(attention.q_proj, queries) + rows(attention.k_proj, own) + rows(attention.v_proj, own)
+        expected += product(attention.o_proj.weight)[:, queries].sum()
+        # float32 gradients, layer by layer and in one graph
+        torch.testing.assert_close(found[1]["attention"][k], expected, rtol=1e-4, atol=0)
+    for m in (0, 7, 95):
+        expected = rows(mlp.gate_proj, m) + rows(mlp.up_proj, m) + product(mlp.down_proj.weight)[:, m].sum()
+        torch.testing.assert_close(found[1]["mlp"][m], expected, rtol=1e-4, atol=0)
+
+
+def test_the_strided_fold_scores_other_heads_only_where_heads_share_keys(make, calibration):
+    for name, same in ((MHA, True), (GQA, False), ("llama-mqa", True)):
+        right, wrong = (
+            llm_pruner.group_scores(make(name), calibration, BATCH, strided=strided) for strided in (False, True)
+        )
+        for a, b in zip(right, wrong, strict=True):
+            # sums of the same values in another order
+            assert torch.allclose(a["attention"], b["attention"], rtol=1e-12) == same
+            assert torch.equal(a["mlp"], b["mlp"])
+
+
+def test_the_strided_fold_takes_every_kth_head(make):
+    """K = 4, R = 2: heads 0 to 7 hold their own number; head h goes to group h % 4 instead of h // 2."""
+    geometry = geometry_of(make(GQA))
+    D = geometry.head_dim
+    zero = {f"self_attn.{name}_proj": torch.zeros(4 * D, 1) for name in "kv"}
+    zero |= {f"mlp.{name}_proj": torch.zeros(96, 1) for name in ("gate", "up")} | {"mlp.down_proj": torch.zeros(1, 96)}
+    products = {"self_attn.q_proj": torch.arange(8.0).repeat_interleave(D)[:, None] / D, **zero}
+    products["self_attn.o_proj"] = torch.zeros(1, 8 * D)
+    assert llm_pruner.fold(products, geometry, strided=False)["attention"].tolist() == [1, 5, 9, 13]
+    assert llm_pruner.fold(products, geometry, strided=True)["attention"].tolist() == [4, 6, 8, 10]
+
+
+def test_magnitude_is_the_sum_of_what_leaves(make):
+    model = make("qwen2-14q2kv")
+    layer = model.model.layers[0]
+    found = uniform_magnitude.group_scores(layer, geometry_of(model))
+    attention = layer.self_attn
+    expected = attention.o_proj.weight[:, 56:].abs().sum()
+    for linear, width in ((attention.q_proj, 56), (attention.k_proj, 8), (attention.v_proj, 8)):
+        expected += linear.weight[width:].abs().sum() + linear.bias[width:].abs().sum()
+    torch.testing.assert_close(found["attention"][1], expected.double(), rtol=1e-5, atol=0)  # float32 sums
+
+
+def test_wanda_sp_scores_are_the_formula_and_see_the_blocks_that_were_cut(make, calibration):
+    model = make(GQA)
+    reference = copy.deepcopy(model)
+    first = reference.model.layers[0].self_attn.o_proj
+    walk = walk_blocks(model, calibration.input_ids, BATCH)
+    block = next(walk)
+    norms = inputs_of(reference, first, calibration.input_ids).norm(dim=0)
+    expected = (first.weight.double().abs() * norms).sum(0).view(4, 16).sum(1)
+    # float32 sums
+    torch.testing.assert_close(wanda_sp.group_scores(block, 16).double(), expected, rtol=1e-4, atol=0)
+    with torch.no_grad():
+        for writer in (block.writer, first):
+            writer.weight[:, :16] = 0
+    block, second = next(walk), reference.model.layers[0].mlp.down_proj
+    norms = inputs_of(reference, second, calibration.input_ids).norm(dim=0)
+    expected = (second.weight.double().abs() * norms).sum(0)
+    torch.testing.assert_close(wanda_sp.group_scores(block, 1).double(), expected, rtol=1e-4, atol=0)
+
+
+def test_flap_statistics_and_scores_are_the_formula(make, calibration):
+    model = make(GQA)
+    writer = model.model.layers[0].self_attn.o_proj
+    inputs = inputs_of(model, writer, calibration.input_ids)
+    mean, variance = flap.mean_and_variance(next(walk_blocks(model, calibration.input_ids, BATCH)))
+    torch.testing.assert_close(mean, inputs.mean(0))
+    torch.testing.assert_close(variance, inputs.var(0))
+    raw = inputs.var(0) * writer.weight.double().norm(dim=0).square()
+    expected = ((raw - raw.mean()) / raw.std()).view(4, 16).mean(1)
+    torch.testing.assert_close(flap.group_scores(writer.weight, variance, 16), expected)
+
+
+@pytest.mark.parametrize("name", [GQA, MHA, "qwen2-14q2kv"])
+def test_flap_keeps_the_mean_of_the_first_cut_module(name, make, calibration):
+    """Exactly: what reaches the first cut writer is what reached it before."""
+    model = make(name)
+    pruned, _ = cut("flap-published", model, calibration, 0.3)
+    kind = next(kind for kind in ("self_attn", "mlp") if _first_shape(pruned, kind) != _first_shape(model, kind))
+    writer = {"self_attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}[kind]
+    means = []
+    for one in (model, pruned):
+        linear = one.model.layers[0].get_submodule(writer)
+        means.append(linear(inputs_of(one, linear, calibration.input_ids).float()).mean(0))
+    torch.testing.assert_close(*means, rtol=1e-4, atol=1e-6)  # float32 means over 128 tokens
+    without = pruned.model.layers[0].get_submodule(writer)
+    uncompensated = linear_without_bias(without, inputs_of(pruned, without, calibration.input_ids))
+    assert (uncompensated - means[0]).norm() > 1e-2 * means[0].norm()
+
+
+def _first_shape(model, kind):
+    shape = shapes_of(model)[0]
+    return shape.num_kv_groups if kind == "self_attn" else shape.mlp_width
+
+
+def linear_without_bias(linear, inputs):
+    return (inputs.float() @ linear.weight.T).mean(0)
+
+
+def test_flap_gives_biases_to_the_writers_it_cut_and_no_others(make, calibration):
+    model = make(GQA)
+    pruned, _ = cut("flap-published", model, calibration, 0.3)
+    for layer, shape, dense in zip(pruned.model.layers, shapes_of(pruned), shapes_of(model), strict=True):
+        assert (layer.self_attn.o_proj.bias is not None) == (shape.num_kv_groups < dense.num_kv_groups)
+        assert (layer.mlp.down_proj.bias is not None) == (shape.mlp_width < dense.mlp_width)
+
+
+@torch.no_grad()
+def test_block_influence_is_one_minus_the_mean_cosine(make, calibration):
+    model = make(GQA, num_hidden_layers=4)
+    found = shortgpt.block_influence(model, calibration.input_ids, BATCH)
+    hidden = [model.model.embed_tokens(calibration.input_ids)]
+    handles = [
+        layer.register_forward_hook(lambda _module, _args, output: hidden.append(output))
+        for layer in model.model.layers
+    ]
+    model(calibration.input_ids)
+    for handle in handles:
+        handle.remove()
+    cosines = [nn.functional.cosine_similarity(a, b, dim=-1).mean() for a, b in itertools.pairwise(hidden)]
+    torch.testing.assert_close(found.float(), 1 - torch.stack(cosines), rtol=1e-4, atol=1e-6)  # float32 cosines
+
+
+def test_shortgpt_removes_the_layer_of_least_influence(make, calibration, tokens):
+    model = make(GQA, num_hidden_layers=4)
+    with torch.no_grad():
+        model.model.layers[2].self_attn.o_proj.weight *= 1e-3
+        model.model.layers[2].mlp.down_proj.weight *= 1e-3
+    pruned, _ = cut("shortgpt", model, calibration, 0.25)
+    del model.model.layers[2]
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = index
+    model.config.num_hidden_layers = 3
+    torch.testing.assert_close(pruned(tokens).logits, model(tokens).logits)
+
+
+def refit_error(weight, gram, kept):
+    """Least regularised error, and the weights, when only these columns may be used."""
+    regularised = gram + osscar.RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    best = torch.linalg.solve(regularised[kept][:, kept], regularised[kept] @ weight.T).T
+    change = weight.clone()
+    change[:, kept] -= best
+    return float((change @ regularised * change).sum()), best
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_osscar_eliminates_what_brute_force_does(seed, columns):
+    """Six groups: one by one, each time the group whose removal, all else refitted, costs least; the refit is exact."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(50, 6 * columns, generator=generator, dtype=torch.float64)
+    inputs = inputs @ torch.randn(6 * columns, 6 * columns, generator=generator, dtype=torch.float64)
+    weight = torch.randn(5, 6 * columns, generator=generator, dtype=torch.float64)
+    gram, left = inputs.T @ inputs, list(range(6))
+
+    def error_without(group):
+        return refit_error(weight, gram, osscar.spans(torch.tensor([g for g in left if g != group]), columns))[0]
+
+    for num_kept in (5, 4):
+        left.remove(min(left, key=error_without))
+        kept, refitted = osscar.eliminate(weight, gram, columns, num_kept, steps=6)
+        assert kept.tolist() == left
+        torch.testing.assert_close(refitted, refit_error(weight, gram, osscar.spans(kept, columns))[1])
+
+
+def test_osscar_leaves_a_smaller_error_than_cutting_alone(make, calibration):
+    """On the first module, where both see the same inputs."""
+    model = make(GQA)
+    pruned, _ = cut("osscar", model, calibration, 0.5)
+    dense, writer = (one.model.layers[0].self_attn.o_proj for one in (model, pruned))
+    inputs, kept_inputs = (
+        inputs_of(one, linear, calibration.input_ids).float() for one, linear in ((model, dense), (pruned, writer))
+    )
+    kept = [g for g, part in enumerate(inputs.split(16, 1)) if any(map(part.equal, kept_inputs.split(16, 1)))]
+    plain = dense.weight[:, osscar.spans(torch.tensor(kept), 16)]
+    wanted = inputs @ dense.weight.T
+    plain_error, error = ((kept_inputs @ weight.T - wanted).norm() for weight in (plain, writer.weight))
+    assert len(kept) == 2
+    assert error < 0.95 * plain_error
