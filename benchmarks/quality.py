@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Perplexity after each way of making a model smaller, at the same size. No training. JSON, and a table beside it.
+"""Quality after each way of making a model smaller, at the same size. No training. JSON, tables and a plot beside it.
 
-A way is a function in WAYS from the bench and the parameters to remove to the pruned model; a baseline is one more.
+Perplexity and KL to the dense model on the same windows, and with --tasks the mean zero-shot accuracy. A way is a
+function in WAYS from the bench and the parameters to remove to the pruned model; published methods are in baselines/.
 Cells already in the output file are not computed again, and scores are kept beside it.
 
     python benchmarks/quality.py --base_model MODEL --calibrate wiki.valid.raw --evaluate wiki.test.raw c4.jsonl \\
-        --ways fisher fisher+lstsq --ratios 0.2 0.3 0.5 --output quality.json
+        --ways fisher+lstsq llm-pruner flap-published --ratios 0.2 0.3 0.5 --output quality.json \\
+        --tasks zeroshot --limit 200 --data_dir DATA
 """
 
 from __future__ import annotations
@@ -14,16 +16,23 @@ import argparse
 import functools
 import itertools
 import json
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from baselines import BASELINES
+from divergence import kl_to_dense
 from machine import provenance
+from quality_report import draw, markdown
 
-from evaluation.metrics.ppl import perplexity
-from hgsp.calibration import build_calibration
+from evaluation.metrics.harness import Score, load_task, run_task
+from evaluation.metrics.ppl import perplexity, split_windows
+from evaluation.metrics.zeroshot import ZERO_SHOT, averages
+from evaluation.tasks import parse_tasks
+from hgsp.calibration import build_calibration, tokenize
 from hgsp.cli import quiet_libraries
 from hgsp.data import CALIBRATE, EVALUATE, load_text
 from hgsp.geometry import geometry_of
@@ -55,9 +64,15 @@ def main() -> None:
     parser.add_argument("--evaluate", nargs="+", default=["wikitext2"])
     parser.add_argument("--eval_seq_len", type=int, default=1024)
     parser.add_argument("--eval_windows", type=int, default=8)
+    parser.add_argument("--tasks", nargs="+", default=[], help=f"of {', '.join(ZERO_SHOT)}, or zeroshot for all")
+    parser.add_argument("--limit", type=int, help="items of each task")
+    parser.add_argument("--data_dir", default=os.environ.get("HGSP_DATA_DIR"), help="local texts and tasks")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    options.tasks = parse_tasks(",".join(options.tasks)) if options.tasks else ()
+    if others := set(options.tasks) - set(ZERO_SHOT):
+        parser.error(f"--tasks takes zero-shot tasks, not {', '.join(sorted(others))}")
     quiet_libraries()
 
     result: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {"rows": []}
@@ -65,13 +80,16 @@ def main() -> None:
     bench = Bench(options)
     result |= {**provenance(), "base_model": Path(options.base_model).name}
     if "dense" not in result:
-        result["dense"] = bench.perplexities(bench.dense())
+        result["dense"] = bench.perplexities(bench.reference)
+    if options.tasks and "dense_accuracy" not in result:
+        result["dense_accuracy"] = bench.accuracy(bench.reference)
     for way, ratio in itertools.product(options.ways, options.ratios):
         if (way, ratio) not in done:
             result["rows"].append({"way": way, "ratio": ratio, **bench.measure(way, ratio)})
             print(json.dumps(result["rows"][-1]), flush=True)
             options.output.write_text(json.dumps(result, indent=2) + "\n")
             options.output.with_suffix(".md").write_text(markdown(result))
+            draw(result, options.output.with_suffix(".png"))
 
 
 class Bench:
@@ -81,8 +99,14 @@ class Bench:
         self._options = options
         self.source = inspect_model(options.base_model)
         self.tokenizer = load_tokenizer(options.base_model)
-        self._text = load_text(options.calibrate, CALIBRATE)
-        self._evaluated = [load_text(name, EVALUATE) for name in options.evaluate]
+        self._text = load_text(options.calibrate, CALIBRATE, options.data_dir)
+        self._evaluated = [load_text(name, EVALUATE, options.data_dir) for name in options.evaluate]
+        self._tasks = [load_task(ZERO_SHOT[name], options.data_dir) for name in options.tasks]
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """The dense model that is measured and compared with; ways get one of their own, which they may take over."""
+        return self.dense()
 
     def dense(self) -> Any:
         return load_dense(self.source, DTYPE, self._options.device)
@@ -92,13 +116,16 @@ class Bench:
         return build_calibration(self._text, self.tokenizer, num_sequences, options.seq_len, SEED, at_most=True)
 
     def measure(self, way: str, ratio: float) -> dict[str, Any]:
-        """Perplexities and shape of one cell, and the seconds it took to make the model from the dense one."""
+        """Quality and size of one cell, and the seconds it took to make the model from the dense one."""
         start = time.perf_counter()
         model = WAYS[way](self, round(ratio * self.source.geometry.decoder_params))
         seconds = round(time.perf_counter() - start, 1)
         removed = self.source.geometry.total_params - sum(parameter.numel() for parameter in model.parameters())
         reached = round(removed / self.source.geometry.decoder_params, 4)
-        return {"ppl": self.perplexities(model), "reached_of_decoder": reached, "seconds": seconds}
+        found = {"ppl": self.perplexities(model), "kl": self.divergences(model)}
+        if self._tasks:
+            found["accuracy"] = self.accuracy(model)
+        return {**found, "reached_of_decoder": reached, "seconds": seconds}
 
     def perplexities(self, model: Any) -> dict[str, float]:
         options = self._options
@@ -122,6 +149,32 @@ class Bench:
         options = self._options
         num_sequences = options.reconstruct_nsamples if name in REFITTING else options.nsamples
         return BASELINES[name](self.dense(), self.calibration(num_sequences), budget, options.batch_size)
+
+    def divergences(self, model: Any) -> dict[str, float]:
+        """KL(dense || pruned) in nats per token, on the windows of the perplexity."""
+        options = self._options
+        return {
+            Path(text.name).name: round(
+                kl_to_dense(
+                    self.reference,
+                    model,
+                    split_windows(
+                        tokenize(text.content, self.tokenizer), options.eval_seq_len, None, options.eval_windows
+                    ),
+                ),
+                4,
+            )
+            for text in self._evaluated
+        }
+
+    def accuracy(self, model: Any) -> dict[str, Any]:
+        """Means over the zero-shot tasks with their standard errors, and every task's own."""
+        options = self._options
+        scores = {
+            task.spec.name: run_task(task, model, self.tokenizer, batch_size=options.batch_size, limit=options.limit)
+            for task in self._tasks
+        }
+        return {"limit": options.limit, **mean_accuracy(scores)}
 
     def plan(self, method: str, budget: int) -> Any:
         geometry = self.source.geometry
@@ -152,6 +205,19 @@ class Bench:
         return Scores.read(path)
 
 
+def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
+    """Both usual means over tasks; a mean's standard error is sqrt(sum of squared ones) / n, the tasks independent."""
+    means = averages({task: {name: score.value for name, score in found.items()} for task, found in scores.items()})
+    assert means is not None
+    result: dict[str, Any] = {}
+    for metric in ("acc", "acc_norm"):
+        errors = [found.get(metric, found["acc"]).stderr or 0.0 for found in scores.values()]
+        result[metric] = round(means[metric], 4)
+        result[f"{metric}_stderr"] = round(math.hypot(*errors) / len(errors), 4)
+    by_task = {task: {name: round(score.value, 4) for name, score in found.items()} for task, found in scores.items()}
+    return {**result, "by_task": by_task}
+
+
 def cut_only(bench: Bench, budget: int, method: str) -> Any:
     return apply_plan(bench.dense(), bench.plan(method, budget))
 
@@ -169,23 +235,6 @@ WAYS: dict[str, Callable[[Bench, int], Any]] = {
     **{f"{method}+lstsq": functools.partial(cut_and_reconstruct, method=method) for method in METHODS},
     **{name: functools.partial(published, name=name) for name in BASELINES},
 }
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """One table per evaluation text: ways by ratios."""
-    ratios = sorted({row["ratio"] for row in result["rows"]})
-    ways = list(dict.fromkeys(row["way"] for row in result["rows"]))
-    cells = {(row["way"], row["ratio"]): row["ppl"] for row in result["rows"]}
-    lines = [f"{result['base_model']}, `{result['command']}`, commit {result['commit']}, {result['processor']}", ""]
-    for text, dense in result["dense"].items():
-        lines += [f"| {text} | dense | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |"]
-        lines += ["|" + "---|" * (len(ratios) + 2)]
-        for way in ways:
-            found = [cells.get((way, ratio), {}).get(text) for ratio in ratios]
-            values = ["" if ppl is None else f"{ppl:,.1f}" for ppl in found]
-            lines += [f"| `{way}` | {dense:,.1f} | " + " | ".join(values) + " |"]
-        lines += [""]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import sys
 
 import pytest
@@ -9,15 +10,19 @@ import torch
 from torch import nn
 
 from conftest import REPOSITORY
+from evaluation.metrics.harness import Score
 from hgsp.calibration import Calibration
 from hgsp.errors import InputError
 from hgsp.geometry import geometry_of
 from hgsp.importance import METHODS
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
+import quality
 from baselines import BASELINES, flap, llm_pruner, osscar, shortgpt, uniform_magnitude, wanda_sp
 from baselines.blocks import walk_blocks
 from baselines.widths import uniform_shapes
+from divergence import kl_to_dense
+from quality_report import draw, markdown
 
 BATCH = 3
 GQA, MHA = "llama-8q4kv", "llama-mha-biased"
@@ -318,3 +323,57 @@ def test_osscar_leaves_a_smaller_error_than_cutting_alone(make, calibration):
     plain_error, error = ((kept_inputs @ weight.T - wanted).norm() for weight in (plain, writer.weight))
     assert len(kept) == 2
     assert error < 0.95 * plain_error
+
+
+@torch.no_grad()
+def test_divergence_is_the_mean_kl_over_predicted_tokens(make, tokens):
+    dense, other = make(GQA), make(GQA, seed=1)
+    windows = [tokens[0], tokens[1, :9]]
+    expected = []
+    for window in windows:
+        target, got = (model(window[None]).logits[0, :-1].double().log_softmax(1) for model in (dense, other))
+        expected.append(nn.functional.kl_div(got, target, log_target=True, reduction="none").sum(1))
+    assert kl_to_dense(dense, other, windows) == pytest.approx(float(torch.cat(expected).mean()), rel=1e-4)
+    assert kl_to_dense(dense, dense, windows) == 0
+
+
+def test_mean_accuracy_and_its_standard_error():
+    scores = {
+        "boolq": {"acc": Score(0.6, 0.03, 10)},
+        "piqa": {"acc": Score(0.5, 0.02, 10), "acc_norm": Score(0.7, 0.04, 10)},
+    }
+    found = quality.mean_accuracy(scores)
+    assert (found["acc"], found["acc_norm"]) == (0.55, 0.65)
+    assert found["acc_stderr"] == pytest.approx((0.03**2 + 0.02**2) ** 0.5 / 2, abs=1e-4)  # rounded to four places
+    assert found["acc_norm_stderr"] == pytest.approx(0.025)
+
+
+def test_results_without_the_newer_measures_stay_readable(tmp_path):
+    path = REPOSITORY / "benchmarks" / "results" / "quality_smollm2.json"
+    result = json.loads(path.read_text())
+    found = markdown(result)
+    assert "| `fisher+lstsq` | 29.2 |" in found
+    assert "KL" not in found
+    draw(result, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_benchmark_measures_what_is_missing_only(make, saved, text_file, tmp_path, monkeypatch):
+    folder, output = saved(make(GQA)), tmp_path / "quality.json"
+    arguments = ["--base_model", folder, "--calibrate", text_file, "--evaluate", text_file, "--output", output]
+    arguments += ["--nsamples", 8, "--reconstruct_nsamples", 8, "--seq_len", 16, "--eval_seq_len", 64, "--ratios", 0.3]
+
+    def run(*ways):
+        monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, arguments), "--ways", *ways])
+        quality.main()
+        return json.loads(output.read_text())["rows"]
+
+    first = run("flap-published")
+    rows = run("flap-published", "osscar")
+    assert rows[0] == first[0]
+    assert [row["way"] for row in rows] == ["flap-published", "osscar"]
+    for row in rows:
+        assert 0 < row["kl"][text_file.name] < 1
+        assert row["reached_of_decoder"] == pytest.approx(0.3, abs=0.005)
+    assert "KL(dense, pruned)" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").exists()

@@ -1,0 +1,40 @@
+"""How far a pruned model's next-token distributions are from the dense model's, on text.
+
+T tokens of a window | V vocab
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Log-probabilities in float32 at a time, in values.
+AT_ONCE = 1 << 22
+
+
+@torch.inference_mode()
+def kl_to_dense(dense: Any, pruned: Any, windows: Sequence[Tensor]) -> float:
+    """Mean of KL(dense || pruned) in nats per predicted token, those that perplexity counts.
+
+    Log-probabilities are float32, a window's sum float64; two windows' logits [T, V] exist at a time.
+    """
+    sums = [_window_kl(_logits(dense, window), _logits(pruned, window)) for window in windows]
+    return math.fsum(sums) / sum(len(window) - 1 for window in windows)
+
+
+def _logits(model: Any, window_T: Tensor) -> Tensor:
+    input_ids = window_T[None].to(model.get_input_embeddings().weight.device)
+    return model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits[0, :-1]
+
+
+def _window_kl(dense_TV: Tensor, pruned_TV: Tensor) -> float:
+    rows = max(1, AT_ONCE // dense_TV.shape[1])
+    total = 0.0
+    for dense, pruned in zip(dense_TV.split(rows), pruned_TV.split(rows), strict=True):
+        log_dense, log_pruned = (logits.float().log_softmax(1) for logits in (dense, pruned))
+        total += float((log_dense.exp() * (log_dense - log_pruned)).sum(1).cpu().double().sum())
+    return total

@@ -1,0 +1,82 @@
+"""What ``quality.py`` measured, as tables and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+MARKERS = "os^vD<>P*X"
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Tables of ways by ratios: perplexity and KL to the dense model on every text, and mean accuracy."""
+    lines = [f"{result['base_model']}, `{result['command']}`, commit {result['commit']}, {result['processor']}", ""]
+    for text, dense in result["dense"].items():
+        lines += _table(result, text, f"{dense:,.1f}", lambda row, text=text: _number(row["ppl"].get(text), ",.1f"))
+        lines += _table(
+            result,
+            f"{text}, KL(dense, pruned), nats per token",
+            "0",
+            lambda row, text=text: _number(row.get("kl", {}).get(text), ".3f"),
+        )
+    dense = _accuracy({"accuracy": result.get("dense_accuracy")})
+    lines += _table(result, "mean accuracy, %", dense, _accuracy)
+    return "\n".join(lines)
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """Perplexity on every text against the ratio, one line per way. Without matplotlib, says what is missing."""
+    if find_spec("matplotlib") is None:
+        print("no plot: it needs matplotlib (pip install 'hgsp[plots]')")
+        return
+    from matplotlib.figure import Figure
+
+    texts = list(result["dense"])
+    figure = Figure(figsize=(6.4 * len(texts), 4.8), layout="constrained")
+    for axes, text in zip(figure.subplots(1, len(texts), squeeze=False)[0], texts, strict=True):
+        for place, (way, line) in enumerate(_lines(result, text).items()):
+            axes.plot(*zip(*line, strict=True), label=way, marker=MARKERS[place % len(MARKERS)])
+        axes.axhline(result["dense"][text], color="grey", linestyle=":", label="dense")
+        axes.set(xlabel="removed of the decoder layers' parameters", ylabel=f"perplexity, {text}", yscale="log")
+        axes.set_title(result["base_model"])
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def _lines(result: Mapping[str, Any], text: str) -> dict[str, list[tuple[float, float]]]:
+    """Way -> (ratio really reached, perplexity), ascending."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in sorted(result["rows"], key=lambda row: row["ratio"]):
+        if text in row["ppl"]:
+            lines.setdefault(row["way"], []).append((row["reached_of_decoder"], row["ppl"][text]))
+    return lines
+
+
+def _table(result: Mapping[str, Any], title: str, dense: str, cell: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """One table, or nothing where no row has what it shows."""
+    ratios = sorted({row["ratio"] for row in result["rows"]})
+    ways = list(dict.fromkeys(row["way"] for row in result["rows"]))
+    cells = {(row["way"], row["ratio"]): cell(row) for row in result["rows"]}
+    if not any(cells.values()):
+        return []
+    return [
+        f"| {title} | dense | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |",
+        "|" + "---|" * (len(ratios) + 2),
+        *(
+            f"| `{way}` | {dense} | " + " | ".join(cells.get((way, ratio), "") for ratio in ratios) + " |"
+            for way in ways
+        ),
+        "",
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    """The mean that pruning papers give: of acc_norm, of acc where a task has no other."""
+    found = row.get("accuracy")
+    return "" if found is None else f"{100 * found['acc_norm']:.1f} ± {100 * found['acc_norm_stderr']:.1f}"
