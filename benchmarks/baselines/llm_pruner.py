@@ -7,7 +7,8 @@ groups; the layers outside, of 32 the first four and the last two, stay whole. G
 Left open for GQA: a group is a KV head with its query heads, biases included, so that the importance of ``q_proj`` and
 ``o_proj`` must be folded onto KV heads. Query head h reads KV head h // R. ``strided`` folds it onto h % K instead, the
 mistake of taking the query heads of a KV head for every K-th one: with R > 1 and K > 1 other heads are scored than
-leave. Calibration is that of all ways, not ten short samples. In the global order neither kind is weighted by its cost.
+leave. It shows only where KV groups leave, and a layer's fraction of them is rounded down: with three, none up to a
+third. Calibration is that of all ways, not ten short samples. The global order weights neither kind by its cost.
 
 K kv groups | R query heads per kv group | D head dim | M mlp width
 """
