@@ -28,9 +28,9 @@ from hgsp.recovery.samples import Collator, load_training_text
 
 #: Way -> its flags; PARENT stands for the dense model. The learning rates are the best of a few tried for each.
 WAYS = {
-    "LoRA": ["--learning_rate", "1e-3"],
-    "LoRA, distilled": ["--learning_rate", "1e-3", "--distill_from", "PARENT"],
-    "LoRA, half distilled": ["--learning_rate", "1e-3", "--distill_from", "PARENT", "--distill_weight", "0.5"],
+    "LoRA": ["--learning_rate", "3e-3"],
+    "LoRA, distilled": ["--learning_rate", "3e-3", "--distill_from", "PARENT"],
+    "LoRA, half distilled": ["--learning_rate", "3e-3", "--distill_from", "PARENT", "--distill_weight", "0.5"],
     "all parameters": ["--learning_rate", "5e-5", "--method", "full"],
     "all parameters, distilled": ["--learning_rate", "3e-4", "--method", "full", "--distill_from", "PARENT"],
 }
@@ -103,9 +103,12 @@ class Bench:
         return [*flags, "--packing", "--skip_evaluation", "--no_bin"]
 
     def measure(self, model: Path, name: str) -> dict[str, Any]:
-        """Perplexity on two texts, the loss on held-out answers, and one task's accuracy."""
+        """Perplexity on two texts, the loss on held-out answers, and one task's accuracy; kept in the work folder."""
         options = self._options
         output = Path(options.work_dir) / "measured" / name
+        kept = output / "cell.json"
+        if kept.exists():
+            return json.loads(kept.read_text())
         tasks = f"wikitext,c4,{options.task}"
         flags = ["--tasks", tasks, "--limit", options.limit, "--data_dir", options.data_dir, "--output", str(output)]
         base = ["--base_model", options.base_model, "--device", options.device]
@@ -117,7 +120,9 @@ class Bench:
                 if metric in values:
                     found[key] = round(values[metric]["value"], 4)
                     found[f"{key}_stderr"] = round(values[metric]["stderr"] or 0.0, 4)
-        return {**found, "answer_loss": round(self._answer_loss(model), 4)}
+        found["answer_loss"] = round(self._answer_loss(model), 4)
+        kept.write_text(json.dumps(found))
+        return found
 
     @torch.inference_mode()
     def _answer_loss(self, path: Path) -> float:
