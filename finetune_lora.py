@@ -19,8 +19,8 @@ from hgsp.errors import InputError
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning
 
 if TYPE_CHECKING:
-    from hgsp.pipeline import Request
     from hgsp.recovery.samples import TrainingText
+    from hgsp.request import Request
 
 LOG = logging.getLogger("hgsp")
 

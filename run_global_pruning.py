@@ -39,8 +39,9 @@ def prune(config: PruneConfig, command: str) -> int:
     from hgsp.loading import load_own_tokenizer
     from hgsp.logs import LogFile, show
     from hgsp.progress import Timings, terminal
+    from hgsp.request import Calibrations, draw_calibrations, prepare, result_folder, search_file
 
-    request = pipeline.prepare(config)
+    request = prepare(config)
     warnings = list(request.source.warnings)
     if config.dry_run:
         shapes = None
@@ -57,18 +58,18 @@ def prune(config: PruneConfig, command: str) -> int:
         measure = BeforeAfter(config, offloaded=config.offload)
         tokenizer = load_own_tokenizer(request.source)
         recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
-        calibrations: tuple[Any, Any] = (None, None)
+        calibrations = Calibrations()
         if config.reads_text:
             text = load_text(config.dataset, CALIBRATE, config.data_dir)
             warnings += measure.overlap_warnings(text)
-            calibrations = pipeline.draw_calibrations(config, text, tokenizer)
+            calibrations = draw_calibrations(config, text, tokenizer)
         with timings.stage("load"):
             opened = pipeline.open_model(config, request.source, request.device)
         with timings.stage("score"):
             if config.scores is not None:
                 scores = pipeline.load_scores(request, opened)
             else:
-                scores = pipeline.score(config, opened, calibrations[0], terminal)
+                scores = pipeline.score(config, opened, calibrations.scoring, terminal)
         is_main = is_main_process()
         leave_processes()
         if not is_main:
@@ -79,9 +80,10 @@ def prune(config: PruneConfig, command: str) -> int:
         for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
             if number and not config.offload:
                 opened = pipeline.open_model(config, request.source, request.device)  # surgery consumed the last one
-            with pipeline.result_folder(request, ratio) as folder:
+            unfinished = search_file(request, ratio)
+            with result_folder(request, ratio) as folder:
                 decision, rebuilt = pipeline.cut_in_rounds(
-                    request, opened, scores, budget, calibrations, folder, timings, terminal
+                    request, opened, scores, budget, calibrations, folder, unfinished, timings, terminal
                 )
                 with timings.stage("save"):
                     pruned = pipeline.write_result(request, opened, decision, scores, tokenizer, folder, rebuilt)
@@ -99,6 +101,7 @@ def prune(config: PruneConfig, command: str) -> int:
                     rebuilt=rebuilt,
                 )
                 _finish(content, folder, log, request.folder(ratio))
+            unfinished.unlink(missing_ok=True)
             del pruned
     del opened
     return recover_all(recoveries, command)

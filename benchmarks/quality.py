@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from baselines import BASELINES
 from divergence import kl_to_dense
 from machine import provenance
@@ -34,6 +35,7 @@ from evaluation.metrics.zeroshot import ZERO_SHOT, averages
 from evaluation.tasks import parse_tasks
 from hgsp.calibration import build_calibration, tokenize
 from hgsp.cli import quiet_libraries
+from hgsp.config import DEFAULT_RECONSTRUCT_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.data import CALIBRATE, EVALUATE, load_text
 from hgsp.geometry import geometry_of
 from hgsp.importance import METHODS
@@ -42,11 +44,14 @@ from hgsp.loading import inspect_model, load_dense, load_tokenizer
 from hgsp.reconstruct import reconstruct
 from hgsp.scores import Scores, sample_weights
 from hgsp.scoring import ScoringOptions, score_groups
-from hgsp.selection import Floors, select_groups
+from hgsp.search import Budgeted, search
+from hgsp.selection import Floors
 from hgsp.surgery import Surgery, apply_plan
 
 SEED = 42
 DTYPE = "bfloat16"
+#: Steps of a budget search that no recipe asks for.
+STEPS = 12
 #: Baselines that fit weights to text.
 REFITTING = {"osscar"}
 
@@ -111,9 +116,9 @@ class Bench:
     def dense(self) -> Any:
         return load_dense(self.source, DTYPE, self._options.device)
 
-    def calibration(self, num_sequences: int) -> Any:
+    def calibration(self, num_sequences: int, seed: int = SEED) -> Any:
         options = self._options
-        return build_calibration(self._text, self.tokenizer, num_sequences, options.seq_len, SEED, at_most=True)
+        return build_calibration(self._text, self.tokenizer, num_sequences, options.seq_len, seed, at_most=True)
 
     def measure(self, way: str, ratio: float) -> dict[str, Any]:
         """Quality and size of one cell, and the seconds it took to make the model from the dense one."""
@@ -176,16 +181,21 @@ class Bench:
         }
         return {"limit": options.limit, **mean_accuracy(scores)}
 
-    def plan(self, method: str, budget: int) -> Any:
-        geometry = self.source.geometry
+    def plan(self, method: str, budget: int, search_steps: int = 0) -> Any:
+        geometry, options = self.source.geometry, self._options
         table, _ = self._scores(method).table(geometry, METHODS[method].normalization, 0.0, None)
-        return select_groups(table, geometry, budget, Floors())
+        start = Budgeted(table, geometry, budget, Floors())
+        if not search_steps:
+            return start.plan(np.zeros((geometry.num_layers, 2)))
+        judge = self.calibration(DEFAULT_SEARCH_NSAMPLES, SEED + 1)
+        state = search(Decoder(self.dense()), start, judge, search_steps, batch_size=options.batch_size)
+        return start.plan(np.array(state.log_factors))
 
-    def reconstructed(self, model: Any, plan: Any) -> Any:
+    def reconstructed(self, model: Any, plan: Any, num_sequences: int | None = None) -> Any:
         """The pruned model with its writers refitted; consumes the dense one."""
         surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
         options = self._options
-        calibration = self.calibration(options.reconstruct_nsamples)
+        calibration = self.calibration(num_sequences or options.reconstruct_nsamples)
         reconstruct(Decoder(model), surgery, calibration, batch_size=options.batch_size)
         return apply_plan(model, plan, surgery.replaced)
 
@@ -218,12 +228,21 @@ def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
     return {**result, "by_task": by_task}
 
 
-def cut_only(bench: Bench, budget: int, method: str) -> Any:
-    return apply_plan(bench.dense(), bench.plan(method, budget))
+def cut_only(bench: Bench, budget: int, method: str, search_steps: int = 0) -> Any:
+    return apply_plan(bench.dense(), bench.plan(method, budget, search_steps))
 
 
-def cut_and_reconstruct(bench: Bench, budget: int, method: str) -> Any:
-    return bench.reconstructed(bench.dense(), bench.plan(method, budget))
+def cut_and_reconstruct(bench: Bench, budget: int, method: str, search_steps: int = 0) -> Any:
+    return bench.reconstructed(bench.dense(), bench.plan(method, budget, search_steps))
+
+
+def by_recipe(bench: Bench, budget: int, name: str) -> Any:
+    """What ``--recipe NAME`` makes of this bench's text and number of scoring sequences."""
+    recipe = PruneConfig.RECIPES[name]
+    plan = bench.plan(recipe["importance_method"], budget, recipe.get("search", 0))
+    if "reconstruct" not in recipe:
+        return apply_plan(bench.dense(), plan)
+    return bench.reconstructed(bench.dense(), plan, recipe.get("reconstruct_nsamples", DEFAULT_RECONSTRUCT_NSAMPLES))
 
 
 def published(bench: Bench, budget: int, name: str) -> Any:
@@ -233,6 +252,12 @@ def published(bench: Bench, budget: int, name: str) -> Any:
 WAYS: dict[str, Callable[[Bench, int], Any]] = {
     **{method: functools.partial(cut_only, method=method) for method in METHODS},
     **{f"{method}+lstsq": functools.partial(cut_and_reconstruct, method=method) for method in METHODS},
+    **{f"{method}+search": functools.partial(cut_only, method=method, search_steps=STEPS) for method in METHODS},
+    **{
+        f"{method}+search+lstsq": functools.partial(cut_and_reconstruct, method=method, search_steps=STEPS)
+        for method in METHODS
+    },
+    **{name: functools.partial(by_recipe, name=name) for name in PruneConfig.RECIPES},
     **{name: functools.partial(published, name=name) for name in BASELINES},
 }
 

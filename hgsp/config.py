@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from hgsp.data import canonical_name, check_dataset_name
 from hgsp.errors import InputError
@@ -19,6 +19,7 @@ IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "f
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
 RECONSTRUCTIONS = ("none", "lstsq")
 DEFAULT_RECONSTRUCT_NSAMPLES = 256
+DEFAULT_SEARCH_NSAMPLES = 16
 LAYER_IMPORTANCES = ("cosine", "perplexity")
 DEFAULT_EPSILON = 0.15
 #: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
@@ -42,6 +43,9 @@ def parse(options: type[Options], argv: Sequence[str] | None, *, prog: str | Non
     parser = argparse.ArgumentParser(
         prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    recipes: Mapping[str, Mapping[str, Any]] = getattr(options, "RECIPES", {})
+    if recipes:
+        parser.add_argument("--recipe", choices=recipes, help=_explained(recipes))
     for item in dataclasses.fields(options):  # type: ignore[arg-type]
         argument = dict(item.metadata)
         if argument.pop("positional", False):
@@ -54,7 +58,20 @@ def parse(options: type[Options], argv: Sequence[str] | None, *, prog: str | Non
         else:
             argument["default"] = item.default
         parser.add_argument(f"--{item.name}", **argument)
-    return options(**vars(parser.parse_args(argv)))
+    given = vars(parser.parse_args(argv))
+    recipe = given.pop("recipe", None)
+    if recipe is not None:
+        parser.set_defaults(**recipes[recipe])  # flags that were given win
+        given = vars(parser.parse_args(argv))
+        given.pop("recipe")
+    return options(**given)
+
+
+def _explained(recipes: Mapping[str, Mapping[str, Any]]) -> str:
+    settings = {
+        name: " ".join(f"--{flag} {value}" for flag, value in recipe.items()) for name, recipe in recipes.items()
+    }
+    return "; ".join(f"{name} = {flags}" for name, flags in settings.items()) + "; flags given beside it win"
 
 
 def require(holds: bool, flag: str, expected: str, got: object, remedy: str = "see --help") -> None:
@@ -177,6 +194,15 @@ class ScoreConfig(ScoringConfig):
 class PruneConfig(ScoringConfig, MeasureConfig):
     """Everything ``run_global_pruning.py`` can be asked."""
 
+    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "fast": {"importance_method": "fisher", "temperature": 0.0},
+        "balanced": {"importance_method": "fisher", "temperature": 0.0, "reconstruct": "lstsq"},
+        "best": {
+            **{"importance_method": "fisher", "temperature": 0.0, "search": 12},
+            **{"reconstruct": "lstsq", "reconstruct_nsamples": 1024},
+        },
+    }
+
     output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")
     pruning_ratio: tuple[float, ...] = option(
         help="fraction of ALL parameters to remove, in [0, 1); several make several results from one scoring pass",
@@ -221,6 +247,15 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         help="cut in this many parts; after each, reconstruct (with --reconstruct) and score what is left again",
         type=int,
     )
+    search: int = option(
+        0, help="steps of the budget search: widths per layer and kind that lower KL(dense || pruned)", type=int
+    )
+    search_nsamples: int | None = option(
+        None,
+        help=f"calibration sequences that judge the search (unset: {DEFAULT_SEARCH_NSAMPLES}; a shorter text gives "
+        "what it has)",
+        type=int,
+    )
     finetune: bool = option(False, help="LoRA recovery right after pruning; the result goes to ..._finetuned/")
     finetune_data_path: str = option(DEFAULT_INSTRUCTIONS, help="instruction data, as --data_path of finetune_lora.py")
     finetune_epochs: float = option(3, help="recovery epochs", type=float)
@@ -249,6 +284,10 @@ class PruneConfig(ScoringConfig, MeasureConfig):
             require(self.reconstruct_nsamples >= 2, "--reconstruct_nsamples", "at least 2", self.reconstruct_nsamples)
             together = self.reconstruct != "none"
             require(together, "--reconstruct_nsamples", "given together with --reconstruct", self.reconstruct_nsamples)
+        require(self.search >= 0, "--search", "at least 0", self.search)
+        if self.search_nsamples is not None:
+            require_counts(self, "search_nsamples")
+            require(self.search > 0, "--search_nsamples", "given together with --search", self.search_nsamples)
         require_counts(self, "rounds", "min_kv_groups", "min_mlp_width", "lora_r", "lora_alpha")
         require_counts(self, "finetune_batch_size", "finetune_micro_batch_size")
         require_positive(self, "finetune_epochs", "finetune_lr")
@@ -269,8 +308,8 @@ class PruneConfig(ScoringConfig, MeasureConfig):
 
     @property
     def reads_text(self) -> bool:
-        """Whether calibration text is read, for scoring or for the reconstruction."""
-        return self.reconstruct != "none" or self.scores_text
+        """Whether calibration text is read, for scoring, the search or the reconstruction."""
+        return self.reconstruct != "none" or self.search > 0 or self.scores_text
 
     @property
     def scores_text(self) -> bool:

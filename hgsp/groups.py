@@ -57,6 +57,11 @@ class GroupTable:
         prior = prior_LK[self.layer, self.kind]
         return replace(self, prior=prior, score=self.base_score * prior)
 
+    def reweighted(self, factor_LK: Floats) -> GroupTable:
+        """The same table with prior and score multiplied by an array [L, 2] (attention, mlp)."""
+        factor = factor_LK[self.layer, self.kind]
+        return replace(self, prior=self.prior * factor, score=self.score * factor)
+
     def worthless_unless(self, kept: npt.NDArray[np.bool_]) -> GroupTable:
         """The same table in which groups outside the mask of length G score 0, so that they leave first."""
         return replace(self, base_score=self.base_score * kept, score=self.score * kept)

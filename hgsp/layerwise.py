@@ -25,6 +25,10 @@ from hgsp.errors import InputError, NumericalError, not_finite
 MAX_LOGITS = 1 << 26
 
 
+#: From last hidden states [B, T, H] and the rows they belong to, to the loss of each sequence [B] and its gradient.
+Objective = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+
+
 class LayerSource(Protocol):
     """Where the weights of a layer come from: memory, or files read when the layer is needed."""
 
@@ -229,15 +233,21 @@ class LayerWalk:
 
             yield ForwardPass(index, module, run)
 
-    def backward(self) -> Iterator[BackwardPass]:
+    def last(self) -> Tensor:
+        """Hidden states after the last layer, [N, T, H], once ``forward`` was exhausted."""
+        return self._boundaries.open(self.decoder.num_layers)
+
+    def backward(self, objective: Objective | None = None) -> Iterator[BackwardPass]:
         """Yield every layer from the last to the first, after ``forward`` was exhausted.
 
-        The caller must exhaust ``run`` before asking for the next layer. Fills ``losses`` [N] (nats, token sums).
+        The caller must exhaust ``run`` before asking for the next layer. Fills ``losses`` [N] (nats, token sums) with
+        the values of the objective: unless one is given, the next-token loss.
         """
+        objective = objective or self._next_token_loss
         upstream = torch.empty_like(self._boundaries.open(0))
-        last = self._boundaries.open(self.decoder.num_layers)
+        last = self.last()
         for batch in self.batches:
-            self.losses[batch], upstream[batch] = self.decoder.loss_and_gradient(last[batch], self.input_ids[batch])
+            self.losses[batch], upstream[batch] = objective(last[batch], batch)
         if not self.losses.isfinite().all():
             raise NumericalError(
                 "the calibration loss is not finite although every layer's output is: look at the final norm and the "
@@ -249,6 +259,9 @@ class LayerWalk:
                 self._recompute_up_to(index)
             yield from self._backward_layer(index, upstream)
             self._boundaries.drop(index)
+
+    def _next_token_loss(self, hidden_BTH: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
+        return self.decoder.loss_and_gradient(hidden_BTH, self.input_ids[batch])
 
     def _recompute_up_to(self, index: int) -> None:
         for earlier in range(index - index % self._stride, index):

@@ -1,27 +1,24 @@
-"""The stages in order, for the recipes and for Python: prepare, open, calibrate, score, cut, write."""
+"""The stages in order, for the recipes and for Python: open, score, cut, search, reconstruct, write."""
 
 from __future__ import annotations
 
 import logging
 import math
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hgsp import checkpoint
 from hgsp.as_cut import decoder_as_cut
-from hgsp.calibration import Calibration, build_calibration
-from hgsp.config import DEFAULT_RECONSTRUCT_NSAMPLES, PruneConfig, ScoringConfig
-from hgsp.data import Text
-from hgsp.devices import resolve_device
+from hgsp.calibration import Calibration
+from hgsp.config import ScoringConfig
 from hgsp.distributed import join_processes
-from hgsp.errors import InputError
-from hgsp.geometry import Geometry, geometry_of
+from hgsp.geometry import geometry_of
 from hgsp.groups import GroupTable
 from hgsp.importance import METHODS
 from hgsp.layerwise import Decoder
@@ -29,10 +26,12 @@ from hgsp.loading import DTYPES, ModelSource, inspect_model, load_dense
 from hgsp.offload import SafetensorFiles, open_offloaded
 from hgsp.prior import perplexity_influence
 from hgsp.progress import Progress, Timings, silent
-from hgsp.reconstruct import Reconstruction, SpilledTensors, check_enough, reconstruct
+from hgsp.reconstruct import Reconstruction, SpilledTensors, reconstruct
+from hgsp.request import Calibrations, Request
 from hgsp.scores import Scores, sample_weights
 from hgsp.scoring import ScoringOptions, score_groups
-from hgsp.selection import Floors, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.search import Budgeted, search
+from hgsp.selection import PrunePlan, kept_mask, select_groups
 from hgsp.surgery import Surgery, apply_plan
 
 LOG = logging.getLogger(__name__)
@@ -41,24 +40,6 @@ LOG = logging.getLogger(__name__)
 MAX_RESIDENT_BOUNDARY_BYTES = 2**31
 #: Most bytes of a file of the pruned model when it is written without being in memory whole.
 OFFLOAD_SHARD_BYTES = 10**9
-
-
-@dataclass(frozen=True)
-class Request:
-    """A configuration that has been checked against the model it names; nothing is loaded yet."""
-
-    config: PruneConfig
-    source: ModelSource
-    device: str
-    floors: Floors
-    budgets: tuple[int, ...]  # parameters to remove, one per ratio
-
-    @property
-    def geometry(self) -> Geometry:
-        return self.source.geometry
-
-    def folder(self, ratio: float) -> Path:
-        return Path(self.config.results_dir) / self.config.output_name_for(ratio)
 
 
 @dataclass
@@ -75,11 +56,12 @@ class OpenModel:
 
 @dataclass(frozen=True)
 class Cut:
-    """One decision about a model: the scored table, the plan, and each layer's H-GSP mode."""
+    """One decision about a model: the scored table, the plan, each layer's H-GSP mode, and what a search found."""
 
     table: GroupTable
     plan: PrunePlan
     modes: tuple[str, ...]
+    searched: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,30 +70,6 @@ class Rebuilt:
 
     tensors: SpilledTensors
     found: Reconstruction
-
-
-def prepare(config: PruneConfig) -> Request:
-    """Check the request against the model's config: every refusal that can come early comes here.
-
-    Raises:
-        InputError: unprunable model, unknown device, ratio out of reach, too many frozen layers, existing results.
-    """
-    device = resolve_device(config.device)
-    if not config.dry_run:
-        for ratio in config.pruning_ratio:
-            target = Path(config.results_dir) / config.output_name_for(ratio)
-            checkpoint.refuse_existing(target, config.overwrite)
-    source = inspect_model(config.base_model)
-    frozen = config.freeze_first_n_layers + config.freeze_last_n_layers
-    if frozen > source.geometry.num_layers:
-        raise InputError(
-            expected=f"at most {source.geometry.num_layers} frozen layers", got=str(frozen), remedy="freeze fewer"
-        )
-    floors = Floors(
-        config.min_kv_groups, config.min_mlp_width, config.freeze_first_n_layers, config.freeze_last_n_layers
-    )
-    budgets = tuple(budget_for_ratio(source.geometry, ratio, floors) for ratio in config.pruning_ratio)
-    return Request(config, source, device, floors, budgets)
 
 
 def open_model(config: ScoringConfig, source: ModelSource, device: str) -> OpenModel:
@@ -159,24 +117,6 @@ def score(
     return Scores(found.by_layer, influence, _weight_sample(opened, config.dtype), provenance)
 
 
-def draw_calibrations(config: PruneConfig, text: Text, tokenizer: Any) -> tuple[Calibration | None, Calibration | None]:
-    """What scoring and what the reconstruction read of the same text; None for one that reads nothing.
-
-    Raises:
-        InputError: the text is too short to score with, or has fewer than two sequences to reconstruct from.
-    """
-    scoring = rebuilding = None
-    if config.scores_text:
-        scoring = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
-        LOG.info("calibration: %s", scoring.describe())
-    if config.reconstruct != "none":
-        wanted = config.reconstruct_nsamples or DEFAULT_RECONSTRUCT_NSAMPLES
-        rebuilding = build_calibration(text, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
-        check_enough(rebuilding)
-        LOG.info("reconstruction (%d sequences wanted): %s", wanted, rebuilding.describe())
-    return scoring, rebuilding
-
-
 def load_scores(request: Request, opened: OpenModel | None) -> Scores:
     """Read ``--scores`` and, when the model is open, make sure they are its own."""
     scores = Scores.read(Path(str(request.config.scores)))
@@ -214,49 +154,82 @@ def cut_in_rounds(
     opened: OpenModel,
     scores: Scores,
     budget: int,
-    calibrations: tuple[Calibration | None, Calibration | None],
+    calibrations: Calibrations,
     folder: Path,
+    state_file: Path,
     timings: Timings,
     progress: Progress = silent,
 ) -> tuple[Cut, Rebuilt | None]:
-    """Cut and, if asked for, reconstruct; with several rounds, a part of the budget at a time.
+    """Cut and, if asked for, search and reconstruct; with several rounds, a part of the budget at a time.
 
     Every round starts from the dense model: it is scored as the last round left it, cut down to this round's share of
-    the budget, and reconstructed. One round is the plain cut. ``calibrations`` are those of ``draw_calibrations``.
+    the budget, and reconstructed. One round is the plain cut. The last one's plan is what the search starts from.
 
     Raises:
         InputError, NumericalError: as ``score_groups`` and ``reconstruct``.
     """
-    scoring, rebuilding = calibrations
     earlier, rounds = None, request.config.rounds
     config = replace(request.config, importance_method=scores.provenance["importance_method"])
     for number in range(1, rounds + 1):
         with timings.stage("cut"):
             decision = cut(request, scores, budget * number // rounds, earlier)
+        if number == rounds and calibrations.searching is not None:
+            with timings.stage("search"):
+                decision = search_budget(request, opened, decision, calibrations.searching, state_file, progress)
         rebuilt = None
-        if rebuilding is not None:
+        if calibrations.rebuilding is not None:
             with timings.stage("reconstruct"):
-                rebuilt = reconstruct_writers(request, opened, decision.plan, rebuilding, folder, progress)
+                rebuilt = reconstruct_writers(request, opened, decision.plan, calibrations.rebuilding, folder, progress)
         if number == rounds:
             break
         with timings.stage("score"):
             surgery = _surgery(request, opened, decision.plan, rebuilt)
             left = OpenModel(decoder_as_cut(opened.decoder, surgery), opened.files)
-            scores, earlier = score(config, left, scoring, progress), decision.plan
+            scores, earlier = score(config, left, calibrations.scoring, progress), decision.plan
         if rebuilt is not None:
             rebuilt.tensors.close()
     return decision, rebuilt
+
+
+def search_budget(
+    request: Request,
+    opened: OpenModel,
+    decision: Cut,
+    calibration: Calibration,
+    state_file: Path,
+    progress: Progress = silent,
+) -> Cut:
+    """The decision with the widths that the budget search found; see ``search``."""
+    config, plan = request.config, decision.plan
+    start = Budgeted(
+        decision.table, geometry_of(opened.model), plan.budget_params, request.floors, config.collapse_epsilon
+    )
+    state = search(
+        opened.decoder,
+        start,
+        calibration,
+        config.search,
+        batch_size=config.batch_size,
+        spill_dir=Path(config.spill_dir) if config.spill_dir else None,
+        state_file=state_file,
+        progress=progress,
+    )
+    found = {
+        "calibration": calibration.describe(),
+        "steps": state.steps,
+        "kl_before": state.divergences[0],
+        "kl_after": state.least,
+        "kl_of_steps": state.divergences[1:],
+    }
+    LOG.info("budget search: KL(dense || cut) %.4f -> %.4f nats per token", found["kl_before"], found["kl_after"])
+    factors_LK = np.array(state.log_factors)
+    return Cut(start.reweighted(factors_LK), start.plan(factors_LK, plan.provenance), decision.modes, found)
 
 
 def _surgery(request: Request, opened: OpenModel, plan: PrunePlan, rebuilt: Rebuilt | None) -> Surgery:
     replaced = None if rebuilt is None else rebuilt.tensors
     reader = _reader(opened, request.config.dtype)
     return Surgery(opened.model.config, geometry_of(opened.model), plan, reader, replaced)
-
-
-def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path]:
-    """A folder to fill that becomes ``results/{output_name}`` when the block ends well, and vanishes otherwise."""
-    return checkpoint.new_folder(request.folder(ratio), request.config.overwrite)
 
 
 def reconstruct_writers(

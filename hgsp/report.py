@@ -18,7 +18,8 @@ import hgsp
 from hgsp.distributed import own_share
 from hgsp.geometry import Geometry, LayerShape
 from hgsp.loading import DTYPES
-from hgsp.pipeline import Cut, Rebuilt, Request
+from hgsp.pipeline import Cut, Rebuilt
+from hgsp.request import Request
 
 SCHEMA_VERSION = 1
 #: A pruned model whose perplexity is this many times the dense one's is called collapsed.
@@ -93,6 +94,7 @@ def analysis(
         "removed_layers": list(plan.removed_layers),
         "layers": layers,
         "scoring": dict(plan.provenance),
+        "search": decision.searched,
         "reconstruction": None if rebuilt is None else rebuilt.found.describe(),
         "evaluation": dict(evaluation),
         "collapsed": has_collapsed(evaluation),

@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+import run_global_pruning
+from conftest import make_tiny
 from evaluating import FAST
 from evaluation import run_evaluation
 from hgsp.checkpoint import save_pruned
 from hgsp.surgery import apply_plan
 from plans import mixed_plan
+from pruning import REBUILDING
 
 
 @pytest.fixture
@@ -51,5 +54,29 @@ def evaluate(data):
     def run(model, *flags):
         settings = [part for pair in FAST.items() for part in pair]
         return run_evaluation.main([str(f) for f in ("--model_path", model, "--data_dir", data, *settings, *flags)])
+
+    return run
+
+
+@pytest.fixture
+def prune(saved, text_file, tmp_path):
+    """``prune(name, *flags)`` runs the recipe on a tiny model and gives (exit code, result folder); later flags win."""
+    bases = {}
+
+    def run(name, *flags, family="llama-8q4kv", recipe=run_global_pruning.main):
+        if family not in bases:
+            bases[family] = saved(make_tiny(family, vocab_size=272), family, max_shard_size="60KB")
+        paths = (
+            "--base_model",
+            bases[family],
+            "--dataset",
+            text_file,
+            "--results_dir",
+            tmp_path,
+            "--output_name",
+            name,
+        )
+        settings = [part for pair in REBUILDING.items() for part in pair]
+        return recipe([str(part) for part in (*settings, *paths, *flags)]), tmp_path / name
 
     return run

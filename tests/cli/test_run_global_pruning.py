@@ -333,7 +333,7 @@ def test_an_existing_result_is_refused_before_any_work_and_replaced_with_overwri
 ):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
-    monkeypatch.setattr("hgsp.pipeline.inspect_model", lambda name: pytest.fail("looked at the model"))
+    monkeypatch.setattr("hgsp.request.inspect_model", lambda name: pytest.fail("looked at the model"))
     assert prune(tmp_path) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert everything_in(tmp_path) == ["out", "out/mine"]

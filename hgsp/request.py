@@ -1,0 +1,106 @@
+"""A request, checked before anything expensive: the model's config, the device, ratios, folders, the text."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hgsp import checkpoint
+from hgsp.calibration import Calibration, build_calibration
+from hgsp.config import DEFAULT_RECONSTRUCT_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
+from hgsp.data import Text
+from hgsp.devices import resolve_device
+from hgsp.errors import InputError
+from hgsp.geometry import Geometry
+from hgsp.loading import ModelSource, inspect_model
+from hgsp.reconstruct import check_enough
+from hgsp.selection import Floors, budget_for_ratio
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A configuration that has been checked against the model it names; nothing is loaded yet."""
+
+    config: PruneConfig
+    source: ModelSource
+    device: str
+    floors: Floors
+    budgets: tuple[int, ...]  # parameters to remove, one per ratio
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.source.geometry
+
+    def folder(self, ratio: float) -> Path:
+        return Path(self.config.results_dir) / self.config.output_name_for(ratio)
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """What the steps of pruning read of one text; None for a step that reads nothing."""
+
+    scoring: Calibration | None = None
+    searching: Calibration | None = None
+    rebuilding: Calibration | None = None
+
+
+def prepare(config: PruneConfig) -> Request:
+    """Check the request against the model's config: every refusal that can come early comes here.
+
+    Raises:
+        InputError: unprunable model, unknown device, ratio out of reach, too many frozen layers, existing results.
+    """
+    device = resolve_device(config.device)
+    if not config.dry_run:
+        for ratio in config.pruning_ratio:
+            target = Path(config.results_dir) / config.output_name_for(ratio)
+            checkpoint.refuse_existing(target, config.overwrite)
+    source = inspect_model(config.base_model)
+    frozen = config.freeze_first_n_layers + config.freeze_last_n_layers
+    if frozen > source.geometry.num_layers:
+        raise InputError(
+            expected=f"at most {source.geometry.num_layers} frozen layers", got=str(frozen), remedy="freeze fewer"
+        )
+    floors = Floors(
+        config.min_kv_groups, config.min_mlp_width, config.freeze_first_n_layers, config.freeze_last_n_layers
+    )
+    budgets = tuple(budget_for_ratio(source.geometry, ratio, floors) for ratio in config.pruning_ratio)
+    return Request(config, source, device, floors, budgets)
+
+
+def draw_calibrations(config: PruneConfig, text: Text, tokenizer: Any) -> Calibrations:
+    """What scoring, the budget search and the reconstruction read of the same text.
+
+    Raises:
+        InputError: the text is too short to score with, or has fewer than two sequences to reconstruct from.
+    """
+    scoring = searching = rebuilding = None
+    if config.scores_text:
+        scoring = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
+        LOG.info("calibration: %s", scoring.describe())
+    if config.search:
+        wanted = config.search_nsamples or DEFAULT_SEARCH_NSAMPLES
+        searching = build_calibration(text, tokenizer, wanted, config.seq_len, config.seed + 1, at_most=True)
+        LOG.info("budget search (%d sequences wanted): %s", wanted, searching.describe())
+    if config.reconstruct != "none":
+        wanted = config.reconstruct_nsamples or DEFAULT_RECONSTRUCT_NSAMPLES
+        rebuilding = build_calibration(text, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
+        check_enough(rebuilding)
+        LOG.info("reconstruction (%d sequences wanted): %s", wanted, rebuilding.describe())
+    return Calibrations(scoring, searching, rebuilding)
+
+
+def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path]:
+    """A folder to fill that becomes ``results/{output_name}`` when the block ends well, and vanishes otherwise."""
+    return checkpoint.new_folder(request.folder(ratio), request.config.overwrite)
+
+
+def search_file(request: Request, ratio: float) -> Path:
+    """Where a search that is not finished keeps its state: beside the result, whose folder is not there yet."""
+    folder = request.folder(ratio)
+    return folder.with_name(f"{folder.name}.search.json")

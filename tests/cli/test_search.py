@@ -1,0 +1,138 @@
+"""``--search`` and ``--recipe`` from the command line."""
+
+import json
+
+import pytest
+import torch
+
+import run_global_pruning
+from hgsp import pipeline
+from hgsp.config import PruneConfig, parse
+from hgsp.search import SearchState
+from hgsp.selection import PrunePlan
+from pruning import analysis_of, tensors_of
+
+SEARCH = ("--search", "4", "--search_nsamples", "6", "--pruning_ratio", "0.3")
+
+
+def plan_of(folder):
+    return PrunePlan.read_json(folder / "prune_plan.json").layers
+
+
+def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tmp_path):
+    code, folder = prune("out", *SEARCH)
+    assert code == 0
+    report = analysis_of(folder)
+    found = report["search"]
+    assert found["steps"] == len(found["kl_of_steps"]) == 4
+    assert found["kl_after"] == min(found["kl_before"], *found["kl_of_steps"])
+    assert found["kl_after"] < found["kl_before"]
+    assert found["calibration"]["sequences"] == 6
+    assert report["timings_s"]["search"] > 0
+    assert report["reconstruction"]["modules"]
+    _, plain = prune("plain", *SEARCH[-2:])
+    assert analysis_of(plain)["search"] is None
+    assert plan_of(plain) != plan_of(folder)
+    assert abs(analysis_of(plain)["params_after"] - report["params_after"]) < 3 * 64  # one channel
+    assert not list(tmp_path.glob("*.search.json"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--temperature", "1.0", "--epsilon", "0.6"),
+        ("--rounds", "2"),
+        ("--freeze_first_n_layers", "1", "--pruning_ratio", "0.2"),
+        ("--importance_method", "wanda"),
+    ],
+)
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv"])
+def test_it_composes_and_offloaded_equals_resident(prune, family, flags):
+    flags = (*SEARCH, *flags)
+    (code, resident), (offloaded_code, offloaded) = (
+        prune("resident", *flags, family=family),
+        prune("offloaded", *flags, "--offload", family=family),
+    )
+    assert code == offloaded_code == 0
+    expected, got = tensors_of(resident), tensors_of(offloaded)
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    report = analysis_of(resident)
+    assert report["params_after"] == sum(tensor.numel() for tensor in expected.values())
+    if "--freeze_first_n_layers" in flags:
+        assert report["layers"][0]["kept_ratio"] == 1
+
+
+def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch, capsys):
+    _, whole = prune("whole", *SEARCH)
+    write = SearchState.write
+
+    def killed(state, path):
+        write(state, path)
+        if state.steps == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchState, "write", killed)
+        code, folder = prune("again", *SEARCH)
+    assert code == 1
+    assert not folder.exists()
+    assert json.loads((tmp_path / "again.search.json").read_text())["accepted"]
+    code, folder = prune("again", *SEARCH)
+    assert code == 0
+    assert "goes on after step 2" in (folder / "logs" / "training.log").read_text()
+    expected, got = tensors_of(whole), tensors_of(folder)
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert analysis_of(folder)["search"] == analysis_of(whole)["search"]
+    assert not (tmp_path / "again.search.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--search", "-1"], "--search to be at least 0"),
+        (["--search_nsamples", "4"], "together with --search"),
+        (["--search", "2", "--search_nsamples", "0"], "--search_nsamples to be at least 1"),
+        (["--rounds", "0"], "--rounds to be at least 1"),
+        (["--recipe", "magic"], "invalid choice"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, monkeypatch, capsys, flags, complaint):
+    monkeypatch.setattr(pipeline, "open_model", None)  # calling it would be a TypeError
+    try:
+        code, _ = prune("refused", *flags)
+    except SystemExit as stop:  # argparse's own way out
+        code = stop.code
+    assert code == 2
+    assert complaint in capsys.readouterr().err
+
+
+REQUIRED = ["--base_model", "M", "--output_name", "o", "--pruning_ratio", "0.2"]
+
+
+@pytest.mark.parametrize("name", PruneConfig.RECIPES)
+def test_a_recipe_is_its_flags_and_flags_beside_it_win(name):
+    flags = [part for flag, value in PruneConfig.RECIPES[name].items() for part in (f"--{flag}", str(value))]
+    by_flags = parse(PruneConfig, [*REQUIRED, *flags], prog=None, description="")
+    assert parse(PruneConfig, [*REQUIRED, "--recipe", name], prog=None, description="") == by_flags
+    other = parse(PruneConfig, ["--importance_method", "flap", "--recipe", name, *REQUIRED], prog=None, description="")
+    assert other.importance_method == "flap"
+    assert other.temperature == 0
+
+
+def test_without_a_recipe_the_defaults_are_those_of_the_contract():
+    config = parse(PruneConfig, REQUIRED, prog=None, description="")
+    assert (config.importance_method, config.temperature, config.reconstruct, config.search, config.rounds) == (
+        *("taylor", 1.0, "none", 0, 1),
+    )
+
+
+def test_recipes_from_the_command_line(saved, make, text_file, tmp_path):
+    argv = ["--base_model", str(saved(make("llama-8q4kv"), "dense")), "--dataset", text_file, "--recipe", "best"]
+    argv += ["--output_name", "best", "--results_dir", tmp_path, "--pruning_ratio", "0.2", "--nsamples", "4"]
+    argv += ["--seq_len", "32", "--min_mlp_width", "8", "--device", "cpu", "--skip_evaluation", "--search", "2"]
+    assert run_global_pruning.main([str(part) for part in argv]) == 0
+    report = analysis_of(tmp_path / "best")
+    assert report["importance_method"] == "fisher"
+    assert report["search"]["steps"] == 2
+    assert report["reconstruction"]["method"] == "lstsq"

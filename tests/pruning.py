@@ -1,0 +1,28 @@
+"""What tests of the pruning recipe share: quick settings, and what lies in a result."""
+
+import json
+
+from safetensors.torch import load_file
+
+REBUILDING = {
+    "--pruning_ratio": "0.2",
+    "--temperature": "0.0",
+    "--nsamples": "4",
+    "--seq_len": "32",
+    "--reconstruct": "lstsq",
+    "--reconstruct_nsamples": "48",
+    "--dtype": "float32",
+    "--device": "cpu",
+    "--min_mlp_width": "8",
+    "--eval_tasks": "builtin",
+    "--eval_max_windows": "2",
+    "--eval_seq_len": "64",
+}
+
+
+def tensors_of(folder):
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def analysis_of(folder):
+    return json.loads((folder / "pruning_analysis.json").read_text())
