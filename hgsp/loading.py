@@ -99,7 +99,7 @@ def check_vocabulary(num_embeddings: int, tokenizer: Any) -> None:
 
 
 def load_dense(source: ModelSource, dtype: str, device: str | torch.device | None) -> Any:
-    """The whole model in memory, eval mode. ``device=None`` or ``"auto"`` spreads it over what accelerate finds.
+    """The whole model in memory, eval mode. ``"auto"`` spreads it over what accelerate finds; None is the CPU.
 
     Raises:
         InputError: the files are missing or do not hold the model's weights.

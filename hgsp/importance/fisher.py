@@ -3,15 +3,19 @@
 What it scores
     A gate on everything a group writes: the columns of ``o_proj`` or ``down_proj`` that read it, taken together.
 Formula and source
-    ``mean_s c_s^2`` with ``c_s = sum_t sum_{i in group} x_ti * dL_s/dx_ti``, L_s the mean token loss of sequence s
-    (arXiv:2204.09656, with a whole KV group or channel behind each gate).
+    ``mean_s c_s^2`` with ``c_s = sum_t sum_{i in group} x_ti * dL_s/dx_ti``, x the input of ``o_proj`` or
+    ``down_proj``, L_s the mean token loss of sequence s (arXiv:2204.09656, with a whole KV group or channel behind each
+    gate).
+Shapes and sums
+    The sums over tokens are float32 [S, I], one row per sequence; they are added over a group's columns before they are
+    squared, in float64: [S, G], then [G].
 What it needs
     One forward and one backward pass; gradients of activations only, none of weights.
 Cost
-    Less than ``taylor``: about a plain forward and backward pass.
+    Less than ``taylor``, and less than a plain forward and backward pass.
 When it misleads
     It is a second-order view around the dense model; when half of the decoder leaves at once, the neighbourhood it
-    describes is long gone.
+    describes may be long gone (on SmolLM2-135M ``taylor`` is better there, on Qwen2.5-Coder-0.5B it is not).
 """
 
 from __future__ import annotations

@@ -4,10 +4,12 @@ What it scores
     Every weight of the seven Linears (biases included), summed over the group.
 Formula and source
     ``|w|`` (Han et al. 2015, arXiv:1506.02626).
+Shapes and sums
+    w is [O, I] for a weight and [O] for a bias; float32, and float64 in the sum over a group.
 What it needs
     The weights.
 Cost
-    Seconds.
+    One pass over the weights.
 When it misleads
     Large weights may meet inputs that are always small. The scale of weights differs between layers for reasons that
     have nothing to do with importance, so the raw global order empties whole layers: it is normalised by default.

@@ -5,6 +5,8 @@ What it scores
 Formula and source
     ``importance = cost * u``, u uniform in [0, 1), so that the score after division by the cost is uniform over both
     kinds of group.
+Shapes and sums
+    float64 [G], drawn for one layer and kind at a time.
 What it needs
     A seed.
 Cost

@@ -3,12 +3,17 @@
 What it scores
     Every weight of the seven Linears (biases included), summed over the group.
 Formula and source
-    ``|w * g| + |w^2 * h| / 2``, h the mean over sequences of the squared gradient of ONE sequence's loss, squared
-    before it is averaged (arXiv:2305.11627; h is the empirical Fisher estimate of the Hessian's diagonal).
+    ``|w * g| + w^2 * h / 2``, g as in ``taylor``, h the mean over sequences of the squared gradient of ONE sequence's
+    loss, squared before it is averaged (arXiv:2305.11627; h is the empirical Fisher estimate of the Hessian's diagonal
+    and never negative).
+Shapes and sums
+    w, g and h are [O, I] for a weight and [O] for a bias; g and h are summed in float32, the result is float32, and its
+    sum over a group is float64.
 What it needs
     One forward and one backward pass with one sequence at a time; two float32 copies of one layer's weights.
 Cost
-    More than ``taylor``: the backward pass cannot batch sequences.
+    Nearly two plain forward and backward passes: the backward pass cannot batch sequences, and every sequence's
+    gradients are squared.
 When it misleads
     h grows with the square of the loss scale and w * g does not, so the balance of the two terms depends on how long
     the sequences are. Rarely far from ``taylor``.

@@ -4,6 +4,8 @@ What it scores
     Every weight of the seven Linears (a bias meets the constant input 1), summed over the group.
 Formula and source
     ``|w_ij| * sqrt(mean_t x_tj^2)``, x the Linear's own input over all calibration tokens (arXiv:2306.11695).
+Shapes and sums
+    w is [O, I], the mean of squares [I], summed in float32; the product is float32, its sum over a group float64.
 What it needs
     One forward pass.
 Cost

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPOSITORY
+from documents import DOCUMENTS, blocks, name_of, without_blocks
 from evaluation.config import EvaluationConfig
 from hgsp.cli import COMMANDS
 from hgsp.commands import study
@@ -20,7 +21,6 @@ from hgsp.config import PruneConfig, ScoreConfig, parse
 from hgsp.recovery.config import RecoveryConfig
 from hgsp.study.running import config_of
 
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
 #: What a command's arguments become.
 OPTIONS = {
     "run_global_pruning.py": PruneConfig,
@@ -41,16 +41,6 @@ OURS = re.compile(
     r"`((?:hgsp|evaluation|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
 )
 RESULT_FILES = {"results.md", "summary.md"}
-
-
-def name_of(path):
-    return str(path.relative_to(REPOSITORY))
-
-
-def blocks(path, *languages):
-    """The text of fenced blocks in these languages, continued lines joined."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
-    return [text.replace("\\\n", " ") for language, text in found if language in languages]
 
 
 def commands():
@@ -176,15 +166,13 @@ def test_documents_have_commands_to_test():
 
 
 def anchors_of(path):
-    headings = re.findall(
-        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE), re.M
-    )
+    headings = re.findall(r"^#+ (.*)$", without_blocks(path), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_links_and_file_names_resolve(path):
-    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = without_blocks(path)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"[a-z]+:", target):
             continue
