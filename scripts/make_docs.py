@@ -163,7 +163,8 @@ def methods_index(methods: Sequence[MethodSource]) -> str:
     ]
     parts = [GENERATED, "# Importance methods"]
     parts.append(
-        "What `--importance_method` chooses between; which one to choose is in the [README](../../README.md#methods)."
+        "What `--importance_method` chooses between; "
+        "the [guide](../MULTI_MODEL_GUIDE.md#which-method) says which one to choose."
     )
     parts.append(table(("method", "what it is", "needs", "normalisation"), rows))
     parts.append(

@@ -1,9 +1,15 @@
 """Examples in documents run: Python blocks, and the README's way from nothing to a recovered model, on tiny models."""
 
+import shlex
+
 import pytest
 
-from conftest import make_tiny
+import finetune_lora
+import run_global_pruning
+from conftest import REPOSITORY, VOCAB, make_tiny
 from documents import DOCUMENTS, blocks, fenced, name_of
+from evaluating import FAST, stored
+from evaluation import run_evaluation
 from hgsp.checkpoint import save_pruned
 from hgsp.surgery import apply_plan
 from plans import mixed_plan
@@ -20,7 +26,9 @@ PRUNED = {
     "results/Mistral-7B-v0.3/global_prune_20": "mistral-8q4kv",
     "results/Qwen2.5-7B/global_prune_20": "qwen2-14q2kv",
 }
-#: Blocks that are not examples but the source of a page; test_generated_pages.py compares those.
+#: AutoTokenizer gives every tokenizer beside a Qwen2 model one token more.
+ROOMY = VOCAB + 1
+#: A drawing and signatures: test_documents.py and test_generated_pages.py compare those with the code.
 WITHOUT_LANGUAGE = {"PROJECT_STRUCTURE.md", "docs/API.md"}
 
 
@@ -35,11 +43,11 @@ def models(tmp_path_factory, tokenizer):
     """A folder with a tiny model under every name."""
     folder = tmp_path_factory.mktemp("models")
     for name, tiny in DENSE.items():
-        make_tiny(tiny).save_pretrained(folder / name)
+        make_tiny(tiny, vocab_size=ROOMY).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     for name, tiny in PRUNED.items():
         (folder / name).mkdir(parents=True)
-        model = make_tiny(tiny)
+        model = make_tiny(tiny, vocab_size=ROOMY)
         save_pruned(apply_plan(model, mixed_plan(model)), tokenizer, folder / name)
     return folder
 
@@ -54,7 +62,7 @@ def test_python_blocks_run(text, models, data, monkeypatch):
 
 def test_there_are_python_blocks_to_run():
     found = {part.id.partition(":")[0] for part in python_blocks()}
-    assert {"README.md", "USAGE.md"} <= found
+    assert {"README.md", "USAGE.md", "docs/MULTI_MODEL_GUIDE.md"} <= found
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -63,3 +71,32 @@ def test_no_output_is_shown_that_nothing_checks(path):
     languages = {language for language, _ in fenced(path)}
     allowed = {"bash", "python", "yaml"} | ({""} if name_of(path) in WITHOUT_LANGUAGE else set())
     assert languages <= allowed
+
+
+#: What makes the README's recipes take seconds; a flag given twice takes its last value.
+QUICK = {
+    "run_global_pruning.py": (run_global_pruning, "--nsamples 4 --seq_len 32 --eval_seq_len 64 --eval_max_windows 2"),
+    "finetune_lora.py": (
+        finetune_lora,
+        "--max_steps 2 --cutoff_len 32 --val_size 4 --eval_seq_len 64 --eval_max_windows 2",
+    ),
+    "evaluation/run_evaluation.py": (run_evaluation, shlex.join(part for pair in FAST.items() for part in pair)),
+}
+
+
+@pytest.mark.parametrize("document", ["README.md"])
+def test_the_way_from_a_clone_to_a_recovered_model(document, saved, make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = str(saved(make("llama-8q4kv")))
+    (way,) = [text for text in blocks(REPOSITORY / document, "bash") if "scripts/demo_model.py" in text]
+    commands = [shlex.split(line) for line in way.replace("$(python scripts/demo_model.py)", model).splitlines()]
+    assert commands[:2] == [["make", "demo-model"], ["source", ".venv/bin/activate"]]
+    assert [script for _, script, *_ in commands[2:]] == list(QUICK)
+    for _, script, *arguments in commands[2:]:
+        recipe, quick = QUICK[script]
+        assert recipe.main([*arguments, *shlex.split(quick)]) == 0
+    found = stored(tmp_path / "results" / "smollm2" / "prune_20" / "evaluation")["results"]
+    assert {(item["role"], item["task"]) for item in found if item["status"] == "done"} == {
+        (role, task) for role in ("dense", "pruned", "recovered") for task in ("builtin", "efficiency")
+    }
