@@ -62,7 +62,7 @@ def test_python_blocks_run(text, models, data, monkeypatch):
 
 def test_there_are_python_blocks_to_run():
     found = {part.id.partition(":")[0] for part in python_blocks()}
-    assert {"README.md", "USAGE.md", "docs/MULTI_MODEL_GUIDE.md"} <= found
+    assert {"README.md", "README.zh.md", "USAGE.md", "docs/MULTI_MODEL_GUIDE.md"} <= found
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -84,7 +84,7 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize("document", ["README.md"])
+@pytest.mark.parametrize("document", ["README.md", "README.zh.md"])
 def test_the_way_from_a_clone_to_a_recovered_model(document, saved, make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
