@@ -1,0 +1,237 @@
+"""Numbers in documents are those of benchmarks/results, or follow from the models' shapes."""
+
+import json
+import re
+import runpy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+import run_global_pruning
+from conftest import REPOSITORY
+from documents import without_blocks
+from hgsp.commands import summarize
+from hgsp.geometry import Geometry, geometry_of
+
+README, GUIDE = REPOSITORY / "README.md", REPOSITORY / "docs" / "MULTI_MODEL_GUIDE.md"
+MODELS = ("LLaMA-3-8B", "Mistral-7B-v0.3", "Qwen2.5-7B")
+RATIOS = (0.1, 0.2, 0.3, 0.5)
+GIB = 1 << 30
+
+
+def results(name):
+    return json.loads((REPOSITORY / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def table(path, heading):
+    """Rows below the table head that begins with these words, as first cell -> other cells, without emphasis."""
+    lines = without_blocks(path).splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith(f"| {heading}"))
+    found = {}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        first, *cells = [re.sub(r"`|\*\*| \(default\)", "", cell).strip() for cell in line.strip("|").split("|")]
+        found[first] = cells
+    return found
+
+
+def perplexities(name, method, normalization="auto", temperature=0.0):
+    found = {
+        row["ratio"]: row["ppl"]
+        for row in results(name)["rows"]
+        if (row["method"], row["normalization"], row["temperature"]) == (method, normalization, temperature)
+    }
+    return [found[ratio] for ratio in RATIOS if ratio in found]
+
+
+def one_decimal(values):
+    return [f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" for value in values]
+
+
+@pytest.mark.parametrize(
+    ("heading", "name", "rows"),
+    [
+        (
+            "SmolLM2-135M-Instruct, perplexity",
+            "methods_smollm2",
+            {"--importance_method fisher": "fisher", "taylor": "taylor", "random (control)": "random"},
+        ),
+        ("Qwen2.5-Coder-0.5B-Instruct, same", "methods_qwen2.5", {"fisher": "fisher", "taylor": "taylor"}),
+    ],
+)
+def test_perplexities_by_method_in_the_readme(heading, name, rows):
+    shown = table(README, heading)
+    for first, method in rows.items():
+        assert shown[first] == one_decimal([results(name)["dense"]["ppl"], *perplexities(name, method)])
+
+
+def test_perplexities_by_normalisation_in_the_readme():
+    kinds = ("none", "mean", "share", "rank", "output")
+    for method, cells in table(README, "| `none` (as published)").items():
+        values = [perplexities("methods_normalization", method, kind)[0] for kind in kinds]
+        # whole numbers are shown from 100 on
+        assert cells == [f"{value:,.1f}" if value < 100 else f"{value:,.0f}" for value in values]
+
+
+def test_the_price_of_scoring_in_the_readme():
+    found = results("scoring_llama-3-8b")
+    shown = table(README, "method | compared with")
+    assert set(shown) == {row["method"] for row in found["at_full_depth"]}
+    for row in found["at_full_depth"]:
+        ratios = [part["time_ratio"] for part in found["rows"] if part["method"] == row["method"]]
+        ratios += [row["time_ratio_of_a_further_layer"], row["extrapolated_peak_over_weights"]]
+        assert shown[row["method"]][1:] == [f"{ratio:.2f}" for ratio in ratios]
+
+
+def test_offloaded_pruning_in_the_readme_and_the_guide():
+    shown, guide = table(README, "shape | weights"), table(GUIDE, "| LLaMA-3-8B | Mistral-7B-v0.3 | Qwen2.5-7B |")
+    assert guide  # the first table of this head is that of the shapes
+    peaks = []
+    for name in MODELS:
+        found = results(f"full_size_{name.lower()}")
+        sizes = [f"{found[key] / GIB:.1f} GiB" for key in ("weight_bytes", "pruning_peak_rss_bytes")]
+        seconds = [f"{found['timings_s'][key]:.0f} s" for key in ("score", "save")]
+        assert shown[name][:4] == [*sizes, *seconds]
+        assert shown[name][4] == f"{found['max_logit_difference_in_std']:.2f} standard deviations"
+        peaks.append(sizes[1])
+    assert f"| pruning with `--offload`, 4 sequences of 64 tokens: peak | {' | '.join(peaks)} |" in GUIDE.read_text()
+
+
+def test_recovery_in_the_readme():
+    shown = table(README, "SmolLM2-135M-Instruct, 20 % of all")
+    for row, cells in zip(results("recovery_smollm2")["rows"], (0, 1, 3, 2), strict=True):
+        expected = [f"{row['ppl_wikitext2']:.1f}", f"{row['ppl_c4']:.1f}", f"{100 * row['acc_arc_easy']:.1f}"]
+        seconds = round(row.get("train_s", 0))
+        time = f"{seconds // 60} min {seconds % 60} s" if seconds else ""
+        assert list(shown.values())[cells][:3] == expected
+        assert list(shown.values())[cells][4] == time
+
+
+def test_multiples_of_the_dense_perplexity_in_the_guide():
+    files = {"SmolLM2-135M": "methods_smollm2", "Qwen2.5-Coder-0.5B": "methods_qwen2.5"}
+    shown = table(GUIDE, "measured | 10 %")
+    assert len(shown) == 4
+    for first, cells in shown.items():
+        model, method = first.split(", ")
+        dense = results(files[model])["dense"]["ppl"]
+        assert cells == [f"{value / dense:.2f}" for value in perplexities(files[model], method)]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's config and geometry, from a skeleton without data."""
+
+    config: Any
+    geometry: Geometry
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    benchmarks = runpy.run_path(str(REPOSITORY / "benchmarks" / "shapes.py"))
+    configs = {name: benchmarks["config_of"](name) for name in MODELS}
+    configs["SmolLM2-135M"] = LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    )
+    configs["Qwen2.5-Coder-0.5B"] = Qwen2Config(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+    )
+    with torch.device("meta"):
+        return {name: Shape(c, geometry_of(AutoModelForCausalLM.from_config(c))) for name, c in configs.items()}
+
+
+def three(shapes):
+    return [shapes[name] for name in MODELS]
+
+
+def test_sizes_of_the_three_models_in_the_guide(shapes):
+    shown = table(GUIDE, "| LLaMA-3-8B | Mistral-7B-v0.3 | Qwen2.5-7B |")
+    for index, (config, g) in enumerate((shape.config, shape.geometry) for shape in three(shapes)):
+        first = g.shapes[0]
+        heads = f"{config.num_attention_heads}, {first.num_kv_groups} ({g.queries_per_kv}:1)"
+        assert shown["query heads, KV heads"][index] == heads
+        assert shown["layers"][index] == str(g.num_layers)
+        widths = f"{g.hidden_size}, {first.mlp_width}"
+        assert shown["hidden size, MLP channels of a layer"][index] == widths
+        assert shown["parameters"][index] == f"{g.total_params:,}"
+        assert shown["of them in decoder layers"][index] == f"{100 * g.decoder_params / g.total_params:.1f} %"
+        groups = f"{g.num_layers * first.num_kv_groups}, {g.num_layers * first.mlp_width:,}"
+        assert shown["KV groups, MLP channels"][index] == groups
+
+
+def test_what_a_ratio_takes_in_the_guide(shapes):
+    for first, cells in table(GUIDE, "`--pruning_ratio` | LLaMA").items():
+        ratio = float(first.partition(":")[0])
+        expected = [
+            f"{(1 - ratio) * g.total_params / 1e9:.2f} B, {100 * ratio * g.total_params / g.decoder_params:.1f} %"
+            for g in (shape.geometry for shape in three(shapes))
+        ]
+        assert cells == expected
+
+
+def test_what_a_kv_group_is_in_the_guide(shapes):
+    shown = table(GUIDE, "| LLaMA-3-8B, Mistral")
+    names = ("LLaMA-3-8B", "Qwen2.5-7B", "SmolLM2-135M", "Qwen2.5-Coder-0.5B")
+    assert shapes["LLaMA-3-8B"].geometry.kv_group_params == shapes["Mistral-7B-v0.3"].geometry.kv_group_params
+    for index, g in enumerate(shapes[name].geometry for name in names):
+        in_k_and_v = 2 * g.head_dim * g.hidden_size / g.kv_group_params
+        expected = {
+            "GQA ratio": f"{g.queries_per_kv}:1",
+            "KV groups of a layer": str(g.shapes[0].num_kv_groups),
+            "parameters of a KV group": f"{g.kv_group_params:,}",
+            "of its layer": f"{100 * g.kv_group_params / g.layer_params(g.shapes[0]):.2f} %",
+            "as many as in this many MLP channels": f"{g.kv_group_params / g.mlp_channel_params:.0f}",
+            "of the group, in k_proj and v_proj": f"{100 * in_k_and_v:.1f} %",
+            "KV-cache bytes per token saved": str(2 * g.head_dim * 2),
+        }
+        assert {first: cells[index] for first, cells in shown.items()} == expected
+
+
+def test_memory_in_the_guide(shapes):
+    text = GUIDE.read_text()
+    models = [shape.geometry for shape in three(shapes)]
+    left = [[f"{(1 - r) * 2 * g.total_params / GIB:.2f}" for r in (0.2, 0.3, 0.5)] for g in models]
+    cache = [g.kv_cache_bytes_per_token(g.shapes, 2) for g in models]
+    expected = {
+        "weights": [f"{2 * g.total_params / GIB:.2f} GiB" for g in models],
+        "weights at 0.2, 0.3, 0.5": [f"{', '.join(sizes)} GiB" for sizes in left],
+        "KV cache per token, dense": [f"{size:,} B" for size in cache],
+        "KV cache of 8192 tokens, dense": [f"{8192 * size / GIB:.2f} GiB" for size in cache],
+    }
+    for first, cells in expected.items():
+        assert f"| {first} | {' | '.join(cells)} |" in text
+    lora = results("recovery_memory_llama3")["whole_model"]
+    assert f"{100 * lora['extra_over_weights']:.1f} % more" in text
+    assert f"({lora['extra_bytes'] / GIB:.2f} GiB for the dense LLaMA-3-8B" in text
+    peaks = [row["extrapolated_peak_bytes"] / GIB for row in results("scoring_llama-3-8b")["at_full_depth"]]
+    assert f"{min(peaks):.1f} to {max(peaks):.1f} GiB" in text
+
+
+def test_shown_results_have_the_columns_that_recipes_write(saved, make, evaluate, tmp_path, monkeypatch):
+    """Tables of results in USAGE.md and EVALUATION.md took hours; their form is what a tiny model gets now."""
+    monkeypatch.chdir(tmp_path)
+    base = str(saved(make("llama-8q4kv")))
+    flags = "--output_name X/p --pruning_ratio 0.2 --temperature 0 --nsamples 2 --seq_len 32 --dataset builtin"
+    flags += " --device cpu --eval_tasks builtin --eval_seq_len 64 --eval_max_windows 2"
+    assert run_global_pruning.main(["--base_model", base, *flags.split()]) == 0
+    assert summarize.main(["results"]) == 0
+    head = next(line for line in (tmp_path / "results/summary.md").read_text().splitlines() if line.startswith("|"))
+    assert head.replace("(2 x 64)", "(8 x 512)") in (REPOSITORY / "USAGE.md").read_text().splitlines()
+    assert evaluate("results/X/p", "--tasks", "builtin", "--base_model", base, "--compare", "--max_windows", "2") == 0
+    written = (tmp_path / "results/X/p/evaluation/results.md").read_text()
+    head = next(line for line in written.splitlines() if line.startswith("|"))
+    assert head in (REPOSITORY / "docs/EVALUATION.md").read_text().splitlines()
