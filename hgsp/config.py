@@ -199,7 +199,7 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         "balanced": {"importance_method": "fisher", "temperature": 0.0, "reconstruct": "lstsq"},
         "best": {
             **{"importance_method": "fisher", "temperature": 0.0, "search": 12},
-            **{"reconstruct": "lstsq", "reconstruct_nsamples": 1024},
+            **{"reconstruct": "lstsq", "reconstruct_nsamples": 512},
         },
     }
 
