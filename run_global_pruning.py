@@ -94,6 +94,7 @@ def prune(config: PruneConfig, command: str) -> int:
                     decision,
                     command=command,
                     asked_ratio=ratio,
+                    params_after=sum(parameter.numel() for parameter in pruned.parameters()),
                     evaluation=measure.results,
                     samples=measure.samples,
                     timings_s=timings,

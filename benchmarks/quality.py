@@ -20,6 +20,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,8 +233,11 @@ def cut_only(bench: Bench, budget: int, method: str, search_steps: int = 0) -> A
     return apply_plan(bench.dense(), bench.plan(method, budget, search_steps))
 
 
-def cut_and_reconstruct(bench: Bench, budget: int, method: str, search_steps: int = 0) -> Any:
-    return bench.reconstructed(bench.dense(), bench.plan(method, budget, search_steps))
+def cut_and_reconstruct(
+    bench: Bench, budget: int, method: str, search_steps: int = 0, writer_bias: bool = False
+) -> Any:
+    plan = replace(bench.plan(method, budget, search_steps), writer_bias=writer_bias)
+    return bench.reconstructed(bench.dense(), plan)
 
 
 def by_recipe(bench: Bench, budget: int, name: str) -> Any:
@@ -252,6 +256,7 @@ def published(bench: Bench, budget: int, name: str) -> Any:
 WAYS: dict[str, Callable[[Bench, int], Any]] = {
     **{method: functools.partial(cut_only, method=method) for method in METHODS},
     **{f"{method}+lstsq": functools.partial(cut_and_reconstruct, method=method) for method in METHODS},
+    **{f"{method}+bias": functools.partial(cut_and_reconstruct, method=method, writer_bias=True) for method in METHODS},
     **{f"{method}+search": functools.partial(cut_only, method=method, search_steps=STEPS) for method in METHODS},
     **{
         f"{method}+search+lstsq": functools.partial(cut_and_reconstruct, method=method, search_steps=STEPS)

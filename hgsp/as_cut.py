@@ -7,7 +7,7 @@ of exactly 0 with every method that looks at weights or activations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -26,11 +26,11 @@ class LayersAsCut:
     def layer(self, index: int) -> Iterator[nn.Module]:
         with self._dense.layer(index) as module:
             own = {name: parameter.detach() for name, parameter in module.named_parameters()}
-            _put(module, {**own, **self._surgery.widened(index, own)})
+            _put(module, self._surgery.widened(index, own))
             try:
                 yield module
             finally:
-                _put(module, own)
+                _put(module, {**dict.fromkeys(self._surgery.added_biases), **own})
 
 
 def decoder_as_cut(dense: Decoder, surgery: Surgery) -> Decoder:
@@ -38,6 +38,9 @@ def decoder_as_cut(dense: Decoder, surgery: Surgery) -> Decoder:
     return Decoder(dense.model, LayersAsCut(dense, surgery))
 
 
-def _put(module: nn.Module, state: dict[str, Tensor]) -> None:
-    module.load_state_dict(state, assign=True)
-    module.requires_grad_(False)
+def _put(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> None:
+    """Let the layer have these parameters under these names; None takes a bias away."""
+    for name, tensor in tensors.items():
+        owner, _, own_name = name.rpartition(".")
+        parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+        setattr(module.get_submodule(owner), own_name, parameter)

@@ -17,7 +17,7 @@ from hgsp.errors import InputError
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "flap", "random")
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
-RECONSTRUCTIONS = ("none", "lstsq")
+RECONSTRUCTIONS = ("none", "bias", "lstsq")
 DEFAULT_RECONSTRUCT_NSAMPLES = 256
 DEFAULT_SEARCH_NSAMPLES = 16
 LAYER_IMPORTANCES = ("cosine", "perplexity")
@@ -233,7 +233,8 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     scores: str | None = option(None, help="a scores.npz of the same model: cut without calibration")
     reconstruct: str = option(
         "none",
-        help="refit o_proj and down_proj to what the dense model writes: lstsq = least squares, no training",
+        help="refit o_proj and down_proj to what the dense model writes, no training: lstsq = least squares, bias = "
+        "nothing but a bias that they are given",
         choices=RECONSTRUCTIONS,
     )
     reconstruct_nsamples: int | None = option(

@@ -17,10 +17,14 @@ OUTPUTS_AT_A_TIME = 512
 
 
 class Moments:
-    """A [S, S], G [S, H] and the energies of e and of what the dense block writes, summed over tokens."""
+    """A [S, S], G [S, H] and the energies of e and of what the dense block writes, summed over tokens.
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
-        size = linear.in_features + (linear.bias is not None)
+    With ``bias_only`` nothing but the bias is to be fitted: its input of 1 is all there is.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, *, bias_only: bool = False) -> None:
+        size = 1 if bias_only else linear.in_features + (linear.bias is not None)
+        self._bias_only = bias_only
         self.A_SS = torch.zeros(size, size, device=linear.weight.device, dtype=dtype)
         self.G_SH = torch.zeros(size, linear.out_features, device=linear.weight.device, dtype=dtype)
         self.error = self.written = 0.0
@@ -28,6 +32,8 @@ class Moments:
     def add(self, input_BTI: Tensor, error_BTH: Tensor, written_BTH: Tensor) -> None:
         """Add one batch; products are float32."""
         input_TS, error_TH = input_BTI.flatten(0, 1).float(), error_BTH.flatten(0, 1)
+        if self._bias_only:
+            input_TS = input_TS[:, :0]
         if len(self.A_SS) > input_TS.shape[1]:
             input_TS = torch.cat([input_TS, input_TS.new_ones(len(input_TS), 1)], dim=1)
         self.A_SS += input_TS.T @ input_TS

@@ -5,7 +5,8 @@ differ, so that ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code
 
 The sizes live in the config's ``per_layer_config``: layer index -> ``num_attention_heads``, ``num_key_value_heads``,
 ``intermediate_size`` where they differ from the global values, and ``"skip": ["attention"]`` or ``["mlp"]`` for a block
-that is gone. Parameter names are those of the stock classes.
+that is gone. ``"writer_bias": true`` gives ``o_proj`` and ``down_proj`` of every layer a bias. Parameters have the
+names that the stock classes give them.
 """
 
 from __future__ import annotations
@@ -94,6 +95,9 @@ class _PerLayerDecoderLayer(nn.Module):
             self.self_attn.layer_idx = cache_idx
         if "mlp" in skip:
             self.mlp = self.post_attention_layernorm = None
+        if getattr(config, "writer_bias", False):
+            _give_bias(self.self_attn, "o_proj")
+            _give_bias(self.mlp, "down_proj")
 
     def forward(self, hidden_states: Any, **kwargs: Any) -> Any:
         if self.self_attn is not None:
@@ -101,6 +105,13 @@ class _PerLayerDecoderLayer(nn.Module):
         if self.mlp is not None:
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states
+
+
+def _give_bias(block: Any, name: str) -> None:
+    """Let a Linear of the block have a bias, if there is the block."""
+    if block is not None and getattr(block, name).bias is None:
+        linear = getattr(block, name)
+        setattr(block, name, nn.Linear(linear.in_features, linear.out_features, bias=True))
 
 
 class _PerLayerModel(PreTrainedModel):

@@ -146,6 +146,7 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
         "rounds": config.rounds,
     }
     plan = select_groups(table, request.geometry, budget, request.floors, config.collapse_epsilon, provenance)
+    plan = replace(plan, writer_bias=config.reconstruct == "bias" and plan.removed_params > 0)
     return Cut(table, plan, tuple(modes))
 
 
@@ -223,7 +224,8 @@ def search_budget(
     }
     LOG.info("budget search: KL(dense || cut) %.4f -> %.4f nats per token", found["kl_before"], found["kl_after"])
     factors_LK = np.array(state.log_factors)
-    return Cut(start.reweighted(factors_LK), start.plan(factors_LK, plan.provenance), decision.modes, found)
+    best = replace(start.plan(factors_LK, plan.provenance), writer_bias=plan.writer_bias)
+    return Cut(start.reweighted(factors_LK), best, decision.modes, found)
 
 
 def _surgery(request: Request, opened: OpenModel, plan: PrunePlan, rebuilt: Rebuilt | None) -> Surgery:

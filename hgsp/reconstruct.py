@@ -69,11 +69,12 @@ class Reconstruction:
 
     modules: tuple[ModuleFit, ...]
     calibration: Calibration
+    method: str
 
     def describe(self) -> dict[str, Any]:
         """What the report says about it."""
         return {
-            "method": "lstsq",
+            "method": self.method,
             "calibration": self.calibration.describe(),
             "held_out_sequences": num_held_out(len(self.calibration.input_ids)),
             "modules": [asdict(module) for module in self.modules],
@@ -93,6 +94,9 @@ def reconstruct(
 ) -> Reconstruction:
     """Refit every writer of the pruned model, first layer to last, and put the new tensors into ``surgery.replaced``.
 
+    Where the plan gives writers a bias, that bias is all that is fitted: it makes good for the mean of what is lost
+    (arXiv:2312.11983), at the cost of one parameter per output.
+
     Args:
         decoder: the dense model, resident or read from files; it is not changed.
         surgery: gives the pruned model's tensors. A plan that removes nothing replaces nothing.
@@ -105,8 +109,9 @@ def reconstruct(
         NumericalError: the pruned model's residual stream is not finite.
     """
     check_enough(calibration)
+    method = "bias" if surgery.plan.writer_bias else "lstsq"
     if not surgery.plan.removed_params:
-        return Reconstruction((), calibration)
+        return Reconstruction((), calibration, method)
     new_index_of = {old: new for new, old in enumerate(surviving_layers(surgery.plan))}
     modules: list[ModuleFit] = []
     with _TwoStreams(decoder, calibration.input_ids, batch_size, spill_dir) as streams:
@@ -121,9 +126,9 @@ def reconstruct(
                         streams.pass_layer(dense, pruned)
                         continue
                     for kind in KIND_NAMES:
-                        modules += _reconstruct_block(streams, kind, index, dense, pruned)
+                        modules += _reconstruct_block(streams, kind, index, dense, pruned, surgery.plan.writer_bias)
                     surgery.replaced.update(_new_tensors(modules, index, new_index, pruned))
-    return Reconstruction(tuple(modules), calibration)
+    return Reconstruction(tuple(modules), calibration, method)
 
 
 def check_enough(calibration: Calibration) -> None:
@@ -146,7 +151,7 @@ def num_held_out(num_sequences: int) -> int:
 
 
 def _reconstruct_block(
-    streams: _TwoStreams, kind: str, index: int, dense: nn.Module, pruned: nn.Module
+    streams: _TwoStreams, kind: str, index: int, dense: nn.Module, pruned: nn.Module, bias_only: bool
 ) -> list[ModuleFit]:
     """Refit one writer and let both streams pass its block. Empty where the pruned layer has no such block."""
     block, _, name = WRITERS[kind].partition(".")
@@ -154,17 +159,19 @@ def _reconstruct_block(
     if writer is None:
         streams.pass_dense(kind, dense)
         return []
-    fit, held = Moments(writer, wide_dtype(writer.weight.device)), Moments(writer, torch.float32)
+    fit = Moments(writer, wide_dtype(writer.weight.device), bias_only=bias_only)
+    held = Moments(writer, torch.float32, bias_only=bias_only)
     streams.gather(kind, dense, pruned, writer, fit, held)
     if not (fit.are_finite and held.are_finite):
         raise not_finite("input or output of the pruned model", index, WRITERS[kind])
-    old_HS = writer.weight.detach()
-    if writer.bias is not None:
-        old_HS = torch.cat([old_HS, writer.bias.detach()[:, None]], dim=1)
+    columns = [] if bias_only else [writer.weight.detach()]
+    columns += [] if writer.bias is None else [writer.bias.detach()[:, None]]
+    old_HS = torch.cat(columns, dim=1)
     new_HS, ridge, error = solve(old_HS, fit, held)
     if ridge is not None:
         # new parameters: the old ones may be the dense model's own
-        writer.weight = nn.Parameter(new_HS[:, : writer.in_features].contiguous(), requires_grad=False)
+        if not bias_only:
+            writer.weight = nn.Parameter(new_HS[:, : writer.in_features].contiguous(), requires_grad=False)
         if writer.bias is not None:
             writer.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
     streams.pass_pruned(kind, pruned)

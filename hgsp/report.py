@@ -56,6 +56,7 @@ def analysis(
     *,
     command: str,
     asked_ratio: float,
+    params_after: int,
     evaluation: Mapping[str, Any],
     samples: Mapping[str, str | None],
     timings_s: Mapping[str, float],
@@ -64,6 +65,7 @@ def analysis(
 ) -> dict[str, Any]:
     """The content of ``pruning_analysis.json``; counts are parameters and bytes of the models themselves."""
     geometry, plan = request.geometry, decision.plan
+    removed = geometry.total_params - params_after
     value_bytes = DTYPES[request.config.dtype].itemsize
     after = tuple(keep.shape for keep in plan.layers)
     layers = [
@@ -82,12 +84,12 @@ def analysis(
         "base_model": request.config.base_model,
         "importance_method": plan.provenance["importance_method"],
         "asked_ratio": asked_ratio,
-        "reached_ratio": plan.removed_params / geometry.total_params,
-        "reached_ratio_decoder": plan.removed_params / geometry.decoder_params,
+        "reached_ratio": removed / geometry.total_params,
+        "reached_ratio_decoder": removed / geometry.decoder_params,
         "params_before": geometry.total_params,
-        "params_after": geometry.total_params - plan.removed_params,
+        "params_after": params_after,
         "weight_bytes_before": geometry.total_params * value_bytes,
-        "weight_bytes_after": (geometry.total_params - plan.removed_params) * value_bytes,
+        "weight_bytes_after": params_after * value_bytes,
         "kv_cache_bytes_per_token_before": geometry.kv_cache_bytes_per_token(geometry.shapes, value_bytes),
         "kv_cache_bytes_per_token_after": geometry.kv_cache_bytes_per_token(after, value_bytes),
         "gqa_ratio": geometry.queries_per_kv,

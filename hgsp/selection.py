@@ -65,13 +65,15 @@ class LayerKeep:
 class PrunePlan:
     """What stays of every layer of the dense model. A plan is the only input of surgery.
 
-    ``budget_params`` was asked for, ``removed_params`` is what leaves, norms of removed layers included.
+    ``budget_params`` was asked for, ``removed_params`` is what leaves, norms of removed layers included. With
+    ``writer_bias`` every ``o_proj`` and ``down_proj`` that stays gets a bias, if the dense model's have none.
     """
 
     layers: tuple[LayerKeep, ...]
     budget_params: int
     removed_params: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    writer_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.removed_params > self.budget_params:
@@ -100,7 +102,8 @@ class PrunePlan:
     def read_json(cls, path: Path) -> PrunePlan:
         raw = json.loads(path.read_text())
         layers = tuple(LayerKeep(tuple(k["kv_groups"]), tuple(k["mlp_channels"])) for k in raw["layers"])
-        return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"])
+        writer_bias = raw.get("writer_bias", False)
+        return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"], writer_bias)
 
 
 def budget_for_ratio(geometry: Geometry, ratio: float, floors: Floors) -> int:

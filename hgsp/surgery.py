@@ -61,6 +61,11 @@ class Surgery:
             new_index: (old_index, _cuts(plan.layers[old_index], geometry))
             for new_index, old_index in enumerate(surviving_layers(plan))
         }
+        own = {ATTENTION_WRITER: "attention_bias", MLP_WRITER: "mlp_bias"}
+        #: Biases that the plan asks for and the dense model has not: zero unless replaced.
+        self.added_biases = [
+            f"{writer}.bias" for writer, key in own.items() if plan.writer_bias and not getattr(config, key, False)
+        ]
         self._new_index_of = {old_index: new_index for new_index, (old_index, _) in self._cuts.items()}
 
     def tensor(self, name: str) -> Tensor:
@@ -69,6 +74,8 @@ class Surgery:
             return self.replaced[name]
         if not name.startswith(LAYER_PREFIX):
             return self._read(name)
+        if any(name.endswith(f".{bias}") for bias in self.added_biases):
+            return torch.zeros(self.skeleton.config.hidden_size, dtype=self.skeleton.dtype)
         new_index, _, inner = name.removeprefix(LAYER_PREFIX).partition(".")
         old_index, cuts = self._cuts[int(new_index)]
         tensor = self._read(f"{LAYER_PREFIX}{old_index}.{inner}")
@@ -80,14 +87,13 @@ class Surgery:
     def widened(self, old_index: int, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The Linears of one dense layer as the plan leaves them, in their dense shapes: what is dropped is zero.
 
-        ``dense`` gives the layer's tensors by their names in it. A layer or block that is gone is zero throughout.
+        ``dense`` gives the layer's tensors by their names in it. A layer or block that is gone is zero throughout;
+        biases that the plan adds are there too.
         """
         new_index = self._new_index_of.get(old_index)
-        return {
-            name: self._widened(new_index, name, tensor)
-            for name, tensor in dense.items()
-            if name.rpartition(".")[0] in LINEARS
-        }
+        own = {name: tensor for name, tensor in dense.items() if name.rpartition(".")[0] in LINEARS}
+        own |= {name: dense[name.replace(".bias", ".weight")][:, 0] * 0 for name in self.added_biases}
+        return {name: self._widened(new_index, name, tensor) for name, tensor in own.items()}
 
     def _widened(self, new_index: int | None, name: str, dense: Tensor) -> Tensor:
         linear = name.rpartition(".")[0]
@@ -178,11 +184,13 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
         settings["layer_types"] = [settings["layer_types"][index] for index in surviving_layers(plan)]
     queries = geometry.queries_per_kv
     family = family_of(config)
-    if len(set(shapes)) == 1 and shapes[0].num_kv_groups and shapes[0].mlp_width:
+    if not plan.writer_bias and len(set(shapes)) == 1 and shapes[0].num_kv_groups and shapes[0].mlp_width:
         settings |= _sizes(shapes[0], queries)
         stock = _stock_type(family.model_type, settings)
         if stock is not None:
             return AutoConfig.for_model(stock, **settings)
+    if plan.writer_bias:
+        settings["writer_bias"] = True
     settings["per_layer_config"] = {index: _sizes(shape, queries) for index, shape in enumerate(shapes)}
     return AutoConfig.for_model(family.pruned_model_type, **settings)
 

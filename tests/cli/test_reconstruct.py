@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from conftest import make_tiny
 from hgsp import pipeline
@@ -140,3 +141,23 @@ def test_failure_while_reconstructing_leaves_nothing(prune, monkeypatch, tmp_pat
     code, _ = prune("failed")
     assert code == 1
     assert not [path for path in tmp_path.iterdir() if path.name not in {"llama-8q4kv"} and "pytest" not in path.name]
+
+
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "llama-mha-biased"])
+def test_bias_alone_makes_a_checkpoint_that_loads_everywhere(prune, family):
+    flags = ("--reconstruct", "bias", "--rounds", "2", "--search", "2", "--search_nsamples", "4")
+    (code, folder), (offloaded_code, offloaded) = (
+        prune("resident", *flags, family=family),
+        prune("offloaded", *flags, "--offload", family=family),
+    )
+    assert code == offloaded_code == 0
+    report, tensors = analysis_of(folder), tensors_of(folder)
+    assert report["reconstruction"]["method"] == "bias"
+    assert report["params_after"] == sum(tensor.numel() for tensor in tensors.values())
+    assert any(tensors[f"model.layers.{index}.mlp.down_proj.bias"].any() for index in range(3))
+    in_bin = load_pruned(folder / "pruned_model.bin").state_dict()
+    loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensors_of(offloaded)[name], tensor)
+        assert torch.equal(in_bin[name], tensor)
+        assert torch.equal(loaded[name], tensor)

@@ -1,6 +1,7 @@
 """The dense model as a plan leaves it: computes what the pruned model computes, and scores it group by group."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ TEXT = Calibration(IDS, "random bytes", 3)
 LONGER = Calibration(torch.randint(0, 256, (64, 32), generator=torch.Generator().manual_seed(4)), "random bytes", 4)
 
 
-def cut_model(model, plan, *, rebuilt):
+def cut_model(model, plan, *, rebuilt=True):
     """(decoder as cut, the pruned model itself)."""
     dense = Decoder(model)
     surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
@@ -42,10 +43,10 @@ def last_hidden(decoder):
     return decoder.model.model.norm(hidden)
 
 
-@pytest.mark.parametrize("rebuilt", [False, True])
+@pytest.mark.parametrize("rebuilt", [False, True, "bias"])
 def test_it_computes_what_the_pruned_model_computes(tiny, rebuilt):
     before = copy.deepcopy(tiny.state_dict())
-    decoder, pruned = cut_model(tiny, mixed_plan(tiny), rebuilt=rebuilt)
+    decoder, pruned = cut_model(tiny, replace(mixed_plan(tiny), writer_bias=rebuilt == "bias"), rebuilt=rebuilt)
     with torch.no_grad():
         expected = pruned.model(IDS).last_hidden_state
     torch.testing.assert_close(last_hidden(decoder), expected, atol=1e-5, rtol=1e-4)

@@ -1,6 +1,7 @@
 """Reconstruction against dense least squares on what the models themselves compute, module by module."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,6 +124,30 @@ def test_the_held_out_error_of_a_module_never_grows_and_is_what_held_out_tokens_
         )
         assert told[0] * true[1] == pytest.approx(told[1] * true[0], rel=1e-3)
     assert sum(fitted.error_after < fitted.error_before for fitted in found.modules) >= 2
+
+
+def test_with_bias_only_every_bias_takes_the_mean_of_what_is_missing(tiny):
+    """Weights stay; the ridge, relative to the one input of 1, shrinks the mean by 1 + ridge."""
+    plan, calibration = replace(mixed_plan(tiny), writer_bias=True), calibration_of()
+    found, replaced = rebuilt(tiny, plan, calibration)
+    assert found.describe()["method"] == "bias"
+    weights = [name for name in replaced if name.endswith("weight")]
+    cut = pruned_with(tiny, plan, {})
+    assert all(torch.equal(replaced[name], cut.get_parameter(name)) for name in weights)
+    after = pruned_with(tiny, plan, replaced)
+    assert all(layer.self_attn.o_proj.bias is not None for layer in after.model.layers)
+    ids = calibration.input_ids[: -num_held_out(16)]
+    for fitted, index, pruned in modules_in_turn(tiny, plan, found, replaced):
+        old, new = (model.model.layers[index].get_submodule(fitted.module).bias for model in (pruned, after))
+        if fitted.ridge is None:
+            assert torch.equal(old, new)
+            continue
+        _, target = seen_at(copy.deepcopy(tiny), fitted.layer, fitted.module, ids)
+        _, stream = seen_at(pruned, index, fitted.module, ids)
+        expected = old.double() + (target - stream).mean(0) / (1 + fitted.ridge)
+        torch.testing.assert_close(new.double(), expected, atol=1e-4, rtol=1e-3)
+        assert fitted.error_after < fitted.error_before
+    assert any(fitted.ridge is not None for fitted in found.modules)
 
 
 def test_nothing_removed_nothing_replaced(tiny):
