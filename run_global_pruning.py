@@ -60,9 +60,9 @@ def prune(config: PruneConfig, command: str) -> int:
         recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
         calibrations = Calibrations()
         if config.reads_text:
-            text = load_text(config.dataset, CALIBRATE, config.data_dir)
-            warnings += measure.overlap_warnings(text)
-            calibrations = draw_calibrations(config, text, tokenizer)
+            texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
+            warnings += [warning for text in texts for warning in measure.overlap_warnings(text)]
+            calibrations = draw_calibrations(config, texts, tokenizer)
         with timings.stage("load"):
             opened = pipeline.open_model(config, request.source, request.device)
         with timings.stage("score"):

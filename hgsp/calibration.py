@@ -6,6 +6,7 @@ N sequences | T tokens of a sequence
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,15 +51,51 @@ def tokenize(text: str, tokenizer: Any) -> Tensor:
 
 
 def build_calibration(
-    text: Text, tokenizer: Any, num_sequences: int, seq_len: int, seed: int, *, at_most: bool = False
+    texts: Text | Sequence[Text],
+    tokenizer: Any,
+    num_sequences: int,
+    seq_len: int,
+    seed: int,
+    *,
+    at_most: bool = False,
 ) -> Calibration:
     """Draw ``num_sequences`` different non-overlapping windows of ``seq_len`` tokens, seeded.
 
-    With ``at_most``, a text that has fewer gives what it has.
+    Several texts give the same number each, the first ones one more where it does not divide, in mixed order. With
+    ``at_most``, a text that has fewer gives what it has.
 
     Raises:
-        InputError: the text is too short; nothing is repeated to fill up.
+        InputError: a text is too short; nothing is repeated to fill up.
     """
+    texts = [texts] if isinstance(texts, Text) else list(texts)
+    each, more = divmod(num_sequences, len(texts))
+    if not each:
+        raise InputError(
+            expected=f"at least one sequence of each of {len(texts)} calibration texts",
+            got=f"{num_sequences} sequences",
+            remedy="ask for more sequences or fewer texts",
+        )
+    drawn = [
+        _draw(text, tokenizer, each + (place < more), seq_len, seed, at_most, len(texts))
+        for place, text in enumerate(texts)
+    ]
+    rows = torch.cat(drawn)
+    if len(texts) > 1:
+        if len(torch.unique(rows, dim=0)) < len(rows):
+            raise InputError(
+                expected="calibration texts of which none repeats another",
+                got=f"the same windows in {' and '.join(text.name for text in texts)}",
+                remedy="name each text once",
+            )
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    source = " + ".join(f"{text.name}, {text.split}, {text.source}" for text in texts)
+    return Calibration(rows.contiguous(), source, seed)
+
+
+def _draw(
+    text: Text, tokenizer: Any, num_sequences: int, seq_len: int, seed: int, at_most: bool, num_texts: int
+) -> Tensor:
+    """Windows of one of ``num_texts`` texts, int64 [N, T]."""
     ids = tokenize(text.content, tokenizer)
     available = len(ids) // seq_len
     windows = ids[: available * seq_len].view(available, seq_len)
@@ -67,7 +104,7 @@ def build_calibration(
         raise InputError(
             expected=f"text for {num_sequences} different windows of {seq_len} tokens",
             got=f"{len(windows)} in {text.name} ({len(ids)} tokens)",
-            remedy=f"use --nsamples {len(windows)}, a smaller --seq_len or a longer text",
+            remedy=f"use --nsamples {len(windows) * num_texts}, a smaller --seq_len or a longer text",
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_sequences]
-    return Calibration(windows[order].contiguous(), f"{text.name}, {text.split}, {text.source}", seed)
+    return windows[order]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-from hgsp.data import canonical_name, check_dataset_name
+from hgsp.data import canonical_name, check_dataset_name, dataset_names
 from hgsp.errors import InputError
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "flap", "random")
@@ -145,7 +145,9 @@ class ScoringConfig(TextConfig):
     base_model: str = option(help="hub id, local folder, or a .gguf file (de-quantised)")
     importance_method: str = option("taylor", help="how groups are scored", choices=IMPORTANCE_METHODS)
     dataset: str = option(
-        "wikitext2", help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file"
+        "wikitext2",
+        help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file; a comma list takes as "
+        "many sequences of each",
     )
     nsamples: int = option(128, help="calibration sequences; fewer = less memory and time", type=int)
     seq_len: int = option(256, help="tokens of a calibration sequence", type=int)
@@ -170,7 +172,13 @@ class ScoringConfig(TextConfig):
             require(getattr(self, name) in choices, f"--{name}", f"one of {', '.join(choices)}", getattr(self, name))
         require_counts(self, "nsamples", "batch_size")
         require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
-        check_dataset_name(self.dataset, "--dataset")
+        for name in self.datasets:
+            check_dataset_name(name, "--dataset")
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the calibration texts."""
+        return dataset_names(self.dataset)
 
     @property
     def measures_influence(self) -> bool:

@@ -145,6 +145,13 @@ def check_dataset_name(name: str, flag: str) -> None:
     )
 
 
+def dataset_names(value: str) -> tuple[str, ...]:
+    """The names in a comma list, each once; the path of a file that is there is one name whatever it contains."""
+    if Path(value).is_file():
+        return (value,)
+    return tuple(dict.fromkeys(canonical_name(name.strip()) for name in value.split(",")))
+
+
 def load_text(name: str, use: str, data_dir: str | Path | None = None) -> Text:
     """Read a named dataset or the user's own file.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,23 +74,23 @@ def prepare(config: PruneConfig) -> Request:
     return Request(config, source, device, floors, budgets)
 
 
-def draw_calibrations(config: PruneConfig, text: Text, tokenizer: Any) -> Calibrations:
-    """What scoring, the budget search and the reconstruction read of the same text.
+def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any) -> Calibrations:
+    """What scoring, the budget search and the reconstruction read of the same texts.
 
     Raises:
-        InputError: the text is too short to score with, or has fewer than two sequences to reconstruct from.
+        InputError: a text is too short to score with, or has fewer than two sequences to reconstruct from.
     """
     scoring = searching = rebuilding = None
     if config.scores_text:
-        scoring = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
+        scoring = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
         LOG.info("calibration: %s", scoring.describe())
     if config.search:
         wanted = config.search_nsamples or DEFAULT_SEARCH_NSAMPLES
-        searching = build_calibration(text, tokenizer, wanted, config.seq_len, config.seed + 1, at_most=True)
+        searching = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed + 1, at_most=True)
         LOG.info("budget search (%d sequences wanted): %s", wanted, searching.describe())
     if config.reconstruct != "none":
         wanted = config.reconstruct_nsamples or DEFAULT_RECONSTRUCT_NSAMPLES
-        rebuilding = build_calibration(text, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
+        rebuilding = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
         check_enough(rebuilding)
         LOG.info("reconstruction (%d sequences wanted): %s", wanted, rebuilding.describe())
     return Calibrations(scoring, searching, rebuilding)

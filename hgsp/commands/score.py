@@ -31,9 +31,9 @@ def score(config: ScoreConfig) -> int:
     refuse_existing(target, config.overwrite)
     device = resolve_device(config.device)
     source = inspect_model(config.base_model)
-    text = load_text(config.dataset, CALIBRATE, config.data_dir)
+    texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
     tokenizer = load_own_tokenizer(source)
-    calibration = build_calibration(text, tokenizer, config.nsamples, config.seq_len, config.seed)
+    calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
     opened = pipeline.open_model(config, source, device)
     scores = pipeline.score(config, opened, calibration, terminal)
     is_main = is_main_process()

@@ -539,3 +539,13 @@ def test_device_auto_prunes_the_same_and_evaluates(prune, result, analysis, tmp_
     if not torch.cuda.is_available():
         assert report["evaluation"] == analysis["evaluation"]
     assert report["environment"]["device"] == "auto"
+
+
+def test_a_comma_list_calibrates_on_all_its_texts(prune, tmp_path):
+    (tmp_path / "own.txt").write_text("".join(f"{number:08d}" for number in range(200)))
+    code = prune(tmp_path, "--dataset", f"{tmp_path / 'own.txt'},builtin", "--nsamples", "6")
+    assert code == 0
+    found = json.loads(next(tmp_path.rglob("pruning_analysis.json")).read_text())["scoring"]["calibration"]
+    assert found["sequences"] == 6
+    assert "builtin" in found["source"]
+    assert "own.txt" in found["source"]

@@ -80,3 +80,28 @@ def test_description_says_where_the_windows_come_from(tokenizer):
         "seed": 5,
         "sha256": calibration.sha256,
     }
+
+
+def test_several_texts_give_the_same_number_each_in_mixed_order(tokenizer):
+    digits = text_of("".join(f"{number:08d}" for number in range(40)))
+    calibration = build_calibration([digits, ENGLISH], tokenizer, 9, 8, seed=3)
+    assert calibration.input_ids.shape == (9, 8)
+    digit_ids = tokenize("0123456789", tokenizer)
+    of_digits = [bool(torch.isin(row, digit_ids).all()) for row in calibration.input_ids]
+    assert sum(of_digits) == 5
+    assert of_digits != sorted(of_digits, reverse=True)
+    assert calibration.source.count(" + ") == 1
+    again = build_calibration([digits, ENGLISH], tokenizer, 9, 8, seed=3)
+    assert again.sha256 == calibration.sha256
+    with pytest.raises(InputError, match="use --nsamples 80"):
+        build_calibration([digits, ENGLISH], tokenizer, 100, 8, seed=3)
+    few = build_calibration([digits, ENGLISH], tokenizer, 100, 8, seed=3, at_most=True)
+    assert len(few.input_ids) == 40 + 50
+
+
+def test_texts_that_repeat_each_other_or_get_no_sequence_are_refused(tokenizer):
+    digits = text_of("".join(f"{number:08d}" for number in range(40)))
+    with pytest.raises(InputError, match="none repeats another"):
+        build_calibration([digits, digits], tokenizer, 80, 8, seed=3)
+    with pytest.raises(InputError, match="at least one sequence of each of 2"):
+        build_calibration([digits, ENGLISH], tokenizer, 1, 8, seed=3)
