@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--base_model", required=True)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["fisher", "fisher+lstsq"])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.3, 0.5], help="of the decoder layers")
-    parser.add_argument("--calibrate", default="wikitext2")
+    parser.add_argument("--calibrate", nargs="+", default=["wikitext2"], help="several give as many sequences each")
     parser.add_argument("--nsamples", type=int, default=64)
     parser.add_argument("--reconstruct_nsamples", type=int, default=256)
     parser.add_argument("--seq_len", type=int, default=256)
@@ -105,7 +105,7 @@ class Bench:
         self._options = options
         self.source = inspect_model(options.base_model)
         self.tokenizer = load_tokenizer(options.base_model)
-        self._text = load_text(options.calibrate, CALIBRATE, options.data_dir)
+        self._texts = [load_text(name, CALIBRATE, options.data_dir) for name in options.calibrate]
         self._evaluated = [load_text(name, EVALUATE, options.data_dir) for name in options.evaluate]
         self._tasks = [load_task(ZERO_SHOT[name], options.data_dir) for name in options.tasks]
 
@@ -119,7 +119,7 @@ class Bench:
 
     def calibration(self, num_sequences: int, seed: int = SEED) -> Any:
         options = self._options
-        return build_calibration(self._text, self.tokenizer, num_sequences, options.seq_len, seed, at_most=True)
+        return build_calibration(self._texts, self.tokenizer, num_sequences, options.seq_len, seed, at_most=True)
 
     def measure(self, way: str, ratio: float) -> dict[str, Any]:
         """Quality and size of one cell, and the seconds it took to make the model from the dense one."""
@@ -182,9 +182,9 @@ class Bench:
         }
         return {"limit": options.limit, **mean_accuracy(scores)}
 
-    def plan(self, method: str, budget: int, search_steps: int = 0) -> Any:
+    def plan(self, method: str, budget: int, search_steps: int = 0, labels: str = "text") -> Any:
         geometry, options = self.source.geometry, self._options
-        table, _ = self._scores(method).table(geometry, METHODS[method].normalization, 0.0, None)
+        table, _ = self._scores(method, labels).table(geometry, METHODS[method].normalization, 0.0, None)
         start = Budgeted(table, geometry, budget, Floors())
         if not search_steps:
             return start.plan(np.zeros((geometry.num_layers, 2)))
@@ -200,8 +200,8 @@ class Bench:
         reconstruct(Decoder(model), surgery, calibration, batch_size=options.batch_size)
         return apply_plan(model, plan, surgery.replaced)
 
-    def _scores(self, method: str) -> Scores:
-        path = self._options.output.with_suffix(f".{method}.npz")
+    def _scores(self, method: str, labels: str) -> Scores:
+        path = self._options.output.with_suffix(f".{method}.{labels}.npz")
         if not path.exists():
             model = self.dense()
             found = score_groups(
@@ -209,6 +209,7 @@ class Bench:
                 method,
                 self.calibration(self._options.nsamples),
                 options=ScoringOptions(batch_size=self._options.batch_size),
+                labels=labels,
             )
             state = model.state_dict()
             sample = sample_weights(lambda name: state[name][:1], self.source.geometry.num_layers)
@@ -229,8 +230,8 @@ def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
     return {**result, "by_task": by_task}
 
 
-def cut_only(bench: Bench, budget: int, method: str, search_steps: int = 0) -> Any:
-    return apply_plan(bench.dense(), bench.plan(method, budget, search_steps))
+def cut_only(bench: Bench, budget: int, method: str, search_steps: int = 0, labels: str = "text") -> Any:
+    return apply_plan(bench.dense(), bench.plan(method, budget, search_steps, labels))
 
 
 def cut_and_reconstruct(
@@ -254,6 +255,7 @@ def published(bench: Bench, budget: int, name: str) -> Any:
 
 
 WAYS: dict[str, Callable[[Bench, int], Any]] = {
+    "fisher, labels drawn": functools.partial(cut_only, method="fisher", labels="model"),
     **{method: functools.partial(cut_only, method=method) for method in METHODS},
     **{f"{method}+lstsq": functools.partial(cut_and_reconstruct, method=method) for method in METHODS},
     **{f"{method}+bias": functools.partial(cut_and_reconstruct, method=method, writer_bias=True) for method in METHODS},

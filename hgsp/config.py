@@ -21,6 +21,7 @@ RECONSTRUCTIONS = ("none", "bias", "lstsq")
 DEFAULT_RECONSTRUCT_NSAMPLES = 256
 DEFAULT_SEARCH_NSAMPLES = 16
 LAYER_IMPORTANCES = ("cosine", "perplexity")
+LABELS = ("text", "model")
 DEFAULT_EPSILON = 0.15
 #: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
 CPU_EVAL_WINDOWS = 16
@@ -149,6 +150,9 @@ class ScoringConfig(TextConfig):
         help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file; a comma list takes as "
         "many sequences of each",
     )
+    labels: str = option(
+        "text", help="next tokens that gradients are of: the text's, or drawn from the model itself", choices=LABELS
+    )
     nsamples: int = option(128, help="calibration sequences; fewer = less memory and time", type=int)
     seq_len: int = option(256, help="tokens of a calibration sequence", type=int)
     batch_size: int = option(4, help="sequences at a time, for scoring", type=int)
@@ -167,6 +171,7 @@ class ScoringConfig(TextConfig):
         for name, choices in (
             ("importance_method", IMPORTANCE_METHODS),
             ("layer_importance", LAYER_IMPORTANCES),
+            ("labels", LABELS),
             ("dtype", DTYPE_NAMES),
         ):
             require(getattr(self, name) in choices, f"--{name}", f"one of {', '.join(choices)}", getattr(self, name))

@@ -110,11 +110,14 @@ class Decoder:
         arguments = _on_device(self._kwargs_by_shape[hidden_BTH.shape[:2]], hidden_BTH.device)
         return hidden_BTH + layer.self_attn(hidden_states=layer.input_layernorm(hidden_BTH), **arguments)[0]
 
-    def loss_and_gradient(self, hidden_BTH: Tensor, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(
+        self, hidden_BTH: Tensor, input_ids_BT: Tensor, label_seeds: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Next-token loss of every sequence and its gradient with respect to the last hidden states.
 
         The loss is the SUM of the negative log-likelihoods of a sequence's T-1 predictions in nats, [B] float64; the
-        gradient has the dtype of the hidden states, [B, T, H]. Logits exist for a few positions at a time.
+        gradient has the dtype of the hidden states, [B, T, H]. Logits exist for a few positions at a time. With a seed
+        for every sequence, its labels are drawn from the model's own distributions instead of being the text's.
         """
         head = self.model.lm_head
         gradient = torch.zeros_like(hidden_BTH)
@@ -122,11 +125,15 @@ class Decoder:
         positions = max(1, MAX_LOGITS // head.weight.shape[0])
         for row in range(len(hidden_BTH)):
             targets = input_ids_BT[row, 1:].to(head.weight.device)
+            generator = None
+            if label_seeds is not None:
+                generator = torch.Generator(head.weight.device).manual_seed(label_seeds[row])
             for chunk in torch.arange(len(targets)).split(positions):
                 last = hidden_BTH[row, chunk].detach().to(head.weight.device).requires_grad_()
                 with torch.enable_grad():
                     logits = head(self.model.model.norm(last))
-                    nll = nn.functional.cross_entropy(logits.float(), targets[chunk], reduction="sum")
+                    labels = targets[chunk] if generator is None else _drawn(logits, generator)
+                    nll = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
                 (gradient[row, chunk],) = (g.to(gradient) for g in torch.autograd.grad(nll, last))
                 loss[row] += nll.item()
         return loss, gradient
@@ -144,6 +151,11 @@ class Decoder:
         finally:
             handle.remove()
         raise AssertionError("the model's forward never reached its first layer")
+
+
+def _drawn(logits_TV: Tensor, generator: torch.Generator) -> Tensor:
+    """One token of each distribution, [T]."""
+    return torch.multinomial(logits_TV.detach().float().softmax(-1), 1, generator=generator).squeeze(1)
 
 
 @dataclass

@@ -101,6 +101,7 @@ def score(
         with_influence=by_cosine,
         options=options,
         seed=config.seed,
+        labels=config.labels,
         progress=progress,
     )
     influence = found.influence
@@ -110,6 +111,7 @@ def score(
         "base_model": config.base_model,
         "importance_method": config.importance_method,
         "calibration": None if calibration is None else calibration.describe(),
+        "labels": config.labels,
         "calibration_loss": found.calibration_loss,
         "seed": config.seed,
         "dtype": config.dtype,
@@ -170,7 +172,10 @@ def cut_in_rounds(
         InputError, NumericalError: as ``score_groups`` and ``reconstruct``.
     """
     earlier, rounds = None, request.config.rounds
-    config = replace(request.config, importance_method=scores.provenance["importance_method"])
+    made = scores.provenance
+    config = replace(
+        request.config, importance_method=made["importance_method"], labels=made.get("labels", request.config.labels)
+    )
     for number in range(1, rounds + 1):
         with timings.stage("cut"):
             decision = cut(request, scores, budget * number // rounds, earlier)

@@ -21,7 +21,7 @@ from hgsp.families import ATTENTION_WRITER, LINEARS, MLP_WRITER
 from hgsp.geometry import Geometry, geometry_of
 from hgsp.groups import KIND_NAMES
 from hgsp.importance import METHODS, ColumnMethod, GroupMethod, Method, WeightMethod
-from hgsp.layerwise import Decoder, LayerWalk, weight_not_finite
+from hgsp.layerwise import Decoder, LayerWalk, Objective, weight_not_finite
 from hgsp.normalization import LayerImportance
 from hgsp.prior import Influence, InfluenceWatch
 from hgsp.progress import Progress, silent
@@ -61,12 +61,15 @@ def score_groups(
     with_influence: bool = False,
     options: ScoringOptions | None = None,
     seed: int = 42,
+    labels: str = "text",
     progress: Progress = silent,
 ) -> Importances:
     """Importance of every group of the model, float64, in the method's own unit.
 
     Walks the decoder once forward and, if the method needs gradients, once backward; holds one layer's statistics at a
-    time. Gradients are accumulated in float32 over all sequences. With several processes each walks its share.
+    time. Gradients are accumulated in float32 over all sequences. With several processes each walks its share. With
+    ``labels="model"`` gradients are of tokens that the model draws itself, seeded: ``fisher`` then estimates the Fisher
+    information of its output, which is the curvature of the KL divergence, whatever the text says next.
 
     Raises:
         InputError: the method needs text and there is no calibration.
@@ -106,14 +109,27 @@ def score_groups(
             if not backward:
                 found[layer_pass.index] = _layer_importance(method, statistics, geometry, seed)
         if backward:
-            for back in progress(walk.backward(), f"{method.name} scores", decoder.num_layers):
+            objective = None if labels == "text" else _of_drawn_labels(walk, seed + share.rows.start)
+            for back in progress(walk.backward(objective), f"{method.name} scores", decoder.num_layers):
                 linears = _linears(back.module, method)
                 statistics = gather_backward(back, linears, method.needs & BACKWARD_STATISTICS, share, seq_len)
                 found[back.index] = _layer_importance(method, statistics, geometry, seed)
                 del statistics  # or two layers' gradients would be held
     influence = watch.influence(share.num_sequences * seq_len) if watch else None
-    loss = float(sum_over_processes(walk.losses.sum())) / (share.num_sequences * (seq_len - 1)) if backward else None
+    loss = None
+    if backward and labels == "text":
+        loss = float(sum_over_processes(walk.losses.sum())) / (share.num_sequences * (seq_len - 1))
     return Importances(_in_order(found), influence, loss)
+
+
+def _of_drawn_labels(walk: LayerWalk, first_seed: int) -> Objective:
+    """The loss of labels drawn from the model; a sequence's labels depend on its own seed alone."""
+
+    def objective(hidden_BTH: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
+        seeds = range(first_seed + batch.start, first_seed + batch.stop)
+        return walk.decoder.loss_and_gradient(hidden_BTH, walk.input_ids[batch], seeds)
+
+    return objective
 
 
 def fold_weights(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> dict[str, Tensor]:

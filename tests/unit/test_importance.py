@@ -466,3 +466,61 @@ def test_one_sequence_is_enough_and_the_cache_setting_does_not_matter(method, us
     got = blocks(scores(make_tiny("llama-8q4kv", use_cache=use_cache), method, one))
     assert np.isfinite(got).all()
     np.testing.assert_array_equal(got, blocks(scores(make_tiny("llama-8q4kv"), method, one)))
+
+
+# ------------------------------------------------------------------------------------- labels drawn from the model
+
+
+def test_drawn_labels_are_the_models_own_and_a_sequences_own(make):
+    """Against a loss on labels drawn here with the same seed, whatever batch the sequence is in."""
+    model = make("llama-8q4kv")
+    decoder, ids = Decoder(model), calibration(3).input_ids
+    hidden = model.model(ids).last_hidden_state.detach()
+    model.model.norm = torch.nn.Identity()  # what comes in is normalised already
+    loss, gradient = decoder.loss_and_gradient(hidden, ids, [7, 8, 9])
+    for row, seed in enumerate((7, 8, 9)):
+        last = hidden[row, :-1].clone().requires_grad_()
+        logits = model.lm_head(last)
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(seed))
+        nll = torch.nn.functional.cross_entropy(logits, drawn.squeeze(1), reduction="sum")
+        assert loss[row].item() == pytest.approx(nll.item(), rel=1e-5)
+        torch.testing.assert_close(gradient[row, :-1], torch.autograd.grad(nll, last)[0])
+        alone, _ = decoder.loss_and_gradient(hidden[row : row + 1], ids[row : row + 1], [seed])
+        assert alone.item() == pytest.approx(loss[row].item(), rel=1e-6)
+    assert not torch.equal(decoder.loss_and_gradient(hidden, ids)[0], loss)
+
+
+@pytest.mark.parametrize("method", ["fisher", "taylor", "taylor_2nd"])
+def test_scores_of_drawn_labels_depend_on_the_seed_and_not_on_batches(make, method):
+    model = make("llama-8q4kv")
+    first = scores(model, method, calibration(8), labels="model", seed=1)
+    again = scores(model, method, calibration(8), labels="model", seed=1, options=ScoringOptions(batch_size=3))
+    other = scores(model, method, calibration(8), labels="model", seed=2)
+    np.testing.assert_allclose(blocks(first), blocks(again), rtol=ROUNDING)
+    assert not np.allclose(blocks(first), blocks(other), rtol=0.05)
+    assert not np.allclose(blocks(first), blocks(scores(model, method, calibration(8))), rtol=0.05)
+    assert first.calibration_loss is None
+
+
+def test_fisher_of_drawn_labels_is_the_curvature_of_the_divergence(make):
+    """Twice KL(dense || gate at 1 - eps), per squared eps and per token, times T - 1 tokens: the mean of c_s squared.
+
+    Many draws on few tokens, so that the mean over sequences is one over labels.
+    """
+    model = make("llama-8q4kv")
+    ids = calibration(1, 3).input_ids
+    many = calibration(1, 3)
+    object.__setattr__(many, "input_ids", ids.expand(4000, -1).contiguous())
+    importance = scores(model, "fisher", many, labels="model", options=ScoringOptions(batch_size=500)).by_layer[1][
+        "mlp"
+    ]
+    eps, channels = 0.02, np.argsort(importance)[-5:]
+    with torch.no_grad():
+        log_p = model(ids).logits.double().log_softmax(-1)[0, :-1]
+        for channel in channels:
+            changed = copy.deepcopy(model)
+            changed.model.layers[1].mlp.down_proj.weight[:, channel] *= 1 - eps
+            log_q = changed(ids).logits.double().log_softmax(-1)[0, :-1]
+            curvature = 2 * float((log_p.exp() * (log_p - log_q)).sum()) / eps**2
+            num_tokens = len(log_p)
+            assert importance[channel] == pytest.approx(curvature / num_tokens**2, rel=0.25)
