@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def provenance() -> dict[str, Any]:
     script, *arguments = sys.argv
     names = [Path(argument).name if "/" in argument else argument for argument in arguments]
     return {
-        "command": " ".join(["python", f"benchmarks/{Path(script).name}", *names]),
+        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *names]),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
