@@ -26,12 +26,13 @@ from hgsp.loading import DTYPES, ModelSource, inspect_model, load_dense
 from hgsp.offload import SafetensorFiles, open_offloaded
 from hgsp.prior import perplexity_influence
 from hgsp.progress import Progress, Timings, silent
-from hgsp.reconstruct import Reconstruction, SpilledTensors, reconstruct
+from hgsp.reconstruct import Reconstruction, reconstruct
 from hgsp.request import Calibrations, Request
 from hgsp.scores import Scores, sample_weights
 from hgsp.scoring import ScoringOptions, score_groups
 from hgsp.search import Budgeted, search
 from hgsp.selection import PrunePlan, kept_mask, select_groups
+from hgsp.spilled import SpilledTensors
 from hgsp.surgery import Surgery, apply_plan
 
 LOG = logging.getLogger(__name__)

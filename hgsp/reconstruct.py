@@ -22,15 +22,13 @@ N sequences | T tokens | H hidden | S inputs a pruned writer keeps, plus one for
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hgsp.boundaries import Boundaries
@@ -199,44 +197,6 @@ def _new_tensors(modules: list[ModuleFit], index: int, new_index: int, pruned: n
         if fitted.layer == index and fitted.ridge is not None
         for name, parameter in pruned.get_submodule(fitted.module).named_parameters()
     }
-
-
-class SpilledTensors(MutableMapping[str, Tensor]):
-    """Tensors by name in files of one folder, so that none of them stays in memory. ``close`` removes the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self._folder = folder
-        self._names: dict[str, None] = {}
-
-    def __setitem__(self, name: str, tensor: Tensor) -> None:
-        save_file({name: tensor.contiguous()}, self._file(name))
-        self._names[name] = None
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return load_file(self._file(name))[name]
-
-    def __delitem__(self, name: str) -> None:
-        del self._names[name]
-        self._file(name).unlink()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def close(self) -> None:
-        self._names.clear()
-        shutil.rmtree(self._folder)
-
-    def _file(self, name: str) -> Path:
-        return self._folder / f"{name}.safetensors"
 
 
 class _TwoStreams:

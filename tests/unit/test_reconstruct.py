@@ -11,7 +11,8 @@ from hgsp.errors import InputError, NumericalError
 from hgsp.families import LAYER_PREFIX
 from hgsp.geometry import geometry_of
 from hgsp.layerwise import Decoder
-from hgsp.reconstruct import SpilledTensors, num_held_out, reconstruct
+from hgsp.reconstruct import num_held_out, reconstruct
+from hgsp.spilled import SpilledTensors
 from hgsp.surgery import Surgery, apply_plan, surviving_layers
 from plans import mixed_plan, plan_dropping
 

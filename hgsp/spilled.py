@@ -1,0 +1,48 @@
+"""Tensors that wait on disk until they are needed again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class SpilledTensors(MutableMapping[str, Tensor]):
+    """Tensors by name in files of one folder, so that none of them stays in memory. ``close`` removes the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._names: dict[str, None] = {}
+
+    def __setitem__(self, name: str, tensor: Tensor) -> None:
+        save_file({name: tensor.contiguous()}, self._file(name))
+        self._names[name] = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return load_file(self._file(name))[name]
+
+    def __delitem__(self, name: str) -> None:
+        del self._names[name]
+        self._file(name).unlink()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def close(self) -> None:
+        self._names.clear()
+        shutil.rmtree(self._folder)
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
