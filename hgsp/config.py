@@ -211,7 +211,7 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         "fast": {"importance_method": "fisher", "temperature": 0.0},
         "balanced": {"importance_method": "fisher", "temperature": 0.0, "reconstruct": "lstsq"},
         "best": {
-            **{"importance_method": "fisher", "temperature": 0.0, "search": 12},
+            **{"importance_method": "fisher", "temperature": 0.0},
             **{"reconstruct": "lstsq", "reconstruct_nsamples": 512},
         },
     }

@@ -14,6 +14,7 @@ import run_global_pruning
 from conftest import REPOSITORY
 from documents import without_blocks
 from hgsp.commands import summarize
+from hgsp.config import PruneConfig
 from hgsp.geometry import Geometry, geometry_of
 
 README, GUIDE = REPOSITORY / "README.md", REPOSITORY / "docs" / "MULTI_MODEL_GUIDE.md"
@@ -67,6 +68,18 @@ def test_perplexities_by_method_in_the_readme(heading, name, rows):
     shown = table(README, heading)
     for first, method in rows.items():
         assert shown[first] == one_decimal([results(name)["dense"]["ppl"], *perplexities(name, method)])
+
+
+def test_perplexities_by_recipe_in_the_readme():
+    cells = {(row["way"], row["ratio"]): row["ppl"]["wiki.test.raw"] for row in results("quality_smollm2")["rows"]}
+    shown = {
+        (first.partition(":")[0].removeprefix("--recipe "), ratio): cell
+        for first, (_, *by_ratio) in table(README, "SmolLM2-135M-Instruct, perplexity").items()
+        for ratio, cell in zip(RATIOS, by_ratio, strict=True)
+        if first.startswith("--recipe") and cell
+    }
+    recipes = {cell: f"{ppl:.1f}" for cell, ppl in cells.items() if cell[0] in PruneConfig.RECIPES}
+    assert shown == recipes
 
 
 def test_perplexities_by_normalisation_in_the_readme():
