@@ -16,19 +16,30 @@ from torch import Tensor
 AT_ONCE = 1 << 22
 
 
-@torch.inference_mode()
-def kl_to_dense(dense: Any, pruned: Any, windows: Sequence[Tensor]) -> float:
-    """Mean of KL(dense || pruned) in nats per predicted token, those that perplexity counts.
+class DenseReference:
+    """A dense model on windows of text: its last hidden states [T, H] are kept, so that its layers run only once."""
 
-    Log-probabilities are float32, a window's sum float64; two windows' logits [T, V] exist at a time.
-    """
-    sums = [_window_kl(_logits(dense, window), _logits(pruned, window)) for window in windows]
-    return math.fsum(sums) / sum(len(window) - 1 for window in windows)
+    @torch.inference_mode()
+    def __init__(self, dense: Any, windows: Sequence[Tensor]) -> None:
+        self._head, self._windows = dense.lm_head, windows
+        self._hidden = [dense.model(**_inputs(dense, window)).last_hidden_state[0, :-1] for window in windows]
+
+    @torch.inference_mode()
+    def kl(self, pruned: Any) -> float:
+        """Mean of KL(dense || pruned) in nats per predicted token, those that perplexity counts.
+
+        Log-probabilities are float32, a window's sum float64; two windows' logits [T, V] exist at a time.
+        """
+        sums = [
+            _window_kl(self._head(hidden), pruned(**_inputs(pruned, window)).logits[0, :-1])
+            for hidden, window in zip(self._hidden, self._windows, strict=True)
+        ]
+        return math.fsum(sums) / sum(len(window) - 1 for window in self._windows)
 
 
-def _logits(model: Any, window_T: Tensor) -> Tensor:
+def _inputs(model: Any, window_T: Tensor) -> dict[str, Any]:
     input_ids = window_T[None].to(model.get_input_embeddings().weight.device)
-    return model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits[0, :-1]
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
 
 
 def _window_kl(dense_TV: Tensor, pruned_TV: Tensor) -> float:

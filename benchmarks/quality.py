@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from baselines import BASELINES
-from divergence import kl_to_dense
+from divergence import DenseReference
 from machine import provenance
 from quality_report import draw, markdown
 
@@ -156,22 +156,21 @@ class Bench:
         num_sequences = options.reconstruct_nsamples if name in REFITTING else options.nsamples
         return BASELINES[name](self.dense(), self.calibration(num_sequences), budget, options.batch_size)
 
-    def divergences(self, model: Any) -> dict[str, float]:
-        """KL(dense || pruned) in nats per token, on the windows of the perplexity."""
+    @functools.cached_property
+    def _references(self) -> dict[str, DenseReference]:
+        """The dense model on the windows of the perplexity, by the text's name."""
         options = self._options
         return {
-            Path(text.name).name: round(
-                kl_to_dense(
-                    self.reference,
-                    model,
-                    split_windows(
-                        tokenize(text.content, self.tokenizer), options.eval_seq_len, None, options.eval_windows
-                    ),
-                ),
-                4,
+            Path(text.name).name: DenseReference(
+                self.reference,
+                split_windows(tokenize(text.content, self.tokenizer), options.eval_seq_len, None, options.eval_windows),
             )
             for text in self._evaluated
         }
+
+    def divergences(self, model: Any) -> dict[str, float]:
+        """KL(dense || pruned) in nats per token, on the windows of the perplexity."""
+        return {name: round(reference.kl(model), 4) for name, reference in self._references.items()}
 
     def accuracy(self, model: Any) -> dict[str, Any]:
         """Means over the zero-shot tasks with their standard errors, and every task's own."""

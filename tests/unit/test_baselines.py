@@ -21,7 +21,7 @@ import quality
 from baselines import BASELINES, flap, llm_pruner, osscar, shortgpt, uniform_magnitude, wanda_sp
 from baselines.blocks import walk_blocks
 from baselines.widths import uniform_shapes
-from divergence import kl_to_dense
+from divergence import DenseReference
 from quality_report import draw, markdown
 
 BATCH = 3
@@ -333,8 +333,8 @@ def test_divergence_is_the_mean_kl_over_predicted_tokens(make, tokens):
     for window in windows:
         target, got = (model(window[None]).logits[0, :-1].double().log_softmax(1) for model in (dense, other))
         expected.append(nn.functional.kl_div(got, target, log_target=True, reduction="none").sum(1))
-    assert kl_to_dense(dense, other, windows) == pytest.approx(float(torch.cat(expected).mean()), rel=1e-4)
-    assert kl_to_dense(dense, dense, windows) == 0
+    assert DenseReference(dense, windows).kl(other) == pytest.approx(float(torch.cat(expected).mean()), rel=1e-4)
+    assert DenseReference(dense, windows).kl(dense) == 0
 
 
 def test_mean_accuracy_and_its_standard_error():
