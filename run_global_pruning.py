@@ -35,9 +35,11 @@ def prune(config: PruneConfig, command: str) -> int:
     from finetune_lora import prepare_after_pruning, recover_all
     from hgsp import pipeline, report
     from hgsp.data import CALIBRATE, load_text
+    from hgsp.decision import cut
     from hgsp.distributed import is_main_process, leave_processes
     from hgsp.loading import load_own_tokenizer
     from hgsp.logs import LogFile, show
+    from hgsp.opened import open_model
     from hgsp.progress import Timings, terminal
     from hgsp.request import Calibrations, draw_calibrations, prepare, result_folder, search_file
 
@@ -47,7 +49,7 @@ def prune(config: PruneConfig, command: str) -> int:
         shapes = None
         if config.scores is not None and config.rounds == 1:
             scores = pipeline.load_scores(request, None)
-            plan = pipeline.cut(request, scores, request.budgets[0]).plan
+            plan = cut(request, scores, request.budgets[0]).plan
             shapes = [keep.shape for keep in plan.layers]
         show(report.dry_run_table(request, shapes))
         return 0
@@ -64,7 +66,7 @@ def prune(config: PruneConfig, command: str) -> int:
             warnings += [warning for text in texts for warning in measure.overlap_warnings(text)]
             calibrations = draw_calibrations(config, texts, tokenizer)
         with timings.stage("load"):
-            opened = pipeline.open_model(config, request.source, request.device)
+            opened = open_model(config, request.source, request.device)
         with timings.stage("score"):
             if config.scores is not None:
                 scores = pipeline.load_scores(request, opened)
@@ -79,7 +81,7 @@ def prune(config: PruneConfig, command: str) -> int:
 
         for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
             if number and not config.offload:
-                opened = pipeline.open_model(config, request.source, request.device)  # surgery consumed the last one
+                opened = open_model(config, request.source, request.device)  # surgery consumed the last one
             unfinished = search_file(request, ratio)
             with result_folder(request, ratio) as folder:
                 decision, rebuilt = pipeline.cut_in_rounds(

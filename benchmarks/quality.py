@@ -36,7 +36,12 @@ from evaluation.metrics.zeroshot import ZERO_SHOT, averages
 from evaluation.tasks import parse_tasks
 from hgsp.calibration import build_calibration, tokenize
 from hgsp.cli import quiet_libraries
-from hgsp.config import DEFAULT_RECONSTRUCT_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
+from hgsp.config import (
+    DEFAULT_PROFILE_NSAMPLES,
+    DEFAULT_RECONSTRUCT_NSAMPLES,
+    DEFAULT_SEARCH_NSAMPLES,
+    PruneConfig,
+)
 from hgsp.data import CALIBRATE, EVALUATE, load_text
 from hgsp.geometry import geometry_of
 from hgsp.importance import METHODS
@@ -45,7 +50,9 @@ from hgsp.loading import inspect_model, load_dense, load_tokenizer
 from hgsp.reconstruct import reconstruct
 from hgsp.scores import Scores, sample_weights
 from hgsp.scoring import ScoringOptions, score_groups
-from hgsp.search import Budgeted, search
+from hgsp.search import Budgeted, Moves, search
+from hgsp.search_by_gradient import GradientMoves
+from hgsp.search_by_profile import ProfileMoves
 from hgsp.selection import Floors
 from hgsp.surgery import Surgery, apply_plan
 
@@ -181,23 +188,30 @@ class Bench:
         }
         return {"limit": options.limit, **mean_accuracy(scores)}
 
-    def plan(self, method: str, budget: int, search_steps: int = 0, labels: str = "text") -> Any:
-        geometry, options = self.source.geometry, self._options
+    def plan(self, method: str, budget: int, search_steps: int = 0, labels: str = "text", refit: bool = False) -> Any:
+        """The plan, searched as it will be used: for a plain cut, or with ``refit`` for one that is reconstructed."""
+        geometry = self.source.geometry
         table, _ = self._scores(method, labels).table(geometry, METHODS[method].normalization, 0.0, None)
         start = Budgeted(table, geometry, budget, Floors())
         if not search_steps:
             return start.plan(np.zeros((geometry.num_layers, 2)))
-        judge = self.calibration(DEFAULT_SEARCH_NSAMPLES, SEED + 1)
-        state = search(Decoder(self.dense()), start, judge, search_steps, batch_size=options.batch_size)
+        state = search(self._moves(start, refit), start, search_steps)
         return start.plan(np.array(state.log_factors))
+
+    def _moves(self, start: Budgeted, refit: bool) -> Moves:
+        model, batch_size = self.dense(), self._options.batch_size
+        calibration = self.calibration(DEFAULT_PROFILE_NSAMPLES if refit else DEFAULT_SEARCH_NSAMPLES, SEED + 1)
+        if not refit:
+            return GradientMoves(Decoder(model), start, calibration, batch_size=batch_size)
+        surgery_of = functools.partial(surgery, model)
+        return ProfileMoves(Decoder(model), start, calibration, surgery_of, batch_size=batch_size)
 
     def reconstructed(self, model: Any, plan: Any, num_sequences: int | None = None) -> Any:
         """The pruned model with its writers refitted; consumes the dense one."""
-        surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
         options = self._options
-        calibration = self.calibration(num_sequences or options.reconstruct_nsamples)
-        reconstruct(Decoder(model), surgery, calibration, batch_size=options.batch_size)
-        return apply_plan(model, plan, surgery.replaced)
+        calibration, pruned = self.calibration(num_sequences or options.reconstruct_nsamples), surgery(model, plan)
+        reconstruct(Decoder(model), pruned, calibration, batch_size=options.batch_size)
+        return apply_plan(model, plan, pruned.replaced)
 
     def _scores(self, method: str, labels: str) -> Scores:
         path = self._options.output.with_suffix(f".{method}.{labels}.npz")
@@ -229,6 +243,11 @@ def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
     return {**result, "by_task": by_task}
 
 
+def surgery(model: Any, plan: Any) -> Surgery:
+    """The pruned model's tensors, cut from a model in memory."""
+    return Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
+
+
 def cut_only(bench: Bench, budget: int, method: str, search_steps: int = 0, labels: str = "text") -> Any:
     return apply_plan(bench.dense(), bench.plan(method, budget, search_steps, labels))
 
@@ -236,15 +255,16 @@ def cut_only(bench: Bench, budget: int, method: str, search_steps: int = 0, labe
 def cut_and_reconstruct(
     bench: Bench, budget: int, method: str, search_steps: int = 0, writer_bias: bool = False
 ) -> Any:
-    plan = replace(bench.plan(method, budget, search_steps), writer_bias=writer_bias)
+    plan = replace(bench.plan(method, budget, search_steps, refit=True), writer_bias=writer_bias)
     return bench.reconstructed(bench.dense(), plan)
 
 
 def by_recipe(bench: Bench, budget: int, name: str) -> Any:
     """What ``--recipe NAME`` makes of this bench's text and number of scoring sequences."""
     recipe = PruneConfig.RECIPES[name]
-    plan = bench.plan(recipe["importance_method"], budget, recipe.get("search", 0))
-    if "reconstruct" not in recipe:
+    refit = "reconstruct" in recipe
+    plan = bench.plan(recipe["importance_method"], budget, recipe.get("search", 0), refit=refit)
+    if not refit:
         return apply_plan(bench.dense(), plan)
     return bench.reconstructed(bench.dense(), plan, recipe.get("reconstruct_nsamples", DEFAULT_RECONSTRUCT_NSAMPLES))
 

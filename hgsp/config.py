@@ -20,6 +20,8 @@ NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
 RECONSTRUCTIONS = ("none", "bias", "lstsq")
 DEFAULT_RECONSTRUCT_NSAMPLES = 256
 DEFAULT_SEARCH_NSAMPLES = 16
+#: The same where every plan is reconstructed before it is judged; a quarter of them judges.
+DEFAULT_PROFILE_NSAMPLES = 96
 LAYER_IMPORTANCES = ("cosine", "perplexity")
 LABELS = ("text", "model")
 DEFAULT_EPSILON = 0.15
@@ -212,7 +214,7 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         "balanced": {"importance_method": "fisher", "temperature": 0.0, "reconstruct": "lstsq"},
         "best": {
             **{"importance_method": "fisher", "temperature": 0.0},
-            **{"reconstruct": "lstsq", "reconstruct_nsamples": 512},
+            **{"reconstruct": "lstsq", "reconstruct_nsamples": 512, "search": 10},
         },
     }
 
@@ -266,8 +268,8 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     )
     search_nsamples: int | None = option(
         None,
-        help=f"calibration sequences that judge the search (unset: {DEFAULT_SEARCH_NSAMPLES}; a shorter text gives "
-        "what it has)",
+        help=f"calibration sequences of the search (unset: {DEFAULT_SEARCH_NSAMPLES} to judge by; with --reconstruct "
+        f"{DEFAULT_PROFILE_NSAMPLES}, of which a quarter judges; a shorter text gives what it has)",
         type=int,
     )
     finetune: bool = option(False, help="LoRA recovery right after pruning; the result goes to ..._finetuned/")

@@ -30,7 +30,17 @@ class DivergenceFromDense:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._walk.__exit__()
+
+    def per_token(self, walk: LayerWalk) -> float:
+        """Mean over all tokens of what another model makes of the same text, in nats; walks it to its end."""
+        for layer_pass in walk.forward():
+            layer_pass.run()
+        total = sum(float(self.summed(walk.last()[batch], batch).sum()) for batch in walk.batches)
+        return total / walk.input_ids.numel()
 
     def summed(self, hidden_BTH: Tensor, batch: slice) -> Tensor:
         """Sum over a sequence's tokens in nats, float64 [B], of the sequences that ``batch`` names."""

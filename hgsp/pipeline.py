@@ -1,37 +1,29 @@
-"""The stages in order, for the recipes and for Python: open, score, cut, search, reconstruct, write."""
+"""The stages in order, for the recipes and for Python: score, cut and search, reconstruct, write."""
 
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from hgsp import checkpoint
 from hgsp.as_cut import decoder_as_cut
 from hgsp.calibration import Calibration
 from hgsp.config import ScoringConfig
-from hgsp.distributed import join_processes
-from hgsp.geometry import geometry_of
-from hgsp.groups import GroupTable
+from hgsp.decision import Cut, cut, search_budget
 from hgsp.importance import METHODS
-from hgsp.layerwise import Decoder
-from hgsp.loading import DTYPES, ModelSource, inspect_model, load_dense
-from hgsp.offload import SafetensorFiles, open_offloaded
+from hgsp.loading import inspect_model
+from hgsp.offload import open_offloaded
+from hgsp.opened import OpenModel
 from hgsp.prior import perplexity_influence
 from hgsp.progress import Progress, Timings, silent
 from hgsp.reconstruct import Reconstruction, reconstruct
 from hgsp.request import Calibrations, Request
-from hgsp.scores import Scores, sample_weights
+from hgsp.scores import Scores
 from hgsp.scoring import ScoringOptions, score_groups
-from hgsp.search import Budgeted, search
-from hgsp.selection import PrunePlan, kept_mask, select_groups
+from hgsp.selection import PrunePlan, kept_mask
 from hgsp.spilled import SpilledTensors
 from hgsp.surgery import Surgery, apply_plan
 
@@ -43,42 +35,12 @@ MAX_RESIDENT_BOUNDARY_BYTES = 2**31
 OFFLOAD_SHARD_BYTES = 10**9
 
 
-@dataclass
-class OpenModel:
-    """A dense model ready to be walked; ``files`` where its layers are read from disk when needed."""
-
-    decoder: Decoder
-    files: SafetensorFiles | None
-
-    @property
-    def model(self) -> Any:
-        return self.decoder.model
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One decision about a model: the scored table, the plan, each layer's H-GSP mode, and what a search found."""
-
-    table: GroupTable
-    plan: PrunePlan
-    modes: tuple[str, ...]
-    searched: Mapping[str, Any] | None = None
-
-
 @dataclass(frozen=True)
 class Rebuilt:
     """Reconstructed weights of the pruned model, in files, and what the reconstruction found."""
 
     tensors: SpilledTensors
     found: Reconstruction
-
-
-def open_model(config: ScoringConfig, source: ModelSource, device: str) -> OpenModel:
-    """Load the dense model, or open its files with ``--offload``. Joins other processes if a launcher started them."""
-    join_processes(torch.device("cpu" if device == "auto" else device))
-    if config.offload:
-        return OpenModel(*open_offloaded(source, config.dtype, device))
-    return OpenModel(Decoder(load_dense(source, config.dtype, device)), None)
 
 
 def score(
@@ -117,40 +79,16 @@ def score(
         "seed": config.seed,
         "dtype": config.dtype,
     }
-    return Scores(found.by_layer, influence, _weight_sample(opened, config.dtype), provenance)
+    return Scores(found.by_layer, influence, opened.weight_sample(), provenance)
 
 
 def load_scores(request: Request, opened: OpenModel | None) -> Scores:
     """Read ``--scores`` and, when the model is open, make sure they are its own."""
     scores = Scores.read(Path(str(request.config.scores)))
     dtype = request.config.dtype
-    sample = scores.weight_sample if opened is None else _weight_sample(opened, dtype)
+    sample = scores.weight_sample if opened is None else opened.weight_sample()
     scores.check_belongs_to(request.geometry, sample, dtype)
     return scores
-
-
-def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None = None) -> Cut:
-    """Rank all groups and spend the budget. Seconds; needs no weights.
-
-    What an ``earlier`` round dropped is worth nothing now, whatever a normalisation makes of its importance of 0.
-    """
-    config = request.config
-    method = METHODS[scores.provenance["importance_method"]]
-    normalization = method.normalization if config.score_normalization == "auto" else config.score_normalization
-    table, modes = scores.table(request.geometry, normalization, config.temperature, config.tau)
-    if earlier is not None:
-        table = table.worthless_unless(kept_mask(table, earlier))
-    provenance = {
-        **scores.provenance,
-        "score_normalization": normalization,
-        "temperature": config.temperature,
-        "tau": "inf" if config.tau == math.inf else config.tau,  # JSON has no infinity
-        "epsilon": config.collapse_epsilon,
-        "rounds": config.rounds,
-    }
-    plan = select_groups(table, request.geometry, budget, request.floors, config.collapse_epsilon, provenance)
-    plan = replace(plan, writer_bias=config.reconstruct == "bias" and plan.removed_params > 0)
-    return Cut(table, plan, tuple(modes))
 
 
 def cut_in_rounds(
@@ -182,7 +120,9 @@ def cut_in_rounds(
             decision = cut(request, scores, budget * number // rounds, earlier)
         if number == rounds and calibrations.searching is not None:
             with timings.stage("search"):
-                decision = search_budget(request, opened, decision, calibrations.searching, state_file, progress)
+                decision = search_budget(
+                    request, opened, decision, calibrations.searching, folder, state_file, progress
+                )
         rebuilt = None
         if calibrations.rebuilding is not None:
             with timings.stage("reconstruct"):
@@ -190,54 +130,12 @@ def cut_in_rounds(
         if number == rounds:
             break
         with timings.stage("score"):
-            surgery = _surgery(request, opened, decision.plan, rebuilt)
-            left = OpenModel(decoder_as_cut(opened.decoder, surgery), opened.files)
+            surgery = opened.surgery(decision.plan, None if rebuilt is None else rebuilt.tensors)
+            left = replace(opened, decoder=decoder_as_cut(opened.decoder, surgery))
             scores, earlier = score(config, left, calibrations.scoring, progress), decision.plan
         if rebuilt is not None:
             rebuilt.tensors.close()
     return decision, rebuilt
-
-
-def search_budget(
-    request: Request,
-    opened: OpenModel,
-    decision: Cut,
-    calibration: Calibration,
-    state_file: Path,
-    progress: Progress = silent,
-) -> Cut:
-    """The decision with the widths that the budget search found; see ``search``."""
-    config, plan = request.config, decision.plan
-    start = Budgeted(
-        decision.table, geometry_of(opened.model), plan.budget_params, request.floors, config.collapse_epsilon
-    )
-    state = search(
-        opened.decoder,
-        start,
-        calibration,
-        config.search,
-        batch_size=config.batch_size,
-        spill_dir=Path(config.spill_dir) if config.spill_dir else None,
-        state_file=state_file,
-        progress=progress,
-    )
-    found = {
-        "calibration": calibration.describe(),
-        "steps": state.steps,
-        "kl_before": state.divergences[0],
-        "kl_after": state.least,
-        "kl_of_steps": state.divergences[1:],
-    }
-    LOG.info("budget search: KL(dense || cut) %.4f -> %.4f nats per token", found["kl_before"], found["kl_after"])
-    factors_LK = np.array(state.log_factors)
-    best = replace(start.plan(factors_LK, plan.provenance), writer_bias=plan.writer_bias)
-    return Cut(start.reweighted(factors_LK), best, decision.modes, found)
-
-
-def _surgery(request: Request, opened: OpenModel, plan: PrunePlan, rebuilt: Rebuilt | None) -> Surgery:
-    replaced = None if rebuilt is None else rebuilt.tensors
-    reader = _reader(opened, request.config.dtype)
-    return Surgery(opened.model.config, geometry_of(opened.model), plan, reader, replaced)
 
 
 def reconstruct_writers(
@@ -256,16 +154,14 @@ def reconstruct_writers(
     Raises:
         InputError, NumericalError: as ``reconstruct``.
     """
-    config, num_layers = request.config, request.geometry.num_layers
     tensors = SpilledTensors(folder / ".reconstructed")
-    surgery = Surgery(opened.model.config, geometry_of(opened.model), plan, _reader(opened, config.dtype), tensors)
     found = reconstruct(
         opened.decoder,
-        surgery,
+        opened.surgery(plan, tensors),
         calibration,
-        batch_size=config.batch_size,
-        spill_dir=Path(config.spill_dir) if config.spill_dir else folder if config.offload else None,
-        frozen={*range(config.freeze_first_n_layers), *range(num_layers - config.freeze_last_n_layers, num_layers)},
+        batch_size=request.config.batch_size,
+        spill_dir=request.streams_dir(folder),
+        frozen=request.frozen_layers,
         progress=progress,
     )
     return Rebuilt(tensors, found)
@@ -290,7 +186,7 @@ def write_result(
         pruned = apply_plan(opened.model, decision.plan, None if rebuilt is None else rebuilt.tensors)
         checkpoint.save_pruned(pruned, tokenizer, folder, with_bin=with_bin)
     else:
-        surgery = _surgery(request, opened, decision.plan, rebuilt)
+        surgery = opened.surgery(decision.plan, None if rebuilt is None else rebuilt.tensors)
         _write_streamed(surgery, opened.model.generation_config, tokenizer, folder, with_bin)
         pruned = open_offloaded(inspect_model(str(folder)), request.config.dtype, request.device)[0].model
     if rebuilt is not None:
@@ -310,14 +206,6 @@ def _write_streamed(surgery: Surgery, generation_config: Any, tokenizer: Any, fo
         checkpoint.save_bin_streamed(surgery.skeleton, surgery.tensor, folder)
 
 
-def _reader(opened: OpenModel, dtype: str) -> Callable[[str], torch.Tensor]:
-    """Gives tensors of the dense model by name, from memory or from its files."""
-    files, model = opened.files, opened.model
-    if files is None:
-        return lambda name: model.get_parameter(name).detach()
-    return lambda name: files.read(name).to(DTYPES[dtype])
-
-
 def _boundaries_crowd_memory(model: Any, calibration: Calibration) -> bool:
     """Whether the activations between all layers would take a notable share of a CPU model's memory.
 
@@ -328,14 +216,3 @@ def _boundaries_crowd_memory(model: Any, calibration: Calibration) -> bool:
     weights = sum(parameter.numel() for parameter in model.parameters())
     num_bytes = boundaries * embedding.element_size()
     return embedding.device.type == "cpu" and num_bytes > MAX_RESIDENT_BOUNDARY_BYTES and boundaries > weights / 8
-
-
-def _weight_sample(opened: OpenModel, dtype: str) -> Any:
-    """First weights of every Linear, rounded to the dtype they are used in wherever they are read from."""
-    state = opened.model.state_dict()
-
-    def read(name: str) -> torch.Tensor:
-        rows = state[name][:1] if opened.files is None else opened.files.read_first_row(name)
-        return rows.to(DTYPES[dtype])
-
-    return sample_weights(read, opened.decoder.num_layers)

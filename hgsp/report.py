@@ -15,10 +15,11 @@ import torch
 from rich.table import Table
 
 import hgsp
+from hgsp.decision import Cut
 from hgsp.distributed import own_share
 from hgsp.geometry import Geometry, LayerShape
 from hgsp.loading import DTYPES
-from hgsp.pipeline import Cut, Rebuilt
+from hgsp.pipeline import Rebuilt
 from hgsp.request import Request
 
 SCHEMA_VERSION = 1

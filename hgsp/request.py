@@ -11,13 +11,19 @@ from typing import Any
 
 from hgsp import checkpoint
 from hgsp.calibration import Calibration, build_calibration
-from hgsp.config import DEFAULT_RECONSTRUCT_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
+from hgsp.config import (
+    DEFAULT_PROFILE_NSAMPLES,
+    DEFAULT_RECONSTRUCT_NSAMPLES,
+    DEFAULT_SEARCH_NSAMPLES,
+    PruneConfig,
+)
 from hgsp.data import Text
 from hgsp.devices import resolve_device
 from hgsp.errors import InputError
 from hgsp.geometry import Geometry
 from hgsp.loading import ModelSource, inspect_model
 from hgsp.reconstruct import check_enough
+from hgsp.search_by_profile import check_enough_to_judge
 from hgsp.selection import Floors, budget_for_ratio
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +42,18 @@ class Request:
     @property
     def geometry(self) -> Geometry:
         return self.source.geometry
+
+    @property
+    def frozen_layers(self) -> frozenset[int]:
+        """Indices of the layers that are never touched."""
+        num_layers, last = self.geometry.num_layers, self.floors.freeze_last
+        return frozenset({*range(self.floors.freeze_first), *range(num_layers - last, num_layers)})
+
+    def streams_dir(self, folder: Path) -> Path | None:
+        """Where the residual streams of a reconstruction lie: in the unfinished result's folder if not in memory."""
+        if self.config.spill_dir:
+            return Path(self.config.spill_dir)
+        return folder if self.config.offload else None
 
     def folder(self, ratio: float) -> Path:
         return Path(self.config.results_dir) / self.config.output_name_for(ratio)
@@ -85,8 +103,11 @@ def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any
         scoring = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
         LOG.info("calibration: %s", scoring.describe())
     if config.search:
-        wanted = config.search_nsamples or DEFAULT_SEARCH_NSAMPLES
+        reconstructs = config.reconstruct != "none"
+        wanted = config.search_nsamples or (DEFAULT_PROFILE_NSAMPLES if reconstructs else DEFAULT_SEARCH_NSAMPLES)
         searching = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed + 1, at_most=True)
+        if reconstructs:
+            check_enough_to_judge(searching)
         LOG.info("budget search (%d sequences wanted): %s", wanted, searching.describe())
     if config.reconstruct != "none":
         wanted = config.reconstruct_nsamples or DEFAULT_RECONSTRUCT_NSAMPLES

@@ -4,47 +4,59 @@ Scores of one (layer, kind) block say which of its groups to drop first; how the
 dense model gets wrong, and what is searched. Every block's scores are multiplied by a factor of its own, and the plan
 is cut from the multiplied scores as always, so that budget, floors, frozen layers and collapse hold at every step.
 
-At the right plan, parameters are worth the same in every block. What they are worth is read off the gates of the
-groups next to the cut, on both sides of it: minus the gradient of the divergence, per parameter. A step multiplies
-the factors by the power of how much a block's worth is above the others', inside one kind or between the two, and is
-taken back, with a smaller one next time, if the divergence did not fall. (Widths judged by KL: arXiv:2410.14649; theirs
-evolve, ours follow a gradient.)
+How the factors move and how a plan is judged is one file each: ``search_by_gradient`` for a plain cut,
+``search_by_profile`` where the cut is reconstructed. A step whose divergence is not the lowest so far is taken back.
 
-L layers | G groups
+L layers
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from hgsp.calibration import Calibration
-from hgsp.divergence import DivergenceFromDense
 from hgsp.errors import NumericalError
-from hgsp.gates import GatedLayers
 from hgsp.geometry import Geometry
-from hgsp.groups import ATTENTION, MLP, Floats, GroupTable
-from hgsp.layerwise import Decoder, LayerWalk
+from hgsp.groups import Floats, GroupTable
 from hgsp.progress import Progress, silent
-from hgsp.selection import Floors, PrunePlan, kept_mask, select_groups
+from hgsp.selection import Floors, PrunePlan, select_groups
 
 LOG = logging.getLogger(__name__)
 
-#: What a step moves budget between: MLPs of different layers, the two kinds, attentions of different layers.
-MOVES = ("mlp", "kinds", "attention")
-FIRST_STEP, GROWTH, SHRINKAGE, SMALLEST_STEP = 0.5, 1.3, 0.4, 0.01
-#: A block's worth is at most this many times e above or below the others', whatever the gradient says.
-LARGEST_LOG = 2.0
-#: Fraction of a block's groups on each side of the cut whose gates are read.
-BAND = 0.08
+GROWTH, SMALLEST_STEP = 1.3, 0.01
+
+
+class Moves(Protocol):
+    """Ways to change the factors, taken in turn, and the judge of what comes out; a context in which both work.
+
+    ``names`` of the moves, ``first_step`` of each, and what its step is multiplied by ``on_failure``: a negative number
+    tries the other way next. ``fingerprint`` tells apart all that the divergences depend on besides the plan.
+    """
+
+    names: ClassVar[Sequence[str]]
+    first_step: ClassVar[float]
+    on_failure: ClassVar[float]
+    fingerprint: str
+
+    def __enter__(self) -> Moves: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def measure(self, log_factors_LK: Floats, below: float) -> float:
+        """The divergence in nats per token; where it is lower than ``below``, moves go on from these factors."""
+        ...
+
+    def direction(self, name: str) -> Floats:
+        """By how much the log factors grow in a step of size 1, [L, 2]."""
+        ...
 
 
 @dataclass
@@ -53,7 +65,7 @@ class SearchState:
 
     fingerprint: str
     log_factors: list[list[float]]
-    step_sizes: dict[str, float] = field(default_factory=lambda: dict.fromkeys(MOVES, FIRST_STEP))
+    step_sizes: dict[str, float]
     divergences: list[float] = field(default_factory=list)
     accepted: list[bool] = field(default_factory=list)
 
@@ -64,7 +76,7 @@ class SearchState:
     @property
     def is_stuck(self) -> bool:
         """Whether every kind of move has become too small to matter."""
-        return max(self.step_sizes.values()) < SMALLEST_STEP
+        return max(map(abs, self.step_sizes.values())) < SMALLEST_STEP
 
     @property
     def least(self) -> float:
@@ -94,133 +106,68 @@ class Budgeted:
     def reweighted(self, log_factors_LK: Floats) -> GroupTable:
         return self.table.reweighted(np.exp(log_factors_LK))
 
-    def fingerprint(self, calibration: Calibration) -> str:
+    def fingerprint(self, moves: Moves) -> str:
         """Of everything a search depends on."""
-        asked = f"{self.budget_params} {self.floors} {self.epsilon} {calibration.sha256}"
+        asked = f"{self.budget_params} {self.floors} {self.epsilon} {moves.fingerprint}"
         return hashlib.sha256(self.table.score.tobytes() + asked.encode()).hexdigest()
 
 
 def search(
-    decoder: Decoder,
+    moves: Moves,
     start: Budgeted,
-    calibration: Calibration,
     steps: int,
     *,
-    batch_size: int = 4,
-    spill_dir: Path | None = None,
     state_file: Path | None = None,
     progress: Progress = silent,
 ) -> SearchState:
     """Take ``steps`` steps from the plan of ``start``; ``start.plan(log_factors)`` is the best plan found.
 
-    A step costs one forward pass over the text, and two more where it is accepted. Holds the dense model's last
-    hidden states and one boundary activation per layer besides the model.
-
     Args:
-        decoder: the dense model, resident or read from files; it is not changed.
-        calibration: the text of the judge.
+        moves: how plans change and are judged; entered only if there is something left to do.
         steps: of the whole search, those of an interrupted one included.
-        spill_dir: folder for activations; None keeps them in CPU memory.
         state_file: written after every step, and gone on from if it is there and of this very search.
 
     Raises:
         NumericalError: the divergence of the first plan is not finite.
     """
-    state = _state(start, calibration, state_file)
+    state = _state(start, moves, state_file)
     if state.divergences and (state.steps >= steps or state.is_stuck):
         return state
-    with DivergenceFromDense(decoder, calibration.input_ids, batch_size, spill_dir) as judge:
-
-        def measure(log_factors_LK: Floats, below: float) -> tuple[float, Floats | None]:
-            """The divergence, and what parameters are worth where it is lower than ``below``. [L, 2]"""
-            plan = start.plan(log_factors_LK)
-            gates = GatedLayers(decoder, start.geometry, plan)
-            gated = Decoder(decoder.model, gates)
-            walk = LayerWalk(gated, calibration.input_ids, batch_size, keep_boundaries=True, spill_dir=spill_dir)
-            with walk:
-                for layer_pass in walk.forward():
-                    layer_pass.run()
-                total = sum(float(judge.summed(walk.last()[batch], batch).sum()) for batch in walk.batches)
-                divergence = total / calibration.input_ids.numel()
-                if not divergence < below:
-                    return divergence, None
-                for back in walk.backward(judge.with_gradient):
-                    for _ in back.run([]):
-                        pass
-            return divergence, _worth(start, plan, gates)
-
+    with moves:
         log_factors_LK = np.array(state.log_factors)
-        first, worth_LK = measure(log_factors_LK, float("inf"))
-        if worth_LK is None:
+        first = moves.measure(log_factors_LK, math.inf)
+        if not math.isfinite(first):
             raise NumericalError(f"the divergence of the plan that the search starts from is {first}")
         if not state.divergences:
             state.divergences.append(first)
         for _ in progress(range(state.steps, steps), "budget search", steps - state.steps):
             if state.is_stuck:
                 break
-            move = MOVES[state.steps % len(MOVES)]
-            tried_LK = log_factors_LK + state.step_sizes[move] * _direction(move, worth_LK)
-            divergence, found_LK = measure(tried_LK, state.least)
-            if found_LK is not None:
-                log_factors_LK, worth_LK = tried_LK, found_LK
-            _record(state, move, divergence, found_LK is not None, log_factors_LK)
+            name = moves.names[state.steps % len(moves.names)]
+            tried_LK = log_factors_LK + state.step_sizes[name] * moves.direction(name)
+            divergence = moves.measure(tried_LK, state.least)
+            accepted = divergence < state.least
+            if accepted:
+                log_factors_LK = tried_LK
+                state.log_factors = log_factors_LK.tolist()
+            state.step_sizes[name] *= GROWTH if accepted else moves.on_failure
+            state.divergences.append(divergence)
+            state.accepted.append(accepted)
+            verdict = "taken" if accepted else "taken back"
+            LOG.info("budget search, step %d (%s): %.4f nats per token, %s", state.steps, name, divergence, verdict)
             if state_file is not None:
                 state.write(state_file)
     return state
 
 
-def _state(start: Budgeted, calibration: Calibration, state_file: Path | None) -> SearchState:
+def _state(start: Budgeted, moves: Moves, state_file: Path | None) -> SearchState:
     """The state in the file if it is that of this very search, else a new one."""
-    fingerprint = start.fingerprint(calibration)
+    fingerprint = start.fingerprint(moves)
     if state_file is not None and state_file.exists():
         state = SearchState(**json.loads(state_file.read_text()))
         if state.fingerprint == fingerprint:
             LOG.info("budget search: goes on after step %d, from %s", state.steps, state_file)
             return state
         LOG.warning("budget search: %s is of another model, text, budget or floor; searching anew", state_file)
-    return SearchState(fingerprint, [[0.0, 0.0]] * start.geometry.num_layers)
-
-
-def _record(state: SearchState, move: str, divergence: float, accepted: bool, log_factors_LK: Floats) -> None:
-    state.log_factors = log_factors_LK.tolist()
-    state.step_sizes[move] *= GROWTH if accepted else SHRINKAGE
-    state.divergences.append(divergence)
-    state.accepted.append(accepted)
-    verdict = "taken" if accepted else "taken back"
-    LOG.info("budget search, step %d (%s): %.4f nats per token, %s", state.steps, move, divergence, verdict)
-
-
-def _worth(start: Budgeted, plan: PrunePlan, gates: GatedLayers) -> Floats:
-    """How much one more parameter in each block lowers the divergence sum, by the gates next to the cut. [L, 2]"""
-    table, kept = start.table, kept_mask(start.table, plan)
-    bounds = np.searchsorted(table.layer * 2 + table.kind, np.arange(2 * start.geometry.num_layers + 1))
-    worth_LK = np.empty((start.geometry.num_layers, 2))
-    for block, (first, stop) in enumerate(itertools.pairwise(bounds)):
-        layer, kind = divmod(block, 2)
-        own = slice(first, stop)
-        near = _next_to_the_cut(table.score[own], kept[own])
-        gradient = gates.gradients[layer, kind].double().numpy()
-        worth_LK[layer, kind] = -(gradient[near] / table.cost[own][near]).mean()
-    return worth_LK
-
-
-def _next_to_the_cut(score: Floats, kept: Any) -> Sequence[int]:
-    """Indices of the lowest scores that stay and of the highest that leave."""
-    band = max(1, round(BAND * len(score)))
-    order = np.argsort(score, kind="stable")
-    stays = kept[order]
-    return np.concatenate([order[stays][:band], order[~stays][-band:]]).tolist()
-
-
-def _direction(move: str, worth_LK: Floats) -> Floats:
-    """By how much the log factors grow in a step of size 1, [L, 2]."""
-    least = 0.05 * np.median(np.abs(worth_LK))
-    log_LK = np.log(np.maximum(worth_LK, max(least, np.finfo(float).tiny)))
-    middle_K = np.median(log_LK, axis=0)
-    direction_LK = np.zeros_like(log_LK)
-    if move == "kinds":
-        direction_LK[:, ATTENTION] = middle_K[ATTENTION] - middle_K[MLP]
-    else:
-        kind = MLP if move == "mlp" else ATTENTION
-        direction_LK[:, kind] = log_LK[:, kind] - middle_K[kind]
-    return np.clip(direction_LK, -LARGEST_LOG, LARGEST_LOG)
+    step_sizes = dict.fromkeys(moves.names, moves.first_step)
+    return SearchState(fingerprint, [[0.0, 0.0]] * start.geometry.num_layers, step_sizes)

@@ -39,10 +39,12 @@ API: dict[str, tuple[str, ...]] = {
     "hgsp/prior.py": ("Influence", "prior_of", "perplexity_influence"),
     "hgsp/groups.py": ("GroupTable", "build_group_table"),
     "hgsp/selection.py": ("Floors", "LayerKeep", "PrunePlan", "budget_for_ratio", "select_groups", "kept_mask"),
-    "hgsp/search.py": ("Budgeted", "SearchState", "search"),
+    "hgsp/search.py": ("Budgeted", "SearchState", "Moves", "search"),
+    "hgsp/search_by_gradient.py": ("GradientMoves",),
     "hgsp/surgery.py": ("Surgery", "apply_plan"),
     "hgsp/reconstruct.py": ("ModuleFit", "Reconstruction", "reconstruct"),
     "hgsp/as_cut.py": ("decoder_as_cut",),
+    "hgsp/search_by_profile.py": ("ProfileMoves",),
     "hgsp/scores.py": ("Scores", "sample_weights"),
     "hgsp/errors.py": ("InputError", "NumericalError"),
 }

@@ -25,6 +25,7 @@ def score(config: ScoreConfig) -> int:
     from hgsp.devices import resolve_device
     from hgsp.distributed import is_main_process, leave_processes
     from hgsp.loading import inspect_model, load_own_tokenizer
+    from hgsp.opened import open_model
     from hgsp.progress import terminal
 
     target = Path(config.output)
@@ -34,7 +35,7 @@ def score(config: ScoreConfig) -> int:
     texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
     tokenizer = load_own_tokenizer(source)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
-    opened = pipeline.open_model(config, source, device)
+    opened = open_model(config, source, device)
     scores = pipeline.score(config, opened, calibration, terminal)
     is_main = is_main_process()
     leave_processes()

@@ -1,5 +1,6 @@
 """Saved tiny models, a small data folder, and the evaluation recipe to run on them."""
 
+import itertools
 import json
 
 import pytest
@@ -76,7 +77,9 @@ def prune(saved, text_file, tmp_path):
             "--output_name",
             name,
         )
-        settings = [part for pair in REBUILDING.items() for part in pair]
+        reconstructs = dict(itertools.pairwise(flags)).get("--reconstruct") != "none"
+        pairs = [pair for pair in REBUILDING.items() if reconstructs or pair[0] != "--reconstruct_nsamples"]
+        settings = itertools.chain.from_iterable(pairs)
         return recipe([str(part) for part in (*settings, *paths, *flags)]), tmp_path / name
 
     return run

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tiny
-from hgsp import pipeline
+from hgsp import opened
 from hgsp.checkpoint import load_pruned
 from hgsp.commands import cut
 from hgsp.selection import PrunePlan
@@ -110,14 +110,14 @@ def test_evaluating_on_the_text_of_the_reconstruction_is_a_warning(prune, text_f
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--reconstruct", "none"], "together with --reconstruct"),
+        (["--reconstruct", "none", "--reconstruct_nsamples", "8"], "together with --reconstruct"),
         (["--reconstruct_nsamples", "1"], "--reconstruct_nsamples to be at least 2"),
         (["--reconstruct", "magic"], "invalid choice"),
         (["--seq_len", "15000", "--importance_method", "random"], "at least 2 calibration sequences"),
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, monkeypatch, capsys, flags, complaint):
-    monkeypatch.setattr(pipeline, "open_model", None)  # calling it would be a TypeError
+    monkeypatch.setattr(opened, "open_model", None)  # calling it would be a TypeError
     try:
         code, folder = prune("refused", *flags)
     except SystemExit as stop:  # argparse's own way out

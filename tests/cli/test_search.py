@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import run_global_pruning
-from hgsp import pipeline
+from hgsp import opened
 from hgsp.config import PruneConfig, parse
 from hgsp.search import SearchState
 from hgsp.selection import PrunePlan
@@ -19,17 +19,19 @@ def plan_of(folder):
     return PrunePlan.read_json(folder / "prune_plan.json").layers
 
 
-def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tmp_path):
-    code, folder = prune("out", *SEARCH)
+@pytest.mark.parametrize(("reconstruction", "moves"), [("lstsq", "ProfileMoves"), ("none", "GradientMoves")])
+def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tmp_path, reconstruction, moves):
+    code, folder = prune("out", *SEARCH, "--reconstruct", reconstruction)
     assert code == 0
     report = analysis_of(folder)
     found = report["search"]
+    assert found["moves"] == moves
     assert found["steps"] == len(found["kl_of_steps"]) == 4
     assert found["kl_after"] == min(found["kl_before"], *found["kl_of_steps"])
     assert found["kl_after"] < found["kl_before"]
     assert found["calibration"]["sequences"] == 6
     assert report["timings_s"]["search"] > 0
-    assert report["reconstruction"]["modules"]
+    assert (report["reconstruction"] is None) == (reconstruction == "none")
     _, plain = prune("plain", *SEARCH[-2:])
     assert analysis_of(plain)["search"] is None
     assert plan_of(plain) != plan_of(folder)
@@ -44,6 +46,8 @@ def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tm
         ("--rounds", "2"),
         ("--freeze_first_n_layers", "1", "--pruning_ratio", "0.2"),
         ("--importance_method", "wanda"),
+        ("--reconstruct", "none"),
+        ("--reconstruct", "bias"),
     ],
 )
 @pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv"])
@@ -93,12 +97,13 @@ def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch
         (["--search", "-1"], "--search to be at least 0"),
         (["--search_nsamples", "4"], "together with --search"),
         (["--search", "2", "--search_nsamples", "0"], "--search_nsamples to be at least 1"),
+        (["--search", "2", "--search_nsamples", "2"], "at least 3 calibration sequences to search with"),
         (["--rounds", "0"], "--rounds to be at least 1"),
         (["--recipe", "magic"], "invalid choice"),
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, monkeypatch, capsys, flags, complaint):
-    monkeypatch.setattr(pipeline, "open_model", None)  # calling it would be a TypeError
+    monkeypatch.setattr(opened, "open_model", None)  # calling it would be a TypeError
     try:
         code, _ = prune("refused", *flags)
     except SystemExit as stop:  # argparse's own way out

@@ -16,6 +16,7 @@ from hgsp.groups import build_group_table
 from hgsp.layerwise import Decoder, LayerWalk
 from hgsp.scoring import score_groups
 from hgsp.search import Budgeted, SearchState, search
+from hgsp.search_by_gradient import GradientMoves
 from hgsp.selection import Floors
 from hgsp.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
@@ -109,6 +110,10 @@ def test_gradients_of_gates_are_those_of_the_whole_graph(make, family):
         torch.testing.assert_close(gates.gradients[key], gate.grad, rtol=2e-3, atol=1e-3)
 
 
+def searched(model, start, steps, text=TEXT, state_file=None, **settings):
+    return search(GradientMoves(Decoder(model), start, text, **settings), start, steps, state_file=state_file)
+
+
 @pytest.fixture
 def start(make):
     """A model whose blocks a wrong prior makes incomparable, and what to cut from."""
@@ -122,7 +127,7 @@ def start(make):
 
 def test_the_divergence_falls_and_is_that_of_the_plan(start):
     model, budgeted = start
-    state = search(Decoder(model), budgeted, TEXT, 12)
+    state = searched(model, budgeted, 12)
     assert state.steps == 12
     assert len(state.divergences) == 13
     assert state.least < 0.9 * state.divergences[0]
@@ -142,7 +147,7 @@ def test_every_plan_holds_budget_floors_and_frozen_layers(start, monkeypatch):
     budgeted = Budgeted(given.table, given.geometry, given.budget_params, Floors(1, 8, freeze_first=1, freeze_last=1))
     plans, cut = [], Budgeted.plan
     monkeypatch.setattr(Budgeted, "plan", lambda *arguments: plans.append(cut(*arguments)) or plans[-1])
-    search(Decoder(model), budgeted, TEXT, 6)
+    searched(model, budgeted, 6)
     assert len({plan.layers for plan in plans}) > 2
     dense = LayerShape(4, 96)
     for plan in plans:
@@ -153,29 +158,29 @@ def test_every_plan_holds_budget_floors_and_frozen_layers(start, monkeypatch):
 
 def test_a_search_that_was_stopped_goes_on_to_the_same_end(start, tmp_path, caplog):
     model, budgeted = start
-    whole = search(Decoder(model), budgeted, TEXT, 7)
+    whole = searched(model, budgeted, 7)
     file = tmp_path / "state.json"
-    first = search(Decoder(model), budgeted, TEXT, 3, state_file=file)
+    first = searched(model, budgeted, 3, state_file=file)
     assert SearchState(**json.loads(file.read_text())) == first
-    assert search(Decoder(model), budgeted, TEXT, 7, state_file=file) == whole
-    assert search(Decoder(model), budgeted, TEXT, 2, state_file=file) == whole, "more steps are there than asked for"
+    assert searched(model, budgeted, 7, state_file=file) == whole
+    assert searched(model, budgeted, 2, state_file=file) == whole, "more steps are there than asked for"
     other = Calibration(IDS[:4], "less", 3)
-    fresh = search(Decoder(model), budgeted, other, 1, state_file=file)
+    fresh = searched(model, budgeted, 1, text=other, state_file=file)
     assert fresh.steps == 1
     assert "searching anew" in caplog.text
 
 
 def test_batches_and_spilled_activations_change_nothing(start, tmp_path):
     model, budgeted = start
-    expected = search(Decoder(model), budgeted, TEXT, 3, batch_size=6)
-    got = search(Decoder(model), budgeted, TEXT, 3, batch_size=2, spill_dir=tmp_path)
+    expected = searched(model, budgeted, 3, batch_size=6)
+    got = searched(model, budgeted, 3, batch_size=2, spill_dir=tmp_path)
     np.testing.assert_allclose(got.divergences, expected.divergences, rtol=1e-4)
     assert not list(tmp_path.iterdir())
 
 
 def test_it_stops_when_no_step_is_large_enough_to_matter(start):
     model, budgeted = start
-    state = search(Decoder(model), budgeted, TEXT, 400)
+    state = searched(model, budgeted, 400)
     assert state.steps < 400
     assert state.is_stuck
 
@@ -184,4 +189,4 @@ def test_a_plan_that_wrecks_the_model_is_named(start, monkeypatch):
     model, budgeted = start
     monkeypatch.setattr(DivergenceFromDense, "summed", lambda *_: torch.tensor([float("nan")]))
     with pytest.raises(NumericalError, match="divergence of the plan that the search starts from"):
-        search(Decoder(model), budgeted, TEXT, 2)
+        searched(model, budgeted, 2)
