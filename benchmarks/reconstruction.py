@@ -2,9 +2,9 @@
 """What scoring and reconstruction cost per layer at the shape of a real model, and what the whole model would take.
 
 Both run on a model with few layers and random weights, cut by 20 %, with two amounts of text: the line through them
-separates what each token costs from what each layer costs whatever the text. The layers have no head to share, so that
-scoring is timed without it. Beside the seconds stand the operations of one layer by number format, counted from the
-shapes, so that the cost on other hardware can be worked out from its data sheet.
+separates what each token costs from what each layer costs whatever the text. The vocabulary is next to nothing: what is
+timed are layers. Beside the seconds stand the operations of one layer by number format, counted from the shapes, so
+that the cost on other hardware can be worked out from its data sheet.
 
     python benchmarks/reconstruction.py --model LLaMA-3-8B --nsamples 2 6 --output reconstruction.json
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from shapes import SHAPES, byte_tokenizer, config_of
 from transformers import AutoModelForCausalLM
 
 from hgsp.calibration import build_calibration
-from hgsp.config import DEFAULT_RECONSTRUCT_NSAMPLES, PruneConfig
+from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES, PruneConfig
 from hgsp.data import CALIBRATE, load_text
 from hgsp.families import ATTENTION_WRITER, MLP_WRITER
 from hgsp.geometry import geometry_of
@@ -38,7 +38,6 @@ from hgsp.selection import Floors, budget_for_ratio, select_groups
 from hgsp.surgery import Surgery
 
 RATIO = 0.2
-#: A model without a head to speak of: what is asked is the cost of a layer.
 SMALL_VOCABULARY = 258
 
 
@@ -118,19 +117,25 @@ def operations(surgery: Surgery, dense_params: int, num_tokens: int) -> dict[str
     return {name: round(float(value) / len(layers) / 1e12, 3) for name, value in counted.items()}
 
 
-def whole_model(options: argparse.Namespace, rows: list[dict[str, Any]], recipe: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of a recipe's parts with all layers and its own amount of text, on the lines through both rows."""
+def whole_model(options: argparse.Namespace, rows: list[dict[str, Any]], recipe: Mapping[str, Any]) -> dict[str, int]:
+    """Seconds of a recipe's parts with all layers and its own amount of text, on the lines through both rows.
+
+    A step of the search is counted as a reconstruction from all its text: more than it is, the judging included.
+    """
     depth = config_of(options.model).num_hidden_layers
-    num_sequences = {"score": PruneConfig.nsamples, "reconstruct": 0}
-    if "reconstruct" in recipe:
-        num_sequences["reconstruct"] = recipe.get("reconstruct_nsamples", DEFAULT_RECONSTRUCT_NSAMPLES)
-    seconds = {}
-    for part, wanted in num_sequences.items():
+
+    def seconds(part: str, num_sequences: int) -> float:
         few, more = (row[f"{part}_s_per_layer"] for row in rows)
         per_token = (more - few) / (rows[1]["tokens"] - rows[0]["tokens"])
-        whole = few + per_token * (wanted * PruneConfig.seq_len - rows[0]["tokens"])
-        seconds[part] = round(depth * whole) if wanted else 0
-    return seconds
+        return depth * (few + per_token * (num_sequences * PruneConfig.seq_len - rows[0]["tokens"]))
+
+    parts = {"score": seconds("score", PruneConfig.nsamples)}
+    if "search" in recipe:
+        parts["search"] = (recipe["search"] + 1) * seconds("reconstruct", DEFAULT_PROFILE_NSAMPLES)
+    if "reconstruct" in recipe:
+        num_sequences = recipe.get("reconstruct_nsamples", DEFAULT_RECONSTRUCT_NSAMPLES)
+        parts["reconstruct"] = seconds("reconstruct", num_sequences)
+    return {name: round(value) for name, value in parts.items()}
 
 
 if __name__ == "__main__":
