@@ -98,7 +98,8 @@ def main() -> None:
         result["dense_accuracy"] = bench.accuracy(bench.reference)
     for way, ratio in itertools.product(options.ways, options.ratios):
         if (way, ratio) not in done:
-            result["rows"].append({"way": way, "ratio": ratio, **bench.measure(way, ratio)})
+            make = functools.partial(WAYS[way], bench)
+            result["rows"].append({"way": way, "ratio": ratio, **bench.measure(make, ratio)})
             print(json.dumps(result["rows"][-1]), flush=True)
             options.output.write_text(json.dumps(result, indent=2) + "\n")
             options.output.with_suffix(".md").write_text(markdown(result))
@@ -128,10 +129,10 @@ class Bench:
         options = self._options
         return build_calibration(self._texts, self.tokenizer, num_sequences, options.seq_len, seed, at_most=True)
 
-    def measure(self, way: str, ratio: float) -> dict[str, Any]:
-        """Quality and size of one cell, and the seconds it took to make the model from the dense one."""
+    def measure(self, make: Callable[[int], Any], ratio: float) -> dict[str, Any]:
+        """Quality and size of the model made for a budget, and the seconds it took to make it from the dense one."""
         start = time.perf_counter()
-        model = WAYS[way](self, round(ratio * self.source.geometry.decoder_params))
+        model = make(round(ratio * self.source.geometry.decoder_params))
         seconds = round(time.perf_counter() - start, 1)
         removed = self.source.geometry.total_params - sum(parameter.numel() for parameter in model.parameters())
         reached = round(removed / self.source.geometry.decoder_params, 4)
