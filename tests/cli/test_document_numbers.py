@@ -18,6 +18,7 @@ from hgsp.config import PruneConfig
 from hgsp.geometry import Geometry, geometry_of
 
 README, GUIDE = REPOSITORY / "README.md", REPOSITORY / "docs" / "MULTI_MODEL_GUIDE.md"
+QUALITY = REPOSITORY / "docs" / "QUALITY.md"
 MODELS = ("LLaMA-3-8B", "Mistral-7B-v0.3", "Qwen2.5-7B")
 RATIOS = (0.1, 0.2, 0.3, 0.5)
 GIB = 1 << 30
@@ -80,6 +81,24 @@ def test_perplexities_by_recipe_in_the_readme():
     }
     recipes = {cell: f"{ppl:.1f}" for cell, ppl in cells.items() if cell[0] in PruneConfig.RECIPES}
     assert shown == recipes
+
+
+@pytest.mark.parametrize("name", ["quality_smollm2_compared"])
+def test_comparisons_with_published_methods(name):
+    """Tables as the benchmark writes them."""
+    written = runpy.run_path(str(REPOSITORY / "benchmarks" / "quality_report.py"))["markdown"](results(name))
+    lines = QUALITY.read_text().splitlines()
+    rows = [line for line in written.splitlines() if line.startswith("|")]
+    assert len(rows) > 20
+    assert [row for row in rows if row not in lines] == []
+
+
+def test_ratios_of_all_parameters_for_the_8b_comparison(shapes):
+    shown = table(QUALITY, "fraction of the decoder layers | LLaMA-3-8B")
+    for first, cells in shown.items():
+        fraction = int(first.partition(" ")[0]) / 100
+        models = [shape.geometry for shape in three(shapes)]
+        assert cells == [f"{fraction * g.decoder_params / g.total_params:.4f}" for g in models]
 
 
 def test_perplexities_by_normalisation_in_the_readme():

@@ -103,6 +103,9 @@ def read_script(script, *arguments):
 
 
 def read_options(options, arguments):
+    for name in arguments:
+        if name.endswith(".jsonl"):
+            Path(name).touch()  # a reader's own text
     if options is SummaryConfig:
         for folder in arguments[: arguments.index("--output") if "--output" in arguments else None]:
             Path(folder).mkdir(parents=True, exist_ok=True)
