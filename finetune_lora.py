@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgsp.cli import guarded, quiet_libraries
-from hgsp.config import PruneConfig, parse
+from hgsp.config import PruneConfig
 from hgsp.errors import InputError
+from hgsp.options import parse
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hgsp.cli import guarded, quiet_libraries
-from hgsp.config import PruneConfig, parse
+from hgsp.config import PruneConfig
+from hgsp.options import parse
 
 LOG = logging.getLogger("hgsp")
 

@@ -36,12 +36,7 @@ from evaluation.metrics.zeroshot import ZERO_SHOT, averages
 from evaluation.tasks import parse_tasks
 from hgsp.calibration import build_calibration, tokenize
 from hgsp.cli import quiet_libraries
-from hgsp.config import (
-    DEFAULT_PROFILE_NSAMPLES,
-    DEFAULT_RECONSTRUCT_NSAMPLES,
-    DEFAULT_SEARCH_NSAMPLES,
-    PruneConfig,
-)
+from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.data import CALIBRATE, EVALUATE, load_text
 from hgsp.geometry import geometry_of
 from hgsp.importance import METHODS

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evaluation.tasks import parse_tasks
-from hgsp.config import DTYPE_NAMES, option, require
+from hgsp.config import DTYPE_NAMES
+from hgsp.options import option, require
 
 
 @dataclass(frozen=True, kw_only=True)

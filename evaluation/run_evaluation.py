@@ -15,7 +15,7 @@ if __name__ == "__main__":  # as a script, Python looks for modules beside this 
 
 from evaluation.config import EvaluationConfig
 from hgsp.cli import guarded, quiet_libraries
-from hgsp.config import parse
+from hgsp.options import parse
 
 LOG = logging.getLogger("hgsp")
 

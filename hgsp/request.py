@@ -11,12 +11,7 @@ from typing import Any
 
 from hgsp import checkpoint
 from hgsp.calibration import Calibration, build_calibration
-from hgsp.config import (
-    DEFAULT_PROFILE_NSAMPLES,
-    DEFAULT_RECONSTRUCT_NSAMPLES,
-    DEFAULT_SEARCH_NSAMPLES,
-    PruneConfig,
-)
+from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.data import Text
 from hgsp.devices import resolve_device
 from hgsp.errors import InputError

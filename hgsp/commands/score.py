@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hgsp.cli import guarded, quiet_libraries
-from hgsp.config import ScoreConfig, parse
+from hgsp.config import ScoreConfig
+from hgsp.options import parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hgsp.cli import guarded
-from hgsp.config import option, parse, require
 from hgsp.errors import InputError
+from hgsp.options import option, parse, require
 
 if TYPE_CHECKING:
     from hgsp.study.collecting import Result

@@ -11,8 +11,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hgsp.config import PruneConfig, parse
+from hgsp.config import PruneConfig
 from hgsp.errors import InputError
+from hgsp.options import parse
 from hgsp.study.matrix import ANALYSIS, RECOVERY_ANALYSIS, Cell
 
 LOG = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hgsp.config import PruneConfig, parse
+from hgsp.config import PruneConfig
 from hgsp.errors import InputError
+from hgsp.options import parse
 from hgsp.study.finished import check_finished, is_finished, scores_for
 from hgsp.study.matrix import ANALYSIS, Cell
 

@@ -17,7 +17,8 @@ from evaluation.config import EvaluationConfig
 from hgsp.cli import COMMANDS
 from hgsp.commands import study
 from hgsp.commands.summarize import SummaryConfig
-from hgsp.config import PruneConfig, ScoreConfig, parse
+from hgsp.config import PruneConfig, ScoreConfig
+from hgsp.options import parse
 from hgsp.recovery.config import RecoveryConfig
 from hgsp.study.running import config_of
 

@@ -7,7 +7,8 @@ import torch
 
 import run_global_pruning
 from hgsp import opened
-from hgsp.config import PruneConfig, parse
+from hgsp.config import PruneConfig
+from hgsp.options import parse
 from hgsp.search import SearchState
 from hgsp.selection import PrunePlan
 from pruning import analysis_of, tensors_of

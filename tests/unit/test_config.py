@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from hgsp.config import PruneConfig, parse
+from hgsp.config import PruneConfig
 from hgsp.errors import InputError
+from hgsp.options import parse
 
 REQUIRED = {"base_model": "some/model", "output_name": "MODEL/p20", "pruning_ratio": 0.2, "dataset": "builtin"}
 

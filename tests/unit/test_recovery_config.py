@@ -2,8 +2,9 @@
 
 import pytest
 
-from hgsp.config import PruneConfig, parse
+from hgsp.config import PruneConfig
 from hgsp.errors import InputError
+from hgsp.options import parse
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
 from hgsp.recovery.training import num_updates, steps_between_evaluations
 from hgsp.recovery.unfinished import last_complete_state
