@@ -93,6 +93,14 @@ def test_comparisons_with_published_methods(name):
     assert [row for row in rows if row not in lines] == []
 
 
+def test_the_text_to_calibrate_on():
+    shown = table(QUALITY, "`balanced`, SmolLM2")
+    texts = {"WikiText-2 validation": "quality_smollm2", "WikiText-2 train and C4": "quality_smollm2_compared"}
+    for first, name in texts.items():
+        found = {row["ratio"]: row["ppl"].values() for row in results(name)["rows"] if row["way"] == "balanced"}
+        assert shown[first] == [f"{value:.1f}" for ratio in (0.2, 0.5) for value in found[ratio]]
+
+
 def test_ratios_of_all_parameters_for_the_8b_comparison(shapes):
     shown = table(QUALITY, "fraction of the decoder layers | LLaMA-3-8B")
     for first, cells in shown.items():
