@@ -111,6 +111,7 @@ class Bench:
         self._texts = [load_text(name, CALIBRATE, options.data_dir) for name in options.calibrate]
         self._evaluated = [load_text(name, EVALUATE, options.data_dir) for name in options.evaluate]
         self._tasks = [load_task(ZERO_SHOT[name], options.data_dir) for name in options.tasks]
+        self._found: dict[str, Any] = {}
 
     @functools.cached_property
     def reference(self) -> Any:
@@ -125,7 +126,8 @@ class Bench:
         return build_calibration(self._texts, self.tokenizer, num_sequences, options.seq_len, seed, at_most=True)
 
     def measure(self, make: Callable[[int], Any], ratio: float) -> dict[str, Any]:
-        """Quality and size of the model made for a budget, and the seconds it took to make it from the dense one."""
+        """Quality and size of the model made for a budget, what a search found, seconds from the dense model on."""
+        self._found = {}
         start = time.perf_counter()
         model = make(round(ratio * self.source.geometry.decoder_params))
         seconds = round(time.perf_counter() - start, 1)
@@ -134,7 +136,7 @@ class Bench:
         found = {"ppl": self.perplexities(model), "kl": self.divergences(model)}
         if self._tasks:
             found["accuracy"] = self.accuracy(model)
-        return {**found, "reached_of_decoder": reached, "seconds": seconds}
+        return {**found, "reached_of_decoder": reached, "seconds": seconds, **self._found}
 
     def perplexities(self, model: Any) -> dict[str, float]:
         options = self._options
@@ -192,6 +194,8 @@ class Bench:
         if not search_steps:
             return start.plan(np.zeros((geometry.num_layers, 2)))
         state = search(self._moves(start, refit), start, search_steps)
+        self._found["search_kl"] = [round(divergence, 4) for divergence in state.divergences]
+        self._found["log_factors"] = np.round(state.log_factors, 2).tolist()
         return start.plan(np.array(state.log_factors))
 
     def _moves(self, start: Budgeted, refit: bool) -> Moves:
