@@ -113,3 +113,39 @@ def test_inputs_that_are_always_zero_leave_the_weights_alone():
     assert ridge is None
     assert torch.equal(new, linear.weight)
     assert error == moments.error
+
+
+@pytest.mark.parametrize(("judged", "at_a_time"), [(2, 512), (3, 1), (2, 2)])
+def test_outputs_that_choose_the_ridge_choose_it_for_all(monkeypatch, judged, at_a_time):
+    """Seven outputs of one signal: any of them finds the same ridge, and all are solved for with it."""
+    torch.manual_seed(2)
+    linear, change = nn.Linear(20, 7, bias=False).requires_grad_(False), torch.randn(1, 20).expand(7, 20)
+
+    def sample(tokens):
+        inputs = torch.randn(1, tokens, 20)
+        return inputs, inputs @ change.T + 2 * torch.randn(1, tokens, 1).expand(1, tokens, 7)
+
+    fit, held = moments_of(linear, *sample(60)), moments_of(linear, *sample(500))
+    expected, ridge, error = solve(linear.weight, fit, held)
+    assert min(RIDGES) < ridge < max(RIDGES)
+    monkeypatch.setattr("hgsp.least_squares.JUDGED_OUTPUTS", judged)
+    monkeypatch.setattr("hgsp.least_squares.OUTPUTS_AT_A_TIME", at_a_time)
+    got, got_ridge, got_error = solve(linear.weight, fit, held)
+    assert got_ridge == ridge
+    assert got_error == pytest.approx(error)
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_ridge_that_some_outputs_like_is_refused_if_all_together_get_worse(monkeypatch):
+    torch.manual_seed(3)
+    linear, inputs = nn.Linear(5, 4, bias=False).requires_grad_(False), torch.randn(1, 40, 5)
+    errors = inputs @ torch.randn(4, 5).T
+    misled = errors * torch.tensor(
+        [1.0, -1.0, -1.0, -1.0]
+    )  # held out, only the first output's error is what was fitted
+    fit, held = moments_of(linear, inputs, errors), moments_of(linear, inputs, misled)
+    monkeypatch.setattr("hgsp.least_squares.JUDGED_OUTPUTS", 1)
+    new, ridge, error = solve(linear.weight, fit, held)
+    assert ridge is None
+    assert new is linear.weight
+    assert error == held.error
