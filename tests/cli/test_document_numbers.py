@@ -93,6 +93,24 @@ def test_comparisons_with_published_methods(name):
     assert [row for row in rows if row not in lines] == []
 
 
+def test_what_reconstruction_costs_at_8b():
+    found = results("reconstruction_llama-3-8b")
+    at_a_third, at_a_tenth = [], []
+    for recipe, cells in table(QUALITY, "operations, 1e12").items():
+        totals = dict.fromkeys(("bfloat16", "float32", "float64"), 0.0)
+        for name, part in found["whole_model"][recipe].items():
+            for kind, count in part.get("operations", {}).items():
+                totals[kind.partition(",")[0]] += count
+        assert cells == [f"{count:,.0f}" for count in totals.values()]
+        seconds = sum(count / rate for count, rate in zip(totals.values(), (989, 67, 34), strict=True))
+        at_a_third.append(round(3 * seconds / 60))
+        at_a_tenth.append(round(10 * seconds / 60))
+    text = QUALITY.read_text()
+    assert f"that is {at_a_third[0]} and {at_a_third[1]} minutes" in text
+    assert f"a tenth of them {at_a_tenth[0]} and {at_a_tenth[1]};" in text
+    assert f"solving one layer took {found['one_layer']['solve_s']:.0f} seconds" in text
+
+
 def test_the_text_to_calibrate_on():
     shown = table(QUALITY, "`balanced`, SmolLM2")
     texts = {"WikiText-2 validation": "quality_smollm2", "WikiText-2 train and C4": "quality_smollm2_compared"}
