@@ -98,7 +98,7 @@ def test_what_reconstruction_costs_at_8b():
     at_a_third, at_a_tenth = [], []
     for recipe, cells in table(QUALITY, "operations, 1e12").items():
         totals = dict.fromkeys(("bfloat16", "float32", "float64"), 0.0)
-        for name, part in found["whole_model"][recipe].items():
+        for part in found["whole_model"][recipe].values():
             for kind, count in part.get("operations", {}).items():
                 totals[kind.partition(",")[0]] += count
         assert cells == [f"{count:,.0f}" for count in totals.values()]
