@@ -129,15 +129,17 @@ def reconstruct(
     return Reconstruction(tuple(modules), calibration, method)
 
 
-def check_enough(calibration: Calibration) -> None:
+def check_enough(
+    calibration: Calibration, least: int = 2, purpose: str = "to reconstruct, one of them held out"
+) -> None:
     """Refuse a calibration that leaves nothing to fit on, or nothing to judge by.
 
     Raises:
-        InputError: fewer than two sequences.
+        InputError: fewer sequences than ``least``.
     """
-    if len(calibration.input_ids) < 2:
+    if len(calibration.input_ids) < least:
         raise InputError(
-            expected="at least 2 calibration sequences to reconstruct, one of them held out",
+            expected=f"at least {least} calibration sequences {purpose}",
             got=str(len(calibration.input_ids)),
             remedy="use a longer text or a smaller --seq_len",
         )

@@ -20,10 +20,9 @@ import numpy as np
 from hgsp.as_cut import decoder_as_cut
 from hgsp.calibration import Calibration
 from hgsp.divergence import DivergenceFromDense
-from hgsp.errors import InputError
 from hgsp.groups import ATTENTION, MLP, Floats
 from hgsp.layerwise import Decoder, LayerWalk
-from hgsp.reconstruct import reconstruct
+from hgsp.reconstruct import check_enough, reconstruct
 from hgsp.search import Budgeted
 from hgsp.selection import PrunePlan
 from hgsp.surgery import Surgery
@@ -124,9 +123,4 @@ def check_enough_to_judge(calibration: Calibration) -> None:
     Raises:
         InputError: fewer than three sequences.
     """
-    if len(calibration.input_ids) < 3:
-        raise InputError(
-            expected="at least 3 calibration sequences to search with: to fit, to hold out and to judge",
-            got=str(len(calibration.input_ids)),
-            remedy="use a longer text, a larger --search_nsamples or a smaller --seq_len",
-        )
+    check_enough(calibration, 3, "to search with: to fit, to hold out and to judge")
