@@ -25,7 +25,7 @@ def real_model():
     shared = shared_folder()
     if shared is None:
         pytest.skip("needs ../shared/tools/real_models.py (or HGSP_SHARED), which a plain clone does not have")
-    models = Path(os.environ.get("HGSP_MODELS", "~/.cache/hgsp-models")).expanduser()
+    models = Path(os.environ.get("HGSP_MODELS") or "~/.cache/hgsp-models").expanduser().resolve()
 
     def folder(name):
         if name == "qwen2.5-0.5b" and not (models / name / "config.json").is_file():
