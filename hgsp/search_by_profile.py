@@ -90,7 +90,7 @@ class ProfileMoves:
         self._judge.close()
 
     def measure(self, log_factors_LK: Floats, below: float) -> float:
-        """The divergence in nats per token, of the reconstructed model; no plan is better known than another."""
+        """The divergence of the reconstructed model in nats per token; ``below`` changes nothing here."""
         plan = replace(self._start.plan(log_factors_LK), writer_bias=self._writer_bias)
         surgery = self._surgery_of(plan)
         reconstruct(
