@@ -42,6 +42,7 @@ from hgsp.geometry import geometry_of
 from hgsp.importance import METHODS
 from hgsp.layerwise import Decoder
 from hgsp.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.products import wide_products
 from hgsp.reconstruct import reconstruct
 from hgsp.scores import Scores, sample_weights
 from hgsp.scoring import ScoringOptions, score_groups
@@ -59,6 +60,7 @@ STEPS = 12
 REFITTING = {"osscar"}
 
 
+@wide_products()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base_model", required=True)

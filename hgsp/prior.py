@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hgsp.distributed import sum_over_processes
 from hgsp.groups import Floats
 from hgsp.layerwise import Decoder, ForwardPass
+from hgsp.products import wide_products
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ MAX_SKIP_SEQUENCES = 8
 
 
 @torch.no_grad()
+@wide_products()
 def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
     """Perplexity lost when a layer, its attention or its MLP is skipped, each on its own; 0 where none is lost.
 

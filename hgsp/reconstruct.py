@@ -38,6 +38,7 @@ from hgsp.families import ATTENTION_WRITER, LAYER_PREFIX, MLP_WRITER
 from hgsp.groups import KIND_NAMES
 from hgsp.layerwise import Decoder
 from hgsp.least_squares import Moments, solve, wide_dtype
+from hgsp.products import wide_products
 from hgsp.progress import Progress, silent
 from hgsp.statistics import watch_inputs
 from hgsp.surgery import Surgery, surviving_layers
@@ -80,6 +81,7 @@ class Reconstruction:
 
 
 @torch.no_grad()
+@wide_products()
 def reconstruct(
     decoder: Decoder,
     surgery: Surgery,

@@ -24,6 +24,7 @@ from hgsp.importance import METHODS, ColumnMethod, GroupMethod, Method, WeightMe
 from hgsp.layerwise import Decoder, LayerWalk, Objective, weight_not_finite
 from hgsp.normalization import LayerImportance
 from hgsp.prior import Influence, InfluenceWatch
+from hgsp.products import wide_products
 from hgsp.progress import Progress, silent
 from hgsp.statistics import BACKWARD_STATISTICS, FORWARD_STATISTICS, LayerStatistics, gather_backward, gather_forward
 
@@ -53,6 +54,7 @@ class Importances:
     calibration_loss: float | None
 
 
+@wide_products()
 def score_groups(
     decoder: Decoder,
     method: Method | str,

@@ -26,6 +26,7 @@ import numpy as np
 from hgsp.errors import NumericalError
 from hgsp.geometry import Geometry
 from hgsp.groups import Floats, GroupTable
+from hgsp.products import wide_products
 from hgsp.progress import Progress, silent
 from hgsp.selection import Floors, PrunePlan, select_groups
 
@@ -112,6 +113,7 @@ class Budgeted:
         return hashlib.sha256(self.table.score.tobytes() + asked.encode()).hexdigest()
 
 
+@wide_products()
 def search(
     moves: Moves,
     start: Budgeted,

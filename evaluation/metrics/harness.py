@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsp.errors import InputError, NumericalError
+from hgsp.products import wide_products
 from hgsp.progress import Progress, silent
 
 Row = dict[str, Any]
@@ -161,6 +162,7 @@ def _from_hub(manager: Any, spec: HarnessSpec, data_dir: str | Path | None) -> A
         ) from error
 
 
+@wide_products()
 def run_task(
     task: HarnessTask, model: Any, tokenizer: Any, *, batch_size: int, limit: int | None, progress: Progress = silent
 ) -> dict[str, Score] | None:

@@ -18,6 +18,7 @@ from hgsp.calibration import tokenize
 from hgsp.data import EVALUATE, Text, load_text
 from hgsp.errors import InputError, NumericalError
 from hgsp.loading import check_vocabulary
+from hgsp.products import wide_products
 from hgsp.progress import Progress, silent
 
 DEFAULT_SEQ_LEN = 2048
@@ -133,6 +134,7 @@ class PPLMetric(Mapping[str, float]):
 
 
 @torch.inference_mode()
+@wide_products()
 def perplexity(
     model: Any,
     tokenizer: Any,

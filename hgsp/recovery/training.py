@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from hgsp.checkpoint import is_bin
 from hgsp.errors import NumericalError
 from hgsp.loading import ModelSource
+from hgsp.products import slow_dtypes, wide_products
 from hgsp.progress import Progress, silent
 from hgsp.recovery.config import RecoveryConfig, steps_per_update
 from hgsp.recovery.losses import Objective, ParentTop
@@ -93,6 +94,7 @@ def num_updates(num_sequences: int, config: RecoveryConfig, processes: int) -> i
     return max(1, math.ceil(per_epoch * config.num_epochs))
 
 
+@wide_products()
 def train(
     model: Any,
     text: TrainingText,
@@ -164,7 +166,7 @@ def training_arguments(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch",
-        bf16=config.method == "full" and config.dtype != "float32",
+        bf16=config.method == "full" and config.dtype != "float32" and not (device == "cpu" and slow_dtypes()),
         **(checkpointing_arguments() if config.use_gradient_checkpointing else {}),
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 
 #: From the first stage to the last. A module imports only from stages before its own.
 STAGES = (
-    ("errors", "progress", "modeling_hgsp", "boundaries", "spilled"),
+    ("errors", "progress", "modeling_hgsp", "boundaries", "spilled", "products"),
     ("families", "data", "logs", "_autoregister", "options"),
     ("config", "geometry", "distributed", "calibration", "devices", "__init__"),
     ("layerwise", "groups", "cli", "least_squares"),
