@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hgsp.layerwise import MAX_LOGITS, Decoder, LayerWalk
+from hgsp.layerwise import MAX_LOGITS, Decoder
+from hgsp.walk import LayerWalk
 
 
 class DivergenceFromDense:

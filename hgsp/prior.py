@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from hgsp.distributed import sum_over_processes
 from hgsp.groups import Floats
-from hgsp.layerwise import Decoder, ForwardPass
+from hgsp.layerwise import Decoder
 from hgsp.products import wide_products
+from hgsp.walk import ForwardPass
 
 
 @dataclass(frozen=True)

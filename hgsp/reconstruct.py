@@ -36,7 +36,7 @@ from hgsp.calibration import Calibration
 from hgsp.errors import InputError, not_finite
 from hgsp.families import ATTENTION_WRITER, LAYER_PREFIX, MLP_WRITER
 from hgsp.groups import KIND_NAMES
-from hgsp.layerwise import Decoder
+from hgsp.layerwise import Decoder, device_of
 from hgsp.least_squares import Moments, solve, wide_dtype
 from hgsp.products import wide_products
 from hgsp.progress import Progress, silent
@@ -234,7 +234,7 @@ class _TwoStreams:
         streams = [(dense, self._dense)] + ([] if pruned is None else [(pruned, self._pruned)])
         for module, stream in streams:
             for batch in self._batches:
-                stream[batch] = self._decoder.call(module, stream[batch].to(_device_of(module))).to(stream)
+                stream[batch] = self._decoder.call(module, stream[batch].to(device_of(module))).to(stream)
 
     def pass_dense(self, kind: str, dense: nn.Module) -> None:
         self._pass_block(kind, dense, self._dense)
@@ -249,7 +249,7 @@ class _TwoStreams:
         seen: list[Tensor] = []
         with watch_inputs({kind: writer}, lambda _name, input_BTI: seen.append(input_BTI)):
             for batch in self._batches:
-                before = self._dense[batch].to(_device_of(dense))
+                before = self._dense[batch].to(device_of(dense))
                 after = self._decoder.call_block(dense, kind, before)
                 pruned_after = self._decoder.call_block(pruned, kind, self._pruned[batch].to(before.device))
                 moments = fit if batch.start < self._num_fit else held
@@ -258,8 +258,4 @@ class _TwoStreams:
 
     def _pass_block(self, kind: str, module: nn.Module, stream: Tensor) -> None:
         for batch in self._batches:
-            stream[batch] = self._decoder.call_block(module, kind, stream[batch].to(_device_of(module))).to(stream)
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
+            stream[batch] = self._decoder.call_block(module, kind, stream[batch].to(device_of(module))).to(stream)

@@ -21,12 +21,13 @@ from hgsp.families import ATTENTION_WRITER, LINEARS, MLP_WRITER
 from hgsp.geometry import Geometry, geometry_of
 from hgsp.groups import KIND_NAMES
 from hgsp.importance import METHODS, ColumnMethod, GroupMethod, Method, WeightMethod
-from hgsp.layerwise import Decoder, LayerWalk, Objective, weight_not_finite
+from hgsp.layerwise import Decoder, weight_not_finite
 from hgsp.normalization import LayerImportance
 from hgsp.prior import Influence, InfluenceWatch
 from hgsp.products import wide_products
 from hgsp.progress import Progress, silent
 from hgsp.statistics import BACKWARD_STATISTICS, FORWARD_STATISTICS, LayerStatistics, gather_backward, gather_forward
+from hgsp.walk import LayerWalk, Objective
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from hgsp.calibration import Calibration
 from hgsp.divergence import DivergenceFromDense
 from hgsp.gates import GatedLayers
 from hgsp.groups import ATTENTION, MLP, Floats
-from hgsp.layerwise import Decoder, LayerWalk
+from hgsp.layerwise import Decoder
 from hgsp.search import Budgeted
 from hgsp.selection import PrunePlan, kept_mask
+from hgsp.walk import LayerWalk
 
 #: A block's worth is at most this many times e above or below the others', whatever the gradient says.
 LARGEST_LOG = 2.0

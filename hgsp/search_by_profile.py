@@ -21,11 +21,12 @@ from hgsp.as_cut import decoder_as_cut
 from hgsp.calibration import Calibration
 from hgsp.divergence import DivergenceFromDense
 from hgsp.groups import ATTENTION, MLP, Floats
-from hgsp.layerwise import Decoder, LayerWalk
+from hgsp.layerwise import Decoder
 from hgsp.reconstruct import check_enough, reconstruct
 from hgsp.search import Budgeted
 from hgsp.selection import PrunePlan
 from hgsp.surgery import Surgery
+from hgsp.walk import LayerWalk
 
 #: One of this many sequences judges; a plan is reconstructed from the others.
 JUDGING = 4

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from hgsp.distributed import Share, sum_over_processes
 from hgsp.errors import not_finite
-from hgsp.layerwise import BackwardPass, ForwardPass, weight_not_finite
+from hgsp.layerwise import weight_not_finite
+from hgsp.walk import BackwardPass, ForwardPass
 
 FORWARD_STATISTICS = frozenset({"input_sq", "input_mean"})
 WEIGHT_GRADIENTS = frozenset({"grad", "grad_sq"})

@@ -25,10 +25,11 @@ from hgsp.calibration import Calibration
 from hgsp.distributed import Share
 from hgsp.families import LINEARS
 from hgsp.geometry import Geometry, geometry_of
-from hgsp.layerwise import Decoder, LayerWalk
+from hgsp.layerwise import Decoder
 from hgsp.selection import Floors
 from hgsp.statistics import gather_backward
 from hgsp.surgery import apply_plan
+from hgsp.walk import LayerWalk
 
 #: The layers that lose something, of 32.
 FIRST, STOP, OF = 4, 30, 32

@@ -5,7 +5,9 @@ import torch
 
 from conftest import make_tiny
 from hgsp import layerwise
-from hgsp.layerwise import Decoder, LayerWalk
+from hgsp.boundaries import Boundaries
+from hgsp.layerwise import Decoder
+from hgsp.walk import LayerWalk
 
 
 def run_walk(model, input_ids, **options):
@@ -73,7 +75,7 @@ def test_checkpointing_and_spilling_change_nothing(tmp_path, num_layers):
 def test_checkpointing_keeps_fewer_boundaries(monkeypatch):
     model = make_tiny("llama-mqa", num_hidden_layers=9)
     most = 0
-    opened = layerwise.Boundaries.open
+    opened = Boundaries.open
 
     def watch(self, index):
         nonlocal most
@@ -81,7 +83,7 @@ def test_checkpointing_keeps_fewer_boundaries(monkeypatch):
         most = max(most, len(self._arrays))
         return array
 
-    monkeypatch.setattr(layerwise.Boundaries, "open", watch)
+    monkeypatch.setattr(Boundaries, "open", watch)
     input_ids = torch.randint(0, 256, (2, 8))
     run_walk(model, input_ids, batch_size=2)
     all_kept, most = most, 0

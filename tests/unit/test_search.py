@@ -13,12 +13,13 @@ from hgsp.errors import NumericalError
 from hgsp.gates import GatedLayers
 from hgsp.geometry import LayerShape, geometry_of
 from hgsp.groups import build_group_table
-from hgsp.layerwise import Decoder, LayerWalk
+from hgsp.layerwise import Decoder
 from hgsp.scoring import score_groups
 from hgsp.search import Budgeted, SearchState, search
 from hgsp.search_by_gradient import GradientMoves
 from hgsp.selection import Floors
 from hgsp.surgery import apply_plan
+from hgsp.walk import LayerWalk
 from plans import mixed_plan, plan_dropping
 
 IDS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(3))
