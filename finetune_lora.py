@@ -53,8 +53,9 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
 
     from evaluation.before_after import BeforeAfter
     from evaluation.models import own_device
-    from hgsp.checkpoint import load_pruned, new_folder
+    from hgsp.checkpoint import load_pruned
     from hgsp.distributed import is_main_process, leave_processes, wait_for_all
+    from hgsp.folders import new_folder
     from hgsp.logs import LogFile
     from hgsp.progress import Timings, terminal
     from hgsp.recovery import outcome, training
@@ -143,7 +144,7 @@ def check_surroundings(config: RecoveryConfig) -> None:
     Raises:
         InputError: says which.
     """
-    from hgsp.checkpoint import refuse_existing, refuse_unwritable
+    from hgsp.folders import refuse_existing, refuse_unwritable
     from hgsp.recovery.unfinished import check_work_dir
 
     config.require_packages()

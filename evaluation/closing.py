@@ -19,7 +19,7 @@ from evaluation.models import ModelUnderTest
 from evaluation.report import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 from evaluation.results import DENSE, DONE, FAILED, PRUNED, Results, TaskResult, canonical_path, write_atomically
 from evaluation.tasks import EFFICIENCY, is_text
-from hgsp.checkpoint import refuse_unwritable
+from hgsp.folders import refuse_unwritable
 from hgsp.logs import show
 from hgsp.report import COLLAPSE_FACTOR
 

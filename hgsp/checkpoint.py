@@ -7,13 +7,11 @@ then ``modeling_hgsp.py`` beside it), generation config and tokenizer files. The
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,46 +29,6 @@ from hgsp.loading import load_complete, load_tokenizer
 BIN_NAME = "pruned_model.bin"
 BIN_FORMAT = "hgsp-checkpoint-1"
 DEFAULT_SHARD_BYTES = 5 * 10**9
-
-
-@contextmanager
-def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling of ``target`` that takes its place on success and vanishes on failure or interrupt."""
-    refuse_existing(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", suffix=".partial", dir=target.parent))
-    partial.chmod(0o755)
-    try:
-        yield partial
-        refuse_existing(target, overwrite)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def refuse_existing(target: Path, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
-        raise InputError(
-            expected="a new result folder", got=f"{target} exists", remedy="use another name or --overwrite"
-        )
-
-
-def refuse_unwritable(target: Path, flag: str) -> None:
-    """Refuse a folder that could not be made or written into, before there is anything to write.
-
-    Raises:
-        InputError: something that is no folder is in the way, or permissions are.
-    """
-    existing = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(
-            expected=f"a folder that can be written for results ({target})",
-            got=f"{existing}, which cannot",
-            remedy=f"name another with {flag}",
-        )
 
 
 def save_pruned(model: Any, tokenizer: Any, folder: Path, *, with_bin: bool = True) -> None:

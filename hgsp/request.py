@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hgsp import checkpoint
+from hgsp import folders
 from hgsp.calibration import Calibration, build_calibration
 from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.data import Text
@@ -73,7 +73,7 @@ def prepare(config: PruneConfig) -> Request:
     if not config.dry_run:
         for ratio in config.pruning_ratio:
             target = Path(config.results_dir) / config.output_name_for(ratio)
-            checkpoint.refuse_existing(target, config.overwrite)
+            folders.refuse_existing(target, config.overwrite)
     source = inspect_model(config.base_model)
     frozen = config.freeze_first_n_layers + config.freeze_last_n_layers
     if frozen > source.geometry.num_layers:
@@ -114,7 +114,7 @@ def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any
 
 def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path]:
     """A folder to fill that becomes ``results/{output_name}`` when the block ends well, and vanishes otherwise."""
-    return checkpoint.new_folder(request.folder(ratio), request.config.overwrite)
+    return folders.new_folder(request.folder(ratio), request.config.overwrite)
 
 
 def search_file(request: Request, ratio: float) -> Path:

@@ -21,10 +21,10 @@ def score(config: ScoreConfig) -> int:
     quiet_libraries()
     from hgsp import pipeline
     from hgsp.calibration import build_calibration
-    from hgsp.checkpoint import refuse_existing
     from hgsp.data import CALIBRATE, load_text
     from hgsp.devices import resolve_device
     from hgsp.distributed import is_main_process, leave_processes
+    from hgsp.folders import refuse_existing
     from hgsp.loading import inspect_model, load_own_tokenizer
     from hgsp.opened import open_model
     from hgsp.progress import terminal

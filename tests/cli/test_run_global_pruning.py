@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 import run_global_pruning
 from conftest import TINY, VOCAB, make_tiny
-from hgsp import checkpoint, cli
+from hgsp import checkpoint, cli, folders
 from hgsp.checkpoint import load_pruned
 from hgsp.config import CPU_EVAL_WINDOWS
 from hgsp.geometry import geometry_of
@@ -447,15 +447,15 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("what", FAILURES)
-@pytest.mark.parametrize("where", ["save_pruned", "refuse_existing"])
+@pytest.mark.parametrize(("module", "where"), [(checkpoint, "save_pruned"), (folders, "refuse_existing")])
 def test_failure_halfway_is_exit_code_1_and_leaves_only_what_was_there(
-    prune, tmp_path, capsys, monkeypatch, what, where
+    prune, tmp_path, capsys, monkeypatch, what, module, where
 ):
     """S42: even with --overwrite, and even after everything is written but not yet in place."""
     error, message = FAILURES[what]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
-    genuine, calls = getattr(checkpoint, where), []
+    genuine, calls = getattr(module, where), []
 
     def fail(*args, **kwargs):
         calls.append(args)
@@ -463,7 +463,7 @@ def test_failure_halfway_is_exit_code_1_and_leaves_only_what_was_there(
         if where == "save_pruned" or len(calls) == 3:  # before the work, at its start, and before the folder is moved
             raise error
 
-    monkeypatch.setattr(checkpoint, where, fail)
+    monkeypatch.setattr(module, where, fail)
     assert prune(tmp_path, "--overwrite", "--skip_evaluation") == 1
     assert message in capsys.readouterr().err
     assert everything_in(tmp_path) == ["out", "out/mine"]

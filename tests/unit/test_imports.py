@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 #: From the first stage to the last. A module imports only from stages before its own.
 STAGES = (
     ("errors", "progress", "modeling_hgsp", "boundaries", "spilled", "products"),
-    ("families", "data", "logs", "_autoregister", "options"),
+    ("families", "data", "logs", "_autoregister", "options", "folders"),
     ("config", "geometry", "distributed", "calibration", "devices", "__init__"),
     ("layerwise", "groups", "cli", "least_squares"),
     ("loading", "walk", "normalization", "selection"),
