@@ -12,8 +12,14 @@ MARKERS = "os^vD<>PX"
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Tables of ways by ratios: perplexity and KL to the dense model on every text, and mean accuracy."""
-    lines = [f"{result['base_model']}, `{result['command']}`, commit {result['commit']}, {result['processor']}", ""]
+    """Where the numbers are from, and their tables."""
+    origin = f"{result['base_model']}, `{result['command']}`, commit {result['commit']}, {result['processor']}"
+    return "\n".join([origin, "", *tables(result)])
+
+
+def tables(result: Mapping[str, Any]) -> list[str]:
+    """Lines of tables of ways by ratios: perplexity and KL to the dense model on every text, and mean accuracy."""
+    lines: list[str] = []
     for text, dense in result["dense"].items():
         lines += _table(result, text, f"{dense:,.1f}", lambda row, text=text: _number(row["ppl"].get(text), ",.1f"))
         lines += _table(
@@ -23,8 +29,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             lambda row, text=text: _number(row.get("kl", {}).get(text), ".3f"),
         )
     dense = _accuracy({"accuracy": result.get("dense_accuracy")})
-    lines += _table(result, "mean accuracy, %", dense, _accuracy)
-    return "\n".join(lines)
+    return lines + _table(result, "mean accuracy, %", dense, _accuracy)
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
