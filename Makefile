@@ -41,7 +41,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Pages that are made from docstrings and results: docs/methods/ and docs/API.md.
+# Pages and tables that are made from docstrings and results.
 docs: $(VENV)/installed
 	$(BIN)/python scripts/make_docs.py
 

@@ -15,7 +15,8 @@ held-out error of a module never grows. Rounding to the weights' dtype is part o
 
 Aiming at the dense module's own output instead of the stream leaves the drift of earlier blocks where it is.
 
-One block's moments are all that exists at a time, and of the activations only the two streams at one block boundary.
+One block's moments are all that exists at a time, and of the activations only the two streams at one block boundary;
+on a CPU also what goes into the writer, because computing it again takes longer there than keeping it.
 
 N sequences | T tokens | H hidden | S inputs a pruned writer keeps, plus one for a bias
 """
@@ -101,7 +102,8 @@ def reconstruct(
         decoder: the dense model, resident or read from files; it is not changed.
         surgery: gives the pruned model's tensors. A plan that removes nothing replaces nothing.
         calibration: the last eighth of its sequences judges, the others fit.
-        spill_dir: folder for the two streams on disk, [N, T, H] each; None keeps them in CPU memory.
+        spill_dir: folder for the two streams, [N, T, H] each, and on a CPU the writer's inputs, [N, T, S], on disk;
+            None keeps them in CPU memory.
         frozen: dense indices of layers that are never touched.
 
     Raises:
@@ -176,7 +178,7 @@ def _reconstruct_block(
             writer.weight = nn.Parameter(new_HS[:, : writer.in_features].contiguous(), requires_grad=False)
         if writer.bias is not None:
             writer.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
-    streams.pass_pruned(kind, pruned)
+    streams.pass_pruned(kind, pruned, writer)
     return [ModuleFit(index, WRITERS[kind], ridge, held.relative(held.error), held.relative(error))]
 
 
@@ -209,7 +211,8 @@ class _TwoStreams:
     def __init__(self, decoder: Decoder, input_ids_NT: Tensor, batch_size: int, spill_dir: Path | None) -> None:
         embedding = decoder.model.model.embed_tokens.weight
         shape = (*input_ids_NT.shape, embedding.shape[1])
-        self._decoder = decoder
+        self._decoder, self._spill_dir = decoder, spill_dir
+        self._writer_inputs: Boundaries | None = None
         self._boundaries = [Boundaries(shape, embedding.dtype, spill_dir) for _ in range(2)]
         self._dense, self._pruned = (boundaries.open(0) for boundaries in self._boundaries)
         self._num_fit = len(input_ids_NT) - num_held_out(len(input_ids_NT))
@@ -226,7 +229,7 @@ class _TwoStreams:
 
     def __exit__(self, *_: object) -> None:
         del self._dense, self._pruned
-        for boundaries in self._boundaries:
+        for boundaries in [*self._boundaries, *([self._writer_inputs] if self._writer_inputs else [])]:
             boundaries.close()
 
     def pass_layer(self, dense: nn.Module, pruned: nn.Module | None) -> None:
@@ -239,13 +242,27 @@ class _TwoStreams:
     def pass_dense(self, kind: str, dense: nn.Module) -> None:
         self._pass_block(kind, dense, self._dense)
 
-    def pass_pruned(self, kind: str, pruned: nn.Module) -> None:
-        self._pass_block(kind, pruned, self._pruned)
+    def pass_pruned(self, kind: str, pruned: nn.Module, writer: nn.Linear) -> None:
+        """Through a block whose writer was refitted since ``gather``; all in front of it has stayed the same."""
+        if self._writer_inputs is None:
+            self._pass_block(kind, pruned, self._pruned)
+            return
+        inputs_NTI = self._writer_inputs.open(0)
+        for batch in self._batches:
+            self._pruned[batch] += writer(inputs_NTI[batch]).to(self._pruned)
+        del inputs_NTI
+        self._writer_inputs.close()
+        self._writer_inputs = None
 
     def gather(
         self, kind: str, dense: nn.Module, pruned: nn.Module, writer: nn.Linear, fit: Moments, held: Moments
     ) -> None:
         """Moments of the writer's input and the streams' difference after the block; the dense stream passes it."""
+        kept_NTI = None
+        if _keeps_inputs(writer):
+            shape = (*self._pruned.shape[:2], writer.in_features)
+            self._writer_inputs = Boundaries(shape, writer.weight.dtype, self._spill_dir)
+            kept_NTI = self._writer_inputs.open(0)
         seen: list[Tensor] = []
         with watch_inputs({kind: writer}, lambda _name, input_BTI: seen.append(input_BTI)):
             for batch in self._batches:
@@ -253,9 +270,17 @@ class _TwoStreams:
                 after = self._decoder.call_block(dense, kind, before)
                 pruned_after = self._decoder.call_block(pruned, kind, self._pruned[batch].to(before.device))
                 moments = fit if batch.start < self._num_fit else held
-                moments.add(seen.pop(), after.float() - pruned_after.float(), after.float() - before.float())
+                inputs_BTI = seen.pop()
+                if kept_NTI is not None:
+                    kept_NTI[batch] = inputs_BTI
+                moments.add(inputs_BTI, after.float() - pruned_after.float(), after.float() - before.float())
                 self._dense[batch] = after.to(self._dense)  # last: on a CPU ``before`` is a view of it
 
     def _pass_block(self, kind: str, module: nn.Module, stream: Tensor) -> None:
         for batch in self._batches:
             stream[batch] = self._decoder.call_block(module, kind, stream[batch].to(device_of(module))).to(stream)
+
+
+def _keeps_inputs(writer: nn.Linear) -> bool:
+    """Whether a writer's inputs stay until it is refitted; beside a GPU, copying them takes longer than computing."""
+    return device_of(writer).type == "cpu"
