@@ -28,6 +28,7 @@ PLAIN_PASS = {
     "taylor": "forward+backward",
     "taylor_2nd": "forward+backward",
     "fisher": "forward+backward",
+    "fisher_token": "forward+backward",
     "wanda": "forward",
     "flap": "forward",
     "magnitude": "forward",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hgsp.data import canonical_name, check_dataset_name, dataset_names
 from hgsp.options import option, require, require_counts, require_positive
 
-IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "flap", "random")
+IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
 RECONSTRUCTIONS = ("none", "bias", "lstsq")
 DEFAULT_RECONSTRUCT_NSAMPLES = 256

@@ -20,7 +20,7 @@ from hgsp.errors import InputError, not_finite
 from hgsp.families import ATTENTION_WRITER, LINEARS, MLP_WRITER
 from hgsp.geometry import Geometry, geometry_of
 from hgsp.groups import KIND_NAMES
-from hgsp.importance import METHODS, ColumnMethod, GroupMethod, Method, WeightMethod
+from hgsp.importance import METHODS, ColumnMethod, GateMethod, GroupMethod, Method, WeightMethod
 from hgsp.layerwise import Decoder, weight_not_finite
 from hgsp.normalization import LayerImportance
 from hgsp.prior import Influence, InfluenceWatch
@@ -94,6 +94,7 @@ def score_groups(
     share = own_share(len(calibration.input_ids))
     seq_len = calibration.input_ids.shape[1]
     backward = bool(method.needs & BACKWARD_STATISTICS)
+    group_columns = {ATTENTION_WRITER: geometry.queries_per_kv * geometry.head_dim, MLP_WRITER: 1}
     walk = LayerWalk(
         decoder,
         calibration.input_ids[share.rows],
@@ -115,7 +116,8 @@ def score_groups(
             objective = None if labels == "text" else _of_drawn_labels(walk, seed + share.rows.start)
             for back in progress(walk.backward(objective), f"{method.name} scores", decoder.num_layers):
                 linears = _linears(back.module, method)
-                statistics = gather_backward(back, linears, method.needs & BACKWARD_STATISTICS, share, seq_len)
+                needs = method.needs & BACKWARD_STATISTICS
+                statistics = gather_backward(back, linears, needs, share, seq_len, group_columns)
                 found[back.index] = _layer_importance(method, statistics, geometry, seed)
                 del statistics  # or two layers' gradients would be held
     influence = watch.influence(share.num_sequences * seq_len) if watch else None
@@ -179,8 +181,11 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
             name: method.columns(linears[name].weight, statistics.values.get(name, {})).cpu().double()
             for name in (ATTENTION_WRITER, MLP_WRITER)
         }
-        attention_SK = columns[ATTENTION_WRITER].unflatten(1, (K, R * D)).sum(2)
-        importance = {"attention": method.combine(attention_SK), "mlp": method.combine(columns[MLP_WRITER])}
+        attention_K = columns[ATTENTION_WRITER].unflatten(0, (K, R * D)).sum(1)
+        importance = {"attention": attention_K, "mlp": columns[MLP_WRITER]}
+    elif isinstance(method, GateMethod):
+        writers = {"attention": ATTENTION_WRITER, "mlp": MLP_WRITER}
+        importance = {kind: statistics.values[name][method.statistic].cpu().double() for kind, name in writers.items()}
     else:
 
         def saliency(key: str) -> Tensor:

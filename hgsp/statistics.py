@@ -1,17 +1,20 @@
 """Per-layer statistics that importance methods ask for by name, gathered while the decoder is walked.
 
 All are float32, are sums over the calibration tokens or sequences until ``finish`` turns them into means, and never
-depend on the batch size. With several processes each holds a share of the sequences and the sums are added up.
+depend on the batch size. With several processes each holds a share of the sequences and the sums are added up. A gate
+is what would scale all columns of a group together; its gradient at a token is the sum over them of input times
+gradient of the input, and at a sequence the sum over its tokens.
 
-I in_features | O out_features | N sequences (over all processes) | T tokens of a sequence
+B batch | T tokens of a sequence | I in_features | O out_features | G groups
 
-| name         | shape  | meaning                                                                     | pass     |
-|--------------|--------|-----------------------------------------------------------------------------|----------|
-| ``input_sq``  | [I]    | mean over tokens of the squared input of a Linear                            | forward  |
-| ``input_mean``| [I]    | mean over tokens of that input                                               | forward  |
-| ``grad``      | [O, I] | gradient of the calibration loss (mean over sequences of mean token loss)    | backward |
-| ``grad_sq``   | [O, I] | mean over sequences of the squared gradient of one sequence's mean token loss | backward |
-| ``gate_grad`` | [N, I] | per sequence, sum over tokens of input times gradient of the input           | backward |
+| name              | shape  | meaning                                                                      | pass     |
+|-------------------|--------|------------------------------------------------------------------------------|----------|
+| ``input_sq``      | [I]    | mean over tokens of the squared input of a Linear                            | forward  |
+| ``input_mean``    | [I]    | mean over tokens of that input                                               | forward  |
+| ``grad``          | [O, I] | gradient of the calibration loss (mean over sequences of mean token loss)    | backward |
+| ``grad_sq``       | [O, I] | mean over sequences of the squared gradient of one sequence's mean loss      | backward |
+| ``gate_sq``       | [G]    | mean over sequences of the squared gradient of a gate, of the same loss      | backward |
+| ``gate_token_sq`` | [G]    | mean over sequences of the sum over tokens of a gate's squared gradient      | backward |
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from hgsp.walk import BackwardPass, ForwardPass
 
 FORWARD_STATISTICS = frozenset({"input_sq", "input_mean"})
 WEIGHT_GRADIENTS = frozenset({"grad", "grad_sq"})
-BACKWARD_STATISTICS = WEIGHT_GRADIENTS | {"gate_grad"}
+GATE_GRADIENTS = frozenset({"gate_sq", "gate_token_sq"})
+BACKWARD_STATISTICS = WEIGHT_GRADIENTS | GATE_GRADIENTS
 
 
 @dataclass
@@ -86,22 +90,32 @@ def gather_forward(
 
 
 def gather_backward(
-    layer_pass: BackwardPass, linears: Mapping[str, nn.Linear], needs: frozenset[str], share: Share, seq_len: int
+    layer_pass: BackwardPass,
+    linears: Mapping[str, nn.Linear],
+    needs: frozenset[str],
+    share: Share,
+    seq_len: int,
+    group_columns: Mapping[str, int],
 ) -> LayerStatistics:
     """Run one layer backward and gather gradient statistics of the given Linears.
 
-    ``grad_sq`` needs batches of one sequence (the caller sees to it): gradients are squared before they are averaged.
+    ``group_columns`` says how many columns of a Linear a gate scales. ``grad_sq`` needs batches of one sequence (the
+    caller sees to it): gradients are squared before they are averaged.
     """
     statistics = LayerStatistics(layer_pass.index, layer_pass.module)
     parameters = {} if not needs & WEIGHT_GRADIENTS else _parameters_of(linears)
     mean_token = 1.0 / (seq_len - 1)  # the walk gives gradients of token SUMS
-    gates: dict[str, list[Tensor]] = {name: [] for name in linears}
 
     def observe(name: str, input_BTI: Tensor) -> None:
         def on_gradient(gradient_BTI: Tensor) -> None:
-            gates[name].append((input_BTI.detach().float() * gradient_BTI.float()).sum(1) * mean_token)
+            product_BTI = input_BTI.detach().float() * gradient_BTI.float()
+            gate_BTG = product_BTI.unflatten(2, (-1, group_columns[name])).sum(3)
+            if "gate_sq" in needs:
+                statistics.add(name, "gate_sq", gate_BTG.sum(1).square().sum(0), mean_token**2)
+            if "gate_token_sq" in needs:
+                statistics.add(name, "gate_token_sq", gate_BTG.square().sum((0, 1)), mean_token**2)
 
-        if "gate_grad" in needs and input_BTI.requires_grad:
+        if needs & GATE_GRADIENTS and input_BTI.requires_grad:
             input_BTI.register_hook(on_gradient)
 
     with watch_inputs(linears, observe), _requiring_gradients(parameters):
@@ -111,13 +125,7 @@ def gather_backward(
                     statistics.add(key, "grad", gradient, mean_token)
                 if "grad_sq" in needs:
                     statistics.add(key, "grad_sq", gradient.float().square(), mean_token**2)
-    if "gate_grad" in needs:
-        for name, rows in gates.items():
-            own = torch.cat(rows)
-            everyone = own.new_zeros(share.num_sequences, own.shape[1])
-            everyone[share.rows] = own
-            statistics.add(name, "gate_grad", everyone)
-    statistics.finish({"grad": share.num_sequences, "grad_sq": share.num_sequences, "gate_grad": 1})
+    statistics.finish(dict.fromkeys(BACKWARD_STATISTICS, share.num_sequences))
     return statistics
 
 

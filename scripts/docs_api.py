@@ -18,7 +18,7 @@ API: dict[str, tuple[str, ...]] = {
     "hgsp/calibration.py": ("Calibration", "build_calibration"),
     "hgsp/layerwise.py": ("Decoder",),
     "hgsp/scoring.py": ("ScoringOptions", "Importances", "score_groups"),
-    "hgsp/importance/types.py": ("WeightMethod", "ColumnMethod", "GroupMethod"),
+    "hgsp/importance/types.py": ("WeightMethod", "ColumnMethod", "GateMethod", "GroupMethod"),
     "hgsp/normalization.py": ("normalize",),
     "hgsp/prior.py": ("Influence", "prior_of", "perplexity_influence"),
     "hgsp/groups.py": ("GroupTable", "build_group_table"),

@@ -12,11 +12,12 @@ from typing import Any
 from docs_source import GENERATED, REPOSITORY, RESULTS, docstring_of, find, markdown, parse, table
 
 #: The pages' order: gradients first, controls last.
-METHODS = ("taylor", "taylor_2nd", "fisher", "wanda", "flap", "magnitude", "random")
+METHODS = ("taylor", "taylor_2nd", "fisher", "fisher_token", "wanda", "flap", "magnitude", "random")
 #: Class that a method is a value of -> what it gives.
 KINDS = {
     "WeightMethod": "saliency of single weights, added up over a group",
     "ColumnMethod": "saliency of the columns that read a group, combined over them",
+    "GateMethod": "the statistic that is the importance of groups",
     "GroupMethod": "importance of whole groups",
 }
 

@@ -71,7 +71,7 @@ def group_scores(model: Any, calibration: Calibration, batch_size: int, strided:
             layer_pass.run()
         for back in walk.backward():
             linears: dict[str, Any] = {name: back.module.get_submodule(name) for name in LINEARS}
-            gradients = gather_backward(back, linears, frozenset({"grad"}), share, seq_len).values
+            gradients = gather_backward(back, linears, frozenset({"grad"}), share, seq_len, {}).values
             products = {
                 key: (back.module.get_parameter(_parameter(key)) * by_name["grad"]).abs().double().cpu()
                 for key, by_name in gradients.items()

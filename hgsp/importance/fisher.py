@@ -7,8 +7,8 @@ Formula and source
     ``down_proj``, L_s the mean token loss of sequence s (arXiv:2204.09656, with a whole KV group or channel behind each
     gate).
 Shapes and sums
-    The sums over tokens are float32 [S, I], one row per sequence; they are added over a group's columns before they are
-    squared, in float64: [S, G], then [G].
+    Sums over a group's columns and over the tokens of a sequence are float32 [B, G], B sequences at a time; they are
+    squared and added up in float32 [G].
 What it needs
     One forward and one backward pass; gradients of activations only, none of weights.
 Cost
@@ -18,21 +18,6 @@ When it misleads
     describes may be long gone (on SmolLM2-135M ``taylor`` is better there, on Qwen2.5-Coder-0.5B it is not).
 """
 
-from __future__ import annotations
+from hgsp.importance.types import GateMethod
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from hgsp.importance.types import ColumnMethod
-
-
-def columns(weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-    return statistics["gate_grad"]
-
-
-def combine(sums_SG: Tensor) -> Tensor:
-    return sums_SG.square().mean(0)
-
-
-FISHER = ColumnMethod("fisher", frozenset({"gate_grad"}), columns, combine)
+FISHER = GateMethod("fisher", "gate_sq")

@@ -28,11 +28,7 @@ from hgsp.importance.types import ColumnMethod
 
 def columns(weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
     variance = (statistics["input_sq"] - statistics["input_mean"].square()).clamp_(min=0)
-    return (variance * weight.float().square().sum(0)).unsqueeze(0)
+    return variance * weight.float().square().sum(0)
 
 
-def combine(sums_SG: Tensor) -> Tensor:
-    return sums_SG.squeeze(0)
-
-
-FLAP = ColumnMethod("flap", frozenset({"input_sq", "input_mean"}), columns, combine, normalization="rank")
+FLAP = ColumnMethod("flap", frozenset({"input_sq", "input_mean"}), columns, normalization="rank")

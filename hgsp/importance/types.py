@@ -1,4 +1,4 @@
-"""The three kinds of importance method, by what they give: saliency of weights, of columns, or of whole groups."""
+"""The kinds of importance method, by what they give: saliency of weights, of columns, or of whole groups."""
 
 from __future__ import annotations
 
@@ -26,15 +26,26 @@ class WeightMethod:
 class ColumnMethod:
     """Saliency of the columns of ``o_proj`` and ``down_proj``, the two Linears that read what a group computes.
 
-    ``columns(weight, statistics)`` returns float32 [S, I]; they are summed over the columns of each group, and
-    ``combine`` turns the sums [S, G] into importances [G].
+    ``columns(weight, statistics)`` returns float32 [I]; a group's importance is the sum over its columns.
     """
 
     name: str
     needs: frozenset[str]
     columns: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-    combine: Callable[[Tensor], Tensor]
     normalization: str = "none"
+
+
+@dataclass(frozen=True)
+class GateMethod:
+    """A statistic of the gate that would scale everything a group writes: one value per group, taken as it is."""
+
+    name: str
+    statistic: str
+    normalization: str = "none"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.statistic})
 
 
 @dataclass(frozen=True)
@@ -47,4 +58,4 @@ class GroupMethod:
     normalization: str = "none"
 
 
-Method = WeightMethod | ColumnMethod | GroupMethod
+Method = WeightMethod | ColumnMethod | GateMethod | GroupMethod

@@ -20,7 +20,8 @@ from hgsp.scoring import ScoringOptions, score_groups
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-WITH_TEXT = ("taylor", "taylor_2nd", "wanda", "fisher", "flap")
+WITH_TEXT = ("taylor", "taylor_2nd", "wanda", "fisher", "fisher_token", "flap")
+BY_GATE = ("fisher", "fisher_token")
 GQA = ("llama-8q4kv", "llama-9q3kv-tied", "qwen2-14q2kv")
 
 #: Float32 gradients through three layers, summed in another order than the reference's: measured below 2e-5. A bias
@@ -101,15 +102,16 @@ def saliency_of_weights(method, model, texts):
 
 
 def saliency_of_columns(method, model, texts):
-    """Per sequence [S, I] for fisher, one row [1, I] for flap, of o_proj and down_proj, by the Linear's name."""
-    if method == "fisher":
+    """Of o_proj and down_proj, by the Linear's name: [N, I] for fisher, [N, T, I] for fisher_token, [1, I] for flap."""
+    if method in BY_GATE:
         rows = {}
         model = copy.deepcopy(model).requires_grad_(True)
         for ids in texts:
             inputs, loss = linear_inputs(model, ids, mean_token_loss)
             gradients = torch.autograd.grad(loss, list(inputs.values()))
             for (name, x), gradient in zip(inputs.items(), gradients, strict=True):
-                rows.setdefault(name, []).append((x * gradient).sum((0, 1)).detach())
+                product = (x * gradient)[0].detach()
+                rows.setdefault(name, []).append(product.sum(0) if method == "fisher" else product)
         return {name: torch.stack(each) for name, each in rows.items()}
     seen = {}
     for ids in texts:
@@ -139,7 +141,7 @@ def reference(method, model, texts, strided=False):
     num_kv, ratio = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     head_dim = model.model.layers[0].self_attn.head_dim
     with torch.enable_grad():
-        by_column = method in ("fisher", "flap")
+        by_column = method in (*BY_GATE, "flap")
         saliency = (saliency_of_columns if by_column else saliency_of_weights)(method, model, texts)
     found = []
 
@@ -155,8 +157,8 @@ def reference(method, model, texts, strided=False):
         return total
 
     def combine(name, columns):
-        sums = sum(saliency[name][:, column].double() for column in columns)
-        return (sums**2).mean() if method == "fisher" else sums[0]
+        sums = sum(saliency[name][..., column].double() for column in columns)
+        return (sums**2).sum() / len(sums) if method in BY_GATE else sums[0]
 
     for layer in range(config.num_hidden_layers):
         for group in range(num_kv):
@@ -207,7 +209,7 @@ def test_a_strided_fold_of_query_heads_would_be_noticed(name, method):
 
 
 @pytest.mark.parametrize("name", GQA)
-@pytest.mark.parametrize("method", ["fisher", "flap"])
+@pytest.mark.parametrize("method", [*BY_GATE, "flap"])
 def test_a_group_whose_own_query_heads_write_nothing_is_worth_nothing(name, method):
     """KV head k owns the contiguous query heads k*R ... k*R+R-1."""
     model = make_tiny(name)
@@ -253,13 +255,10 @@ def test_batch_size_changes_nothing_but_rounding(method):
 LINEAR_IN_SEQUENCES = {
     "grad": WeightMethod("w * g", frozenset({"grad"}), lambda weight, has: weight * has["grad"]),
     "grad_sq": WeightMethod("h", frozenset({"grad_sq"}), lambda weight, has: has["grad_sq"]),
-    "input_sq": ColumnMethod(
-        "x^2", frozenset({"input_sq"}), lambda weight, has: has["input_sq"][None], lambda sums: sums[0]
-    ),
-    "input_mean": ColumnMethod(
-        "x", frozenset({"input_mean"}), lambda weight, has: has["input_mean"][None], lambda sums: sums[0]
-    ),
-    "gate_grad": METHODS["fisher"],
+    "input_sq": ColumnMethod("x^2", frozenset({"input_sq"}), lambda weight, has: has["input_sq"]),
+    "input_mean": ColumnMethod("x", frozenset({"input_mean"}), lambda weight, has: has["input_mean"]),
+    "gate_sq": METHODS["fisher"],
+    "gate_token_sq": METHODS["fisher_token"],
 }
 
 
@@ -415,7 +414,7 @@ def test_no_gradient_and_no_hook_is_left_behind(method):
             if label != "forward" and done == 1:
                 raise MemoryError
 
-    if method in ("taylor", "taylor_2nd", "fisher"):
+    if method in ("taylor", "taylor_2nd", "fisher", "fisher_token"):
         with pytest.raises(MemoryError):
             scores(model, method, calibration(), progress=fail)
         assert leftovers() == ([], [])
@@ -490,7 +489,7 @@ def test_drawn_labels_are_the_models_own_and_a_sequences_own(make):
     assert not torch.equal(decoder.loss_and_gradient(hidden, ids)[0], loss)
 
 
-@pytest.mark.parametrize("method", ["fisher", "taylor", "taylor_2nd"])
+@pytest.mark.parametrize("method", [*BY_GATE, "taylor", "taylor_2nd"])
 def test_scores_of_drawn_labels_depend_on_the_seed_and_not_on_batches(make, method):
     model = make("llama-8q4kv")
     first = scores(model, method, calibration(8), labels="model", seed=1)
