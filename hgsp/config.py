@@ -167,6 +167,12 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         help="how importances of different layers are made comparable; auto = the method's own",
         choices=NORMALIZATIONS,
     )
+    depth_slope: float = option(
+        0.0,
+        help="MLP scores are multiplied by e^-S in the first layer up to e^S in the last: what early layers lose, a "
+        "reconstruction of later ones makes good",
+        type=float,
+    )
     freeze_first_n_layers: int = option(0, help="first layers never touched", type=int)
     freeze_last_n_layers: int = option(0, help="last layers never touched", type=int)
     min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
@@ -239,6 +245,7 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         require(finite, "--temperature", "a finite number >= 0", self.temperature, "0 switches the prior off")
         require(self.tau is None or self.tau >= 0, "--tau", ">= 0, or inf", self.tau, "leave it out for the percentile")
         require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
+        require(abs(self.depth_slope) <= 10, "--depth_slope", "in [-10, 10]", self.depth_slope)
         # whatever it names is deleted by --overwrite: never the results folder itself, nor anything outside
         inside = not {"", ".", ".."} & set(self.output_name.split("/"))
         require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)

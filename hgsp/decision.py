@@ -48,6 +48,7 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
     method = METHODS[scores.provenance["importance_method"]]
     normalization = method.normalization if config.score_normalization == "auto" else config.score_normalization
     table, modes = scores.table(request.geometry, normalization, config.temperature, config.tau)
+    table = table.with_depth_slope(config.depth_slope)
     if earlier is not None:
         table = table.worthless_unless(kept_mask(table, earlier))
     provenance = {
@@ -56,6 +57,7 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
         "temperature": config.temperature,
         "tau": "inf" if config.tau == math.inf else config.tau,  # JSON has no infinity
         "epsilon": config.collapse_epsilon,
+        "depth_slope": config.depth_slope,
         "rounds": config.rounds,
     }
     plan = select_groups(table, request.geometry, budget, request.floors, config.collapse_epsilon, provenance)

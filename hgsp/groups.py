@@ -23,6 +23,15 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
+def depth_profile(num_layers: int, kind: int, power: int) -> Floats:
+    """How a change of one kind's scores is spread over the layers, [L, 2]: the depth, which runs from -1 to 1, to that
+    power and less its mean; 1 everywhere for power 0."""
+    profile_LK = np.zeros((num_layers, 2))
+    depth_L = np.linspace(-1, 1, num_layers) ** power
+    profile_LK[:, kind] = depth_L - depth_L.mean() if power else depth_L
+    return profile_LK
+
+
 @dataclass(frozen=True)
 class GroupTable:
     """Parallel arrays of length G. ``cost`` is in parameters; ``score = base_score * prior``.
@@ -61,6 +70,12 @@ class GroupTable:
         """The same table with prior and score multiplied by an array [L, 2] (attention, mlp)."""
         factor = factor_LK[self.layer, self.kind]
         return replace(self, prior=self.prior * factor, score=self.score * factor)
+
+    def with_depth_slope(self, slope: float) -> GroupTable:
+        """The same table with scores of MLP channels multiplied by e^-slope in the first layer up to e^slope in the
+        last: later layers, reconstructed, make good for what earlier ones lose."""
+        profile_LK = depth_profile(int(self.layer[-1]) + 1, MLP, power=1)
+        return self.reweighted(np.exp(slope * profile_LK))
 
     def worthless_unless(self, kept: npt.NDArray[np.bool_]) -> GroupTable:
         """The same table in which groups outside the mask of length G score 0, so that they leave first."""

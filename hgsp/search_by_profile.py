@@ -15,12 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from hgsp.as_cut import decoder_as_cut
 from hgsp.calibration import Calibration
 from hgsp.divergence import DivergenceFromDense
-from hgsp.groups import ATTENTION, MLP, Floats
+from hgsp.groups import ATTENTION, MLP, Floats, depth_profile
 from hgsp.layerwise import Decoder
 from hgsp.reconstruct import check_enough, reconstruct
 from hgsp.search import Budgeted
@@ -109,13 +107,8 @@ class ProfileMoves:
         return divergence
 
     def direction(self, name: str) -> Floats:
-        """By how much the log factors grow in a step of size 1, [L, 2]: a power of the depth, of mean zero."""
-        kind, power = PROFILES[name]
-        num_layers = self._start.geometry.num_layers
-        direction_LK = np.zeros((num_layers, 2))
-        depth_L = np.linspace(-1, 1, num_layers) ** power
-        direction_LK[:, kind] = depth_L - depth_L.mean() if power else depth_L
-        return direction_LK
+        """By how much the log factors grow in a step of size 1, [L, 2]."""
+        return depth_profile(self._start.geometry.num_layers, *PROFILES[name])
 
 
 def check_enough_to_judge(calibration: Calibration) -> None:

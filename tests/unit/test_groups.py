@@ -7,7 +7,7 @@ import pytest
 
 from hgsp.errors import NumericalError
 from hgsp.geometry import geometry_of
-from hgsp.groups import ATTENTION, CSV_COLUMNS, MLP, build_group_table
+from hgsp.groups import ATTENTION, CSV_COLUMNS, MLP, build_group_table, depth_profile
 
 
 def random_importance(geometry, seed=0):
@@ -55,6 +55,16 @@ def test_score_is_importance_over_cost_times_prior(geometry):
         assert with_prior.score[row] == pytest.approx(expected, rel=1e-15)
     assert (table.prior == 1).all()
     assert (table.score == table.base_score).all()
+
+
+@pytest.mark.parametrize("kind", [ATTENTION, MLP])
+def test_a_depth_profile_is_a_power_of_the_depth_of_mean_zero_for_one_kind(kind):
+    expected = {0: [1, 1, 1, 1, 1], 1: [-1, -0.5, 0, 0.5, 1], 2: [0.5, -0.25, -0.5, -0.25, 0.5]}
+    for power, values in expected.items():
+        profile_LK = depth_profile(5, kind, power)
+        np.testing.assert_allclose(profile_LK[:, kind], values, rtol=1e-15)
+        assert not profile_LK[:, 1 - kind].any()
+    assert not depth_profile(1, kind, 1).any()
 
 
 def test_a_normalised_copy_changes_the_score_and_not_the_importance(geometry):
