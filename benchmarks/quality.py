@@ -3,7 +3,7 @@
 
 Perplexity and KL to the dense model on the same windows, and with --tasks the mean zero-shot accuracy. A way is a
 function in WAYS from the bench and the parameters to remove to the pruned model; published methods are in baselines/.
-Cells already in the output file are not computed again, and scores are kept beside it.
+Cells already in the output file are not computed again; scores and searches are kept beside it.
 
     python benchmarks/quality.py --base_model MODEL --calibrate wiki.valid.raw --evaluate wiki.test.raw c4.jsonl \\
         --ways fisher+lstsq llm-pruner flap-published --ratios 0.2 0.3 0.5 --output quality.json \\
@@ -188,14 +188,23 @@ class Bench:
         }
         return {"limit": options.limit, **mean_accuracy(scores)}
 
-    def plan(self, method: str, budget: int, search_steps: int = 0, labels: str = "text", refit: bool = False) -> Any:
+    def plan(
+        self,
+        method: str,
+        budget: int,
+        search_steps: int = 0,
+        labels: str = "text",
+        refit: bool = False,
+        depth_slope: float = 0.0,
+    ) -> Any:
         """The plan, searched as it will be used: for a plain cut, or with ``refit`` for one that is reconstructed."""
         geometry = self.source.geometry
         table, _ = self._scores(method, labels).table(geometry, METHODS[method].normalization, 0.0, None)
-        start = Budgeted(table, geometry, budget, Floors())
+        start = Budgeted(table.with_depth_slope(depth_slope), geometry, budget, Floors())
         if not search_steps:
             return start.plan(np.zeros((geometry.num_layers, 2)))
-        state = search(self._moves(start, refit), start, search_steps)
+        state_file = self._options.output.with_suffix(f".{method}.{budget}.search.json")
+        state = search(self._moves(start, refit), start, search_steps, state_file=state_file)
         self._found["search_kl"] = [round(divergence, 4) for divergence in state.divergences]
         self._found["log_factors"] = np.round(state.log_factors, 2).tolist()
         return start.plan(np.array(state.log_factors))
@@ -265,7 +274,8 @@ def by_recipe(bench: Bench, budget: int, name: str) -> Any:
     """What ``--recipe NAME`` makes of this bench's text and number of scoring sequences."""
     recipe = PruneConfig.RECIPES[name]
     refit = "reconstruct" in recipe
-    plan = bench.plan(recipe["importance_method"], budget, recipe.get("search", 0), refit=refit)
+    settings = {"refit": refit, "depth_slope": recipe.get("depth_slope", 0.0)}
+    plan = bench.plan(recipe["importance_method"], budget, recipe.get("search", 0), **settings)
     if not refit:
         return apply_plan(bench.dense(), plan)
     return bench.reconstructed(bench.dense(), plan, recipe.get("reconstruct_nsamples", DEFAULT_RECONSTRUCT_NSAMPLES))

@@ -23,6 +23,8 @@ DEFAULT_EPSILON = 0.15
 #: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
 CPU_EVAL_WINDOWS = 16
 DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
+#: What measurement favours where the cut is reconstructed (docs/QUALITY.md).
+REBUILDING = {"importance_method": "fisher_token", "temperature": 0.0, "depth_slope": 0.5, "reconstruct": "lstsq"}
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
 
 
@@ -137,11 +139,8 @@ class PruneConfig(ScoringConfig, MeasureConfig):
 
     RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "fast": {"importance_method": "fisher", "temperature": 0.0},
-        "balanced": {"importance_method": "fisher", "temperature": 0.0, "reconstruct": "lstsq"},
-        "best": {
-            **{"importance_method": "fisher", "temperature": 0.0},
-            **{"reconstruct": "lstsq", "reconstruct_nsamples": 512, "search": 10},
-        },
+        "balanced": REBUILDING,
+        "best": {**REBUILDING, "reconstruct_nsamples": 512, "search": 10},
     }
 
     output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")

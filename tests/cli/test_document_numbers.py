@@ -71,16 +71,20 @@ def test_perplexities_by_method_in_the_readme(heading, name, rows):
         assert shown[first] == one_decimal([results(name)["dense"]["ppl"], *perplexities(name, method)])
 
 
-def test_perplexities_by_recipe_in_the_readme():
+def test_perplexities_after_reconstruction_in_the_readme():
     cells = {(row["way"], row["ratio"]): row["ppl"]["wiki.test.raw"] for row in results("quality_smollm2")["rows"]}
+    ways = {
+        "the same with --reconstruct lstsq": "fisher+lstsq",
+        "that with --reconstruct_nsamples 512 --search 10": "fisher+search+lstsq, 512 sequences",
+        **{f"--recipe {name}": name for name in PruneConfig.RECIPES},
+    }
     shown = {
-        (first.partition(":")[0].removeprefix("--recipe "), ratio): cell
+        (ways[first], ratio): cell
         for first, (_, *by_ratio) in table(README, "SmolLM2-135M-Instruct, perplexity").items()
         for ratio, cell in zip(RATIOS, by_ratio, strict=True)
-        if first.startswith("--recipe") and cell
+        if first in ways and cell
     }
-    recipes = {cell: f"{ppl:.1f}" for cell, ppl in cells.items() if cell[0] in PruneConfig.RECIPES}
-    assert shown == recipes
+    assert shown == {cell: f"{ppl:.1f}" for cell, ppl in cells.items()}
 
 
 def test_every_comparison_with_published_methods_has_its_tables():
@@ -108,10 +112,10 @@ def test_what_reconstruction_costs_at_8b():
 
 
 def test_the_text_to_calibrate_on():
-    shown = table(QUALITY, "`balanced`, SmolLM2")
+    shown = table(QUALITY, "`fisher+lstsq`, SmolLM2")
     texts = {"WikiText-2 validation": "quality_smollm2", "WikiText-2 train and C4": "quality_smollm2_compared"}
     for first, name in texts.items():
-        found = {row["ratio"]: row["ppl"].values() for row in results(name)["rows"] if row["way"] == "balanced"}
+        found = {row["ratio"]: row["ppl"].values() for row in results(name)["rows"] if row["way"] == "fisher+lstsq"}
         assert shown[first] == [f"{value:.1f}" for ratio in (0.2, 0.5) for value in found[ratio]]
 
 

@@ -139,6 +139,7 @@ def test_recipes_from_the_command_line(saved, make, text_file, tmp_path):
     argv += ["--seq_len", "32", "--min_mlp_width", "8", "--device", "cpu", "--skip_evaluation", "--search", "2"]
     assert run_global_pruning.main([str(part) for part in argv]) == 0
     report = analysis_of(tmp_path / "best")
-    assert report["importance_method"] == "fisher"
+    assert report["importance_method"] == "fisher_token"
+    assert report["scoring"]["depth_slope"] == 0.5
     assert report["search"]["steps"] == 2
     assert report["reconstruction"]["method"] == "lstsq"

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+import run_global_pruning
 from conftest import REPOSITORY
 from evaluation.metrics.harness import Score
 from hgsp.calibration import Calibration
 from hgsp.errors import InputError
 from hgsp.geometry import geometry_of
 from hgsp.importance import METHODS
+from hgsp.selection import PrunePlan
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import quality
@@ -355,7 +357,7 @@ def test_results_without_the_newer_measures_stay_readable(tmp_path):
     for row in result["rows"]:
         del row["kl"]
     found = markdown(result)
-    assert "| `balanced` | 29.2 |" in found
+    assert "| `fisher+lstsq` | 29.2 |" in found
     assert "KL" not in found
     draw(result, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
@@ -380,3 +382,21 @@ def test_the_benchmark_measures_what_is_missing_only(make, saved, text_file, tmp
         assert row["reached_of_decoder"] == pytest.approx(0.3, abs=0.005)
     assert "KL(dense, pruned)" in output.with_suffix(".md").read_text()
     assert output.with_suffix(".png").exists()
+
+
+def test_a_recipe_in_the_benchmark_makes_the_plan_of_the_command(make, saved, text_file, tmp_path, monkeypatch):
+    model = make(GQA)
+    folder, ratio = saved(model), 0.25
+    plans = []
+    monkeypatch.setattr(quality.Bench, "reconstructed", lambda *arguments: plans.append(arguments[2]) or model)
+    sizes = ["--nsamples", 8, "--seq_len", 16, "--batch_size", 4]
+    argv = ["--base_model", folder, "--calibrate", text_file, "--evaluate", text_file, "--eval_seq_len", 64, *sizes]
+    argv += ["--output", tmp_path / "quality.json", "--ways", "balanced", "--ratios", ratio]
+    monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, argv)])
+    quality.main()
+    of_all = round(ratio * geometry_of(model).decoder_params) / geometry_of(model).total_params
+    argv = ["--base_model", folder, "--dataset", text_file, *sizes, "--recipe", "balanced", "--skip_evaluation"]
+    argv += ["--results_dir", tmp_path, "--output_name", "out", "--pruning_ratio", of_all, "--device", "cpu"]
+    assert run_global_pruning.main([str(part) for part in argv]) == 0
+    assert PrunePlan.read_json(tmp_path / "out" / "prune_plan.json").layers == plans[0].layers
+    assert 3 * 96 > sum(len(kept.mlp_channels) for kept in plans[0].layers) > 3 * 32
