@@ -24,7 +24,7 @@ demo-model: $(VENV)/installed
 demo: demo-model
 	$(BIN)/python run_global_pruning.py --base_model "$$($(BIN)/python scripts/demo_model.py)" \
 		--output_name demo/prune_20 --pruning_ratio 0.2 --temperature 0.0 --device cpu \
-		--dataset builtin --nsamples 64 --eval_tasks builtin --overwrite
+		--dataset builtin --nsamples 32 --eval_tasks builtin --eval_max_windows 8 --overwrite
 
 test: $(VENV)/installed
 	$(PYTEST)
