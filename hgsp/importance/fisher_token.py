@@ -15,7 +15,8 @@ What it needs
 Cost
     That of ``fisher``.
 When it misleads
-    Without reconstruction it takes a group that writes a constant for one that matters little.
+    Without reconstruction it takes a group that writes a constant for one that matters little: on SmolLM2-135M it is
+    behind ``fisher`` there at 20 and 30 %, ahead at 10 and 50 %.
 """
 
 from __future__ import annotations
