@@ -16,10 +16,9 @@ import argparse
 import functools
 import itertools
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,11 @@ import numpy as np
 from baselines import BASELINES
 from divergence import DenseReference
 from machine import provenance
-from quality_report import draw, markdown
+from quality_report import draw, markdown, mean_accuracy
 
-from evaluation.metrics.harness import Score, load_task, run_task
+from evaluation.metrics.harness import load_task, run_task
 from evaluation.metrics.ppl import perplexity, split_windows
-from evaluation.metrics.zeroshot import ZERO_SHOT, averages
+from evaluation.metrics.zeroshot import ZERO_SHOT
 from evaluation.tasks import parse_tasks
 from hgsp.calibration import build_calibration, tokenize
 from hgsp.cli import quiet_libraries
@@ -54,8 +53,8 @@ from hgsp.surgery import Surgery, apply_plan
 
 SEED = 42
 DTYPE = "bfloat16"
-#: Steps of a budget search that no recipe asks for.
-STEPS = 12
+#: Steps of a budget search.
+STEPS = PruneConfig.RECIPES["best"]["search"]
 #: Baselines that fit weights to text.
 REFITTING = {"osscar"}
 
@@ -239,19 +238,6 @@ class Bench:
             sample = sample_weights(lambda name: state[name][:1], self.source.geometry.num_layers)
             Scores(found.by_layer, None, sample, {"importance_method": method}).write(path)
         return Scores.read(path)
-
-
-def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
-    """Both usual means over tasks; a mean's standard error is sqrt(sum of squared ones) / n, the tasks independent."""
-    means = averages({task: {name: score.value for name, score in found.items()} for task, found in scores.items()})
-    assert means is not None
-    result: dict[str, Any] = {}
-    for metric in ("acc", "acc_norm"):
-        errors = [found.get(metric, found["acc"]).stderr or 0.0 for found in scores.values()]
-        result[metric] = round(means[metric], 4)
-        result[f"{metric}_stderr"] = round(math.hypot(*errors) / len(errors), 4)
-    by_task = {task: {name: round(score.value, 4) for name, score in found.items()} for task, found in scores.items()}
-    return {**result, "by_task": by_task}
 
 
 def surgery(model: Any, plan: Any) -> Surgery:

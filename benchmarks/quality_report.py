@@ -1,14 +1,31 @@
-"""What ``quality.py`` measured, as tables and as a picture."""
+"""What ``quality.py`` measured, as means, as tables and as a picture."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from evaluation.metrics.harness import Score
+from evaluation.metrics.zeroshot import averages
+
 #: Nine, for ten colours: ninety ways differ.
 MARKERS = "os^vD<>PX"
+
+
+def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
+    """Both usual means over tasks; a mean's standard error is sqrt(sum of squared ones) / n, the tasks independent."""
+    means = averages({task: {name: score.value for name, score in found.items()} for task, found in scores.items()})
+    assert means is not None
+    result: dict[str, Any] = {}
+    for metric in ("acc", "acc_norm"):
+        errors = [found.get(metric, found["acc"]).stderr or 0.0 for found in scores.values()]
+        result[metric] = round(means[metric], 4)
+        result[f"{metric}_stderr"] = round(math.hypot(*errors) / len(errors), 4)
+    by_task = {task: {name: round(score.value, 4) for name, score in found.items()} for task, found in scores.items()}
+    return {**result, "by_task": by_task}
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from baselines import BASELINES, flap, llm_pruner, osscar, shortgpt, uniform_mag
 from baselines.blocks import walk_blocks
 from baselines.widths import uniform_shapes
 from divergence import DenseReference
-from quality_report import draw, markdown
+from quality_report import draw, markdown, mean_accuracy
 
 BATCH = 3
 GQA, MHA = "llama-8q4kv", "llama-mha-biased"
@@ -344,7 +344,7 @@ def test_mean_accuracy_and_its_standard_error():
         "boolq": {"acc": Score(0.6, 0.03, 10)},
         "piqa": {"acc": Score(0.5, 0.02, 10), "acc_norm": Score(0.7, 0.04, 10)},
     }
-    found = quality.mean_accuracy(scores)
+    found = mean_accuracy(scores)
     assert (found["acc"], found["acc_norm"]) == (0.55, 0.65)
     assert found["acc_stderr"] == pytest.approx((0.03**2 + 0.02**2) ** 0.5 / 2, abs=1e-4)  # rounded to four places
     assert found["acc_norm_stderr"] == pytest.approx(0.025)
