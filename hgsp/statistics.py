@@ -107,8 +107,10 @@ def gather_backward(
     mean_token = 1.0 / (seq_len - 1)  # the walk gives gradients of token SUMS
 
     def observe(name: str, input_BTI: Tensor) -> None:
+        values_BTI = input_BTI.detach()  # holding the input itself would be a cycle, which keeps its graph until gc
+
         def on_gradient(gradient_BTI: Tensor) -> None:
-            product_BTI = input_BTI.detach().float() * gradient_BTI.float()
+            product_BTI = values_BTI.float() * gradient_BTI.float()
             gate_BTG = product_BTI.unflatten(2, (-1, group_columns[name])).sum(3)
             if "gate_sq" in needs:
                 statistics.add(name, "gate_sq", gate_BTG.sum(1).square().sum(0), mean_token**2)

@@ -5,6 +5,8 @@ and one column at a time.
 """
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -393,6 +395,23 @@ def test_what_is_broken_outside_the_layers_is_not_blamed_on_one(part, message):
     model.get_submodule(part).weight.data.fill_(torch.nan)
     with pytest.raises(NumericalError, match=message):
         scores(model, "taylor", calibration())
+
+
+@pytest.mark.parametrize("method", WITH_TEXT)
+def test_no_batch_outlives_its_layer_until_the_garbage_collector_comes(method):
+    """A cycle through a batch's graph would fill a GPU, whose memory the collector does not know of."""
+    model, inputs = make_tiny("llama-8q4kv"), []
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _module, args: inputs.append(weakref.ref(args[0])))
+    gc.collect()
+    gc.disable()
+    try:
+        scores(model, method, calibration(), options=ScoringOptions(batch_size=1))
+        alive = sum(reference() is not None for reference in inputs)
+    finally:
+        gc.enable()
+    assert inputs
+    assert alive == 0
 
 
 @pytest.mark.parametrize("method", METHODS)
