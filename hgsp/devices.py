@@ -1,4 +1,4 @@
-"""Which device to use: the one asked for, or the best there is."""
+"""Which device to use: the one asked for, or the best there is; and what is free there."""
 
 from __future__ import annotations
 
@@ -40,3 +40,8 @@ def resolve_device(device: str | None) -> str:
             remedy="leave --device out to take the best there is",
         ) from error
     return device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nothing holds, what PyTorch keeps in reserve there not counted; 0 elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

@@ -47,7 +47,7 @@ class Moments:
         """How much the energy of e at some outputs changes when ``delta`` is added to the transposed weights."""
         delta_SO = delta_SO.to(self.A_SS)
         terms = delta_SO * (self.A_SS @ delta_SO - 2 * self.G_SH[:, outputs])
-        return float(terms.cpu().sum(dtype=torch.float64))
+        return _total(terms)
 
     @property
     def are_finite(self) -> bool:
@@ -105,4 +105,9 @@ def _widest(tensor: Tensor) -> Tensor:
 
 
 def _energy(values: Tensor) -> float:
-    return float(values.square().sum(dtype=wide_dtype(values.device)))
+    return _total(values.square())
+
+
+def _total(values: Tensor) -> float:
+    """Sum in float64, on the CPU if the tensor's device has none."""
+    return float((values.cpu() if values.device.type == "mps" else values).sum(dtype=torch.float64))

@@ -209,7 +209,7 @@ def _write_streamed(surgery: Surgery, generation_config: Any, tokenizer: Any, fo
 def _boundaries_crowd_memory(model: Any, calibration: Calibration) -> bool:
     """Whether the activations between all layers would take a notable share of a CPU model's memory.
 
-    A model on a GPU keeps them in main memory, where they do not compete with its weights.
+    Those of a model on a GPU lie beside it as far as there is room, and in main memory, where its weights are not.
     """
     embedding = model.model.embed_tokens.weight
     boundaries = calibration.input_ids.numel() * embedding.shape[1] * (len(model.model.layers) + 1)

@@ -103,7 +103,7 @@ def reconstruct(
         surgery: gives the pruned model's tensors. A plan that removes nothing replaces nothing.
         calibration: the last eighth of its sequences judges, the others fit.
         spill_dir: folder for the two streams, [N, T, H] each, and on a CPU the writer's inputs, [N, T, S], on disk;
-            None keeps them in CPU memory.
+            None keeps them in memory.
         frozen: dense indices of layers that are never touched.
 
     Raises:
@@ -213,7 +213,7 @@ class _TwoStreams:
         shape = (*input_ids_NT.shape, embedding.shape[1])
         self._decoder, self._spill_dir = decoder, spill_dir
         self._writer_inputs: Boundaries | None = None
-        self._boundaries = [Boundaries(shape, embedding.dtype, spill_dir) for _ in range(2)]
+        self._boundaries = [Boundaries(shape, embedding.dtype, spill_dir, embedding.device) for _ in range(2)]
         self._dense, self._pruned = (boundaries.open(0) for boundaries in self._boundaries)
         self._num_fit = len(input_ids_NT) - num_held_out(len(input_ids_NT))
         self._batches = [
@@ -261,7 +261,7 @@ class _TwoStreams:
         kept_NTI = None
         if _keeps_inputs(writer):
             shape = (*self._pruned.shape[:2], writer.in_features)
-            self._writer_inputs = Boundaries(shape, writer.weight.dtype, self._spill_dir)
+            self._writer_inputs = Boundaries(shape, writer.weight.dtype, self._spill_dir, writer.weight.device)
             kept_NTI = self._writer_inputs.open(0)
         seen: list[Tensor] = []
         with watch_inputs({kind: writer}, lambda _name, input_BTI: seen.append(input_BTI)):
@@ -274,7 +274,7 @@ class _TwoStreams:
                 if kept_NTI is not None:
                     kept_NTI[batch] = inputs_BTI
                 moments.add(inputs_BTI, after.float() - pruned_after.float(), after.float() - before.float())
-                self._dense[batch] = after.to(self._dense)  # last: on a CPU ``before`` is a view of it
+                self._dense[batch] = after.to(self._dense)  # last: ``before`` may be a view of it
 
     def _pass_block(self, kind: str, module: nn.Module, stream: Tensor) -> None:
         for batch in self._batches:

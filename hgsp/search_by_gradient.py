@@ -42,7 +42,7 @@ class GradientMoves:
         decoder: the dense model, resident or read from files; it is not changed.
         start: what plans are cut from.
         calibration: the text of the judge.
-        spill_dir: folder for activations; None keeps them in CPU memory.
+        spill_dir: folder for activations; None keeps them in memory.
     """
 
     #: What a step moves budget between: MLPs of different layers, the two kinds, attentions of different layers.

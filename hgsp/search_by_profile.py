@@ -48,7 +48,7 @@ class ProfileMoves:
         start: what plans are cut from.
         calibration: the text; its last quarter judges.
         surgery_of: makes the surgery of a plan; what a reconstruction puts into ``replaced`` is taken out again.
-        spill_dir: folder for activations; None keeps them in CPU memory.
+        spill_dir: folder for activations; None keeps them in memory.
         frozen: dense indices of layers that are never touched.
         writer_bias: whether writers are given a bias, which then is all that is fitted.
 

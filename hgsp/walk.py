@@ -55,7 +55,7 @@ class LayerWalk:
         batch_size: sequences per call of a layer.
         keep_boundaries: needed for ``backward``.
         checkpointing: keep only every sqrt(L)-th boundary and compute the others again: less memory, one more forward.
-        spill_dir: folder for boundaries on disk; None keeps them in CPU memory.
+        spill_dir: folder for boundaries on disk; None keeps them in memory.
     """
 
     decoder: Decoder
@@ -71,7 +71,8 @@ class LayerWalk:
         weight = self.decoder.model.model.embed_tokens.weight
         num_sequences, seq_len = self.input_ids.shape
         self.losses = torch.zeros(num_sequences, dtype=torch.float64)
-        self._boundaries = Boundaries((num_sequences, seq_len, weight.shape[1]), weight.dtype, self.spill_dir)
+        shape = (num_sequences, seq_len, weight.shape[1])
+        self._boundaries = Boundaries(shape, weight.dtype, self.spill_dir, weight.device)
         self._stride = math.isqrt(self.decoder.num_layers) if self.checkpointing else 1
 
     def __enter__(self) -> LayerWalk:

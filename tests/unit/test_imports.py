@@ -10,10 +10,10 @@ from conftest import REPOSITORY
 
 #: From the first stage to the last. A module imports only from stages before its own.
 STAGES = (
-    ("errors", "progress", "modeling_hgsp", "boundaries", "spilled", "products"),
+    ("errors", "progress", "modeling_hgsp", "spilled", "products"),
     ("families", "data", "logs", "_autoregister", "options", "folders"),
     ("config", "geometry", "distributed", "calibration", "devices", "__init__"),
-    ("layerwise", "groups", "cli", "least_squares"),
+    ("layerwise", "groups", "cli", "least_squares", "boundaries"),
     ("loading", "walk", "normalization", "selection"),
     ("statistics", "prior", "divergence"),
     ("importance", "scores", "surgery", "checkpoint", "offload", "gates"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import make_tiny
-from hgsp import layerwise
+from hgsp import boundaries, layerwise
 from hgsp.boundaries import Boundaries
 from hgsp.layerwise import Decoder
 from hgsp.walk import LayerWalk
@@ -90,6 +90,17 @@ def test_checkpointing_keeps_fewer_boundaries(monkeypatch):
     run_walk(model, input_ids, batch_size=2, checkpointing=True)
     assert all_kept == 10
     assert most <= 6  # every third of nine, and the segment in hand
+
+
+def test_activations_lie_beside_the_weights_while_a_quarter_of_what_is_free_there_holds_them(monkeypatch):
+    num_bytes = 2 * 8 * 16 * 2
+    monkeypatch.setattr(boundaries, "free_bytes", lambda device: 4 * (2 * num_bytes + 1))
+    arrays = Boundaries((2, 8, 16), torch.bfloat16, None, torch.device("meta"))  # stands for a GPU: has no main memory
+    assert [arrays.open(index).device.type for index in (0, 1, 2, 1)] == ["meta", "meta", "cpu", "meta"]
+    arrays.drop(2)
+    assert arrays.open(3).device.type == "cpu"
+    arrays.drop(0)
+    assert arrays.open(4).device.type == "meta"
 
 
 def test_the_loss_does_not_depend_on_how_many_logits_exist_at_a_time(tiny, tokens, monkeypatch):
