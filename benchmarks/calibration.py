@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the calibration text does to quality: source, length of sequences, labels. The same number of tokens each.
 
-Every text scores and reconstructs (``fisher`` with ``lstsq``) one model at one ratio. JSON, resumable.
+Every text scores and reconstructs one model at one ratio, as ``--recipe balanced`` does. JSON, resumable.
 
     python benchmarks/calibration.py --base_model MODEL --data_dir DATA --evaluate wiki.test.raw c4.jsonl \\
         --ratio 0.3 --limit 150 --output calibration.json
@@ -21,6 +21,7 @@ from quality import Bench
 
 from evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.cli import quiet_libraries
+from hgsp.config import PruneConfig
 
 #: Name -> what differs from WikiText-2 and C4 in sequences of 256 tokens.
 CALIBRATIONS: dict[str, dict[str, Any]] = {
@@ -66,11 +67,13 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     settings.nsamples = options.score_tokens // settings.seq_len
     settings.reconstruct_nsamples = options.reconstruct_tokens // settings.seq_len
     settings.batch_size = max(1, 2048 // settings.seq_len)
-    settings.output = options.output.with_name(f"{options.output.stem}.{list(CALIBRATIONS).index(name)}")
+    settings.output = options.output.with_stem(f"{options.output.stem}-{list(CALIBRATIONS).index(name)}")
     bench = Bench(settings)
 
     def make(budget: int) -> Any:
-        return bench.reconstructed(bench.dense(), bench.plan("fisher", budget, labels=asked["labels"]))
+        recipe = PruneConfig.RECIPES["balanced"]
+        settings = {"labels": asked["labels"], "depth_slope": recipe["depth_slope"]}
+        return bench.reconstructed(bench.dense(), bench.plan(recipe["importance_method"], budget, **settings))
 
     return bench.measure(make, options.ratio)
 
