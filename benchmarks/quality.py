@@ -195,10 +195,15 @@ class Bench:
         labels: str = "text",
         refit: bool = False,
         depth_slope: float = 0.0,
+        num_sequences: int | None = None,
     ) -> Any:
-        """The plan, searched as it will be used: for a plain cut, or with ``refit`` for one that is reconstructed."""
+        """The plan, searched as it will be used: for a plain cut, or with ``refit`` for one that is reconstructed.
+
+        ``num_sequences`` are for the scores, where that is not the number asked for.
+        """
         geometry = self.source.geometry
-        table, _ = self._scores(method, labels).table(geometry, METHODS[method].normalization, 0.0, None)
+        scores = self._scores(method, labels, num_sequences or self._options.nsamples)
+        table, _ = scores.table(geometry, METHODS[method].normalization, 0.0, None)
         start = Budgeted(table.with_depth_slope(depth_slope), geometry, budget, Floors())
         if not search_steps:
             return start.plan(np.zeros((geometry.num_layers, 2)))
@@ -223,14 +228,14 @@ class Bench:
         reconstruct(Decoder(model), pruned, calibration, batch_size=options.batch_size)
         return apply_plan(model, plan, pruned.replaced)
 
-    def _scores(self, method: str, labels: str) -> Scores:
-        path = self._options.output.with_suffix(f".{method}.{labels}.npz")
+    def _scores(self, method: str, labels: str, num_sequences: int) -> Scores:
+        path = self._options.output.with_suffix(f".{method}.{labels}.{num_sequences}.npz")
         if not path.exists():
             model = self.dense()
             found = score_groups(
                 Decoder(model),
                 method,
-                self.calibration(self._options.nsamples),
+                self.calibration(num_sequences),
                 options=ScoringOptions(batch_size=self._options.batch_size),
                 labels=labels,
             )
@@ -257,10 +262,10 @@ def cut_and_reconstruct(
 
 
 def by_recipe(bench: Bench, budget: int, name: str) -> Any:
-    """What ``--recipe NAME`` makes of this bench's text and number of scoring sequences."""
+    """What ``--recipe NAME`` makes of this bench's text, and of as many sequences where it names no number."""
     recipe = PruneConfig.RECIPES[name]
     refit = "reconstruct" in recipe
-    settings = {"refit": refit, "depth_slope": recipe.get("depth_slope", 0.0)}
+    settings = {"refit": refit, "depth_slope": recipe.get("depth_slope", 0.0), "num_sequences": recipe.get("nsamples")}
     plan = bench.plan(recipe["importance_method"], budget, recipe.get("search", 0), **settings)
     if not refit:
         return apply_plan(bench.dense(), plan)

@@ -148,7 +148,8 @@ def whole_model(name: str, layer: Mapping[str, Any], recipe: Mapping[str, Any]) 
         }
         return {"seconds": round(times * depth * seconds), "operations": counted}
 
-    score_s = depth * layer["score_s"] * PruneConfig.nsamples * PruneConfig.seq_len / layer["tokens"]
+    num_scoring = recipe.get("nsamples", PruneConfig.nsamples)
+    score_s = depth * layer["score_s"] * num_scoring * PruneConfig.seq_len / layer["tokens"]
     parts: dict[str, Any] = {"score": {"seconds": round(score_s)}}
     if "search" in recipe:
         parts["search"] = scaled(DEFAULT_PROFILE_NSAMPLES, recipe["search"] + 1)

@@ -13,6 +13,7 @@ import run_global_pruning
 from conftest import REPOSITORY
 from evaluation.metrics.harness import Score
 from hgsp.calibration import Calibration
+from hgsp.config import PruneConfig
 from hgsp.errors import InputError
 from hgsp.geometry import geometry_of
 from hgsp.importance import METHODS
@@ -385,12 +386,15 @@ def test_the_benchmark_measures_what_is_missing_only(make, saved, text_file, tmp
 
 
 def test_a_recipe_in_the_benchmark_makes_the_plan_of_the_command(make, saved, text_file, tmp_path, monkeypatch):
+    recipe = {**PruneConfig.RECIPES["balanced"], "nsamples": 8}
+    monkeypatch.setitem(PruneConfig.RECIPES, "balanced", recipe)
     model = make(GQA)
     folder, ratio = saved(model), 0.25
     plans = []
     monkeypatch.setattr(quality.Bench, "reconstructed", lambda *arguments: plans.append(arguments[2]) or model)
-    sizes = ["--nsamples", 8, "--seq_len", 16, "--batch_size", 4]
+    sizes = ["--seq_len", 16, "--batch_size", 4]
     argv = ["--base_model", folder, "--calibrate", text_file, "--evaluate", text_file, "--eval_seq_len", 64, *sizes]
+    argv += ["--nsamples", 2]  # the recipe's own number is what counts
     argv += ["--output", tmp_path / "quality.json", "--ways", "balanced", "--ratios", ratio]
     monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, argv)])
     quality.main()
