@@ -93,22 +93,28 @@ def test_every_comparison_with_published_methods_has_its_tables():
     assert shown == [path.name for path in sorted((REPOSITORY / "benchmarks/results").glob("quality_*_compared.json"))]
 
 
-def test_what_reconstruction_costs_at_8b():
-    found = results("reconstruction_llama-3-8b")
-    at_a_third, at_a_tenth = [], []
-    for recipe, cells in table(QUALITY, "operations, 1e12").items():
-        totals = dict.fromkeys(("bfloat16", "float32", "float64"), 0.0)
-        for part in found["whole_model"][recipe].values():
-            for kind, count in part.get("operations", {}).items():
-                totals[kind.partition(",")[0]] += count
-        assert cells == [f"{count:,.0f}" for count in totals.values()]
-        seconds = sum(count / rate for count, rate in zip(totals.values(), (989, 67, 34), strict=True))
-        at_a_third.append(round(3 * seconds / 60))
-        at_a_tenth.append(round(10 * seconds / 60))
-    text = QUALITY.read_text()
-    assert f"that is {at_a_third[0]} and {at_a_third[1]} minutes" in text
-    assert f"a tenth of them {at_a_tenth[0]} and {at_a_tenth[1]};" in text
-    assert f"solving one layer took {found['one_layer']['solve_s']:.0f} seconds" in text
+def test_what_recipes_cost_at_8b():
+    found, text = results("reconstruction_llama-3-8b_h100"), QUALITY.read_text()
+    shown = table(QUALITY, "seconds, one H100")
+    for recipe, parts in found["whole_model"].items():
+        seconds = [parts.get(part, {"seconds": 0})["seconds"] for part in ("score", "search", "reconstruct")]
+        assert shown[recipe] == [str(number or "") for number in (*seconds, sum(seconds))]
+    together = {recipe: int(cells[-1]) for recipe, cells in shown.items()}
+    assert f"`balanced` takes {together['balanced'] / together['fast']:.1f} times as long" in text
+    assert f"`best` {together['best'] / 60:.0f} minutes" in text
+    assert f"Solving takes {32 * found['one_layer']['solve_s']:.0f} seconds" in text
+    on_a_cpu = results("reconstruction_llama-3-8b")
+    assert f"solving one layer took {on_a_cpu['one_layer']['solve_s']:.0f} seconds" in text
+
+
+@pytest.mark.parametrize("name", ["reconstruction_llama-3-8b", "reconstruction_llama-3-8b_h100"])
+def test_what_recipes_cost_is_worked_out_for_the_recipes_as_they_are(name, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    whole_model = runpy.run_path(str(REPOSITORY / "benchmarks" / "reconstruction.py"))["whole_model"]
+    found = results(name)
+    assert found["whole_model"] == {
+        recipe: whole_model(found["model"], found["one_layer"], flags) for recipe, flags in PruneConfig.RECIPES.items()
+    }
 
 
 def test_the_text_to_calibrate_on():
