@@ -35,7 +35,7 @@ from evaluation.metrics.zeroshot import ZERO_SHOT
 from evaluation.tasks import parse_tasks
 from hgsp.calibration import build_calibration, tokenize
 from hgsp.cli import quiet_libraries
-from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
+from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.data import CALIBRATE, EVALUATE, load_text
 from hgsp.geometry import geometry_of
 from hgsp.importance import METHODS
@@ -269,7 +269,7 @@ def by_recipe(bench: Bench, budget: int, name: str) -> Any:
     plan = bench.plan(recipe["importance_method"], budget, recipe.get("search", 0), **settings)
     if not refit:
         return apply_plan(bench.dense(), plan)
-    return bench.reconstructed(bench.dense(), plan, recipe.get("reconstruct_nsamples", DEFAULT_RECONSTRUCT_NSAMPLES))
+    return bench.reconstructed(bench.dense(), plan, recipe.get("reconstruct_nsamples"))
 
 
 def published(bench: Bench, budget: int, name: str) -> Any:

@@ -125,6 +125,19 @@ def test_the_text_to_calibrate_on():
         assert shown[first] == [f"{value:.1f}" for ratio in (0.2, 0.5) for value in found[ratio]]
 
 
+def test_how_much_text():
+    lines = QUALITY.read_text().splitlines()
+    found = results("quality_smollm2_sequences")["rows"]
+    for row in found:
+        on = "H100" if "H100" in row["processor"] else "CPU"
+        cells = [
+            f"{row['nsamples']}, {row['reconstruct_nsamples']}",
+            on,
+            *(f"{ppl:.1f}" for ppl in row["ppl"].values()),
+        ]
+        assert f"| {' | '.join(cells)} |" in lines
+
+
 def test_ratios_of_all_parameters_for_the_8b_comparison(shapes):
     shown = table(QUALITY, "fraction of the decoder layers | LLaMA-3-8B")
     for first, cells in shown.items():
