@@ -72,8 +72,8 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
 
     def make(budget: int) -> Any:
         recipe = PruneConfig.RECIPES["balanced"]
-        settings = {"labels": asked["labels"], "depth_slope": recipe["depth_slope"]}
-        return bench.reconstructed(bench.dense(), bench.plan(recipe["importance_method"], budget, **settings))
+        how = {"labels": asked["labels"], "depth_slope": recipe["depth_slope"]}
+        return bench.reconstructed(bench.dense(), bench.plan(recipe["importance_method"], budget, **how))
 
     return bench.measure(make, options.ratio)
 
