@@ -25,16 +25,18 @@ class DenseReference:
         self._hidden = [dense.model(**_inputs(dense, window)).last_hidden_state[0, :-1] for window in windows]
 
     @torch.inference_mode()
-    def kl(self, pruned: Any) -> float:
-        """Mean of KL(dense || pruned) in nats per predicted token, those that perplexity counts.
+    def compare(self, pruned: Any) -> tuple[float, float]:
+        """Perplexity of the pruned model and mean KL(dense || pruned) in nats per predicted token, from one pass.
 
-        Log-probabilities are float32, a window's sum float64; two windows' logits [T, V] exist at a time.
+        Log-probabilities are float32, a window's sums float64; two windows' logits [T, V] exist at a time.
         """
         sums = [
-            _window_kl(self._head(hidden), pruned(**_inputs(pruned, window)).logits[0, :-1])
+            _window_sums(self._head(hidden), pruned(**_inputs(pruned, window)).logits[0, :-1], window[1:])
             for hidden, window in zip(self._hidden, self._windows, strict=True)
         ]
-        return math.fsum(sums) / sum(len(window) - 1 for window in self._windows)
+        num_predicted = sum(len(window) - 1 for window in self._windows)
+        nll, kl = (math.fsum(values) / num_predicted for values in zip(*sums, strict=True))
+        return math.exp(nll), kl
 
 
 def _inputs(model: Any, window_T: Tensor) -> dict[str, Any]:
@@ -42,10 +44,13 @@ def _inputs(model: Any, window_T: Tensor) -> dict[str, Any]:
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "use_cache": False}
 
 
-def _window_kl(dense_TV: Tensor, pruned_TV: Tensor) -> float:
+def _window_sums(dense_TV: Tensor, pruned_TV: Tensor, targets_T: Tensor) -> tuple[float, float]:
+    """Negative log-likelihood of the targets under the pruned model, and KL, summed over the window."""
     rows = max(1, AT_ONCE // dense_TV.shape[1])
-    total = 0.0
-    for dense, pruned in zip(dense_TV.split(rows), pruned_TV.split(rows), strict=True):
+    nll = kl = 0.0
+    pieces = (dense_TV.split(rows), pruned_TV.split(rows), targets_T.to(dense_TV.device).split(rows))
+    for dense, pruned, targets in zip(*pieces, strict=True):
         log_dense, log_pruned = (logits.float().log_softmax(1) for logits in (dense, pruned))
-        total += float((log_dense.exp() * (log_dense - log_pruned)).sum(1).cpu().double().sum())
-    return total
+        kl += float((log_dense.exp() * (log_dense - log_pruned)).sum(1).cpu().double().sum())
+        nll -= float(log_pruned.gather(1, targets[:, None]).cpu().double().sum())
+    return nll, kl

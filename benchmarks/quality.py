@@ -30,7 +30,7 @@ from machine import provenance
 from quality_report import draw, markdown, mean_accuracy
 
 from evaluation.metrics.harness import load_task, run_task
-from evaluation.metrics.ppl import perplexity, split_windows
+from evaluation.metrics.ppl import split_windows
 from evaluation.metrics.zeroshot import ZERO_SHOT
 from evaluation.tasks import parse_tasks
 from hgsp.calibration import build_calibration, tokenize
@@ -89,7 +89,7 @@ def main() -> None:
     bench = Bench(options)
     result |= {**provenance(), "base_model": Path(options.base_model).name}
     if "dense" not in result:
-        result["dense"] = bench.perplexities(bench.reference)
+        result["dense"] = bench.quality(bench.reference)["ppl"]
     if options.tasks and "dense_accuracy" not in result:
         result["dense_accuracy"] = bench.accuracy(bench.reference)
     for way, ratio in itertools.product(options.ways, options.ratios):
@@ -134,27 +134,10 @@ class Bench:
         seconds = round(time.perf_counter() - start, 1)
         removed = self.source.geometry.total_params - sum(parameter.numel() for parameter in model.parameters())
         reached = round(removed / self.source.geometry.decoder_params, 4)
-        found = {"ppl": self.perplexities(model), "kl": self.divergences(model)}
+        found: dict[str, Any] = self.quality(model)
         if self._tasks:
             found["accuracy"] = self.accuracy(model)
         return {**found, "reached_of_decoder": reached, "seconds": seconds, **self._found}
-
-    def perplexities(self, model: Any) -> dict[str, float]:
-        options = self._options
-        return {
-            Path(text.name).name: round(
-                perplexity(
-                    model,
-                    self.tokenizer,
-                    text,
-                    seq_len=options.eval_seq_len,
-                    max_windows=options.eval_windows,
-                    batch_size=4,
-                ).ppl,
-                2,
-            )
-            for text in self._evaluated
-        }
 
     def baseline(self, name: str, budget: int) -> Any:
         """The model a published method makes; one that refits gets as much text as our reconstruction."""
@@ -164,7 +147,7 @@ class Bench:
 
     @functools.cached_property
     def _references(self) -> dict[str, DenseReference]:
-        """The dense model on the windows of the perplexity, by the text's name."""
+        """The dense model on windows of every text that is measured on, by the text's name."""
         options = self._options
         return {
             Path(text.name).name: DenseReference(
@@ -174,9 +157,13 @@ class Bench:
             for text in self._evaluated
         }
 
-    def divergences(self, model: Any) -> dict[str, float]:
-        """KL(dense || pruned) in nats per token, on the windows of the perplexity."""
-        return {name: round(reference.kl(model), 4) for name, reference in self._references.items()}
+    def quality(self, model: Any) -> dict[str, dict[str, float]]:
+        """Perplexity by text, and KL(dense || model) in nats per token."""
+        found = {name: reference.compare(model) for name, reference in self._references.items()}
+        return {
+            "ppl": {name: round(ppl, 2) for name, (ppl, _) in found.items()},
+            "kl": {name: round(kl, 4) for name, (_, kl) in found.items()},
+        }
 
     def accuracy(self, model: Any) -> dict[str, Any]:
         """Means over the zero-shot tasks with their standard errors, and every task's own."""

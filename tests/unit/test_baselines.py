@@ -329,15 +329,18 @@ def test_osscar_leaves_a_smaller_error_than_cutting_alone(make, calibration):
 
 
 @torch.no_grad()
-def test_divergence_is_the_mean_kl_over_predicted_tokens(make, tokens):
+def test_one_pass_gives_perplexity_and_kl_over_predicted_tokens(make, tokens):
     dense, other = make(GQA), make(GQA, seed=1)
     windows = [tokens[0], tokens[1, :9]]
-    expected = []
+    expected, nll = [], []
     for window in windows:
         target, got = (model(window[None]).logits[0, :-1].double().log_softmax(1) for model in (dense, other))
         expected.append(nn.functional.kl_div(got, target, log_target=True, reduction="none").sum(1))
-    assert DenseReference(dense, windows).kl(other) == pytest.approx(float(torch.cat(expected).mean()), rel=1e-4)
-    assert DenseReference(dense, windows).kl(dense) == 0
+        nll.append(nn.functional.nll_loss(got, window[1:], reduction="none"))
+    ppl, kl = DenseReference(dense, windows).compare(other)
+    assert kl == pytest.approx(float(torch.cat(expected).mean()), rel=1e-4)
+    assert ppl == pytest.approx(float(torch.cat(nll).mean().exp()), rel=1e-5)
+    assert DenseReference(dense, windows).compare(dense)[1] == 0
 
 
 def test_mean_accuracy_and_its_standard_error():
