@@ -74,7 +74,8 @@ class _WideProduct(torch.autograd.Function):
     def forward(ctx: Any, input_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(input_I, weight_OI)
         wide_I = input_I.float()
-        output_O = torch.cat([linear(wide_I, part.float()) for part in _parts(weight_OI)], dim=-1)
+        parts = [linear(wide_I, part.float()) for part in _parts(weight_OI)]
+        output_O = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         return (output_O if bias_O is None else output_O.add_(bias_O)).to(input_I.dtype)
 
     @staticmethod
