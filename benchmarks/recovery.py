@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--prune_flags", nargs="*", default=[], help="without dashes: name=value")
     parser.add_argument("--max_steps", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--task", default="arc_easy")
+    parser.add_argument("--tasks", nargs="*", default=["arc_easy"], help="whose accuracy is measured; none: --tasks")
     parser.add_argument("--limit", default="200")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, required=True)
@@ -106,13 +106,13 @@ class Bench:
         return [*flags, "--packing", "--skip_evaluation", "--no_bin"]
 
     def measure(self, model: Path, name: str) -> dict[str, Any]:
-        """Perplexity on two texts, the loss on held-out answers, and one task's accuracy; kept in the work folder."""
+        """Perplexity on two texts, the loss on held-out answers, and accuracies; kept in the work folder."""
         options = self._options
         output = Path(options.work_dir) / "measured" / name
         kept = output / "cell.json"
         if kept.exists():
             return json.loads(kept.read_text())
-        tasks = f"wikitext,c4,{options.task}"
+        tasks = ",".join(["wikitext", "c4", *options.tasks])
         flags = ["--tasks", tasks, "--limit", options.limit, "--data_dir", options.data_dir, "--output", str(output)]
         base = ["--base_model", options.base_model, "--device", options.device]
         _succeed(run_evaluation.main(["--model_path", str(model), *base, *flags, *MEASURED]))

@@ -139,6 +139,13 @@ def test_how_much_text():
         assert f"| {' | '.join(cells)} |" in lines
 
 
+def test_training_on_top_of_a_recipe():
+    shown, found = table(QUALITY, "WikiText-2 / C4 | dense"), results("recovery_smollm2_wikitext2")["rows"]
+    cells = [f"{row['ppl_wikitext2']:.1f} / {row['ppl_c4']:.1f}" for row in found]
+    assert shown["balanced"] == [cells[0], *cells[1::2]]
+    assert shown["trained"] == [cells[0], *cells[2::2]]
+
+
 def test_ratios_of_all_parameters_for_the_8b_comparison(shapes):
     shown = table(QUALITY, "fraction of the decoder layers | LLaMA-3-8B")
     for first, cells in shown.items():
