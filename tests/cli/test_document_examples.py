@@ -28,6 +28,8 @@ PRUNED = {
 }
 #: AutoTokenizer gives every tokenizer beside a Qwen2 model one token more.
 ROOMY = VOCAB + 1
+#: Every block must leave something of one of these packages behind: an example of anything else shows nothing of ours.
+SHOWN = ("hgsp", "evaluation", "transformers")
 #: A drawing and signatures: test_documents.py and test_generated_pages.py compare those with the code.
 WITHOUT_LANGUAGE = {"PROJECT_STRUCTURE.md", "docs/API.md"}
 
@@ -57,7 +59,9 @@ def test_python_blocks_run(text, models, data, monkeypatch):
     monkeypatch.chdir(models)
     monkeypatch.setenv("HGSP_DATA_DIR", str(data))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    exec(compile(text.replace('"cuda"', '"cpu"'), "<block>", "exec"), {"__name__": "__example__"})
+    names = {"__name__": "__example__"}
+    exec(compile(text.replace('"cuda"', '"cpu"'), "<block>", "exec"), names)
+    assert any(getattr(value, "__module__", "").startswith(SHOWN) for value in names.values())
 
 
 def test_there_are_python_blocks_to_run():
