@@ -94,6 +94,20 @@ def test_every_comparison_with_published_methods_has_its_tables():
     assert sorted(shown) == sorted(there)
 
 
+def test_comparison_with_published_methods_in_the_readme():
+    pairs = []
+    for name, ours in (
+        ("quality_smollm2_compared", "balanced"),
+        ("quality_qwen2.5_compared", "balanced, 64 sequences"),
+    ):
+        found = {row["way"]: row["ppl"]["wiki.test.raw"] for row in results(name)["rows"] if row["ratio"] == 0.2}
+        others = [way for way in found if not way.startswith((*PruneConfig.RECIPES, "fisher"))]
+        pairs.append((found[ours], min(found[way] for way in others)))
+    (smol, smol_other), (qwen, qwen_other) = pairs
+    expected = f"SmolLM2 is at {smol:.1f} with `balanced` and at {smol_other:.1f} with the best of the others"
+    assert f"{expected}, Qwen at {qwen:.1f} and {qwen_other:.1f}." in README.read_text()
+
+
 def test_what_recipes_cost_at_8b():
     found, text = results("reconstruction_llama-3-8b_h100"), QUALITY.read_text()
     shown = table(QUALITY, "seconds, one H100")
