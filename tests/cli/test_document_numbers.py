@@ -1,5 +1,6 @@
 """Numbers in documents are those of benchmarks/results, or follow from the models' shapes."""
 
+import itertools
 import json
 import re
 import runpy
@@ -106,6 +107,20 @@ def test_comparison_with_published_methods_in_the_readme():
     (smol, smol_other), (qwen, qwen_other) = pairs
     expected = f"SmolLM2 is at {smol:.1f} with `balanced` and at {smol_other:.1f} with the best of the others"
     assert f"{expected}, Qwen at {qwen:.1f} and {qwen_other:.1f}." in README.read_text()
+
+
+def test_where_balanced_stands_among_published_methods():
+    """As docs/QUALITY.md says below its tables."""
+    found = results("quality_smollm2_compared")
+    for ratio in (0.2, 0.3, 0.5):
+        rows = {row["way"]: row for row in found["rows"] if row["ratio"] == ratio}
+        ours = rows.pop("balanced")
+        others = [row for way, row in rows.items() if not way.startswith((*PruneConfig.RECIPES, "fisher"))]
+        for measure, text in itertools.product(("ppl", "kl"), ours["ppl"]):
+            assert ours[measure][text] < min(row[measure][text] for row in others)
+        accuracies = [row["accuracy"]["acc_norm"] for row in others if "accuracy" in row]
+        assert (ours["accuracy"]["acc_norm"] > max(accuracies)) == (ratio > 0.2)
+        assert abs(ours["accuracy"]["acc_norm"] - max(accuracies)) < 2 * ours["accuracy"]["acc_norm_stderr"]
 
 
 def test_what_recipes_cost_at_8b():
