@@ -208,11 +208,11 @@ class Bench:
         surgery_of = functools.partial(surgery, model)
         return ProfileMoves(Decoder(model), start, calibration, surgery_of, batch_size=batch_size)
 
-    def reconstructed(self, model: Any, plan: Any, num_sequences: int | None = None) -> Any:
-        """The pruned model with its writers refitted; consumes the dense one."""
+    def reconstructed(self, model: Any, plan: Any, num_sequences: int | None = None, whole_blocks: bool = False) -> Any:
+        """The pruned model with its writers, or blocks, refitted; consumes the dense one."""
         options = self._options
         calibration, pruned = self.calibration(num_sequences or options.reconstruct_nsamples), surgery(model, plan)
-        reconstruct(Decoder(model), pruned, calibration, batch_size=options.batch_size)
+        reconstruct(Decoder(model), pruned, calibration, batch_size=options.batch_size, whole_blocks=whole_blocks)
         return apply_plan(model, plan, pruned.replaced)
 
     def _scores(self, method: str, labels: str, num_sequences: int) -> Scores:
@@ -248,15 +248,16 @@ def cut_and_reconstruct(
     return bench.reconstructed(bench.dense(), plan)
 
 
-def by_recipe(bench: Bench, budget: int, name: str) -> Any:
+def by_recipe(bench: Bench, budget: int, name: str, **flags: Any) -> Any:
     """What ``--recipe NAME`` makes of this bench's text, and of as many sequences where it names no number."""
-    recipe = PruneConfig.RECIPES[name]
+    recipe = {**PruneConfig.RECIPES[name], **flags}
     refit = "reconstruct" in recipe
     settings = {"refit": refit, "depth_slope": recipe.get("depth_slope", 0.0), "num_sequences": recipe.get("nsamples")}
     plan = bench.plan(recipe["importance_method"], budget, recipe.get("search", 0), **settings)
     if not refit:
         return apply_plan(bench.dense(), plan)
-    return bench.reconstructed(bench.dense(), plan, recipe.get("reconstruct_nsamples"))
+    whole_blocks = recipe["reconstruct"] == "blocks"
+    return bench.reconstructed(bench.dense(), plan, recipe.get("reconstruct_nsamples"), whole_blocks)
 
 
 def published(bench: Bench, budget: int, name: str) -> Any:
@@ -274,6 +275,7 @@ WAYS: dict[str, Callable[[Bench, int], Any]] = {
         for method in METHODS
     },
     **{name: functools.partial(by_recipe, name=name) for name in PruneConfig.RECIPES},
+    "balanced+blocks": functools.partial(by_recipe, name="balanced", reconstruct="blocks"),
     **{name: functools.partial(published, name=name) for name in BASELINES},
 }
 

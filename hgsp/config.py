@@ -12,7 +12,7 @@ from hgsp.options import option, require, require_counts, require_positive
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
-RECONSTRUCTIONS = ("none", "bias", "lstsq")
+RECONSTRUCTIONS = ("none", "bias", "lstsq", "blocks")
 DEFAULT_RECONSTRUCT_NSAMPLES = 256
 DEFAULT_SEARCH_NSAMPLES = 16
 #: The same where every plan is reconstructed before it is judged; a quarter of them judges.
@@ -179,8 +179,8 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     scores: str | None = option(None, help="a scores.npz of the same model: cut without calibration")
     reconstruct: str = option(
         "none",
-        help="refit o_proj and down_proj to what the dense model writes, no training: lstsq = least squares, bias = "
-        "nothing but a bias that they are given",
+        help="refit o_proj and down_proj to what the dense model writes, no training: lstsq = least squares, blocks = "
+        "and then gate_proj and up_proj too, block by block, bias = nothing but a bias that they are given",
         choices=RECONSTRUCTIONS,
     )
     reconstruct_nsamples: int | None = option(

@@ -162,6 +162,7 @@ def reconstruct_writers(
         batch_size=request.config.batch_size,
         spill_dir=request.streams_dir(folder),
         frozen=request.frozen_layers,
+        whole_blocks=request.config.reconstruct == "blocks",
         progress=progress,
     )
     return Rebuilt(tensors, found)

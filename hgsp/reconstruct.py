@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hgsp.block_fit import BlockText, fit_block
 from hgsp.boundaries import Boundaries
 from hgsp.calibration import Calibration
 from hgsp.errors import InputError, not_finite
@@ -51,9 +52,10 @@ WRITERS = {"attention": ATTENTION_WRITER, "mlp": MLP_WRITER}
 
 @dataclass(frozen=True)
 class ModuleFit:
-    """What became of one writer. ``layer`` is its dense index; ``ridge`` is None where the old weights stay.
+    """What became of one writer, or of one whole block. ``layer`` is its dense index.
 
-    Errors are held out: norm of e over the norm of what the dense block writes, None where that writes nothing.
+    ``ridge`` is None where the old weights stay, and where gradient steps moved them. Errors are held out: norm of e
+    over the norm of what the dense block writes, None where that writes nothing.
     """
 
     layer: int
@@ -61,6 +63,10 @@ class ModuleFit:
     ridge: float | None
     error_before: float | None
     error_after: float | None
+
+    @property
+    def changed(self) -> bool:
+        return self.ridge is not None or self.error_after != self.error_before
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def reconstruct(
     batch_size: int = 4,
     spill_dir: Path | None = None,
     frozen: Collection[int] = (),
+    whole_blocks: bool = False,
     progress: Progress = silent,
 ) -> Reconstruction:
     """Refit every writer of the pruned model, first layer to last, and put the new tensors into ``surgery.replaced``.
@@ -105,13 +112,14 @@ def reconstruct(
         spill_dir: folder for the two streams, [N, T, H] each, and on a CPU the writer's inputs, [N, T, S], on disk;
             None keeps them in memory.
         frozen: dense indices of layers that are never touched.
+        whole_blocks: go on from least squares with all weights of the MLP, see ``fit_block``.
 
     Raises:
         InputError: fewer than two sequences.
         NumericalError: the pruned model's residual stream is not finite.
     """
     check_enough(calibration)
-    method = "bias" if surgery.plan.writer_bias else "lstsq"
+    method = "bias" if surgery.plan.writer_bias else "blocks" if whole_blocks else "lstsq"
     if not surgery.plan.removed_params:
         return Reconstruction((), calibration, method)
     new_index_of = {old: new for new, old in enumerate(surviving_layers(surgery.plan))}
@@ -128,7 +136,10 @@ def reconstruct(
                         streams.pass_layer(dense, pruned)
                         continue
                     for kind in KIND_NAMES:
-                        modules += _reconstruct_block(streams, kind, index, dense, pruned, surgery.plan.writer_bias)
+                        seed = calibration.seed + index if whole_blocks and kind == "mlp" else None
+                        modules += _reconstruct_block(
+                            streams, kind, index, dense, pruned, surgery.plan.writer_bias, seed
+                        )
                     surgery.replaced.update(_new_tensors(modules, index, new_index, pruned))
     return Reconstruction(tuple(modules), calibration, method)
 
@@ -155,9 +166,18 @@ def num_held_out(num_sequences: int) -> int:
 
 
 def _reconstruct_block(
-    streams: _TwoStreams, kind: str, index: int, dense: nn.Module, pruned: nn.Module, bias_only: bool
+    streams: _TwoStreams,
+    kind: str,
+    index: int,
+    dense: nn.Module,
+    pruned: nn.Module,
+    bias_only: bool,
+    seed: int | None,
 ) -> list[ModuleFit]:
-    """Refit one writer and let both streams pass its block. Empty where the pruned layer has no such block."""
+    """Refit one writer, with a seed the whole MLP after it, and let both streams pass the block.
+
+    Empty where the pruned layer has no such block.
+    """
     block, _, name = WRITERS[kind].partition(".")
     writer = getattr(getattr(pruned, block), name, None)
     if writer is None:
@@ -178,8 +198,14 @@ def _reconstruct_block(
             writer.weight = nn.Parameter(new_HS[:, : writer.in_features].contiguous(), requires_grad=False)
         if writer.bias is not None:
             writer.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
+    fits = [ModuleFit(index, WRITERS[kind], ridge, held.relative(held.error), held.relative(error))]
+    if seed is not None:
+        before, after = fit_block(pruned.mlp, streams.block_text(pruned), seed)
+        fits.append(ModuleFit(index, block, None, held.relative(before.energy), held.relative(after.energy)))
+        if fits[-1].changed:
+            streams.forget_inputs()
     streams.pass_pruned(kind, pruned, writer)
-    return [ModuleFit(index, WRITERS[kind], ridge, held.relative(held.error), held.relative(error))]
+    return fits
 
 
 @contextmanager
@@ -200,7 +226,7 @@ def _new_tensors(modules: list[ModuleFit], index: int, new_index: int, pruned: n
     return {
         f"{LAYER_PREFIX}{new_index}.{fitted.module}.{name}": parameter.detach()
         for fitted in modules
-        if fitted.layer == index and fitted.ridge is not None
+        if fitted.layer == index and fitted.changed
         for name, parameter in pruned.get_submodule(fitted.module).named_parameters()
     }
 
@@ -251,8 +277,24 @@ class _TwoStreams:
         for batch in self._batches:
             self._pruned[batch] += writer(inputs_NTI[batch]).to(self._pruned)
         del inputs_NTI
-        self._writer_inputs.close()
-        self._writer_inputs = None
+        self.forget_inputs()
+
+    def forget_inputs(self) -> None:
+        """Let go of what the writer read in ``gather``, which no longer holds once the block's readers have changed."""
+        if self._writer_inputs is not None:
+            self._writer_inputs.close()
+            self._writer_inputs = None
+
+    def block_text(self, pruned: Any) -> BlockText:
+        """What the MLP of the pruned layer reads and should write, between ``gather`` and ``pass_pruned``."""
+
+        def read(batch: slice) -> tuple[Tensor, Tensor]:
+            before_BTH = self._pruned[batch].to(device_of(pruned))
+            wanted_BTH = self._dense[batch].to(before_BTH.device).float() - before_BTH.float()
+            return pruned.post_attention_layernorm(before_BTH).flatten(0, 1), wanted_BTH.flatten(0, 1)
+
+        fitting = [batch for batch in self._batches if batch.start < self._num_fit]
+        return BlockText(read, fitting, self._batches[len(fitting) :])
 
     def gather(
         self, kind: str, dense: nn.Module, pruned: nn.Module, writer: nn.Linear, fit: Moments, held: Moments

@@ -46,6 +46,27 @@ def test_reconstruction_replaces_writers_only_and_is_reported(prune):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama-9q3kv-tied", "llama-mha-biased"])
+def test_whole_blocks_replace_all_of_an_mlp_offloaded_as_resident(prune, family, dtype):
+    flags = ("--dtype", dtype, "--reconstruct", "blocks", "--reconstruct_nsamples", "100000", "--rounds", "2")
+    (code, folder), (offloaded_code, offloaded) = (
+        prune("resident", *flags, family=family),
+        prune("offloaded", *flags, "--offload", family=family),
+    )
+    assert code == offloaded_code == 0
+    section = analysis_of(folder)["reconstruction"]
+    assert section == analysis_of(offloaded)["reconstruction"]
+    assert section["method"] == "blocks"
+    blocks = [module for module in section["modules"] if module["module"] == "mlp"]
+    assert len(blocks) == 3
+    assert any(module["error_after"] < module["error_before"] for module in blocks)
+    expected, got = tensors_of(folder), tensors_of(offloaded)
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["llama-9q3kv-tied", "qwen2-14q2kv", "llama-mha-biased"])
 def test_offload_equals_resident(prune, family, dtype):
     """Tensors, the .bin and perplexities; the dense model lies in several files."""

@@ -49,6 +49,7 @@ def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tm
         ("--importance_method", "wanda"),
         ("--reconstruct", "none"),
         ("--reconstruct", "bias"),
+        ("--reconstruct", "blocks"),
     ],
 )
 @pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv"])

@@ -151,10 +151,39 @@ def test_with_bias_only_every_bias_takes_the_mean_of_what_is_missing(tiny):
     assert any(fitted.ridge is not None for fitted in found.modules)
 
 
+@pytest.mark.parametrize("batch_size", [4, 5])
+def test_whole_blocks_come_nearer_than_their_writers_and_the_error_is_that_of_the_model(tiny, batch_size):
+    """All families. What is reported of the last block is what the pruned model, put together, then makes."""
+    plan, calibration = mixed_plan(tiny), calibration_of(160, 24)
+    writers, _ = rebuilt(tiny, plan, calibration)
+    found, replaced = rebuilt(tiny, plan, calibration, whole_blocks=True, batch_size=batch_size)
+    assert found.describe()["method"] == "blocks"
+    blocks = [fitted for fitted in found.modules if fitted.module == "mlp"]
+    assert [fitted.layer for fitted in blocks] == [fitted.layer for fitted in found.modules if "down" in fitted.module]
+    assert all(fitted.error_after <= fitted.error_before for fitted in found.modules)
+    assert any(fitted.changed for fitted in blocks)
+    new_index = {old: new for new, old in enumerate(surviving_layers(plan))}
+    for fitted in blocks:
+        prefix = f"{LAYER_PREFIX}{new_index[fitted.layer]}.mlp."
+        assert fitted.changed == any(name.startswith((f"{prefix}gate_proj", f"{prefix}up_proj")) for name in replaced)
+    assert found.modules[-1].error_after < writers.modules[-1].error_after
+    held, streams, written = calibration.input_ids[-num_held_out(160) :], [], []
+    for model in (copy.deepcopy(tiny), pruned_with(tiny, plan, replaced)):
+        layer = model.model.layers[-1]
+        layer.mlp.register_forward_hook(lambda _module, _args, output: written.append(output))
+        layer.register_forward_hook(lambda _module, _args, output: streams.append(output))
+        with torch.no_grad():
+            model(held)
+    dense, pruned = (stream[0] if isinstance(stream, tuple) else stream for stream in streams)
+    expected = float((dense - pruned).norm() / written[0].norm())
+    assert found.modules[-1].error_after == pytest.approx(expected, rel=1e-3)
+
+
 def test_nothing_removed_nothing_replaced(tiny):
-    found, replaced = rebuilt(tiny, plan_dropping(tiny))
-    assert not replaced
-    assert found.modules == ()
+    for whole_blocks in (False, True):
+        found, replaced = rebuilt(tiny, plan_dropping(tiny), whole_blocks=whole_blocks)
+        assert not replaced
+        assert found.modules == ()
 
 
 def test_modules_before_the_first_cut_stay_as_they_are(make):
@@ -190,6 +219,7 @@ def test_a_layer_without_attention_or_without_mlp(make):
     model = make("llama-8q4kv")
     plan = plan_dropping(model, kv={0: range(4)}, mlp={1: range(96)})
     found, replaced = rebuilt(model, plan)
+    assert [module for module in rebuilt(model, plan, whole_blocks=True)[0].modules if module.layer == 1][1:] == []
     fitted = [(module.layer, module.module) for module in found.modules]
     assert fitted == [
         *((0, "mlp.down_proj"), (1, "self_attn.o_proj")),
