@@ -11,9 +11,10 @@ from hgsp.errors import InputError, NumericalError
 from hgsp.families import LAYER_PREFIX
 from hgsp.geometry import geometry_of
 from hgsp.layerwise import Decoder
-from hgsp.reconstruct import num_held_out, reconstruct
+from hgsp.reconstruct import reconstruct
 from hgsp.spilled import SpilledTensors
 from hgsp.surgery import Surgery, apply_plan, surviving_layers
+from hgsp.two_streams import num_held_out
 from plans import mixed_plan, plan_dropping
 
 
@@ -263,7 +264,7 @@ def test_inputs_that_were_kept_are_those_that_would_be_computed_again(make, tmp_
     monkeypatch.setattr(Decoder, "call_block", lambda *args: calls.append(1) or genuine(*args))
     _, kept = rebuilt(model, plan_dropping(model, mlp={1: range(40)}), spill_dir=tmp_path)
     with_kept = len(calls)
-    monkeypatch.setattr("hgsp.reconstruct._keeps_inputs", lambda _writer: False)
+    monkeypatch.setattr("hgsp.two_streams._keeps_inputs", lambda _writer: False)
     _, again = rebuilt(model, plan_dropping(model, mlp={1: range(40)}))
     assert kept.keys() == again.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in kept.items())
