@@ -158,6 +158,19 @@ def test_the_text_to_calibrate_on():
         assert shown[first] == [f"{value:.1f}" for ratio in (0.2, 0.5) for value in found[ratio]]
 
 
+def test_the_text_to_calibrate_balanced_on():
+    (one,) = results("calibration_smollm2")["rows"]
+    (both,) = (
+        row
+        for row in results("quality_smollm2_compared")["rows"]
+        if (row["way"], row["ratio"]) == ("balanced", results("calibration_smollm2")["ratio"])
+    )
+    shown = table(QUALITY, "`balanced`, 30 % | WikiText-2")
+    for first, row in (("WikiText-2 train", one), ("WikiText-2 train and C4", both)):
+        accuracy = [f"{100 * row['accuracy'][name]:.1f}" for name in ("acc_norm", "acc_norm_stderr")]
+        assert shown[first] == [*(f"{ppl:.1f}" for ppl in row["ppl"].values()), " ± ".join(accuracy)]
+
+
 def test_how_much_text():
     lines = QUALITY.read_text().splitlines()
     found = results("quality_smollm2_sequences")["rows"]
