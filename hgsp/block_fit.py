@@ -53,15 +53,18 @@ def fit_block(block: Any, text: BlockText, seed: int) -> tuple[HeldOut, HeldOut]
     """Refit all weights of a block where that lowers both held-out errors, rounding to the weights' dtype included.
 
     What stays is the best state that an epoch ended with, in new parameters: the old ones may be the dense model's own.
-    Steps are taken in float32, beside a GPU with products in bfloat16.
+    Steps are taken in float32, beside a GPU with products in bfloat16; errors are float32 sums over H.
 
     Args:
+        block: from [T, H] to [T, H]; its parameters need no gradient.
         seed: of the order of the text.
 
     Returns:
-        The errors before and after, the same where the old weights stay.
+        The errors before and after, the same object where the old weights stay.
     """
-    floor = _median_energy(text)
+    energies = [_energy(text.read(batch)[1]).cpu() for batch in text.fitting]
+    floor = float(torch.cat(energies).median())
+    num_steps = EPOCHS * sum(_steps_of(len(energy_T)) for energy_T in energies)
     best = before = _held_out(block, text, floor)
     if not (floor and before.energy):
         return before, before
@@ -73,7 +76,6 @@ def fit_block(block: Any, text: BlockText, seed: int) -> tuple[HeldOut, HeldOut]
     ]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(seed)
-    num_steps = EPOCHS * sum(_steps_of(len(text.read(batch)[0])) for batch in text.fitting)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / num_steps)
     )
@@ -84,7 +86,8 @@ def fit_block(block: Any, text: BlockText, seed: int) -> tuple[HeldOut, HeldOut]
                 _error_shares(moving(inputs_TH.float()), wanted_TH, floor).mean().backward()
             optimizer.step()
             schedule.step()
-        rounded = copy.deepcopy(moving).requires_grad_(False).to(next(block.parameters()).dtype)
+        rounded = copy.deepcopy(block)
+        rounded.load_state_dict(moving.state_dict())
         found = _held_out(rounded, text, floor)
         if found.is_below(best):
             best, kept = found, dict(rounded.named_parameters())
@@ -93,11 +96,6 @@ def fit_block(block: Any, text: BlockText, seed: int) -> tuple[HeldOut, HeldOut]
             owner, _, own_name = name.rpartition(".")
             setattr(block.get_submodule(owner), own_name, weight)
     return before, best
-
-
-def _median_energy(text: BlockText) -> float:
-    """Of what the tokens of the fit should have written."""
-    return float(torch.cat([_energy(text.read(batch)[1]).cpu() for batch in text.fitting]).median())
 
 
 def _held_out(block: nn.Module, text: BlockText, floor: float) -> HeldOut:

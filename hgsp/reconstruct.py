@@ -52,8 +52,9 @@ WRITERS = {"attention": ATTENTION_WRITER, "mlp": MLP_WRITER}
 class ModuleFit:
     """What became of one writer, or of one whole block. ``layer`` is its dense index.
 
-    ``ridge`` is None where the old weights stay, and where gradient steps moved them. Errors are held out: norm of e
-    over the norm of what the dense block writes, None where that writes nothing.
+    ``ridge`` is None where least squares left the old weights, and for a block, which has none. Errors are held out:
+    norm of e over the norm of what the dense block writes, None where that writes nothing. ``changed`` says whether
+    there are new weights.
     """
 
     layer: int
@@ -61,10 +62,7 @@ class ModuleFit:
     ridge: float | None
     error_before: float | None
     error_after: float | None
-
-    @property
-    def changed(self) -> bool:
-        return self.ridge is not None or self.error_after != self.error_before
+    changed: bool
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def reconstruct(
                         streams.pass_layer(dense, pruned)
                         continue
                     for kind in KIND_NAMES:
-                        seed = calibration.seed + index if whole_blocks and kind == "mlp" else None
+                        seed = calibration.seed + index if method == "blocks" and kind == "mlp" else None
                         modules += _reconstruct_block(
                             streams, kind, index, dense, pruned, surgery.plan.writer_bias, seed
                         )
@@ -191,10 +189,12 @@ def _reconstruct_block(
             writer.weight = nn.Parameter(new_HS[:, : writer.in_features].contiguous(), requires_grad=False)
         if writer.bias is not None:
             writer.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
-    fits = [ModuleFit(index, WRITERS[kind], ridge, held.relative(held.error), held.relative(error))]
+    errors = held.relative(held.error), held.relative(error)
+    fits = [ModuleFit(index, WRITERS[kind], ridge, *errors, changed=ridge is not None)]
     if seed is not None:
         before, after = fit_block(pruned.mlp, streams.block_text(pruned), seed)
-        fits.append(ModuleFit(index, block, None, held.relative(before.energy), held.relative(after.energy)))
+        errors = held.relative(before.energy), held.relative(after.energy)
+        fits.append(ModuleFit(index, block, None, *errors, changed=after is not before))
         if fits[-1].changed:
             streams.forget_inputs()
     streams.pass_pruned(kind, pruned, writer)

@@ -152,6 +152,35 @@ def test_with_bias_only_every_bias_takes_the_mean_of_what_is_missing(tiny):
     assert any(fitted.ridge is not None for fitted in found.modules)
 
 
+@pytest.mark.parametrize("whole_blocks", [False, True])
+def test_a_dense_block_that_writes_nothing_has_no_relative_error_and_is_refitted_all_the_same(make, whole_blocks):
+    """It makes good for what was lost before it; later modules see what it then writes."""
+    model = make("llama-8q4kv")
+    model.model.layers[1].mlp.down_proj.weight.data.zero_()
+    plan, calibration = plan_dropping(model, mlp={0: range(60)}), calibration_of(160, 24)
+    found, replaced = rebuilt(model, plan, calibration, whole_blocks=whole_blocks)
+    silent = [fitted for fitted in found.modules if fitted.layer == 1 and fitted.module.startswith("mlp")]
+    assert [fitted.error_after for fitted in silent] == [None] * (1 + whole_blocks)
+    assert all(fitted.changed for fitted in silent)
+    names = {name for name in replaced if "layers.1.mlp" in name}
+    assert len(names) == (3 if whole_blocks else 1)
+    held = calibration.input_ids[-num_held_out(160) :]
+    dense, pruned = (
+        seen_at(each, 2, "mlp.down_proj", held)[1]
+        for each in (copy.deepcopy(model), pruned_with(model, plan, replaced))
+    )
+    written = dense - seen_at(copy.deepcopy(model), 2, "self_attn.o_proj", held)[1]
+    assert found.modules[-1].error_after == pytest.approx(float((dense - pruned).norm() / written.norm()), rel=1e-3)
+
+
+def test_with_biases_alone_no_block_is_refitted(make):
+    model = make("llama-8q4kv")
+    plan = replace(mixed_plan(model), writer_bias=True)
+    (found, expected), (asked, got) = (rebuilt(model, plan, whole_blocks=whole) for whole in (False, True))
+    assert asked.describe() == found.describe()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize("batch_size", [4, 5])
 def test_whole_blocks_come_nearer_than_their_writers_and_the_error_is_that_of_the_model(tiny, batch_size):
     """All families. What is reported of the last block is what the pruned model, put together, then makes."""
