@@ -275,7 +275,8 @@ WAYS: dict[str, Callable[[Bench, int], Any]] = {
         for method in METHODS
     },
     **{name: functools.partial(by_recipe, name=name) for name in PruneConfig.RECIPES},
-    "balanced+blocks": functools.partial(by_recipe, name="balanced", reconstruct="blocks"),
+    "balanced, blocks": functools.partial(by_recipe, name="balanced", reconstruct="blocks"),
+    "best, lstsq": functools.partial(by_recipe, name="best", reconstruct="lstsq"),
     **{name: functools.partial(published, name=name) for name in BASELINES},
 }
 

@@ -2,8 +2,8 @@
 """What scoring and reconstruction cost per layer at the shape of a real model, and what the whole model would take.
 
 Both run on a model with few layers and random weights, cut by 20 %. Solving the least squares takes the same time
-whatever the text, and is timed apart; all else grows with the tokens. The vocabulary is next to nothing: what is timed
-are layers.
+whatever the text, and is timed apart, as is an epoch of refitting whole blocks; all else grows with the tokens. The
+vocabulary is next to nothing: what is timed are layers.
 
     python benchmarks/reconstruction.py --model LLaMA-3-8B --output reconstruction.json
 """
@@ -11,7 +11,9 @@ are layers.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ from machine import provenance
 from shapes import SHAPES, byte_tokenizer, config_of
 from transformers import AutoModelForCausalLM
 
+from hgsp.block_fit import STEP_TOKENS, fit_block, num_epochs
 from hgsp.calibration import build_calibration
 from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES, PruneConfig
 from hgsp.data import CALIBRATE, load_text
@@ -34,6 +37,7 @@ from hgsp.reconstruct import reconstruct
 from hgsp.scoring import ScoringOptions, score_groups
 from hgsp.selection import Floors, budget_for_ratio, select_groups
 from hgsp.surgery import Surgery
+from hgsp.two_streams import HELD_OUT
 
 RATIO = 0.2
 SMALL_VOCABULARY = 258
@@ -78,22 +82,32 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         build_group_table(found.by_layer, geometry), geometry, budget_for_ratio(geometry, RATIO, floors), floors
     )
     surgery = Surgery(model.config, geometry, plan, lambda name: model.get_parameter(name).detach())
-    solve_s = 0.0
-
-    def timed_solve(*arguments: Any) -> Any:
-        nonlocal solve_s
-        solved, seconds = timed(lambda: solve(*arguments))
-        solve_s += seconds
-        return solved
-
-    with patch("hgsp.reconstruct.solve", timed_solve):
-        _, reconstruct_s = timed(lambda: reconstruct(decoder, surgery, calibration, batch_size=options.batch_size))
+    solving, fitting = Timed(solve), Timed(fit_block)
+    with patch("hgsp.reconstruct.solve", solving), patch("hgsp.reconstruct.fit_block", fitting):
+        _, reconstruct_s = timed(
+            lambda: reconstruct(decoder, surgery, calibration, batch_size=options.batch_size, whole_blocks=True)
+        )
+    tokens = calibration.input_ids.numel()
+    rest_s = reconstruct_s - solving.seconds - fitting.seconds
     return {
-        "tokens": calibration.input_ids.numel(),
+        "tokens": tokens,
         "score_s": round(score_s / options.layers, 2),
-        "solve_s": round(solve_s / options.layers, 2),
-        "rest_of_reconstruct_s": round((reconstruct_s - solve_s) / options.layers, 2),
+        "solve_s": round(solving.seconds / options.layers, 2),
+        "rest_of_reconstruct_s": round(rest_s / options.layers, 2),
+        "epoch_of_blocks_s": round(fitting.seconds / options.layers / epochs_for(tokens), 2),
     }
+
+
+class Timed:
+    """A function that adds up the seconds of its calls."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run, self.seconds = run, 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        found, seconds = timed(lambda: self._run(*arguments))
+        self.seconds += seconds
+        return found
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
@@ -108,21 +122,32 @@ def whole_model(name: str, layer: Mapping[str, Any], recipe: Mapping[str, Any]) 
     """Seconds of a recipe's parts with all layers and its own amount of text.
 
     A step of the search is counted as a reconstruction from all its text: more than it is, the judging included.
+    Whole blocks are left out where no time was taken of them.
     """
     depth = config_of(name).num_hidden_layers
 
-    def rebuilding(num_sequences: int, times: int = 1) -> dict[str, int]:
+    def seconds(
+        of_all_text: float, num_sequences: int, whatever_the_text: float = 0.0, times: int = 1
+    ) -> dict[str, int]:
         share = num_sequences * PruneConfig.seq_len / layer["tokens"]
-        return {"seconds": round(times * depth * (layer["solve_s"] + share * layer["rest_of_reconstruct_s"]))}
+        return {"seconds": round(times * depth * (whatever_the_text + share * of_all_text))}
 
-    num_scoring = recipe.get("nsamples", PruneConfig.nsamples)
-    score_s = depth * layer["score_s"] * num_scoring * PruneConfig.seq_len / layer["tokens"]
-    parts = {"score": {"seconds": round(score_s)}}
+    refit = functools.partial(seconds, layer["rest_of_reconstruct_s"], whatever_the_text=layer["solve_s"])
+    parts = {"score": seconds(layer["score_s"], recipe.get("nsamples", PruneConfig.nsamples))}
     if "search" in recipe:
-        parts["search"] = rebuilding(DEFAULT_PROFILE_NSAMPLES, recipe["search"] + 1)
+        parts["search"] = refit(DEFAULT_PROFILE_NSAMPLES, times=recipe["search"] + 1)
     if "reconstruct" in recipe:
-        parts["reconstruct"] = rebuilding(recipe.get("reconstruct_nsamples", DEFAULT_RECONSTRUCT_NSAMPLES))
+        num_sequences = recipe.get("reconstruct_nsamples", DEFAULT_RECONSTRUCT_NSAMPLES)
+        parts["reconstruct"] = refit(num_sequences)
+        if recipe["reconstruct"] == "blocks" and "epoch_of_blocks_s" in layer:
+            epochs = epochs_for(num_sequences * PruneConfig.seq_len)
+            parts["blocks"] = seconds(layer["epoch_of_blocks_s"], num_sequences, times=epochs)
     return parts
+
+
+def epochs_for(tokens: int) -> int:
+    """Times that blocks go through a text of which one sequence in ``HELD_OUT`` judges."""
+    return num_epochs(math.ceil(tokens * (1 - 1 / HELD_OUT) / STEP_TOKENS))
 
 
 if __name__ == "__main__":

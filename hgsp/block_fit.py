@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Times the text is gone through, and the most tokens of one step.
-EPOCHS, STEP_TOKENS = 3, 512
+#: The text is gone through until so many steps are taken, but not more often than that; and tokens of a step.
+MIN_STEPS, MAX_EPOCHS, STEP_TOKENS = 384, 3, 512
 #: Of a step, relative to the RMS of a matrix and the root of the error's share; and steps until it has that size.
 STEP_SIZE, WARMUP_STEPS = 0.04, 10
 
@@ -64,7 +64,8 @@ def fit_block(block: Any, text: BlockText, seed: int) -> tuple[HeldOut, HeldOut]
     """
     energies = [_energy(text.read(batch)[1]).cpu() for batch in text.fitting]
     floor = float(torch.cat(energies).median())
-    num_steps = EPOCHS * sum(_steps_of(len(energy_T)) for energy_T in energies)
+    steps_each = sum(_steps_of(len(energy_T)) for energy_T in energies)
+    epochs = num_epochs(steps_each)
     best = before = _held_out(block, text, floor)
     if not (floor and before.energy):
         return before, before
@@ -77,9 +78,9 @@ def fit_block(block: Any, text: BlockText, seed: int) -> tuple[HeldOut, HeldOut]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / num_steps)
+        optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / (epochs * steps_each))
     )
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for inputs_TH, wanted_TH in _shuffled(text, generator):
             optimizer.zero_grad()
             with torch.enable_grad(), torch.autocast("cuda", torch.bfloat16, enabled=inputs_TH.is_cuda):
@@ -96,6 +97,11 @@ def fit_block(block: Any, text: BlockText, seed: int) -> tuple[HeldOut, HeldOut]
             owner, _, own_name = name.rpartition(".")
             setattr(block.get_submodule(owner), own_name, weight)
     return before, best
+
+
+def num_epochs(steps_each: int) -> int:
+    """How often a text that makes so many steps is gone through."""
+    return min(MAX_EPOCHS, math.ceil(MIN_STEPS / steps_each))
 
 
 def _held_out(block: nn.Module, text: BlockText, floor: float) -> HeldOut:

@@ -140,7 +140,7 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "fast": {"importance_method": "fisher", "temperature": 0.0},
         "balanced": REBUILDING,
-        "best": {**REBUILDING, "nsamples": 256, "reconstruct_nsamples": 1024, "search": 10},
+        "best": {**REBUILDING, "reconstruct": "blocks", "nsamples": 256, "reconstruct_nsamples": 1024, "search": 10},
     }
 
     output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")

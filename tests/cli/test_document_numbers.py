@@ -78,6 +78,7 @@ def test_perplexities_after_reconstruction_in_the_readme():
         "the same with --reconstruct lstsq": "fisher+lstsq",
         "that with --reconstruct_nsamples 512 --search 10": "fisher+search+lstsq, 512 sequences",
         **{f"--recipe {name}": name for name in PruneConfig.RECIPES},
+        "--recipe best --reconstruct lstsq": "best, lstsq",
     }
     shown = {
         (ways[first], ratio): cell

@@ -143,4 +143,4 @@ def test_recipes_from_the_command_line(saved, make, text_file, tmp_path):
     assert report["importance_method"] == "fisher_token"
     assert report["scoring"]["depth_slope"] == 0.5
     assert report["search"]["steps"] == 2
-    assert report["reconstruction"]["method"] == "lstsq"
+    assert report["reconstruction"]["method"] == "blocks"

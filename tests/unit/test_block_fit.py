@@ -117,3 +117,18 @@ def test_the_seed_orders_the_text():
         fitted.append(block.gate_proj.weight)
     assert torch.equal(fitted[0], fitted[1])
     assert not torch.equal(fitted[0], fitted[2])
+
+
+@pytest.mark.parametrize(("enough", "epochs"), [(5, 1), (14, 1), (15, 2), (1000, 3)])
+def test_a_long_text_is_gone_through_less_often(monkeypatch, enough, epochs):
+    """14 batches of one step each fit; each is read once more to weigh its tokens."""
+    monkeypatch.setattr("hgsp.block_fit.MIN_STEPS", enough)
+    block, reads = block_of(0), []
+    text = text_of(block, moved(block))
+
+    def read(batch):
+        reads.append(batch)
+        return text.read(batch)
+
+    fit_block(block, BlockText(read, text.fitting, text.judging), seed=7)
+    assert [reads.count(batch) for batch in text.fitting] == [1 + epochs] * 14
