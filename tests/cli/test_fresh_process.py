@@ -152,7 +152,16 @@ assert torch.equal(model(expected["tokens"]).logits, expected["ragged"])
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("order", ["import transformers; import hgsp", COMPARE + "\nimport evaluation"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import transformers; import hgsp",
+        COMPARE + "\nimport evaluation",
+        "import hgsp; from transformers import LlamaForCausalLM",  # imports the Auto classes before its own are there
+        "import hgsp; from transformers.modeling_layers import GradientCheckpointingLayer",
+        "import hgsp; from transformers import AutoConfig; assert AutoConfig.from_pretrained('ragged').per_layer_config",
+    ],
+)
 def test_the_order_of_imports_does_not_matter(python, folders, order):
     done = python("-c", f"{order}\n{COMPARE}\ncheck('ragged')")
     assert done.returncode == 0, done.stderr
