@@ -163,13 +163,14 @@ def test_refitting_whole_mlps():
     cells = {(row["way"], row["ratio"]): row for row in results("quality_smollm2")["rows"]}
     shown = table(QUALITY, "`best`, SmolLM2")
     for flag, way in (("--reconstruct lstsq", "best, lstsq"), ("--reconstruct blocks", "best")):
-        assert shown[flag] == [f"{ppl:.1f}" for ratio in (0.2, 0.3) for ppl in cells[way, ratio]["ppl"].values()]
-    for ratio in (0.2, 0.3):
+        assert shown[flag] == [f"{ppl:.1f}" for ratio in (0.2, 0.3, 0.5) for ppl in cells[way, ratio]["ppl"].values()]
+    for ratio, percent in ((0.2, 4), (0.3, 8), (0.5, 15)):
         blocks, lstsq = cells["best", ratio], cells["best, lstsq", ratio]
         falls = [100 - 100 * blocks["kl"][text] / kl for text, kl in lstsq["kl"].items()]
         assert 12.5 < min(falls) < max(falls) < 16.5, "13 to 16 %"
         on_wikitext, on_c4 = (blocks["ppl"][text] / ppl for text, ppl in lstsq["ppl"].items())
         assert on_c4 < on_wikitext
+        assert f"{1 - on_wikitext:.0%}" == f"{percent}%"
 
 
 def test_the_text_to_calibrate_balanced_on():
