@@ -3,7 +3,8 @@
 
 Perplexity and KL to the dense model on the same windows, and with --tasks the mean zero-shot accuracy. A way is a
 function in WAYS from the bench and the parameters to remove to the pruned model; published methods are in baselines/.
-Cells already in the output file are not computed again; scores and searches are kept beside it.
+Cells already in the output file are not computed again, the dense model's included; scores and searches are kept
+beside it.
 
     python benchmarks/quality.py --base_model MODEL --calibrate wiki.valid.raw --evaluate wiki.test.raw c4.jsonl \\
         --ways fisher+lstsq llm-pruner flap-published --ratios 0.2 0.3 0.5 --output quality.json \\
@@ -92,6 +93,7 @@ def main() -> None:
         result["dense"] = bench.quality(bench.reference)["ppl"]
     if options.tasks and "dense_accuracy" not in result:
         result["dense_accuracy"] = bench.accuracy(bench.reference)
+    options.output.write_text(json.dumps(result, indent=2) + "\n")
     for way, ratio in itertools.product(options.ways, options.ratios):
         if (way, ratio) not in done:
             make = functools.partial(WAYS[way], bench)
