@@ -159,7 +159,7 @@ assert torch.equal(model(expected["tokens"]).logits, expected["ragged"])
         COMPARE + "\nimport evaluation",
         "import hgsp; from transformers import LlamaForCausalLM",  # imports the Auto classes before its own are there
         "import hgsp; from transformers.modeling_layers import GradientCheckpointingLayer",
-        "import hgsp; from transformers import AutoConfig; assert AutoConfig.from_pretrained('ragged').per_layer_config",
+        "import hgsp; from transformers import AutoConfig; AutoConfig.from_pretrained('ragged')",
     ],
 )
 def test_the_order_of_imports_does_not_matter(python, folders, order):
