@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgsp.cli import guarded, quiet_libraries
 from hgsp.config import PruneConfig
 from hgsp.errors import InputError
-from hgsp.options import parse
+from hgsp.options import arguments_of, parse
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("hgsp")
 
+INTERRUPTED = "interrupted; the states saved so far stay: go on with --resume"
 OUT_OF_MEMORY = (
     "the states saved so far stay: go on with --resume --use_gradient_checkpointing. If that is not enough, start over "
     "with a smaller --micro_batch_size (--batch_size may stay), a smaller --cutoff_len, --distill_cache "
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(RecoveryConfig, arguments, prog="finetune_lora.py", description=__doc__ or "")
         return finetune(config, shlex.join(["finetune_lora.py", *arguments]))
 
-    return guarded(run, OUT_OF_MEMORY, "interrupted; the states saved so far stay: go on with --resume")
+    return guarded(run, OUT_OF_MEMORY, INTERRUPTED)
 
 
 def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = None) -> int:
@@ -144,12 +145,12 @@ def check_surroundings(config: RecoveryConfig) -> None:
     Raises:
         InputError: says which.
     """
-    from hgsp.folders import refuse_existing, refuse_unwritable
+    from hgsp.folders import check_target
     from hgsp.recovery.unfinished import check_work_dir
 
     config.require_packages()
-    refuse_existing(Path(config.output_dir), config.overwrite)
-    refuse_unwritable(Path(config.output_dir), "--output_dir")
+    reads = (config.pruned_model, config.base_model, config.distill_from, config.data_path, config.data_dir)
+    check_target(Path(config.output_dir), config.overwrite, "--output_dir", reads + config.evaluation_texts)
     check_work_dir(config)
 
 
@@ -161,12 +162,13 @@ def prepare_after_pruning(
     Raises:
         InputError: as ``check_surroundings`` and ``load_training_text``; several processes.
     """
+    from hgsp.distributed import launched_processes
     from hgsp.recovery.samples import load_training_text
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_processes() > 1:
         raise InputError(
             expected="one process with --finetune",
-            got=f"{os.environ['WORLD_SIZE']}",
+            got=str(launched_processes()),
             remedy="prune first, then start finetune_lora.py with accelerate launch",
         )
     recoveries = [recovery_after_pruning(config, request.folder(ratio)) for ratio in config.pruning_ratio]
@@ -177,9 +179,16 @@ def prepare_after_pruning(
 
 
 def recover_all(recoveries: Sequence[tuple[RecoveryConfig, TrainingText]], command: str) -> int:
-    """Recover every pruned model in turn; its report gains a recovery section."""
+    """Recover every pruned model in turn; its report gains a recovery section. Returns the exit code.
+
+    One that fails ends it, and the user is told how to go on: what is pruned is there and stays.
+    """
     for config, text in recoveries:
-        finetune(config, command, text)
+        code = guarded(partial(finetune, config, command, text), OUT_OF_MEMORY, INTERRUPTED)
+        if code:
+            alone = shlex.join(["python", "finetune_lora.py", *arguments_of(config)])
+            print(f"{config.pruned_model} is complete; its recovery by itself: {alone}", file=sys.stderr)
+            return code
         from hgsp.recovery.outcome import add_to_report
 
         add_to_report(Path(config.pruned_model), Path(config.output_dir))

@@ -37,7 +37,7 @@ def prune(config: PruneConfig, command: str) -> int:
     from hgsp import pipeline, report
     from hgsp.data import CALIBRATE, load_text
     from hgsp.decision import cut
-    from hgsp.distributed import is_main_process, leave_processes
+    from hgsp.distributed import is_main_process, join_processes, leave_processes
     from hgsp.loading import load_own_tokenizer
     from hgsp.logs import LogFile, show
     from hgsp.opened import open_model
@@ -46,13 +46,16 @@ def prune(config: PruneConfig, command: str) -> int:
 
     request = prepare(config)
     warnings = list(request.source.warnings)
+    scores = None
+    if config.scores is not None:
+        scores = pipeline.load_scores(request)
+        warnings += pipeline.overruled_by(scores, config)
     if config.dry_run:
-        shapes = None
-        if config.scores is not None and config.rounds == 1:
-            scores = pipeline.load_scores(request, None)
-            plan = cut(request, scores, request.budgets[0]).plan
-            shapes = [keep.shape for keep in plan.layers]
-        show(report.dry_run_table(request, shapes))
+        if scores is None or config.rounds > 1:
+            show(report.dry_run_table(request))
+            return 0
+        for budget in request.budgets:
+            show(report.dry_run_table(request, cut(request, scores, budget).plan))
         return 0
 
     timings = Timings()
@@ -60,19 +63,21 @@ def prune(config: PruneConfig, command: str) -> int:
         LOG.info("command: %s", command)
         measure = BeforeAfter(config, offloaded=config.offload)
         tokenizer = load_own_tokenizer(request.source)
+        measure.check(request.source, tokenizer)
         recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
         calibrations = Calibrations()
         if config.reads_text:
             texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
             warnings += [warning for text in texts for warning in measure.overlap_warnings(text)]
             calibrations = draw_calibrations(config, texts, tokenizer)
+        join_processes(request.device)
         with timings.stage("load"):
             opened = open_model(config, request.source, request.device)
         with timings.stage("score"):
-            if config.scores is not None:
-                scores = pipeline.load_scores(request, opened)
-            else:
+            if scores is None:
                 scores = pipeline.score(config, opened, calibrations.scoring, terminal)
+            else:
+                scores.check_belongs_to(request.geometry, opened.weight_sample(), config.dtype)
         is_main = is_main_process()
         leave_processes()
         if not is_main:
@@ -81,16 +86,18 @@ def prune(config: PruneConfig, command: str) -> int:
             measure.before(opened.model, tokenizer)
 
         for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
+            seconds = Timings(timings)
             if number and not config.offload:
-                opened = open_model(config, request.source, request.device)  # surgery consumed the last one
+                with seconds.stage("load"):
+                    opened = open_model(config, request.source, request.device)  # surgery consumed the last one
             unfinished = search_file(request, ratio)
             with result_folder(request, ratio) as folder:
                 decision, rebuilt = pipeline.cut_in_rounds(
-                    request, opened, scores, budget, calibrations, folder, unfinished, timings, terminal
+                    request, opened, scores, budget, calibrations, folder, unfinished, seconds, terminal
                 )
-                with timings.stage("save"):
+                with seconds.stage("save"):
                     pruned = pipeline.write_result(request, opened, decision, scores, tokenizer, folder, rebuilt)
-                with timings.stage("evaluate"):
+                with seconds.stage("evaluate"):
                     measure.after(pruned, tokenizer)
                 content = report.analysis(
                     request,
@@ -100,7 +107,7 @@ def prune(config: PruneConfig, command: str) -> int:
                     params_after=sum(parameter.numel() for parameter in pruned.parameters()),
                     evaluation=measure.results,
                     samples=measure.samples,
-                    timings_s=timings,
+                    timings_s=seconds,
                     warnings=warnings + measure.warnings,
                     rebuilt=rebuilt,
                 )
@@ -120,12 +127,8 @@ def _finish(content: dict[str, Any], folder: Path, log: Any, target: Path) -> No
     for warning in content["warnings"]:
         LOG.warning("%s", warning)
     show(closing_table(content))
-    LOG.info(
-        "result: %s\nnext: python evaluation/run_evaluation.py --model_path %s --base_model %s --tasks wikitext,c4",
-        target,
-        target,
-        content["base_model"],
-    )
+    models = shlex.join(["--model_path", str(target), "--base_model", content["base_model"]])
+    LOG.info("result: %s\nnext: python evaluation/run_evaluation.py %s --tasks wikitext,c4", target, models)
     log.copy_to(folder / "logs" / "training.log")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from evaluation.metrics.ppl import perplexity
+from evaluation.metrics.ppl import perplexity, window_length, windows_of
 from hgsp.config import CPU_EVAL_WINDOWS, MeasureConfig
 from hgsp.data import EVALUATE, Text, load_text
 from hgsp.progress import terminal
@@ -17,6 +17,8 @@ from hgsp.report import COLLAPSE_FACTOR, has_collapsed
 LOG = logging.getLogger("hgsp.evaluation")
 PROMPT = "The most important thing about the ocean is that"
 SAMPLE_TOKENS = 32
+#: Enough of a text to see that it has tokens.
+CHECKED_CHARACTERS = 1000
 
 
 class BeforeAfter:
@@ -33,7 +35,7 @@ class BeforeAfter:
         self._texts = [load_text(name, EVALUATE, config.data_dir) for name in config.evaluation_texts]
         self._max_windows = config.eval_max_windows or None
         self._limited_by_default = False
-        self.results: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
         self.samples: dict[str, str | None] = {}
         self.warnings: list[str] = []
 
@@ -48,6 +50,16 @@ class BeforeAfter:
             elif text.name == calibration_text.name:
                 warnings.append(f"calibration and evaluation use the same corpus ({text.name}), different splits")
         return warnings
+
+    def check(self, model: Any, tokenizer: Any) -> None:
+        """Refuse what could not be measured; of the model only its config is read.
+
+        Raises:
+            InputError: a window longer than the model allows, or a text with fewer than two tokens.
+        """
+        seq_len = window_length(model.config, self._config.eval_seq_len)
+        for text in self._texts:
+            windows_of(replace(text, content=text.content[:CHECKED_CHARACTERS]), tokenizer, seq_len)
 
     def before(self, model: Any, tokenizer: Any) -> None:
         if self._config.eval_max_windows is None and model.get_input_embeddings().weight.device.type == "cpu":
@@ -70,7 +82,6 @@ class BeforeAfter:
     def _measure(self, when: str, model: Any, tokenizer: Any) -> None:
         if self._config.skip_evaluation:
             return
-        self.results[when] = {}
         for text in self._texts:
             result = perplexity(
                 model,

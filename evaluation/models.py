@@ -91,7 +91,7 @@ def own_device(device: str | None) -> str:
                 "and efficiency are measured by the first process alone, which is also the only one that writes",
                 processes,
             )
-    join_processes(torch.device(own), PATIENCE)
+    join_processes(own, PATIENCE)
     return own
 
 

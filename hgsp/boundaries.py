@@ -28,6 +28,8 @@ class Boundaries:
         self._shape, self._dtype, self._device = shape, dtype, device
         self._num_bytes = math.prod(shape) * dtype.itemsize
         self._room = free_bytes(device) // 4
+        if spill_dir is not None:
+            spill_dir.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(dir=spill_dir, prefix="hgsp-spill-") if spill_dir else None
         self._arrays: dict[int, Tensor | None] = {}
 

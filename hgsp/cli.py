@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from hgsp.errors import InputError, NumericalError
 
@@ -31,10 +34,12 @@ def guarded(
 ) -> int:
     """Run a command and turn its failures into exit codes: 2 for bad input, 1 for failure, both with one clear line.
 
-    ``out_of_memory`` is what to try then, instead of what a scoring run can try.
+    ``out_of_memory`` is what to try then, instead of what a scoring run can try. SIGTERM, which batch systems send, is
+    an interrupt like Ctrl-C.
     """
     try:
-        return run()
+        with _terminated_as_interrupted():
+            return run()
     except InputError as error:
         return _fail(2, str(error))
     except NumericalError as error:
@@ -48,9 +53,22 @@ def guarded(
         raise
 
 
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 OUT_OF_MEMORY = (
-    "nothing was written. Try, in this order: --batch_size 1, --use_gradient_checkpointing, a smaller --nsamples or "
-    "--seq_len, --spill_dir DIR, --offload, or --importance_method fisher (no weight gradients) or magnitude (no data)"
+    "nothing half-written is left. Try, in this order: --batch_size 1, --use_gradient_checkpointing, a smaller "
+    "--nsamples or --seq_len, --spill_dir DIR, --offload, or --importance_method fisher (no weight gradients) or "
+    "magnitude (no data)"
 )
 
 

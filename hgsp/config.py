@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hgsp.data import canonical_name, check_dataset_name, dataset_names
-from hgsp.options import option, require, require_counts, require_positive
+from hgsp.options import nearest_multiples, option, require, require_counts, require_positive
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
@@ -60,7 +61,7 @@ class MeasureConfig(TextConfig):
             self.eval_max_windows,
         )
         for task in self.evaluation_texts:
-            check_dataset_name(task, "--eval_tasks")
+            check_dataset_name(task, "--eval_tasks", "evaluation/run_evaluation.py measures other tasks")
 
     @property
     def evaluation_texts(self) -> tuple[str, ...]:
@@ -109,6 +110,8 @@ class ScoringConfig(TextConfig):
         require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
         for name in self.datasets:
             check_dataset_name(name, "--dataset")
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        require(self.nsamples >= processes, "--nsamples", f"at least {processes}, one per process", self.nsamples)
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -237,6 +240,9 @@ class PruneConfig(ScoringConfig, MeasureConfig):
             require(self.search > 0, "--search_nsamples", "given together with --search", self.search_nsamples)
         require_counts(self, "rounds", "min_kv_groups", "min_mlp_width", "lora_r", "lora_alpha")
         require_counts(self, "finetune_batch_size", "finetune_micro_batch_size")
+        batch, micro = self.finetune_batch_size, self.finetune_micro_batch_size
+        expected, nearest = f"a multiple of --finetune_micro_batch_size {micro}", nearest_multiples(batch, micro)
+        require(not self.finetune or batch % micro == 0, "--finetune_batch_size", expected, batch, nearest)
         require_positive(self, "finetune_epochs", "finetune_lr")
         for name in ("freeze_first_n_layers", "freeze_last_n_layers"):
             require(getattr(self, name) >= 0, f"--{name}", "at least 0", getattr(self, name))

@@ -130,7 +130,7 @@ def canonical_name(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def check_dataset_name(name: str, flag: str) -> None:
+def check_dataset_name(name: str, flag: str, otherwise: str = "check the spelling or the path") -> None:
     """Refuse what is neither a named dataset nor an existing text file, before anything is loaded.
 
     Raises:
@@ -141,7 +141,7 @@ def check_dataset_name(name: str, flag: str) -> None:
     raise InputError(
         expected=f"{flag} to be one of {', '.join(DATASET_CHOICES)} or a text, .jsonl or .parquet file",
         got=f"'{name}'",
-        remedy="check the spelling or the path",
+        remedy=otherwise,
     )
 
 

@@ -9,7 +9,6 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 
-import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -28,14 +27,19 @@ class Share:
         return slice(*bounds)
 
 
-def join_processes(device: torch.device, timeout: timedelta | None = None) -> None:
+def launched_processes() -> int:
+    """How many processes the launcher started, this one included, whether they have joined or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_processes(device: str, timeout: timedelta | None = None) -> None:
     """Join the group that the launcher's environment describes; nothing to do without one.
 
     ``timeout`` is how long a process may wait for the others before the run is given up; unset: torch's minutes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if launched_processes() > 1 and not dist.is_initialized():
         # some sums live on the CPU even when the model does not
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=timeout)
 
 
 def leave_processes() -> None:

@@ -6,11 +6,9 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hgsp.config import ScoringConfig
-from hgsp.distributed import join_processes
 from hgsp.geometry import geometry_of
 from hgsp.layerwise import Decoder
 from hgsp.loading import DTYPES, ModelSource, load_dense
@@ -58,8 +56,7 @@ class OpenModel:
 
 
 def open_model(config: ScoringConfig, source: ModelSource, device: str) -> OpenModel:
-    """Load the dense model, or open its files with ``--offload``. Joins other processes if a launcher started them."""
-    join_processes(torch.device("cpu" if device == "auto" else device))
+    """Load the dense model, or open its files with ``--offload``."""
     if config.offload:
         return OpenModel(*open_offloaded(source, config.dtype, device), config.dtype)
     return OpenModel(Decoder(load_dense(source, config.dtype, device)), None, config.dtype)

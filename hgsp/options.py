@@ -54,6 +54,18 @@ def parse(options: type[Options], argv: Sequence[str] | None, *, prog: str | Non
     return options(**given)
 
 
+def arguments_of(options: Any) -> list[str]:
+    """The flags that ``parse`` makes the same dataclass from: those that differ from their defaults."""
+    arguments: list[str] = []
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        if value is True:
+            arguments.append(f"--{item.name}")
+        elif value != item.default:
+            arguments += [f"--{item.name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return arguments
+
+
 def _explained(recipes: Mapping[str, Mapping[str, Any]]) -> str:
     settings = {
         name: " ".join(f"--{flag} {value}" for flag, value in recipe.items()) for name, recipe in recipes.items()
@@ -75,6 +87,12 @@ def require_counts(options: Any, *names: str) -> None:
     """Refuse fields below 1."""
     for name in names:
         require(getattr(options, name) >= 1, f"--{name}", "at least 1", getattr(options, name))
+
+
+def nearest_multiples(value: int, of: int) -> str:
+    """The remedy where a value is no multiple."""
+    below = value // of * of
+    return f"the nearest are {below} or {below + of}" if below else f"the nearest is {of}"
 
 
 def require_positive(options: Any, *names: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from hgsp import checkpoint
 from hgsp.as_cut import decoder_as_cut
 from hgsp.calibration import Calibration
-from hgsp.config import ScoringConfig
+from hgsp.config import PruneConfig, ScoringConfig
 from hgsp.decision import Cut, cut, search_budget
 from hgsp.importance import METHODS
 from hgsp.loading import inspect_model
@@ -82,13 +82,28 @@ def score(
     return Scores(found.by_layer, influence, opened.weight_sample(), provenance)
 
 
-def load_scores(request: Request, opened: OpenModel | None) -> Scores:
-    """Read ``--scores`` and, when the model is open, make sure they are its own."""
+def load_scores(request: Request) -> Scores:
+    """Read ``--scores``; whether they are of the very weights is seen when those are open (``check_belongs_to``).
+
+    Raises:
+        InputError: no scores file, of a model of other sizes, or without the influence that a temperature needs.
+    """
     scores = Scores.read(Path(str(request.config.scores)))
-    dtype = request.config.dtype
-    sample = scores.weight_sample if opened is None else opened.weight_sample()
-    scores.check_belongs_to(request.geometry, sample, dtype)
+    scores.check_belongs_to(request.geometry, scores.weight_sample, request.config.dtype)
+    scores.check_offers(request.config.temperature)
     return scores
+
+
+def overruled_by(scores: Scores, config: PruneConfig) -> list[str]:
+    """Warnings of what was asked of scoring and is settled by ``--scores``; a default was not asked for."""
+    made = {**scores.provenance, "layer_importance": None if scores.influence is None else scores.influence.measure}
+    names = ["importance_method", "labels"] + ["layer_importance"] * config.measures_influence
+    settled = [(name, getattr(config, name), getattr(PruneConfig, name)) for name in names]
+    return [
+        f"the scores were made with --{name} {made.get(name, default)}: {asked}, which was asked for, changes nothing"
+        for name, asked, default in settled
+        if asked not in (default, made.get(name, default))
+    ]
 
 
 def cut_in_rounds(

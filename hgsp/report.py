@@ -16,11 +16,12 @@ from rich.table import Table
 
 import hgsp
 from hgsp.decision import Cut
-from hgsp.distributed import own_share
-from hgsp.geometry import Geometry, LayerShape
+from hgsp.distributed import launched_processes
+from hgsp.geometry import Geometry
 from hgsp.loading import DTYPES
 from hgsp.pipeline import Rebuilt
 from hgsp.request import Request
+from hgsp.selection import PrunePlan
 
 SCHEMA_VERSION = 1
 #: A pruned model whose perplexity is this many times the dense one's is called collapsed.
@@ -45,7 +46,7 @@ def environment(device: str, dtype: str | None, seed: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device,
         "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "num_processes": own_share(1).num_processes,
+        "num_processes": launched_processes(),
         "dtype": dtype,
         "seed": seed,
     }
@@ -149,12 +150,14 @@ def closing_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def dry_run_table(request: Request, shapes: Sequence[LayerShape] | None = None) -> Table:
+def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
     """Per-layer shapes, parameters, bytes and KV-cache bytes per token, dense and, if there is a plan, kept."""
     geometry: Geometry = request.geometry
     value_bytes = DTYPES[request.config.dtype].itemsize
-    after = tuple(shapes or ())
-    table = Table(title=f"{request.config.base_model}: {geometry.queries_per_kv} query heads per KV head")
+    after = () if plan is None else tuple(keep.shape for keep in plan.layers)
+    title = f"{request.config.base_model}: {geometry.queries_per_kv} query heads per KV head"
+    removed = "" if plan is None else f", {plan.removed_params / geometry.total_params:.2%} of all parameters removed"
+    table = Table(title=title + removed)
     headings = ["layer", "KV groups", "MLP channels", "parameters", "bytes", "KV bytes/token"]
     for heading in headings + (["kept KV groups", "kept channels", "kept parameters"] if after else []):
         table.add_column(heading, justify="right")

@@ -73,7 +73,9 @@ def prepare(config: PruneConfig) -> Request:
     if not config.dry_run:
         for ratio in config.pruning_ratio:
             target = Path(config.results_dir) / config.output_name_for(ratio)
-            folders.refuse_existing(target, config.overwrite)
+            folders.check_target(target, config.overwrite, "--results_dir or --output_name", _read_by(config))
+        if config.spill_dir:
+            folders.refuse_unwritable(Path(config.spill_dir), "--spill_dir")
     source = inspect_model(config.base_model)
     frozen = config.freeze_first_n_layers + config.freeze_last_n_layers
     if frozen > source.geometry.num_layers:
@@ -85,6 +87,13 @@ def prepare(config: PruneConfig) -> Request:
     )
     budgets = tuple(budget_for_ratio(source.geometry, ratio, floors) for ratio in config.pruning_ratio)
     return Request(config, source, device, floors, budgets)
+
+
+def _read_by(config: PruneConfig) -> tuple[str | None, ...]:
+    """Names of all that a run reads, where it is on this machine."""
+    return (config.base_model, config.scores, config.data_dir, config.finetune_data_path) + (
+        config.datasets + config.evaluation_texts
+    )
 
 
 def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any) -> Calibrations:

@@ -148,13 +148,10 @@ def perplexity(
     progress: Progress = silent,
 ) -> Perplexity:
     """exp(total NLL / predicted tokens) over non-overlapping windows; a short last window counts by its tokens."""
-    seq_len = window_length(model, seq_len)
+    seq_len = window_length(model.config, seq_len)
     check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer)
     bos = _bos_token(tokenizer) if add_bos else None
-    windows = split_windows(tokenize(text.content, tokenizer), seq_len, bos, max_windows, drop_last=drop_last)
-    if not windows:
-        needed = f"{seq_len} tokens in {text.name}, a full window" if drop_last else f"two tokens in {text.name}"
-        raise InputError(expected=f"at least {needed}", got="fewer", remedy="evaluate on a longer text")
+    windows = windows_of(text, tokenizer, seq_len, bos, max_windows, drop_last=drop_last)
     was_training = model.training
     model.eval()
     nll: list[float] = []
@@ -188,13 +185,13 @@ def perplexity(
     )
 
 
-def window_length(model: Any, seq_len: int | None) -> int:
-    """The window length asked for, or the default; never more than the model's positions.
+def window_length(config: Any, seq_len: int | None) -> int:
+    """The window length asked for, or the default; never more than the positions in a model's config.
 
     Raises:
         InputError: shorter than two tokens, or longer than the model allows.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(config, "max_position_embeddings", None)
     if seq_len is None:
         return min(DEFAULT_SEQ_LEN, limit or DEFAULT_SEQ_LEN)
     if seq_len < 2 or (limit is not None and seq_len > limit):
@@ -202,6 +199,27 @@ def window_length(model: Any, seq_len: int | None) -> int:
             expected=f"a window of 2 to {limit} tokens", got=str(seq_len), remedy="change the sequence length"
         )
     return seq_len
+
+
+def windows_of(
+    text: Text,
+    tokenizer: Any,
+    seq_len: int,
+    bos: int | None = None,
+    max_windows: int | None = None,
+    *,
+    drop_last: bool = False,
+) -> list[Tensor]:
+    """The windows of a text as ``split_windows`` makes them, at least one.
+
+    Raises:
+        InputError: the text is too short for one.
+    """
+    windows = split_windows(tokenize(text.content, tokenizer), seq_len, bos, max_windows, drop_last=drop_last)
+    if not windows:
+        needed = f"{seq_len} tokens in {text.name}, a full window" if drop_last else f"two tokens in {text.name}"
+        raise InputError(expected=f"at least {needed}", got="fewer", remedy="evaluate on a longer text")
+    return windows
 
 
 def split_windows(

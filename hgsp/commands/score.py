@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,19 +24,22 @@ def score(config: ScoreConfig) -> int:
     from hgsp.calibration import build_calibration
     from hgsp.data import CALIBRATE, load_text
     from hgsp.devices import resolve_device
-    from hgsp.distributed import is_main_process, leave_processes
-    from hgsp.folders import refuse_existing
+    from hgsp.distributed import is_main_process, join_processes, leave_processes
+    from hgsp.folders import check_file_target, refuse_unwritable
     from hgsp.loading import inspect_model, load_own_tokenizer
     from hgsp.opened import open_model
     from hgsp.progress import terminal
 
     target = Path(config.output)
-    refuse_existing(target, config.overwrite)
+    check_file_target(target, config.overwrite, "--output")
+    if config.spill_dir:
+        refuse_unwritable(Path(config.spill_dir), "--spill_dir")
     device = resolve_device(config.device)
     source = inspect_model(config.base_model)
     texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
     tokenizer = load_own_tokenizer(source)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
+    join_processes(device)
     opened = open_model(config, source, device)
     scores = pipeline.score(config, opened, calibration, terminal)
     is_main = is_main_process()
@@ -46,7 +50,6 @@ def score(config: ScoreConfig) -> int:
             scores.write(Path(folder) / target.name)
             (Path(folder) / target.name).replace(target)
         print(f"scores: {target}")
-        print(
-            f"next: hgsp cut --base_model {config.base_model} --scores {target} --pruning_ratio 0.2 --output_name NAME"
-        )
+        made_from = shlex.join(["--base_model", config.base_model, "--scores", str(target)])
+        print(f"next: hgsp cut {made_from} --pruning_ratio 0.2 --output_name NAME")
     return 0

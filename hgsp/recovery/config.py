@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hgsp.config import DEFAULT_INSTRUCTIONS, DTYPE_NAMES, MeasureConfig, PruneConfig
 from hgsp.errors import InputError
-from hgsp.options import option, require, require_counts, require_positive
+from hgsp.options import nearest_multiples, option, require, require_counts, require_positive
 
 METHODS = ("lora", "full")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -129,13 +129,11 @@ def steps_per_update(config: RecoveryConfig, num_processes: int) -> int:
     """
     at_once = config.micro_batch_size * num_processes
     if config.batch_size % at_once:
-        below, above = (config.batch_size // at_once * at_once, (config.batch_size // at_once + 1) * at_once)
-        nearest = f"{below} or {above}" if below else str(above)
         raise InputError(
             expected=f"--batch_size to be a multiple of {at_once} (--micro_batch_size {config.micro_batch_size} on "
             f"{num_processes} process{'es' * (num_processes > 1)})",
             got=str(config.batch_size),
-            remedy=f"the nearest are {nearest}",
+            remedy=nearest_multiples(config.batch_size, at_once),
         )
     return config.batch_size // at_once
 

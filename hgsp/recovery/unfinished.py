@@ -43,7 +43,7 @@ def check_work_dir(config: RecoveryConfig) -> None:
             raise InputError(
                 expected="no unfinished run in the way",
                 got=f"{config.work_dir} exists",
-                remedy="go on with it by --resume, or start over with --overwrite",
+                remedy="go on with it by finetune_lora.py --resume, or start over with --overwrite",
             )
         return
     if not file.is_file():

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+import finetune_lora
 import run_global_pruning
 from hgsp.checkpoint import load_pruned
 
@@ -73,3 +74,31 @@ def test_several_processes_are_told_to_recover_afterwards(prune, monkeypatch, ca
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert prune("--pruning_ratio", "0.2") == 2
     assert "accelerate launch" in capsys.readouterr().err
+
+
+FAILURES = {
+    "interrupt": (KeyboardInterrupt(), "go on with --resume"),
+    "out of memory": (MemoryError(), "go on with --resume --use_gradient_checkpointing"),
+}
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_recovery_that_fails_says_what_is_there_and_how_to_go_on(prune, tmp_path, monkeypatch, capsys, what):
+    error, advice = FAILURES[what]
+
+    def fail(*args):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hgsp.recovery.training.train", fail)
+        assert prune("--pruning_ratio", "0.2") == 1
+    message = capsys.readouterr().err
+    assert advice in message
+    assert "nothing" not in message.rpartition("error: ")[2]
+    pruned = tmp_path / "results" / "X" / "p"
+    assert f"{pruned} is complete" in message
+    command = message.rpartition("its recovery by itself: ")[2].splitlines()[0]
+    arguments = shlex.split(command)
+    assert arguments[:2] == ["python", "finetune_lora.py"]
+    assert finetune_lora.main([*arguments[2:], "--overwrite"]) == 0
+    assert (tmp_path / "results" / "X" / "p_finetuned" / "config.json").is_file()

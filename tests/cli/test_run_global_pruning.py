@@ -2,7 +2,11 @@
 
 import csv
 import json
+import shlex
 import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from hgsp.geometry import geometry_of
 from hgsp.scores import Scores
 from hgsp.selection import PrunePlan
 
+RESULTS_OF_TWO = ("out_10", "out_20")
 SETTINGS = {
     "--pruning_ratio": "0.2",
     "--temperature": "0.0",
@@ -278,7 +283,7 @@ def test_no_bin_and_skip_evaluation_do_what_they_say(prune, tmp_path):
     assert prune(tmp_path, "--no_bin", "--skip_evaluation", "--eval_tasks", "wikitext") == 0
     assert not list((tmp_path / "out").glob("*.bin"))
     analysis = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
-    assert analysis["evaluation"] == {}
+    assert analysis["evaluation"] == {"before": {}, "after": {}}
 
 
 def test_calibrating_on_the_text_that_is_evaluated_is_a_warning_in_log_and_json(prune, text_file, tmp_path):
@@ -328,15 +333,20 @@ def test_dry_run_prints_every_layer_loads_no_weights_and_writes_nothing(prune, d
     assert everything_in(tmp_path) == before
 
 
+def earlier_result(folder):
+    folder.mkdir()
+    (folder / "mine").write_text("precious")
+    (folder / "pruning_analysis.json").write_text("{}")
+
+
 def test_an_existing_result_is_refused_before_any_work_and_replaced_with_overwrite(
     prune, tmp_path, capsys, monkeypatch
 ):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("precious")
+    earlier_result(tmp_path / "out")
     monkeypatch.setattr("hgsp.request.inspect_model", lambda name: pytest.fail("looked at the model"))
     assert prune(tmp_path) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert everything_in(tmp_path) == ["out", "out/mine"]
+    assert everything_in(tmp_path) == ["out", "out/mine", "out/pruning_analysis.json"]
     monkeypatch.undo()
     assert prune(tmp_path, "--overwrite", "--skip_evaluation") == 0
     assert not (tmp_path / "out" / "mine").exists()
@@ -441,7 +451,7 @@ def test_out_of_memory_while_scoring_names_what_to_try_and_leaves_nothing(prune,
 
 FAILURES = {
     "interrupt": (KeyboardInterrupt(), "interrupted; nothing half-written is left"),
-    "out of memory": (MemoryError(), "out of memory (MemoryError); nothing was written. Try"),
+    "out of memory": (MemoryError(), "out of memory (MemoryError); nothing half-written is left. Try"),
     "out of GPU memory": (RuntimeError("CUDA out of memory. Tried"), "out of memory (CUDA out of memory"),
 }
 
@@ -453,8 +463,7 @@ def test_failure_halfway_is_exit_code_1_and_leaves_only_what_was_there(
 ):
     """S42: even with --overwrite, and even after everything is written but not yet in place."""
     error, message = FAILURES[what]
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("precious")
+    earlier_result(tmp_path / "out")
     genuine, calls = getattr(module, where), []
 
     def fail(*args, **kwargs):
@@ -466,7 +475,7 @@ def test_failure_halfway_is_exit_code_1_and_leaves_only_what_was_there(
     monkeypatch.setattr(module, where, fail)
     assert prune(tmp_path, "--overwrite", "--skip_evaluation") == 1
     assert message in capsys.readouterr().err
-    assert everything_in(tmp_path) == ["out", "out/mine"]
+    assert everything_in(tmp_path) == ["out", "out/mine", "out/pruning_analysis.json"]
 
 
 def test_a_bug_is_not_dressed_up_as_bad_input(prune, tmp_path, monkeypatch):
@@ -549,3 +558,85 @@ def test_a_comma_list_calibrates_on_all_its_texts(prune, tmp_path):
     assert found["sequences"] == 6
     assert "builtin" in found["source"]
     assert "own.txt" in found["source"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--results_dir", "file"], "file, which cannot"),
+        (["--spill_dir", "file"], "another with --spill_dir"),
+        (["--eval_tasks", "empty.txt"], "two tokens in empty.txt"),
+        (["--eval_seq_len", "9999"], "a window of 2 to"),
+        (["--eval_tasks", "lambada"], "run_evaluation.py measures other tasks"),
+        (["--scores", "missing.npz"], "missing.npz"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_weights_are_read(prune, tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty.txt").touch()
+    monkeypatch.setattr("hgsp.opened.open_model", lambda *_: pytest.fail("read weights"))
+    assert prune(tmp_path / "results", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert everything_in(tmp_path) == ["empty.txt", "file"]
+
+
+def test_overwrite_does_not_replace_a_folder_that_holds_the_model(prune, dense, tmp_path, capsys):
+    shutil.copytree(dense(), tmp_path / "out" / "base")
+    assert prune(tmp_path, "--overwrite", model=tmp_path / "out" / "base") == 2
+    assert "out/base in it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "base" / "config.json").is_file()
+
+
+def test_a_folder_for_activations_is_made(prune, tmp_path):
+    assert prune(tmp_path, "--skip_evaluation", "--no_bin", "--spill_dir", tmp_path / "new" / "spill") == 0
+    assert everything_in(tmp_path / "new") == ["spill"]
+
+
+def test_every_process_needs_a_sequence(prune, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert prune(tmp_path) == 2
+    assert "expected --nsamples to be at least 8, one per process; got 4" in capsys.readouterr().err
+
+
+def test_seconds_of_one_ratio_are_not_counted_for_the_next(prune, tmp_path, monkeypatch):
+    genuine = checkpoint.save_pruned
+
+    def slow_at_first(*args, **kwargs):
+        if not (tmp_path / "out_10").exists():
+            time.sleep(0.5)
+        genuine(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_pruned", slow_at_first)
+    assert prune(tmp_path, "--skip_evaluation", "--no_bin", "--pruning_ratio", "0.1", "0.2") == 0
+    seconds = [
+        json.loads((tmp_path / name / "pruning_analysis.json").read_text())["timings_s"] for name in RESULTS_OF_TWO
+    ]
+    assert seconds[0]["save"] > 0.5 > seconds[1]["save"]
+    assert seconds[0]["score"] == seconds[1]["score"]
+    assert seconds[1]["load"] > seconds[0]["load"]  # surgery consumed the first model
+
+
+@pytest.mark.parametrize("where", ["main thread", "another"])
+def test_a_polite_kill_is_an_interrupt(where, capsys):
+    """What a batch system sends at the end of its time; a thread of an application keeps what that says."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run():
+        if where == "another":
+            return 7
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    with ThreadPoolExecutor(1) as pool:
+        code = cli.guarded(run) if where == "main thread" else pool.submit(cli.guarded, run).result()
+    assert code == (1 if where == "main thread" else 7)
+    assert ("interrupted" in capsys.readouterr().err) == (where == "main thread")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_command_that_is_proposed_next_can_be_pasted(prune, tmp_path, capsys):
+    assert prune(tmp_path / "my results", "--skip_evaluation", "--no_bin") == 0
+    output = capsys.readouterr()
+    line = next(line for line in (output.out + output.err).splitlines() if line.startswith("next: "))
+    assert str(tmp_path / "my results" / "out") in shlex.split(line)

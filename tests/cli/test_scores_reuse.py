@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import pytest
 
@@ -89,3 +90,73 @@ def test_a_depth_slope_moves_the_cut_of_the_mlps_to_early_layers(saved, tmp_path
     for flat, sloped in zip(*map(csv.DictReader, tables), strict=True):
         exponent = 2.0 * (int(flat["layer"]) - 1) if flat["kind"] == "mlp" else 0.0
         assert float(sloped["prior"]) == pytest.approx(float(flat["prior"]) * math.exp(exponent), rel=1e-12)
+
+
+def test_what_scores_settle_is_said_when_something_else_was_asked_for(saved, tmp_path):
+    base, scores = str(saved(make_tiny("llama-8q4kv"))), str(tmp_path / "scores.npz")
+    assert score.main(["--base_model", base, "--output", scores, "--importance_method", "wanda", *CALIBRATION]) == 0
+    common = [
+        "--base_model",
+        base,
+        "--scores",
+        scores,
+        "--results_dir",
+        str(tmp_path),
+        "--pruning_ratio",
+        "0.1",
+        *QUICK,
+    ]
+    asked = {
+        "nothing": [],
+        "the same": ["--importance_method", "wanda", "--labels", "text"],
+        "another": ["--importance_method", "fisher", "--labels", "model", "--layer_importance", "perplexity"],
+        "without a prior": ["--layer_importance", "perplexity", "--temperature", "0"],
+    }
+    for name, flags in asked.items():
+        assert cut.main([*common, "--output_name", name, *flags]) == 0
+    reports = {name: json.loads((tmp_path / name / "pruning_analysis.json").read_text()) for name in asked}
+    assert [len(reports[name]["warnings"]) for name in asked] == [0, 0, 3, 0]
+    assert "made with --importance_method wanda: fisher, which was asked for" in reports["another"]["warnings"][0]
+    assert plan_of(tmp_path / "another") == plan_of(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("folder", "to be a file"), ("file/scores.npz", "file, which cannot"), ("scores.npz", "scores.npz exists")],
+)
+def test_scores_that_could_not_be_written_are_refused_before_weights_are_read(
+    saved, tmp_path, monkeypatch, capsys, output, message
+):
+    base = saved(make_tiny("llama-8q4kv"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "scores.npz").touch()
+    monkeypatch.setattr("hgsp.opened.open_model", lambda *_: pytest.fail("read weights"))
+    overwrite = ["--overwrite"] if output != "scores.npz" else []
+    assert score.main(["--base_model", str(base), "--output", str(tmp_path / output), *CALIBRATION, *overwrite]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_every_ratio(saved, tmp_path, capsys):
+    base, scores = str(saved(make_tiny("llama-8q4kv"))), str(tmp_path / "scores.npz")
+    assert score.main(["--base_model", base, "--output", scores, *CALIBRATION]) == 0
+    flags = [
+        "--results_dir",
+        str(tmp_path),
+        "--output_name",
+        "out",
+        "--pruning_ratio",
+        "0.1",
+        "0.3",
+        "--dry_run",
+        *QUICK,
+    ]
+    capsys.readouterr()
+    assert cut.main(["--base_model", base, "--scores", scores, "--temperature", "0", *flags]) == 0
+    removed = re.findall(r"(\d+)\.\d+%", capsys.readouterr().out)
+    assert [
+        int(percent) in (tenths * 10 - 1, tenths * 10) for percent, tenths in zip(removed, (1, 3), strict=True)
+    ] == [
+        True,
+        True,
+    ]

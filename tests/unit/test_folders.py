@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from hgsp.errors import InputError
-from hgsp.folders import new_folder
+from hgsp.folders import check_target, new_folder
 
 
 def test_a_folder_appears_only_when_it_is_complete(tmp_path):
@@ -50,3 +50,50 @@ def test_overwrite_replaces_the_whole_folder(tmp_path):
 def test_an_existing_folder_is_refused_before_anything_is_done(tmp_path):
     with pytest.raises(InputError, match="--overwrite"), new_folder(tmp_path, overwrite=False):
         pytest.fail("the block must not run")
+
+
+def test_a_linked_folder_is_replaced_where_it_is_and_stays_linked(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "old").write_text("old")
+    link = tmp_path / "result"
+    link.symlink_to("disk")
+    with new_folder(link, overwrite=True) as partial:
+        (partial / "new").write_text("new")
+    assert link.is_symlink()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "disk",
+        "disk/new",
+        "result",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "got"),
+    [
+        ("work", "work to be replaced"),
+        ("models", "models/dense in it"),
+        ("models/dense", "models/dense in it"),
+        ("notes", "holds something else"),
+        ("file/result", "file, which cannot"),
+        ("file", "file, which cannot"),
+    ],
+)
+def test_overwrite_spares_what_is_needed_and_what_is_no_result(tmp_path, monkeypatch, target, got):
+    """A folder of models holds a report as well here: what is read below it counts more."""
+    for name in ("work/pruning_analysis.json", "models/pruning_analysis.json", "models/dense/x", "notes/x", "file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path / "work")
+    reads = ("some/hub-id", None, "../models/dense", str(tmp_path / "missing"))
+    with pytest.raises(InputError, match=rf"{got}.*--output_dir"):
+        check_target(tmp_path / target, True, "--output_dir", reads)
+
+
+@pytest.mark.parametrize("content", [[], ["pruning_analysis.json", "more"], ["recovery_analysis.json"]])
+def test_results_and_empty_folders_may_be_replaced(tmp_path, content):
+    (tmp_path / "result").mkdir()
+    for name in content:
+        (tmp_path / "result" / name).write_text("{}")
+    check_target(tmp_path / "result", True, "--output_dir", [str(tmp_path / "dense")])
+    with pytest.raises(InputError, match="use another name or --overwrite"):
+        check_target(tmp_path / "result", False, "--output_dir")

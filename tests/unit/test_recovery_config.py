@@ -4,7 +4,7 @@ import pytest
 
 from hgsp.config import PruneConfig
 from hgsp.errors import InputError
-from hgsp.options import parse
+from hgsp.options import arguments_of, parse
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
 from hgsp.recovery.training import num_updates, steps_between_evaluations
 from hgsp.recovery.unfinished import last_complete_state
@@ -90,3 +90,13 @@ def test_a_state_that_was_not_written_to_its_end_is_not_taken(tmp_path):
     (tmp_path / "checkpoint-8").mkdir()
     assert last_complete_state(tmp_path) == tmp_path / "checkpoint-4"
     assert last_complete_state(tmp_path / "nowhere") is None
+
+
+def test_a_configuration_can_be_written_as_the_command_line_that_makes_it():
+    config = RecoveryConfig(
+        pruned_model="my model", output_dir="out", packing=True, lora_target_modules=("q_proj", "v_proj"), max_steps=3
+    )
+    arguments = arguments_of(config)
+    assert parse(RecoveryConfig, arguments, prog=None, description="") == config
+    expected = ["--pruned_model", "my model", "--output_dir", "out", "--max_steps", "3", "--packing"]
+    assert sorted(arguments) == sorted([*expected, "--lora_target_modules", "q_proj", "v_proj"])
