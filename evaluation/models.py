@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 
 from evaluation.config import EvaluationConfig
+from evaluation.metrics.ppl import bos_token, window_length
 from evaluation.results import DENSE, PRUNED, RECOVERED, canonical_path, model_identity
-from hgsp.checkpoint import load_pruned, load_tokenizer_of
+from evaluation.tasks import is_text
+from hgsp.checkpoint import config_of, load_pruned, load_tokenizer_of
 from hgsp.devices import resolve_device
 from hgsp.distributed import join_processes
 from hgsp.errors import InputError
@@ -48,7 +51,7 @@ def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
     """The columns asked for, dense first.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no weights.
+        InputError: a path does not exist, a folder holds no weights, or a window is longer than a model allows.
     """
     names = {
         DENSE: config.base_model if config.compare else None,
@@ -58,6 +61,9 @@ def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
     for name in (config.base_model, *names.values()):
         if name is not None:
             _refuse_missing(name)
+    if config.seq_len is not None and any(is_text(task) for task in config.task_names):
+        for name in filter(None, names.values()):
+            _refuse_long_windows(name, config.seq_len)
     return [ModelUnderTest(role, name, model_identity(name)) for role, name in names.items() if name is not None]
 
 
@@ -75,6 +81,12 @@ def _refuse_missing(name: str) -> None:
             got="a folder without",
             remedy="check that pruning finished, and pass the folder that holds model.safetensors",
         )
+
+
+def _refuse_long_windows(name: str, lengths: Sequence[int]) -> None:
+    config = inspect_model(name).config if name.endswith(".gguf") else config_of(name)
+    for length in lengths:
+        window_length(config, length)
 
 
 def own_device(device: str | None) -> str:
@@ -107,7 +119,7 @@ def load_model(name: str, dtype: str | None, device: str) -> Any:
 
 
 def load_checked(model: ModelUnderTest, config: EvaluationConfig, device: str, tokenizer: Any) -> Any:
-    """Load a column's model and refuse a tokenizer or a window that is not for it."""
+    """Load a column's model and refuse a tokenizer that is not for it."""
     loaded = load_model(model.name, config.dtype, device)
     check_vocabulary(loaded.get_input_embeddings().weight.shape[0], tokenizer)
     return loaded
@@ -117,9 +129,12 @@ def tokenizer_of(config: EvaluationConfig) -> Any:
     """The dense model's tokenizer if it is named, else the one saved with the model.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or none with the BOS token that was asked for.
     """
-    return load_tokenizer_of(config.base_model or config.model_path)
+    tokenizer = load_tokenizer_of(config.base_model or config.model_path)
+    if config.add_bos:
+        bos_token(tokenizer)
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

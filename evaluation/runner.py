@@ -91,8 +91,6 @@ class Runner:
         if job.shared_out or is_main_process():
             try:
                 measured = job.run(loaded, self._tokenizer)
-            except InputError:
-                raise  # the request itself is wrong, for this and any later run
             except FAILURES as error:
                 if job.shared_out and dist.is_initialized() and not isinstance(error, NumericalError):
                     raise  # the other processes wait for this one's share: stop them all

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -22,6 +23,8 @@ CALIBRATE, EVALUATE = "calibrate", "evaluate"
 
 #: The usual protocol reads 1100 C4 documents for perplexity; calibration reads more, of another shard.
 C4_ROWS = {CALIBRATE: 8000, EVALUATE: 1100}
+#: What reading a file raises that is damaged or holds something else.
+UNREADABLE = (EOFError, LookupError, OSError, TypeError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -161,9 +164,19 @@ def load_text(name: str, use: str, data_dir: str | Path | None = None) -> Text:
         data_dir: local copies; default is the environment variable ``HGSP_DATA_DIR``.
 
     Raises:
-        InputError: unknown name, or neither a local copy nor the hub is there.
+        InputError: unknown name, neither a local copy nor the hub is there, or there is no text in it.
     """
-    name = canonical_name(name)
+    text = _found(canonical_name(name), use, data_dir)
+    if not text.content.strip():
+        raise InputError(
+            expected=f"text in {text.name} to {use}",
+            got=f"nothing in {text.source}",
+            remedy="name a text that has some",
+        )
+    return text
+
+
+def _found(name: str, use: str, data_dir: str | Path | None) -> Text:
     if name == BUILTIN:
         return _builtin_text(use)
     if name not in SOURCES:
@@ -235,8 +248,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise TypeError(f"a row is {row!r:.40}")
         return rows
-    except (OSError, TypeError, ValueError) as error:
-        raise _not_rows(path, "rows (JSON objects or parquet)", error) from error
+    except UNREADABLE as error:
+        raise not_rows(path, "rows (JSON objects or parquet)", error, "convert the file, or fetch it again") from error
     except ImportError as error:
         raise _no_parquet(error) from error
 
@@ -248,8 +261,9 @@ def _rows_of(path: Path) -> Iterator[str]:
             if not isinstance(row, str):
                 raise TypeError(f"a row's text is {row!r:.40}")
             yield row
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise _not_rows(path, "UTF-8 text, or rows with a 'text' field (JSON or parquet)", error) from error
+    except UNREADABLE as error:
+        expected = "UTF-8 text, or rows with a 'text' field (JSON or parquet)"
+        raise not_rows(path, expected, error, "convert the file or rename it to .txt") from error
     except ImportError as error:
         raise _no_parquet(error) from error
 
@@ -284,11 +298,12 @@ def _opened(path: Path) -> Any:
     return opened(path, "rt", encoding="utf-8", newline="")
 
 
-def _not_rows(path: Path, expected: str, error: Exception) -> InputError:
+def not_rows(path: Path, expected: str, error: Exception, remedy: str) -> InputError:
+    """The refusal of a file that could not be read as what it should be."""
     return InputError(
         expected=f"{path} to hold {expected}",
         got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-        remedy="convert the file or rename it to .txt",
+        remedy=remedy,
     )
 
 

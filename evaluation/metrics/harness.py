@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hgsp.data import UNREADABLE, not_rows
 from hgsp.errors import InputError, NumericalError
 from hgsp.products import wide_products
 from hgsp.progress import Progress, silent
@@ -99,7 +100,7 @@ def load_task(spec: HarnessSpec, data_dir: str | Path | None) -> HarnessTask:
     """The harness's task on local rows if ``data_dir`` has them, else on the hub's.
 
     Raises:
-        InputError: the harness is not installed, or neither a local file nor the hub has the rows.
+        InputError: the harness is not installed, neither a local file nor the hub has the rows, or the file has none.
     """
     harness_version()
     _quiet()
@@ -111,8 +112,7 @@ def load_task(spec: HarnessSpec, data_dir: str | Path | None) -> HarnessTask:
     found = _local_file(spec, data_dir)
     if found is not None:
         path, local = found
-        rows = local.read(path)
-        loaded = manager.load([_on_rows(spec, local, rows)])
+        loaded = _from_file(manager, spec, path, local)
         source = {
             "source": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -134,6 +134,19 @@ def _local_file(spec: HarnessSpec, data_dir: str | Path | None) -> tuple[Path, L
         if path.is_file():
             return path, local
     return None
+
+
+def _from_file(manager: Any, spec: HarnessSpec, path: Path, local: LocalFile) -> Any:
+    try:
+        rows = local.read(path)
+        if not rows:
+            raise ValueError("no rows")
+        return manager.load([_on_rows(spec, local, rows)])
+    except InputError:
+        raise
+    except (AttributeError, *UNREADABLE) as error:
+        expected = f"rows of {spec.name} as docs/DATA.md has them"
+        raise not_rows(path, expected, error, "fetch the file again, or move it away to take the hub's rows") from error
 
 
 def _on_rows(spec: HarnessSpec, local: LocalFile, rows: list[Row]) -> dict[str, Any]:

@@ -7,21 +7,21 @@ WORD, not per token, so it is not comparable with ``token_ppl``.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from evaluation.metrics.harness import HarnessSpec, LocalFile, Row
+from hgsp.data import read_rows
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_lambada(path: Path) -> list[Row]:
     """``{"text"}`` per line, as ``EleutherAI/lambada_openai`` has it."""
-    return [{"text": json.loads(line)["text"]} for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [{"text": row["text"]} for row in read_rows(path)]
 
 
 LAMBADA = HarnessSpec(
     name="lambada_openai",
     folder="lambada",
     split="test",
-    files=(LocalFile("lambada/lambada_test.jsonl", read_rows),),
+    files=(LocalFile("lambada/lambada_test.jsonl", read_lambada),),
     metrics={"acc": ("acc", "", True), "perplexity": ("target_ppl", "", False)},
 )

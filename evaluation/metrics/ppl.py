@@ -150,7 +150,7 @@ def perplexity(
     """exp(total NLL / predicted tokens) over non-overlapping windows; a short last window counts by its tokens."""
     seq_len = window_length(model.config, seq_len)
     check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer)
-    bos = _bos_token(tokenizer) if add_bos else None
+    bos = bos_token(tokenizer) if add_bos else None
     windows = windows_of(text, tokenizer, seq_len, bos, max_windows, drop_last=drop_last)
     was_training = model.training
     model.eval()
@@ -283,7 +283,12 @@ def _standard_error(nll: Sequence[float], predicted: Sequence[int], ppl: float) 
     return ppl * float(means.std() / math.sqrt(len(means)))
 
 
-def _bos_token(tokenizer: Any) -> int:
+def bos_token(tokenizer: Any) -> int:
+    """The id of the token that texts begin with.
+
+    Raises:
+        InputError: the tokenizer has none.
+    """
     if tokenizer.bos_token_id is None:
         raise InputError(expected="a tokenizer with a BOS token", got="one without", remedy="leave add_bos out")
     return int(tokenizer.bos_token_id)

@@ -5,56 +5,51 @@ Published averages differ in what they average: :func:`averages` gives both usua
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evaluation.metrics.harness import HarnessSpec, LocalFile, Row
+from hgsp.data import read_rows
 
 ACC = {"acc": ("acc", "", True)}
 BOTH = {**ACC, "acc_norm": ("acc_norm", "", True)}
 
 
-def _lines(path: Path) -> list[Row]:
-    # not splitlines(): texts may hold other line separators of Unicode
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
 def read_boolq(path: Path) -> list[Row]:
     """The official ``dev.jsonl``: ``answer`` true/false becomes ``label`` 1/0."""
-    return [{"passage": r["passage"], "question": r["question"], "label": int(r["answer"])} for r in _lines(path)]
+    return [{"passage": r["passage"], "question": r["question"], "label": int(r["answer"])} for r in read_rows(path)]
 
 
 def read_piqa(path: Path) -> list[Row]:
     """The official ``valid.jsonl``, with ``valid-labels.lst`` beside it."""
-    labels = path.with_name(path.name.replace(".jsonl", "-labels.lst")).read_text().split()
-    return [{**row, "label": int(label)} for row, label in zip(_lines(path), labels, strict=True)]
+    labels = path.with_name(path.name.replace(".jsonl", "-labels.lst")).read_text(encoding="utf-8-sig").split()
+    return [{**row, "label": int(label)} for row, label in zip(read_rows(path), labels, strict=True)]
 
 
 def read_hellaswag(path: Path) -> list[Row]:
     """The official fields; the harness itself turns them into query and choices."""
     columns = ("ctx_a", "ctx_b", "activity_label", "endings", "label")
-    return [{column: row[column] for column in columns} for row in _lines(path)]
+    return [{column: row[column] for column in columns} for row in read_rows(path)]
 
 
 def read_processed_hellaswag(path: Path) -> list[Row]:
     """Query, choices and gold, prepared. The harness would write two full stops where a title ends in one; on the items
     checked that is all that differs, in 1 of 84 endings.
     """
-    return [{"query": r["query"], "choices": r["choices"], "label": str(r["gold"])} for r in _lines(path)]
+    return [{"query": r["query"], "choices": r["choices"], "label": str(r["gold"])} for r in read_rows(path)]
 
 
 def read_winogrande(path: Path) -> list[Row]:
     """The official ``dev.jsonl``."""
-    return [{column: row[column] for column in ("sentence", "option1", "option2", "answer")} for row in _lines(path)]
+    return [{column: row[column] for column in ("sentence", "option1", "option2", "answer")} for row in read_rows(path)]
 
 
 def read_arc(path: Path) -> list[Row]:
     """The official AI2 layout: a list of choices becomes parallel lists."""
     return [
         {"question": r["question"]["stem"], "choices": _columns(r["question"]["choices"]), "answerKey": r["answerKey"]}
-        for r in _lines(path)
+        for r in read_rows(path)
     ]
 
 

@@ -155,6 +155,21 @@ def test_a_task_that_fails_while_running_keeps_the_others(evaluate, pruned, monk
     assert set(statuses(pruned / "evaluation").values()) == {"done"}
 
 
+def test_a_damaged_task_file_and_an_empty_text_cost_no_other_its_result(evaluate, pruned, data, tmp_path):
+    (data / "tasks/piqa_valid-labels.lst").write_text("0\n0\n1\n")
+    for name, content in (("empty.txt", ""), ("letter.txt", "a")):
+        (tmp_path / name).write_text(content)
+    texts = [str(tmp_path / name) for name in ("empty.txt", "letter.txt")]
+    assert evaluate(pruned, "--tasks", ",".join(("wikitext,piqa", *texts, "lambada"))) == 1
+    folder = pruned / "evaluation"
+    failed = {item["task"]: item["reason"] for item in stored(folder)["results"] if item["status"] == "failed"}
+    assert {task for (_, task), status in statuses(folder).items() if status == "done"} == {"wikitext2", "lambada"}
+    assert "piqa_valid.jsonl" in failed["piqa"]
+    assert "nothing in empty.txt" in failed[texts[0]]
+    assert "at least two tokens" in failed[texts[1]]
+    assert "FAILED piqa (pruned)" in (folder / "results.md").read_text()
+
+
 def test_interrupting_keeps_what_is_done(evaluate, pruned, monkeypatch):
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt

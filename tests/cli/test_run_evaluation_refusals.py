@@ -1,5 +1,6 @@
 """What the evaluation recipe refuses, and the ways to start it."""
 
+import copy
 import logging
 import shutil
 import subprocess
@@ -90,9 +91,30 @@ def test_a_tokenizer_of_another_model_is_refused(evaluate, pruned, saved, make, 
     assert not (folder / "evaluation").exists()
 
 
-def test_a_window_longer_than_the_model_is_refused(evaluate, pruned, capsys):
-    assert evaluate(pruned, "--tasks", "wikitext", "--seq_len", "4096") == 2
-    assert "2 to 512 tokens" in capsys.readouterr().err
+def test_a_window_longer_than_a_model_is_refused_before_anything_is_loaded(
+    evaluate, pruned, saved, monkeypatch, capsys
+):
+    no_weights(monkeypatch)
+    short = saved(make_tiny("llama-8q4kv", max_position_embeddings=64), "short")
+    for model, flags, limit in (
+        (pruned, ("--seq_len", "64", "4096"), 512),
+        (pruned / "pruned_model.bin", ("--seq_len", "513"), 512),
+        (pruned, ("--seq_len", "128", "--base_model", short, "--compare"), 64),
+    ):
+        assert evaluate(model, "--tasks", "wikitext", *flags) == 2
+        assert f"2 to {limit} tokens" in capsys.readouterr().err
+    assert not (pruned / "evaluation").exists()
+
+
+def test_bos_of_a_tokenizer_without_one_is_refused_before_anything_is_loaded(
+    evaluate, pruned, tokenizer, monkeypatch, capsys
+):
+    no_weights(monkeypatch)
+    without = copy.deepcopy(tokenizer)
+    without.bos_token = None
+    without.save_pretrained(pruned)
+    assert evaluate(pruned, "--tasks", "wikitext,lambada", "--add_bos") == 2
+    assert "BOS" in capsys.readouterr().err
 
 
 def test_results_of_another_model_are_not_written_over(evaluate, pruned, dense, tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_c4_from_a_shard_reads_the_same_number_of_rows(tmp_path):
 @pytest.mark.parametrize("use", [CALIBRATE, EVALUATE])
 def test_the_hub_is_never_asked_to_run_code(hub, name, use):
     """S30."""
-    hub.rows = {"text": [], "sentence": []} if name != "c4" else []
+    hub.rows = {"text": ["x"], "sentence": ["x"]} if name != "c4" else [{"text": "x"}]
     load_text(name, use)
     ((_, kwargs),) = hub.calls
     assert "trust_remote_code" not in kwargs
@@ -217,6 +217,7 @@ BROKEN = {
     "latin1.txt": "Käse".encode("latin-1"),
     "not.parquet": b"PAR0",
     "not.json.gz": b"not compressed",
+    "cut_short.json.gz": gzip.compress(b'{"text": "a"}\n')[:-9],
 }
 
 
@@ -226,6 +227,15 @@ def test_a_file_that_is_not_what_its_name_says_is_refused_in_one_line(tmp_path, 
     with pytest.raises(InputError, match="UTF-8 text, or rows with a 'text' field") as refusal:
         load_text(str(tmp_path / name), EVALUATE)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("empty.txt", ""), ("blank.txt", " \n\n"), ("no_rows.jsonl", ""), ("empty.jsonl", '{"text": ""}')],
+)
+def test_a_text_without_any_text_is_refused(tmp_path, name, content):
+    with pytest.raises(InputError, match=f"nothing in {name}"):
+        load_text(str(put(tmp_path, name, content)), EVALUATE)
 
 
 def test_a_parquet_file_without_a_text_column_is_refused(tmp_path):

@@ -34,6 +34,7 @@ def columns(listed):
 
 SENTENCES = ["The cat sat on the mat", "It rains in\u2028spring", "A dog\nbarks at night", "Two and two make four"]
 CHOICES = [choices("red", "a much longer answer", "blue"), choices("up", "down", "left", "right")] * 2
+HELLASWAG_FIELDS = ("ctx_a", "ctx_b", "activity_label", "endings", "label")
 ENDINGS = [[f"{sentence} again [sub].", "no", "maybe  later", "never"] for sentence in SENTENCES]
 
 #: task -> (official local files, rows as the hub has them). The same items, invented here.
@@ -287,6 +288,29 @@ def test_missing_rows_name_the_file_and_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(InputError, match=r"no tasks/piqa_valid.jsonl in .*ConnectionError: no route\).*--data_dir"):
         load_task(ZERO_SHOT["piqa"], tmp_path)
+
+
+BAD_FILES = {
+    "one label short": ("piqa", {"tasks/piqa_valid-labels.lst": "0\n1\n1\n"}),
+    "no labels": ("piqa", {"tasks/piqa_valid-labels.lst": None}),
+    "other fields": ("hellaswag", {"tasks/hellaswag_val.jsonl": '{"ctx": "x"}\n'}),
+    "no endings": ("hellaswag", {"tasks/hellaswag_val.jsonl": json_lines([dict.fromkeys(HELLASWAG_FIELDS)])}),
+    "empty": ("boolq", {"tasks/boolq_dev.jsonl": ""}),
+    "an lfs pointer": ("arc_easy", {"tasks/arc_easy_test.jsonl": "version https://git-lfs.github.com/spec/v1\n"}),
+    "lists": ("lambada", {"lambada/lambada_test.jsonl": '["text"]\n'}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_file_that_holds_no_rows_of_its_task_is_refused_and_named(local, name):
+    task, changes = BAD_FILES[name]
+    for file, content in changes.items():
+        (local / file).unlink()
+        if content is not None:
+            (local / file).write_text(content)
+    with pytest.raises(InputError, match=str(local / SPECS[task].files[0].name)) as refusal:
+        load_task(SPECS[task], local)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("package", ["lm_eval", "datasets"])
