@@ -182,7 +182,7 @@ def _found(name: str, use: str, data_dir: str | Path | None) -> Text:
     if name not in SOURCES:
         check_dataset_name(name, "dataset")
         path = Path(name)
-        rows = list(_rows_of(path))
+        rows = list(_rows_of(path, newline=""))
         join = "" if _is_plain(path) else "\n\n"
         return Text(name, "whole file", path.name, repr(join), join.join(rows))
     source = SOURCES[name]
@@ -190,7 +190,7 @@ def _found(name: str, use: str, data_dir: str | Path | None) -> Text:
     for file_name, split in source.files[use] if folder else ():
         path = Path(str(folder)) / source.folder / file_name
         if path.is_file():
-            rows = [source.clean(row) for row in islice(_rows_of(path), source.max_rows[use])]
+            rows = [source.clean(row) for row in islice(_rows_of(path, newline=None), source.max_rows[use])]
             return Text(name, split, file_name, repr(source.join), source.join.join(rows))
     hub_source, split, rows = _from_hub(name, source, use, folder)
     return Text(name, split, hub_source, repr(source.join), source.join.join(rows))
@@ -254,10 +254,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise _no_parquet(error) from error
 
 
-def _rows_of(path: Path) -> Iterator[str]:
-    """Rows of a plain text (its lines, line ends kept), .json(l)(.gz) or .parquet file."""
+def _rows_of(path: Path, newline: str | None) -> Iterator[str]:
+    """Rows of a plain text (its lines, with ends as ``newline`` of ``open`` says), .json(l)(.gz) or .parquet file."""
     try:
-        for row in _raw_rows_of(path):
+        for row in _raw_rows_of(path, newline):
             if not isinstance(row, str):
                 raise TypeError(f"a row's text is {row!r:.40}")
             yield row
@@ -268,9 +268,9 @@ def _rows_of(path: Path) -> Iterator[str]:
         raise _no_parquet(error) from error
 
 
-def _raw_rows_of(path: Path) -> Iterator[Any]:
+def _raw_rows_of(path: Path, newline: str | None) -> Iterator[Any]:
     if _is_plain(path):
-        with _opened(path) as lines:
+        with _opened(path, newline) as lines:
             yield from lines
     else:
         for row in _objects_in(path, ["text"]):
@@ -293,9 +293,10 @@ def _objects_in(path: Path, columns: list[str] | None) -> Iterator[Any]:
                 yield json.loads(line)
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path, newline: str | None = None) -> Any:
+    """An open text file; what Windows programs put in front of UTF-8, a byte order mark, is left out."""
     opened: Any = gzip.open if path.suffix == ".gz" else Path.open
-    return opened(path, "rt", encoding="utf-8", newline="")
+    return opened(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
 def not_rows(path: Path, expected: str, error: Exception, remedy: str) -> InputError:

@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from hgsp.data import CALIBRATE, DATASET_CHOICES, EVALUATE, SOURCES, check_dataset_name, load_text
+from hgsp.data import CALIBRATE, DATASET_CHOICES, EVALUATE, SOURCES, check_dataset_name, load_text, read_rows
 from hgsp.errors import InputError
 
 NAMED = tuple(SOURCES)
@@ -195,6 +195,27 @@ def test_a_text_file_of_any_extension_is_taken_as_it_is(tmp_path, name):
     text = load_text(str(tmp_path / name), EVALUATE)
     assert text.content == content
     assert text.sha256 == hashlib.sha256(content.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [("wikitext2", "wikitext2/wiki.test.raw", WIKI_LINES), ("ptb", "ptb/ptb.test.txt", PTB_LINES)],
+)
+def test_a_named_text_that_went_through_windows_is_the_same_text(tmp_path, name, file, content):
+    expected = load_text(name, EVALUATE, put(tmp_path / "unix", file, content).parents[1]).content
+    windows = put(tmp_path / "windows", file, "")
+    windows.write_bytes(b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode())
+    assert load_text(name, EVALUATE, windows.parents[1]).content == expected
+
+
+@pytest.mark.parametrize("name", ["own.txt", "rows.jsonl", "list.json", "rows.json.gz"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, name):
+    content = {"own.txt": "one", "list.json": '[{"text": "one"}]'}.get(name, '{"text": "one"}\r\n\r\n')
+    encoded = b"\xef\xbb\xbf" + content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(encoded) if name.endswith(".gz") else encoded)
+    assert load_text(str(tmp_path / name), EVALUATE).content == "one"
+    if name != "own.txt":
+        assert read_rows(tmp_path / name) == [{"text": "one"}]
 
 
 def test_jsonl_compressed_jsonl_and_parquet_give_the_same_text(tmp_path):
