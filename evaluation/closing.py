@@ -19,6 +19,7 @@ from evaluation.models import ModelUnderTest
 from evaluation.report import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 from evaluation.results import DENSE, DONE, FAILED, PRUNED, Results, TaskResult, canonical_path, write_atomically
 from evaluation.tasks import EFFICIENCY, is_text
+from hgsp.data import texts_of
 from hgsp.folders import refuse_unwritable
 from hgsp.logs import show
 from hgsp.report import COLLAPSE_FACTOR
@@ -146,17 +147,19 @@ def _dense_ppl(item: TaskResult, results: Sequence[TaskResult], analysis: Mappin
 
 def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> list[str]:
     """Say so where a model was calibrated on the corpus it is evaluated on."""
-    source = ((analysis.get("scoring") or {}).get("calibration") or {}).get("source", "")
-    corpus = source.partition(",")[0]
+    calibration = (analysis.get("scoring") or {}).get("calibration")
+    if not calibration:
+        return []
     evaluated = {
         item.task: item.protocol["split"]
         for item in results
         if item.role == PRUNED and item.status == DONE and is_text(item.task)
     }
-    if corpus not in evaluated:
-        return []
     return [
-        f"calibrated on {source}, evaluated on {evaluated[corpus]}: the same corpus, which flatters the pruned model"
+        f"calibrated on {calibration['source']}, evaluated on {corpus} ({evaluated[corpus]}): the same corpus, which "
+        "flatters the pruned model"
+        for corpus in texts_of(calibration)
+        if corpus in evaluated
     ]
 
 

@@ -19,11 +19,15 @@ from hgsp.errors import InputError
 
 @dataclass(frozen=True)
 class Calibration:
-    """``input_ids`` int64 [N, T] without padding, rows distinct; same text, tokenizer and seed give the same hash."""
+    """``input_ids`` int64 [N, T] without padding, rows distinct; same text, tokenizer and seed give the same hash.
+
+    ``texts`` are the names of the texts it was drawn from, ``source`` says all of them in words.
+    """
 
     input_ids: Tensor
     source: str
     seed: int
+    texts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.input_ids.dtype == torch.int64
@@ -37,6 +41,7 @@ class Calibration:
         """What the report says about the calibration text."""
         num_sequences, seq_len = self.input_ids.shape
         return {
+            "texts": list(self.texts),
             "source": self.source,
             "sequences": num_sequences,
             "seq_len": seq_len,
@@ -89,7 +94,7 @@ def build_calibration(
             )
         rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
     source = " + ".join(f"{text.name}, {text.split}, {text.source}" for text in texts)
-    return Calibration(rows.contiguous(), source, seed)
+    return Calibration(rows.contiguous(), source, seed, tuple(text.name for text in texts))
 
 
 def _draw(

@@ -155,6 +155,11 @@ def dataset_names(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(canonical_name(name.strip()) for name in value.split(",")))
 
 
+def texts_of(calibration: Mapping[str, Any]) -> list[str]:
+    """Names of the texts in a report's description of calibration sequences; older reports have the source alone."""
+    return calibration.get("texts") or [text.partition(",")[0] for text in calibration["source"].split(" + ")]
+
+
 def load_text(name: str, use: str, data_dir: str | Path | None = None) -> Text:
     """Read a named dataset or the user's own file.
 

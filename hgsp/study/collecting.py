@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hgsp.data import texts_of
 from hgsp.study.matrix import ANALYSIS, RECOVERY_ANALYSIS
 
 SCHEMA_VERSION = 1
@@ -46,7 +47,7 @@ class Result:
     gqa_ratio: float
     method: str
     temperature: float
-    calibration: str | None  # text, sequences x tokens
+    calibration: str | None  # texts, sequences x tokens
     seed: int
     asked_ratio: float
     reached_ratio: float
@@ -153,7 +154,7 @@ def _calibration_of(described: Mapping[str, Any] | None) -> str | None:
     """None for methods that read no text."""
     if described is None:
         return None
-    return f"{described['source'].partition(',')[0]}, {described['sequences']} x {described['seq_len']}"
+    return f"{' + '.join(texts_of(described))}, {described['sequences']} x {described['seq_len']}"
 
 
 def _way_of(recovery: Mapping[str, Any]) -> str:

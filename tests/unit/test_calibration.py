@@ -74,6 +74,7 @@ def test_a_text_longer_than_the_tokenizers_limit_is_no_warning(tokenizer, caplog
 def test_description_says_where_the_windows_come_from(tokenizer):
     calibration = build_calibration(ENGLISH, tokenizer, 2, 32, seed=5)
     assert calibration.describe() == {
+        "texts": ["builtin"],
         "source": f"builtin, even topics, {ENGLISH.source}",
         "sequences": 2,
         "seq_len": 32,
@@ -91,6 +92,7 @@ def test_several_texts_give_the_same_number_each_in_mixed_order(tokenizer):
     assert sum(of_digits) == 5
     assert of_digits != sorted(of_digits, reverse=True)
     assert calibration.source.count(" + ") == 1
+    assert calibration.describe()["texts"] == ["own", "builtin"]
     again = build_calibration([digits, ENGLISH], tokenizer, 9, 8, seed=3)
     assert again.sha256 == calibration.sha256
     with pytest.raises(InputError, match="use --nsamples 80"):

@@ -1,5 +1,7 @@
 """Tables and verdicts: only like is compared with like, averages say what they average, a collapse is said loudly."""
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -149,6 +151,15 @@ def test_calibrating_on_the_evaluated_corpus_is_said():
     assert same_corpus_warnings([ppl(DENSE, 20.0)], analysis) == []
     assert same_corpus_warnings([ppl(PRUNED, 20.0)], {"scoring": {"calibration": None}}) == []
     assert same_corpus_warnings([ppl(PRUNED, 20.0)], {"scoring": {"calibration": {"source": "c4, train"}}}) == []
+
+
+@pytest.mark.parametrize("listed", [{"texts": ["c4", "wikitext2"]}, {}], ids=["listed", "older report"])
+def test_every_text_of_a_calibration_counts(listed):
+    source = "c4, en/train, file.gz + wikitext2, wikitext-2-raw-v1/train, wiki.train.raw"
+    analysis = {"scoring": {"calibration": {"source": source, **listed}}}
+    c4 = replace(ppl(PRUNED, 20.0), task="c4")
+    warnings = same_corpus_warnings([ppl(PRUNED, 20.0), c4], analysis)
+    assert [warning.partition("evaluated on ")[2].partition(" ")[0] for warning in warnings] == ["c4", "wikitext2"]
 
 
 @pytest.mark.parametrize(("unrest", "said"), [(1.5, False), (1.6, True)])

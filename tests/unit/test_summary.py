@@ -122,6 +122,19 @@ def test_every_number_of_a_report_is_in_the_csv_as_it_was(write, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("described", "told"),
+    [
+        ({"texts": ["c4", "wikitext2"], "source": "as listed"}, "c4 + wikitext2, 128 x 256"),
+        ({"source": "c4, train, file.gz + wikitext2, train, wiki.train.raw"}, "c4 + wikitext2, 128 x 256"),
+        ({"texts": ["my, own.txt"], "source": "my, own.txt, whole file, own.txt"}, "my, own.txt, 128 x 256"),
+    ],
+)
+def test_all_texts_of_a_calibration_are_in_the_csv(write, tmp_path, described, told):
+    write("M/p20", report(scoring=scoring(calibration={**described, "sequences": 128, "seq_len": 256})))
+    assert [row["calibration"] for row in rows_of(only(tmp_path))] == [told]
+
+
 def test_markdown_and_latex_say_the_same_in_short(write, tmp_path):
     write("LLaMA-3-8B/prune_20", report())
     results = only(tmp_path)
