@@ -113,11 +113,13 @@ class Results:
     def enter(self, role: str, path: str, identity: str) -> None:
         """Say which model a role is from now on; results of other weights in that role are let go.
 
+        The same weights under another path are the same model, moved.
+
         Raises:
             InputError: the measured model is another one than the file's.
         """
         known = self.models.get(role)
-        if role == PRUNED and known is not None and known["path"] != path:
+        if role == PRUNED and known is not None and known["path"] != path and known["identity"] != identity:
             raise InputError(
                 expected=f"{self.path} to hold results of {path}",
                 got=f"results of {known['path']}",

@@ -83,6 +83,15 @@ def test_running_again_adds_what_is_missing_and_repeats_nothing(evaluate, pruned
             evaluate(pruned, "--tasks", task, "--limit", "1")
 
 
+def test_a_result_that_was_moved_is_measured_on_there(evaluate, pruned, tmp_path, monkeypatch):
+    assert evaluate(pruned, "--tasks", "wikitext") == 0
+    moved = pruned.rename(tmp_path / "moved")
+    no_weights(monkeypatch)
+    assert evaluate(moved, "--tasks", "wikitext") == 0
+    assert stored(moved / "evaluation")["models"]["pruned"]["path"] == str(moved)
+    assert "moved: evaluation" in (moved / "evaluation/results.md").read_text()
+
+
 def test_another_tokenizer_is_another_measurement(evaluate, pruned, tokenizer, tmp_path):
     """The same model, whose vocabulary has room for both tokenizers."""
     other = copy.deepcopy(tokenizer)

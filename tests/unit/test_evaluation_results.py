@@ -87,7 +87,16 @@ def test_a_file_of_another_model_is_not_written_over(tmp_path):
     results = Results.open(tmp_path)
     results.enter(PRUNED, "model", "weights")
     with pytest.raises(InputError, match=r"results of model.*another --output"):
-        results.enter(PRUNED, "other", "weights")
+        results.enter(PRUNED, "other", "others")
+
+
+def test_a_model_that_was_moved_keeps_its_results(tmp_path):
+    results = Results.open(tmp_path)
+    results.enter(PRUNED, "model", "weights")
+    results.add(result())
+    results.enter(PRUNED, "elsewhere", "weights")
+    assert results.models[PRUNED] == {"path": "elsewhere", "identity": "weights"}
+    assert len(results.results) == 1
 
 
 @pytest.mark.parametrize(
