@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from evaluation.metrics.ppl import perplexity, window_length, windows_of
+from evaluation.runner import FAILURES, reason_of
 from hgsp.config import CPU_EVAL_WINDOWS, MeasureConfig
 from hgsp.data import EVALUATE, Text, load_text
 from hgsp.progress import terminal
@@ -37,6 +38,7 @@ class BeforeAfter:
         self._limited_by_default = False
         self.results: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
         self.samples: dict[str, str | None] = {}
+        self._failed_samples: dict[str, str] = {}
         self.warnings: list[str] = []
 
     def overlap_warnings(self, calibration_text: Text) -> list[str]:
@@ -69,7 +71,7 @@ class BeforeAfter:
 
     def after(self, model: Any, tokenizer: Any) -> None:
         self._measure("after", model, tokenizer)
-        self.warnings = []
+        self.warnings = [*self._failed_samples.values()]
         if self._limited_by_default and self._texts:
             self.warnings.append(
                 f"on a CPU, PPL is of the first {CPU_EVAL_WINDOWS} windows of a text (--eval_max_windows 0 takes all)"
@@ -93,17 +95,27 @@ class BeforeAfter:
             )
             self.results[when][text.name] = asdict(result)
             LOG.info("%s: PPL %.4f, %s", when, result.ppl, result.protocol())
-        self.samples[when] = None if self._offloaded else greedy_sample(model, tokenizer)
+        self.samples[when] = None if self._offloaded else self._sample(when, model, tokenizer)
         if self.samples[when] is not None:
             LOG.info("%s, greedy: %s", when, self.samples[when])
+
+    def _sample(self, when: str, model: Any, tokenizer: Any) -> str | None:
+        """A greedy continuation; a model that cannot be made to write one is pruned and measured all the same."""
+        self._failed_samples.pop(when, None)
+        try:
+            return greedy_sample(model, tokenizer)
+        except FAILURES as error:
+            self._failed_samples[when] = f"no greedy sample {when}: {reason_of(error)}"
+            return None
 
 
 @torch.inference_mode()
 def greedy_sample(model: Any, tokenizer: Any, prompt: str = PROMPT, max_new_tokens: int = SAMPLE_TOKENS) -> str:
     """The prompt and its greedy continuation."""
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.get_input_embeddings().weight.device)
+    input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.get_input_embeddings().weight.device)
     output = model.generate(
-        **inputs,
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
         do_sample=False,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,

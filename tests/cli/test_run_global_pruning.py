@@ -318,6 +318,18 @@ def test_shared_wikitext_calibrates_on_train_and_warns_of_the_same_corpus(prune,
     assert any("same corpus" in warning for warning in analysis["warnings"])
 
 
+def test_a_collapsed_result_is_called_so_in_its_report_and_on_the_screen(
+    prune, analysis, tmp_path, monkeypatch, capsys
+):
+    assert analysis["collapsed"] is False
+    monkeypatch.setattr("hgsp.report.COLLAPSE_FACTOR", 0.5)
+    assert prune(tmp_path) == 0
+    report = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
+    assert report["collapsed"] is True
+    assert any(warning.startswith("COLLAPSED") for warning in report["warnings"])
+    assert "COLLAPSED" in capsys.readouterr().err
+
+
 def test_dry_run_prints_every_layer_loads_no_weights_and_writes_nothing(prune, dense, tmp_path, capsys):
     base = shutil.copytree(dense(), tmp_path / "base")
     (base / "model.safetensors").unlink()
