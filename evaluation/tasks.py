@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from hgsp.data import DATASET_CHOICES
+from hgsp.data import DATASET_CHOICES, dataset_names
 from hgsp.errors import InputError
 
 TEXTS = tuple(DATASET_CHOICES)
@@ -31,7 +31,7 @@ def parse_tasks(names: str) -> tuple[str, ...]:
         InputError: nothing named, or an unknown name; the message has the nearest ones.
     """
     tasks: dict[str, None] = {}
-    for name in filter(None, (part.strip() for part in names.split(","))):
+    for name in filter(None, dataset_names(names)):
         lowered = name.lower().replace("-", "_")
         if lowered in ALIASES:
             tasks.update(dict.fromkeys(ALIASES[lowered]))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hgsp.data import canonical_name, check_dataset_name, dataset_names
+from hgsp.data import check_dataset_name, dataset_names
 from hgsp.options import nearest_multiples, option, require, require_counts, require_positive
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
@@ -66,8 +66,7 @@ class MeasureConfig(TextConfig):
     @property
     def evaluation_texts(self) -> tuple[str, ...]:
         """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
-        names = () if self.skip_evaluation else self.eval_tasks.split(",")
-        return tuple(dict.fromkeys(canonical_name(name.strip()) for name in names if name.strip()))
+        return () if self.skip_evaluation else tuple(filter(None, dataset_names(self.eval_tasks)))
 
 
 @dataclass(frozen=True, kw_only=True)

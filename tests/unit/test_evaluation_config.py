@@ -4,6 +4,7 @@ import pytest
 
 from evaluation.config import EvaluationConfig
 from evaluation.tasks import ALIASES, TASKS, ZERO_SHOT, is_text, parse_tasks
+from hgsp.config import MeasureConfig
 from hgsp.errors import InputError
 
 
@@ -48,6 +49,15 @@ def test_a_text_file_is_a_perplexity_task(text_file):
     assert parse_tasks(str(text_file)) == (str(text_file),)
     assert is_text(str(text_file))
     assert [task for task in TASKS if is_text(task)] == ["wikitext2", "ptb", "c4", "builtin"]
+
+
+def test_a_comma_in_a_path_is_part_of_it(tmp_path):
+    path = tmp_path / "a,b.txt"
+    path.write_text("x")
+    assert config(tasks=str(path)).task_names == (str(path),)
+    assert MeasureConfig(eval_tasks=str(path)).evaluation_texts == (str(path),)
+    assert MeasureConfig(eval_tasks=" c4, wikitext,c4,").evaluation_texts == ("c4", "wikitext2")
+    assert MeasureConfig(eval_tasks="").evaluation_texts == ()
 
 
 @pytest.mark.parametrize(
