@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hgsp.checkpoint import is_bin
 from hgsp.errors import NumericalError
@@ -106,22 +107,48 @@ def train(
 ) -> Trained:
     """Train to the end, from the last complete state with ``--resume``; keeps the state of the lowest held-out loss.
 
+    A state of the last step has nothing left to train.
+
     States, and what the parent said if that is cached, are in ``config.work_dir``. Takes ``model`` over.
 
     Raises:
         NumericalError: the loss or a gradient is not finite; names the step, the states before it stay.
     """
-    num_model = sum(parameter.numel() for parameter in model.parameters())
+    counts = {"model": sum(parameter.numel() for parameter in model.parameters())}
     model = add_adapters(model, config) if config.method == "lora" else model.requires_grad_(True)
-    num_trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    counts["trained"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    folder = config.work_dir / "states"
+    steps = num_updates(len(text.train), config, num_processes())
+    last = last_complete_state(folder) if config.resume else None
+    if config.resume:
+        LOG.info("resuming from %s", last.name if last else "the beginning: no state was saved")
+    state = None if last is None else TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+    if state is None or state.global_step < steps:
+        trainer = _trainer(model, text, config, collator, device, parent_source, steps, progress)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        state = trainer.state
+    best = state.best_model_checkpoint
+    checkpoint = Path(best) if best else folder / f"checkpoint-{state.global_step}"
+    kept_step = int(checkpoint.name.rpartition("-")[2])
+    return Trained(checkpoint, tuple(state.log_history), kept_step, state.global_step, counts)
+
+
+def _trainer(
+    model: Any,
+    text: TrainingText,
+    config: RecoveryConfig,
+    collator: Collator,
+    device: str,
+    parent_source: ModelSource | None,
+    steps: int,
+    progress: Progress,
+) -> RecoveryTrainer:
+    """Everything that takes part in the training of ``model``."""
     parent, caches = parent_answers(config, parent_source, (text.train, text.held_out), collator, device, progress)
     train_set, held_out = (Sequences(*pair) for pair in zip((text.train, text.held_out), caches, strict=True))
-
-    folder = config.work_dir / "states"
-    steps = num_updates(len(train_set), config, num_processes())
     trainer = RecoveryTrainer(
         model=model,
-        args=training_arguments(config, folder, steps, len(held_out), device),
+        args=training_arguments(config, config.work_dir / "states", steps, len(held_out), device),
         train_dataset=train_set,
         eval_dataset=held_out if text.held_out else None,
         data_collator=collator,
@@ -130,15 +157,7 @@ def train(
         parent=parent,
     )
     trainer.remove_callback(PrinterCallback)  # the Narrator speaks
-    state = last_complete_state(folder) if config.resume else None
-    if config.resume:
-        LOG.info("resuming from %s", state.name if state else "the beginning: no state was saved")
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    best = trainer.state.best_model_checkpoint
-    checkpoint = Path(best) if best else folder / f"checkpoint-{steps}"
-    kept_step = int(checkpoint.name.rpartition("-")[2])
-    counts = {"model": num_model, "trained": num_trained}
-    return Trained(checkpoint, tuple(trainer.state.log_history), kept_step, steps, counts)
+    return trainer
 
 
 def num_processes() -> int:

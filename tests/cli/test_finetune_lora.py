@@ -303,6 +303,29 @@ def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, res
     assert "resuming from checkpoint-2" in (output / "logs" / "training.log").read_text()
 
 
+@pytest.mark.parametrize("held_out", ["4", "0"])
+def test_a_run_killed_after_its_last_step_is_resumed_without_another(held_out, finetune, result, tmp_path, monkeypatch):
+    """The best state is kept, or without held-out rows the last one."""
+
+    def kill(*_):
+        raise Killed
+
+    flags = ("--val_size", held_out, "--skip_evaluation")
+    with monkeypatch.context() as patch:
+        patch.setattr(outcome, "recovered_model", kill)
+        with pytest.raises(Killed):
+            finetune(tmp_path / "out", *flags)
+    monkeypatch.setattr(training.RecoveryTrainer, "train", kill)
+    assert finetune(tmp_path / "out", *flags, "--resume") == 0
+    analysis = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())
+    assert (analysis["steps"], len(losses_of(tmp_path / "out"))) == (4, 4)
+    if held_out == "4":
+        assert curve_of(tmp_path / "out") == curve_of(result)
+        assert all(torch.equal(t, adapter_of(result)[name]) for name, t in adapter_of(tmp_path / "out").items())
+    else:
+        assert analysis["kept_step"] == 4
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
     finetune, tmp_path, monkeypatch, capsys
 ):
