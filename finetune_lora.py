@@ -110,7 +110,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
                 timings_s=timings,
                 device=device,
                 dtype=str(dtype).removeprefix("torch."),
-                warnings=measure.warnings + outcome.warnings_about(measure.results, config),
+                warnings=measure.warnings + outcome.warnings_about(measure.results, trained, config),
             )
             outcome.write_analysis(content, config.pruned_model, folder)
             outcome.tell(content, config)

@@ -90,14 +90,24 @@ def got_worse(evaluation: Mapping[str, Any]) -> list[str]:
     return [name for name in after if after[name]["ppl"] > before[name]["ppl"]]
 
 
-def warnings_about(evaluation: Mapping[str, Any], config: RecoveryConfig) -> list[str]:
+def held_out_loss(trained: Trained) -> dict[str, float] | None:
+    """Before training and of the state that was kept; None where nothing was held out."""
+    measured = {entry["step"]: entry["eval_loss"] for entry in trained.history if "eval_loss" in entry}
+    return {"first": measured[0], "kept": measured[trained.kept_step]} if measured else None
+
+
+def warnings_about(evaluation: Mapping[str, Any], trained: Trained, config: RecoveryConfig) -> list[str]:
     """Loud when training did harm: the user must not take the recovered model for the better one."""
-    worse = got_worse(evaluation)
+    texts = got_worse(evaluation)
+    worse = [f"perplexity on {', '.join(texts)}"] if texts else []
+    held_out = held_out_loss(trained)
+    if held_out and held_out["kept"] > held_out["first"]:
+        worse.append("the held-out loss of every state")
     if not worse:
         return []
     return [
-        f"RECOVERY MADE IT WORSE: perplexity on {', '.join(worse)} is higher than before. {config.pruned_model} is as "
-        "it was; try a lower --learning_rate, other data, or --distill_from the dense model"
+        f"RECOVERY MADE IT WORSE: {' and '.join(worse)} is higher than before. {config.pruned_model} is as it was; try "
+        "a lower --learning_rate, other data, or --distill_from the dense model"
     ]
 
 
@@ -123,7 +133,6 @@ def analysis(
     warnings: Sequence[str],
 ) -> dict[str, Any]:
     """The content of ``recovery_analysis.json``."""
-    held_out = [entry["eval_loss"] for entry in trained.history if "eval_loss" in entry]
     return {
         "schema_version": SCHEMA_VERSION,
         "command": command,
@@ -135,7 +144,7 @@ def analysis(
         "parameters": dict(trained.parameters),
         "steps": trained.steps,
         "kept_step": trained.kept_step,
-        "held_out_loss": {"first": held_out[0], "kept": min(held_out)} if held_out else None,
+        "held_out_loss": held_out_loss(trained),
         "evaluation": dict(evaluation),
         "worse_on": got_worse(evaluation),
         "samples": dict(samples),

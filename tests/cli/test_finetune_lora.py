@@ -367,6 +367,16 @@ def test_recovery_that_does_harm_says_so_and_keeps_the_pruned_model(finetune, pr
     assert {name: (pruned / name).read_bytes() for name in files_in(pruned)} == before
 
 
+def test_a_held_out_loss_that_only_rose_is_reported_as_it_is(finetune, tmp_path):
+    flags = ("--learning_rate", "1", "--warmup_ratio", "0", "--max_steps", "1", "--skip_evaluation")
+    assert finetune(tmp_path / "out", *flags) == 0
+    analysis = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())
+    measured = [float(row["eval_loss"]) for row in curve_of(tmp_path / "out")]
+    assert measured[1] > measured[0]
+    assert analysis["held_out_loss"] == {"first": measured[0], "kept": measured[1]}
+    assert any("RECOVERY MADE IT WORSE: the held-out loss" in warning for warning in analysis["warnings"])
+
+
 @pytest.fixture
 def dense(saved, make):
     """The parent of ``pruned``."""
