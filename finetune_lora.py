@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("hgsp")
 
-INTERRUPTED = "interrupted; the states saved so far stay: go on with --resume"
+INTERRUPTED = "interrupted; go on with --resume, without it if nothing was saved yet"
 OUT_OF_MEMORY = (
-    "the states saved so far stay: go on with --resume --use_gradient_checkpointing. If that is not enough, start over "
-    "with a smaller --micro_batch_size (--batch_size may stay), a smaller --cutoff_len, --distill_cache "
+    "go on with --resume --use_gradient_checkpointing, without --resume if nothing was saved yet. If that is not enough, "
+    "start over with a smaller --micro_batch_size (--batch_size may stay), a smaller --cutoff_len, --distill_cache "
     "--distill_top_k 64, --distill_offload, or a smaller --lora_r"
 )
 
@@ -62,7 +61,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
     from hgsp.recovery import outcome, training
     from hgsp.recovery.parent import inspect_parent
     from hgsp.recovery.samples import Collator, load_training_text
-    from hgsp.recovery.unfinished import enter_work_dir
+    from hgsp.recovery.unfinished import unfinished_run
 
     tokenizer, model_config = check_request(config)
     text = text or load_training_text(config, tokenizer)
@@ -71,12 +70,12 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
     device = own_device(config.device)
     dtype = outcome.stored_dtype(config, model_config)
     is_main = is_main_process()
-    if is_main:
-        enter_work_dir(config)
-    wait_for_all()
-
     timings = Timings()
-    with LogFile(config.work_dir / "training.log") if is_main else nullcontext() as log:
+    with (
+        unfinished_run(config) if is_main else nullcontext(),
+        LogFile(config.work_dir / "training.log") if is_main else nullcontext() as log,
+    ):
+        wait_for_all()
         LOG.info("command: %s\ntraining text: %s", command, text.description)
         with timings.stage("load"):
             model = load_pruned(
@@ -116,7 +115,6 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
             outcome.tell(content, config)
             assert log is not None
             log.copy_to(folder / "logs" / "training.log")
-    shutil.rmtree(config.work_dir)
     return 0
 
 
@@ -124,8 +122,10 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
     """Refuse what cannot work before anything is loaded; returns the tokenizer and the model's config.
 
     Raises:
-        InputError: missing packages, no model or tokenizer, one that does not fit it, results in the way, no GPU.
+        InputError: missing packages, no model, weights or tokenizer, one that does not fit, sequences too long for the
+            model, results in the way, no GPU.
     """
+    from evaluation.models import refuse_missing
     from hgsp.checkpoint import config_of, load_tokenizer_of
     from hgsp.devices import resolve_device
     from hgsp.loading import check_vocabulary
@@ -134,6 +134,10 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
     for device in (config.device, config.distill_device):
         resolve_device(device)
     model_config = config_of(config.pruned_model)
+    config.require_positions(getattr(model_config, "max_position_embeddings", None))
+    for model in (config.pruned_model, config.distill_from):
+        if model is not None:
+            refuse_missing(model)
     tokenizer = load_tokenizer_of(config.base_model or config.pruned_model)
     check_vocabulary(model_config.vocab_size, tokenizer)
     return tokenizer, model_config
@@ -160,7 +164,7 @@ def prepare_after_pruning(
     """What ``--finetune`` will do with every result, refused before pruning begins if it cannot be done.
 
     Raises:
-        InputError: as ``check_surroundings`` and ``load_training_text``; several processes.
+        InputError: as ``check_surroundings`` and ``load_training_text``; several processes; a model with few positions.
     """
     from hgsp.distributed import launched_processes
     from hgsp.recovery.samples import load_training_text
@@ -174,6 +178,7 @@ def prepare_after_pruning(
     recoveries = [recovery_after_pruning(config, request.folder(ratio)) for ratio in config.pruning_ratio]
     for recovery in recoveries:
         check_surroundings(recovery)
+        recovery.require_positions(getattr(request.source.config, "max_position_embeddings", None))
     text = load_training_text(recoveries[0], tokenizer)
     return [(recovery, text) for recovery in recoveries]
 

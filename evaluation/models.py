@@ -60,14 +60,19 @@ def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
     }
     for name in (config.base_model, *names.values()):
         if name is not None:
-            _refuse_missing(name)
+            refuse_missing(name)
     if config.seq_len is not None and any(is_text(task) for task in config.task_names):
         for name in filter(None, names.values()):
             _refuse_long_windows(name, config.seq_len)
     return [ModelUnderTest(role, name, model_identity(name)) for role, name in names.items() if name is not None]
 
 
-def _refuse_missing(name: str) -> None:
+def refuse_missing(name: str) -> None:
+    """Refuse a path where no model is.
+
+    Raises:
+        InputError: nothing there, or a folder without weights.
+    """
     path = Path(name)
     if not path.exists():
         if HUB_ID.fullmatch(name) and not name.endswith(WEIGHTS):

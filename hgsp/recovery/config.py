@@ -97,6 +97,8 @@ class RecoveryConfig(MeasureConfig):
         alone = [name for name in ("distill_cache", "distill_offload") if getattr(self, name)]
         given = self.distill_from is not None or not alone
         require(given, "--distill_from", "given with " + " and ".join(f"--{name}" for name in alone), None)
+        offloads_gguf = self.distill_offload and str(self.distill_from).endswith(".gguf")
+        require(not offloads_gguf, "--distill_from", "a safetensors folder with --distill_offload", self.distill_from)
         require(self.device != "auto", "--device", "one device", "auto", "start one process per GPU instead")
         steps_per_update(self, int(os.environ.get("WORLD_SIZE", "1")))
 
@@ -104,6 +106,17 @@ class RecoveryConfig(MeasureConfig):
     def work_dir(self) -> Path:
         """Where an unfinished run keeps its state: a sibling of the result that goes away when the result is there."""
         return Path(f"{self.output_dir.rstrip('/')}.training")
+
+    def require_positions(self, limit: int | None) -> None:
+        """Refuse sequences longer than the model's positions, before anything is loaded.
+
+        Raises:
+            InputError: names the flag.
+        """
+        for name in ("cutoff_len", "eval_seq_len"):
+            length = getattr(self, name)
+            fits = limit is None or length is None or length <= limit
+            require(fits, f"--{name}", f"at most {limit}, the model's positions", length, "shorten it")
 
     def require_packages(self) -> None:
         """Refuse a request whose packages are missing, before anything is loaded.

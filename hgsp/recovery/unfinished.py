@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,14 +62,29 @@ def check_work_dir(config: RecoveryConfig) -> None:
         )
 
 
-def enter_work_dir(config: RecoveryConfig) -> None:
-    """Make the folder of a run, in place of an unfinished one if there is one and it is not resumed."""
-    if config.resume:
-        return
-    if config.work_dir.exists():
-        shutil.rmtree(config.work_dir)
-    config.work_dir.mkdir(parents=True)
-    (config.work_dir / SETTINGS).write_text(json.dumps(_settings(config), indent=2))
+@contextmanager
+def unfinished_run(config: RecoveryConfig) -> Iterator[None]:
+    """The folder of a run, in place of an unfinished one if there is one and it is not resumed.
+
+    It vanishes when the run is finished, or fails before it has saved anything to resume from.
+    """
+    if not config.resume:
+        if config.work_dir.exists():
+            shutil.rmtree(config.work_dir)
+        config.work_dir.mkdir(parents=True)
+        (config.work_dir / SETTINGS).write_text(json.dumps(_settings(config), indent=2))
+    try:
+        yield
+    except BaseException:
+        if not _can_be_resumed(config.work_dir):
+            shutil.rmtree(config.work_dir)
+        raise
+    shutil.rmtree(config.work_dir)
+
+
+def _can_be_resumed(work_dir: Path) -> bool:
+    """Whether there is a state, or what the parent said of the text."""
+    return last_complete_state(work_dir / "states") is not None or any(work_dir.glob("parent/*/cache.json"))
 
 
 def _settings(config: RecoveryConfig) -> dict[str, Any]:

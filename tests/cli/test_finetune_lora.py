@@ -446,6 +446,9 @@ REFUSED = {
     "cache alone": (["--distill_cache", "--distill_top_k", "5"], "--distill_from"),
     "cache of all": (["--distill_cache", "--distill_from", "x"], "--distill_top_k"),
     "weight": (["--distill_from", "x", "--distill_weight", "0"], "--distill_weight"),
+    "parent in a .gguf": (["--distill_from", "x.gguf", "--distill_offload"], "--distill_from"),
+    "long sequences": (["--cutoff_len", "513"], "--cutoff_len to be at most 512"),
+    "long windows": (["--eval_seq_len", "513"], "--eval_seq_len to be at most 512"),
     "nothing to resume": (["--resume"], "--resume"),
     "too many held out": (["--val_size", "28"], "--val_size"),
     "device": (["--device", "cuda:77"], "--device"),
@@ -483,6 +486,21 @@ def test_a_tokenizer_of_another_model_is_refused(finetune, saved, make, tmp_path
     small = saved(make("llama-8q4kv", vocab_size=100, bos_token_id=1, eos_token_id=2), "small")
     assert finetune(tmp_path / "out", model=small) == 2
     assert "tokenizer of at most 100 tokens" in capsys.readouterr().err
+
+
+def test_a_parent_without_weights_is_refused(finetune, dense, tmp_path, capsys):
+    (dense / "model.safetensors").unlink()
+    assert finetune(tmp_path / "out", "--distill_from", dense) == 2
+    assert f"weights in '{dense}'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_what_is_found_wrong_before_a_state_is_saved_is_not_in_the_way_afterwards(finetune, tmp_path):
+    (tmp_path / "short.txt").write_text("a")
+    flags = ("--eval_tasks", tmp_path / "short.txt", "--max_steps", "1")
+    assert finetune(tmp_path / "out", *flags) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+    assert finetune(tmp_path / "out", *flags, "--skip_evaluation") == 0
 
 
 def test_missing_packages_are_named_with_what_to_install(finetune, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from hgsp.errors import InputError
 from hgsp.options import arguments_of, parse
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
 from hgsp.recovery.training import num_updates, steps_between_evaluations
-from hgsp.recovery.unfinished import last_complete_state
+from hgsp.recovery.unfinished import last_complete_state, unfinished_run
 
 REQUIRED = ["--pruned_model", "results/M/p20/pruned_model.bin", "--output_dir", "results/M/p20_finetuned"]
 
@@ -100,3 +100,16 @@ def test_a_configuration_can_be_written_as_the_command_line_that_makes_it():
     assert parse(RecoveryConfig, arguments, prog=None, description="") == config
     expected = ["--pruned_model", "my model", "--output_dir", "out", "--max_steps", "3", "--packing"]
     assert sorted(arguments) == sorted([*expected, "--lora_target_modules", "q_proj", "v_proj"])
+
+
+@pytest.mark.parametrize(
+    ("saved", "stays"),
+    [("settings.json", False), ("states/checkpoint-2/trainer_state.json", True), ("parent/0/cache.json", True)],
+)
+def test_a_run_that_fails_leaves_only_what_can_be_resumed(saved, stays, tmp_path):
+    config = parsed("--output_dir", str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt), unfinished_run(config):
+        (config.work_dir / saved).parent.mkdir(parents=True, exist_ok=True)
+        (config.work_dir / saved).write_text("{}")
+        raise KeyboardInterrupt
+    assert config.work_dir.exists() == stays
