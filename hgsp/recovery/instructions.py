@@ -63,12 +63,14 @@ def _rows_from_hub(name: str) -> list[dict[str, Any]]:
     remedy = "pass a json, jsonl or parquet file, or go online with `pip install datasets`"
     try:
         from datasets import load_dataset
-
-        return list(load_dataset(name, split="train"))
+        from datasets.exceptions import DatasetsError
     except ImportError:
         reason = "the package `datasets` is not installed"
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    else:
+        try:
+            return list(load_dataset(name, split="train"))
+        except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     raise InputError(expected="training data in a file or on the hub", got=f"'{name}' ({reason})", remedy=remedy)
 
 
@@ -101,6 +103,12 @@ def _from_chat(messages: Any, number: int, tokenizer: Any) -> Passage:
             expected="messages as a list of role and content",
             got=f"row {number} with {messages!r:.80}",
             remedy="see docs/FINETUNING.md",
+        )
+    if tokenizer.chat_template and messages[0]["role"] == "assistant":  # no template can be asked to write no turns
+        raise InputError(
+            expected="chats in which something stands before the first assistant turn",
+            got=f"row {number}, which begins with one",
+            remedy="put a user or system turn before it, or leave such rows out",
         )
     write = _by_template(tokenizer) if tokenizer.chat_template else _by_headings
     answers = []

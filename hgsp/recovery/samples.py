@@ -63,7 +63,8 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
     With ``--distill_from`` every token counts, as with ``--train_on_inputs``: the parent has an opinion on each.
 
     Raises:
-        InputError: nothing there, no rows, unknown or missing fields, every sample cut away, too few rows to hold out.
+        InputError: nothing there, no rows, unknown or missing fields, every sample cut away, too few rows to hold out,
+            a tokenizer without an end of text or, for rows, without offsets.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -74,6 +75,12 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
         train, held_out = _split(_windows(config, tokenizer), config)
         notes = Counter[str]()
     else:
+        if not tokenizer.is_fast:
+            raise InputError(
+                expected="a fast tokenizer, which says where in a row each token stands",
+                got=type(tokenizer).__name__,
+                remedy="save the model's fast tokenizer (tokenizer.json) with it, or train on a text file",
+            )
         passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
         parts = [
             tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)

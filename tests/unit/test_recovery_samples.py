@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
 from hgsp.errors import InputError
 from hgsp.recovery.config import RecoveryConfig
@@ -163,6 +164,16 @@ def test_a_template_that_refuses_the_roles_is_one_line(chatty):
         passage_of({"messages": CHAT}, 0, chatty)
 
 
+def test_a_chat_that_begins_with_an_answer_is_refused_by_its_number(chatty):
+    with pytest.raises(InputError, match="got row 3, which begins with one"):
+        passage_of({"messages": CHAT[2:]}, 3, chatty)
+
+
+def test_a_tokenizer_that_cannot_tell_where_tokens_stand_is_refused(rows_file):
+    with pytest.raises(InputError, match="a fast tokenizer.*ByT5Tokenizer"):
+        load_training_text(config(rows_file([ALPACA])), ByT5Tokenizer())
+
+
 def test_the_split_is_seeded_and_leaves_nothing_out(rows_file, tokenizer):
     path = rows_file([{"text": f"row {number}"} for number in range(40)])
     first, again, other = (load_training_text(config(path, seed=seed), tokenizer) for seed in (1, 1, 2))
@@ -205,6 +216,14 @@ def test_a_data_set_that_is_nowhere_is_refused_with_the_way_out(tokenizer, monke
     monkeypatch.setattr("datasets.load_dataset", gone)
     with pytest.raises(InputError, match=r"'some/data'.*offline.*jsonl"):
         load_training_text(config("some/data"), tokenizer)
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.json").write_text("no rows")
+    with pytest.raises(InputError, match=r"rows' \(DatasetGeneration.*jsonl"):
+        load_training_text(config(str(tmp_path / "rows")), tokenizer)
 
 
 def test_rows_of_the_hub_are_those_of_its_train_split(tokenizer, monkeypatch):
