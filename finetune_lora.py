@@ -109,7 +109,9 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
                 timings_s=timings,
                 device=device,
                 dtype=str(dtype).removeprefix("torch."),
-                warnings=measure.warnings + outcome.warnings_about(measure.results, trained, config),
+                warnings=measure.overlap_warnings(text.text, "trained")
+                + measure.warnings
+                + outcome.warnings_about(measure.results, trained, config),
             )
             outcome.write_analysis(content, config.pruned_model, folder)
             outcome.tell(content, config)

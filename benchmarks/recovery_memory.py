@@ -71,6 +71,7 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     from shapes import config_of
     from transformers import AutoModelForCausalLM
 
+    from hgsp.data import Text
     from hgsp.recovery.config import RecoveryConfig
     from hgsp.recovery.samples import Collator, Sample, TrainingText
     from hgsp.recovery.training import train
@@ -82,7 +83,7 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
     random = np.random.default_rng(0)
     ids = random.integers(0, config.vocab_size, (2 * options.micro_batch_size, options.cutoff_len), dtype=np.int32)
-    text = TrainingText(tuple(Sample(row, row) for row in ids), (), {})
+    text = TrainingText(tuple(Sample(row, row) for row in ids), (), {}, Text("random", "train", "random", "", ""))
     with tempfile.TemporaryDirectory() as folder:
         recovery = RecoveryConfig(
             pruned_model="random", output_dir=f"{folder}/out", max_steps=2, skip_evaluation=True,

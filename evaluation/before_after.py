@@ -41,16 +41,14 @@ class BeforeAfter:
         self._failed_samples: dict[str, str] = {}
         self.warnings: list[str] = []
 
-    def overlap_warnings(self, calibration_text: Text) -> list[str]:
-        """Say so when the model is calibrated on what it is evaluated on."""
+    def overlap_warnings(self, used: Text, use: str = "calibrated") -> list[str]:
+        """Say so when the model is calibrated, or trained, on what it is evaluated on."""
         warnings = []
         for text in self._texts:
-            if text.content == calibration_text.content:
-                warnings.append(
-                    f"calibrated on the very text that is evaluated ({text.name}): its PPL flatters the model"
-                )
-            elif text.name == calibration_text.name:
-                warnings.append(f"calibration and evaluation use the same corpus ({text.name}), different splits")
+            if text.content == used.content:
+                warnings.append(f"{use} on the very text that is evaluated ({text.name}): its PPL flatters the model")
+            elif text.name == used.name:
+                warnings.append(f"{use} and evaluated on the same corpus ({text.name}), different splits")
         return warnings
 
     def check(self, model: Any, tokenizer: Any) -> None:

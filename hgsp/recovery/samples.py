@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from hgsp.calibration import tokenize
-from hgsp.data import CALIBRATE, DATASET_CHOICES, canonical_name, load_text
+from hgsp.data import CALIBRATE, DATASET_CHOICES, Text, canonical_name, load_text
 from hgsp.errors import InputError
 from hgsp.recovery.config import RecoveryConfig
 from hgsp.recovery.instructions import Passage, load_rows, passage_of
@@ -50,11 +50,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Samples to train on and to hold out, and what was done to get them."""
+    """Samples to train on and to hold out, what was done to get them, and the text they were made of."""
 
     train: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
     description: dict[str, Any]
+    text: Text
 
 
 def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
@@ -72,7 +73,8 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
         )
     everything = config.train_on_inputs or config.distill_from is not None
     if _is_plain_text(config.data_path):
-        train, held_out = _split(_windows(config, tokenizer), config)
+        text = load_text(config.data_path, CALIBRATE, config.data_dir)
+        train, held_out = _split(_windows(text, config.cutoff_len, tokenizer), config)
         notes = Counter[str]()
     else:
         if not tokenizer.is_fast:
@@ -82,6 +84,8 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
                 remedy="save the model's fast tokenizer (tokenizer.json) with it, or train on a text file",
             )
         passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
+        content = "\n\n".join(passage.text for passage in passages)
+        text = Text(config.data_path, "train", config.data_path, repr("\n\n"), content)
         parts = [
             tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)
             for part in _split(passages, config)
@@ -104,7 +108,7 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
         "packed": config.packing,
         "learned": "every token" if everything else "answers",
     }
-    return TrainingText(tuple(train), tuple(held_out), description)
+    return TrainingText(tuple(train), tuple(held_out), description, text)
 
 
 def tokenize_passages(
@@ -209,11 +213,10 @@ def _end_once(
     return [*ids, eos], [*in_answer, True]
 
 
-def _windows(config: RecoveryConfig, tokenizer: Any) -> list[Sample]:
+def _windows(text: Text, length: int, tokenizer: Any) -> list[Sample]:
     """A whole text in consecutive windows; every token counts and nothing ends."""
-    text = load_text(config.data_path, CALIBRATE, config.data_dir)
-    ids = tokenize(text.content, tokenizer).to(torch.int32).split(config.cutoff_len)
-    full = [window.numpy() for window in ids if len(window) == config.cutoff_len]
+    ids = tokenize(text.content, tokenizer).to(torch.int32).split(length)
+    full = [window.numpy() for window in ids if len(window) == length]
     return [Sample(window, np.concatenate([[IGNORED], window[1:]]).astype(np.int32)) for window in full]
 
 

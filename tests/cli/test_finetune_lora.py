@@ -377,6 +377,17 @@ def test_a_held_out_loss_that_only_rose_is_reported_as_it_is(finetune, tmp_path)
     assert any("RECOVERY MADE IT WORSE: the held-out loss" in warning for warning in analysis["warnings"])
 
 
+@pytest.mark.parametrize("name", ["english.txt", "english.jsonl"])
+def test_a_model_trained_on_what_it_is_evaluated_on_says_so(name, finetune, text_file, tmp_path):
+    path = tmp_path / name
+    path.write_text(text_file.read_text() if name.endswith("txt") else json.dumps({"text": text_file.read_text()}))
+    flags = ("--data_path", path, "--eval_tasks", f"builtin,{path}", "--max_steps", "1", "--val_size", "0")
+    assert finetune(tmp_path / "out", *flags) == 0
+    warnings = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())["warnings"]
+    assert f"trained on the very text that is evaluated ({path}): its PPL flatters the model" in warnings
+    assert not any("(builtin)" in warning for warning in warnings)
+
+
 @pytest.fixture
 def dense(saved, make):
     """The parent of ``pruned``."""
