@@ -109,7 +109,8 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
                 timings_s=timings,
                 device=device,
                 dtype=str(dtype).removeprefix("torch."),
-                warnings=measure.overlap_warnings(text.text, "trained")
+                warnings=text.warnings
+                + measure.overlap_warnings(text.text, "trained")
                 + measure.warnings
                 + outcome.warnings_about(measure.results, trained, config),
             )

@@ -17,7 +17,7 @@ KNOWN_ROWS = "instruction and output (input), messages, or text"
 
 @dataclass(frozen=True)
 class Passage:
-    """Text of one sample; ``answers`` are the character spans that are learned."""
+    """Text of one sample; ``answers`` are the character spans that are learned, none where every answer is empty."""
 
     text: str
     answers: tuple[tuple[int, int], ...]
@@ -41,7 +41,7 @@ def passage_of(row: Mapping[str, Any], number: int, tokenizer: Any) -> Passage:
         return _answered(prompt + HEADINGS["assistant"], answer)
     if "text" in row:
         text = _text(row, "text", number)
-        return Passage(text, ((0, len(text)),))
+        return _answered("", text)
     raise InputError(
         expected=f"rows with {KNOWN_ROWS}", got=f"row {number} with {', '.join(row) or 'nothing'}", remedy="rename them"
     )
@@ -76,7 +76,7 @@ def _rows_from_hub(name: str) -> list[dict[str, Any]]:
 
 def _text(row: Mapping[str, Any], field: str, number: int) -> str:
     value = row.get(field)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
         raise InputError(
             expected=f"text in '{field}' of every row",
             got=f"row {number} with {value!r:.60} there and the fields {', '.join(row)}",
@@ -86,11 +86,12 @@ def _text(row: Mapping[str, Any], field: str, number: int) -> str:
 
 
 def _answered(prompt: str, answer: str) -> Passage:
-    return Passage(prompt + answer, ((len(prompt), len(prompt) + len(answer)),))
+    span = (len(prompt), len(prompt) + len(answer))
+    return Passage(prompt + answer, (span,) if answer.strip() else ())
 
 
 def _from_chat(messages: Any, number: int, tokenizer: Any) -> Passage:
-    """Every assistant turn is an answer; with a chat template, as the template writes it."""
+    """Every assistant turn that says something is an answer; with a chat template, as the template writes it."""
     valid = (
         isinstance(messages, Sequence)
         and messages
@@ -110,23 +111,26 @@ def _from_chat(messages: Any, number: int, tokenizer: Any) -> Passage:
             got=f"row {number}, which begins with one",
             remedy="put a user or system turn before it, or leave such rows out",
         )
-    write = _by_template(tokenizer) if tokenizer.chat_template else _by_headings
-    answers = []
-    for index, turn in enumerate(messages):
-        if turn["role"] == "assistant":
-            before, after = write(messages[:index], True), write(messages[: index + 1], False)
-            if not after.startswith(before):
-                raise InputError(
-                    expected="a chat template that writes a turn the same way whatever follows",
-                    got=f"another text in row {number}, turn {index}",
-                    remedy="write the rows as text",
-                )
-            answers.append((len(before), len(after)))
-    if not answers:
+    turns = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+    if not turns:
         raise InputError(
             expected="an assistant turn in every row", got=f"none in row {number}", remedy="leave such rows out"
         )
-    text = write(messages, False)[: answers[-1][1]]  # what the user says after the last answer teaches nothing
+    write = _by_template(tokenizer) if tokenizer.chat_template else _by_headings
+    answers = []
+    for index in turns:
+        before, after = write(messages[:index], True), write(messages[: index + 1], False)
+        if not after.startswith(before):
+            raise InputError(
+                expected="a chat template that writes a turn the same way whatever follows",
+                got=f"another text in row {number}, turn {index}",
+                remedy="write the rows as text",
+            )
+        if messages[index]["content"].strip():
+            answers.append((len(before), len(after)))
+    text = write(messages, False)
+    if answers:
+        text = text[: answers[-1][1]]  # what the user says after the last answer teaches nothing
     return Passage(text, tuple(answers), has_special_tokens=bool(tokenizer.chat_template))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -114,9 +115,9 @@ def warnings_about(evaluation: Mapping[str, Any], trained: Trained, config: Reco
 def next_command(config: RecoveryConfig) -> str:
     """How to measure the result beside what it was."""
     base = config.base_model or config.distill_from
-    dense = f" --base_model {base} --compare" if base else ""
-    models = f"--model_path {config.pruned_model} --recovered_model {config.output_dir}{dense}"
-    return f"python evaluation/run_evaluation.py {models} --tasks wikitext,c4"
+    dense = ["--base_model", base, "--compare"] if base else []
+    models = ["--model_path", config.pruned_model, "--recovered_model", config.output_dir, *dense]
+    return shlex.join(["python", "evaluation/run_evaluation.py", *models, "--tasks", "wikitext,c4"])
 
 
 def analysis(

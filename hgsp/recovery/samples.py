@@ -50,12 +50,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Samples to train on and to hold out, what was done to get them, and the text they were made of."""
+    """Samples to train on and to hold out, what was done to get them, and the text they are made of."""
 
     train: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
     description: dict[str, Any]
     text: Text
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know of it."""
+        empty = self.description["empty_samples"]
+        return [f"rows skipped because their answers are empty: {empty}"] if empty else []
 
 
 def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
@@ -74,7 +80,14 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
     everything = config.train_on_inputs or config.distill_from is not None
     if _is_plain_text(config.data_path):
         text = load_text(config.data_path, CALIBRATE, config.data_dir)
-        train, held_out = _split(_windows(text, config.cutoff_len, tokenizer), config)
+        windows = _windows(text, config.cutoff_len, tokenizer)
+        if not windows:
+            raise InputError(
+                expected=f"a text of at least one window of {config.cutoff_len} tokens (--cutoff_len)",
+                got=f"a shorter one in {config.data_path}",
+                remedy="lower --cutoff_len or pass more text",
+            )
+        train, held_out = _split(windows, config)
         notes = Counter[str]()
     else:
         if not tokenizer.is_fast:
@@ -86,11 +99,13 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
         passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
         content = "\n\n".join(passage.text for passage in passages)
         text = Text(config.data_path, "train", config.data_path, repr("\n\n"), content)
+        answered = [passage for passage in passages if passage.answers]
+        notes = Counter(empty=len(passages) - len(answered))
         parts = [
             tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)
-            for part in _split(passages, config)
+            for part in _split(answered, config)
         ]
-        (train, held_out), notes = (samples for samples, _ in parts), sum((notes for _, notes in parts), Counter[str]())
+        (train, held_out), notes = (samples for samples, _ in parts), sum((counts for _, counts in parts), notes)
     _refuse_empty(train, config, notes)
     num_samples = len(train) + len(held_out)
     if config.packing:
@@ -98,6 +113,7 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
     description = {
         "source": Path(config.data_path).name if Path(config.data_path).exists() else config.data_path,
         "samples": num_samples,
+        "empty_samples": notes["empty"],
         "cut_samples": notes["cut"],
         "dropped_samples": notes["dropped"],
         "train_sequences": len(train),
@@ -224,8 +240,9 @@ def _refuse_empty(train: Sequence[Sample], config: RecoveryConfig, notes: Mappin
     if not train:
         raise InputError(
             expected="samples with something to learn",
-            got=f"none, {notes['dropped']} without an answer within --cutoff_len {config.cutoff_len}",
-            remedy="raise --cutoff_len or pass more text",
+            got=f"none, {notes['empty']} with an empty answer, {notes['dropped']} without one within --cutoff_len "
+            f"{config.cutoff_len}",
+            remedy="raise --cutoff_len or pass other rows",
         )
     if notes["cut"]:
         LOG.info(

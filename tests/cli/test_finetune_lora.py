@@ -377,6 +377,19 @@ def test_a_held_out_loss_that_only_rose_is_reported_as_it_is(finetune, tmp_path)
     assert any("RECOVERY MADE IT WORSE: the held-out loss" in warning for warning in analysis["warnings"])
 
 
+def test_a_chat_template_survives_and_skipped_rows_are_warned_about(finetune, pruned, tmp_path):
+    model = shutil.copytree(pruned, tmp_path / "chatty")
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}</s>{% endfor %}")
+    (tmp_path / "rows.json").write_text(json.dumps([*ROWS, {"instruction": "Say nothing.", "output": ""}]))
+    flags = ("--data_path", tmp_path / "rows.json", "--max_steps", "1", "--skip_evaluation")
+    assert finetune(tmp_path / "out", *flags, model=model) == 0
+    for saved in (tmp_path / "out", tmp_path / "out" / "pruned_model.bin"):
+        chat = [{"role": "user", "content": "Hi"}]
+        assert load_tokenizer_of(saved).apply_chat_template(chat, tokenize=False) == "Hi</s>"
+    analysis = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())
+    assert "rows skipped because their answers are empty: 1" in analysis["warnings"]
+
+
 @pytest.mark.parametrize("name", ["english.txt", "english.jsonl"])
 def test_a_model_trained_on_what_it_is_evaluated_on_says_so(name, finetune, text_file, tmp_path):
     path = tmp_path / name

@@ -1,11 +1,15 @@
 """What a user can ask of recovery: names and defaults of the contract, and how batches are shared out."""
 
+import shlex
+
 import pytest
 
+from evaluation.config import EvaluationConfig
 from hgsp.config import PruneConfig
 from hgsp.errors import InputError
 from hgsp.options import arguments_of, parse
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
+from hgsp.recovery.outcome import next_command
 from hgsp.recovery.training import num_updates, steps_between_evaluations
 from hgsp.recovery.unfinished import last_complete_state, unfinished_run
 
@@ -81,6 +85,15 @@ def test_the_number_of_updates_is_known_before(sequences, flags, updates):
 def test_evaluation_never_costs_more_than_a_share_of_training(steps, batch, held_out, every):
     """480 sequences trained on pay for no evaluation of 128 but the last."""
     assert steps_between_evaluations(steps, batch, held_out) == every
+
+
+def test_the_next_command_can_be_pasted_whatever_the_paths_are():
+    config = parsed("--output_dir", "my models/out", "--distill_from", "the parent")
+    program, _, *flags = shlex.split(next_command(config))
+    assert program == "python"
+    given = parse(EvaluationConfig, flags, prog="prog", description="")
+    assert (given.model_path, given.recovered_model) == (config.pruned_model, config.output_dir)
+    assert (given.base_model, given.compare) == ("the parent", True)
 
 
 def test_a_state_that_was_not_written_to_its_end_is_not_taken(tmp_path):

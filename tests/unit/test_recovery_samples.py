@@ -145,8 +145,7 @@ def test_a_sample_whose_answer_is_cut_away_is_dropped_and_counted(tokenizer):
     [
         ({"prompt": "x"}, "row 3 with prompt"),
         ({"instruction": "x"}, "'output' of every row"),
-        ({"instruction": "x", "output": "  "}, "'output' of every row"),
-        ({"instruction": "", "output": ""}, "'output' of every row"),
+        ({"instruction": "x", "output": None}, "'output' of every row"),
         ({"text": 5}, "'text' of every row"),
         ({"messages": []}, "list of role and content"),
         ({"messages": [{"role": "user", "content": "x"}]}, "an assistant turn"),
@@ -156,6 +155,31 @@ def test_a_sample_whose_answer_is_cut_away_is_dropped_and_counted(tokenizer):
 def test_rows_that_cannot_be_read_are_refused_by_their_number(row, message, tokenizer):
     with pytest.raises(InputError, match=message):
         passage_of(row, 3, tokenizer)
+
+
+EMPTY = {
+    "instruction": {"instruction": "x", "output": "  "},
+    "text": {"text": ""},
+    "chat": {"messages": [*CHAT[:2], {"role": "assistant", "content": " "}]},
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_rows_with_an_empty_answer_are_skipped_and_counted(kind, template, rows_file, chatty):
+    chatty.chat_template = template
+    text = load_training_text(config(rows_file([ALPACA, EMPTY[kind], ALPACA])), chatty)
+    assert (len(text.train), text.description["samples"], text.description["empty_samples"]) == (2, 2, 1)
+    assert text.warnings == ["rows skipped because their answers are empty: 1"]
+    with pytest.raises(InputError, match="none, 1 with an empty answer"):
+        load_training_text(config(rows_file([EMPTY[kind]])), chatty)
+
+
+@pytest.mark.parametrize("empty", [2, 4])
+def test_an_empty_turn_among_others_is_not_learned(empty, chatty):
+    turns = [turn | {"content": ""} if index == empty else turn for index, turn in enumerate(CHAT)]
+    (found,) = samples_of([{"messages": turns}], chatty)
+    assert learned_text(found, chatty) == {2: "Ciao</s>", 4: "Hello</s>"}[empty]
 
 
 def test_a_template_that_refuses_the_roles_is_one_line(chatty):
@@ -243,6 +267,11 @@ def test_a_plain_text_is_read_in_full_windows_without_ends(text_file, tokenizer)
     text = load_training_text(config(str(text_file), cutoff_len=100, val_size=0), tokenizer)
     assert len(text.train) == len(tokenizer(text_file.read_text())["input_ids"]) // 100
     assert all(len(s.input_ids) == 100 and tokenizer.eos_token_id not in s.input_ids for s in text.train)
+
+
+def test_a_plain_text_shorter_than_a_window_is_refused_with_the_way_out(text_file, tokenizer):
+    with pytest.raises(InputError, match=r"one window of 30000 tokens.*lower --cutoff_len"):
+        load_training_text(config(str(text_file), cutoff_len=30000), tokenizer)
 
 
 def test_packing_keeps_order_and_length_and_says_where_samples_begin():
