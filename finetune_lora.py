@@ -26,9 +26,9 @@ LOG = logging.getLogger("hgsp")
 
 INTERRUPTED = "interrupted; go on with --resume, without it if nothing was saved yet"
 OUT_OF_MEMORY = (
-    "go on with --resume --use_gradient_checkpointing, without --resume if nothing was saved yet. If that is not enough, "
-    "start over with a smaller --micro_batch_size (--batch_size may stay), a smaller --cutoff_len, --distill_cache "
-    "--distill_top_k 64, --distill_offload, or a smaller --lora_r"
+    "go on with --resume --use_gradient_checkpointing, without --resume if nothing was saved yet. If that is not "
+    "enough, start over with a smaller --micro_batch_size (--batch_size may stay), a smaller --cutoff_len, "
+    "--distill_cache --distill_top_k 64, --distill_offload, or a smaller --lora_r"
 )
 
 

@@ -121,8 +121,12 @@ def test_a_configuration_can_be_written_as_the_command_line_that_makes_it():
 )
 def test_a_run_that_fails_leaves_only_what_can_be_resumed(saved, stays, tmp_path):
     config = parsed("--output_dir", str(tmp_path / "out"))
-    with pytest.raises(KeyboardInterrupt), unfinished_run(config):
+
+    def save_and_fail():
         (config.work_dir / saved).parent.mkdir(parents=True, exist_ok=True)
         (config.work_dir / saved).write_text("{}")
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), unfinished_run(config):
+        save_and_fail()
     assert config.work_dir.exists() == stays

@@ -194,7 +194,7 @@ def test_a_chat_that_begins_with_an_answer_is_refused_by_its_number(chatty):
 
 
 def test_a_tokenizer_that_cannot_tell_where_tokens_stand_is_refused(rows_file):
-    with pytest.raises(InputError, match="a fast tokenizer.*ByT5Tokenizer"):
+    with pytest.raises(InputError, match=r"a fast tokenizer.*ByT5Tokenizer"):
         load_training_text(config(rows_file([ALPACA])), ByT5Tokenizer())
 
 
