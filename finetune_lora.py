@@ -67,6 +67,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
     text = text or load_training_text(config, tokenizer)
     parent_source = inspect_parent(config, model_config.vocab_size)
     measure = BeforeAfter(config, offloaded=False)
+    measure.check(model_config, tokenizer)
     device = own_device(config.device)
     dtype = outcome.stored_dtype(config, model_config)
     is_main = is_main_process()

@@ -63,7 +63,7 @@ def prune(config: PruneConfig, command: str) -> int:
         LOG.info("command: %s", command)
         measure = BeforeAfter(config, offloaded=config.offload)
         tokenizer = load_own_tokenizer(request.source)
-        measure.check(request.source, tokenizer)
+        measure.check(request.source.config, tokenizer)
         recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
         calibrations = Calibrations()
         if config.reads_text:

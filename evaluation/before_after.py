@@ -51,13 +51,13 @@ class BeforeAfter:
                 warnings.append(f"{use} and evaluated on the same corpus ({text.name}), different splits")
         return warnings
 
-    def check(self, model: Any, tokenizer: Any) -> None:
-        """Refuse what could not be measured; of the model only its config is read.
+    def check(self, model_config: Any, tokenizer: Any) -> None:
+        """Refuse what could not be measured.
 
         Raises:
             InputError: a window longer than the model allows, or a text with fewer than two tokens.
         """
-        seq_len = window_length(model.config, self._config.eval_seq_len)
+        seq_len = window_length(model_config, self._config.eval_seq_len)
         for text in self._texts:
             windows_of(replace(text, content=text.content[:CHECKED_CHARACTERS]), tokenizer, seq_len)
 

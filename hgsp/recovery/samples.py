@@ -77,8 +77,9 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
         raise InputError(
             expected="a tokenizer with an end-of-text token", got="one without", remedy="set eos_token in its files"
         )
-    everything = config.train_on_inputs or config.distill_from is not None
-    if _is_plain_text(config.data_path):
+    is_plain = _is_plain_text(config.data_path)
+    everything = is_plain or config.train_on_inputs or config.distill_from is not None
+    if is_plain:
         text = load_text(config.data_path, CALIBRATE, config.data_dir)
         windows = _windows(text, config.cutoff_len, tokenizer)
         if not windows:

@@ -464,7 +464,7 @@ REFUSED = {
     "no epochs": (["--num_epochs", "0"], "--num_epochs"),
     "no steps": (["--max_steps", "0"], "--max_steps"),
     "batch": (["--batch_size", "7", "--micro_batch_size", "3"], "the nearest are 6 or 9"),
-    "small batch": (["--batch_size", "2", "--micro_batch_size", "4"], "the nearest are 4"),
+    "small batch": (["--batch_size", "2", "--micro_batch_size", "4"], "the nearest is 4"),
     "linears": (["--lora_target_modules", "q_proj", "lm_head"], "lm_head"),
     "parent": (["--distill_from", "nowhere/at/all"], "nowhere/at/all"),
     "cache alone": (["--distill_cache", "--distill_top_k", "5"], "--distill_from"),

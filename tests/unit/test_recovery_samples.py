@@ -266,6 +266,7 @@ def test_distilling_learns_every_token(rows_file, tokenizer):
 def test_a_plain_text_is_read_in_full_windows_without_ends(text_file, tokenizer):
     text = load_training_text(config(str(text_file), cutoff_len=100, val_size=0), tokenizer)
     assert len(text.train) == len(tokenizer(text_file.read_text())["input_ids"]) // 100
+    assert text.description["learned"] == "every token"
     assert all(len(s.input_ids) == 100 and tokenizer.eos_token_id not in s.input_ids for s in text.train)
 
 
