@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from evaluation.metrics.ppl import perplexity
 from evaluation.metrics.zeroshot import ZERO_SHOT as ZERO_SHOT_SPECS
 from evaluation.results import Metric
 from evaluation.tasks import EFFICIENCY, LAMBADA, is_text
-from hgsp.data import EVALUATE, Text, load_text
+from hgsp.data import EVALUATE, Text, data_folder, load_text
 from hgsp.errors import InputError
 from hgsp.progress import terminal
 
@@ -144,11 +143,11 @@ def prepare_jobs(config: EvaluationConfig) -> tuple[list[Job], dict[str, str]]:
     """Jobs for all tasks whose rows are there, and task -> reason for the others. Efficiency is not among them.
 
     Raises:
-        InputError: nothing of what was asked for can be measured.
+        InputError: nothing of what was asked for can be measured, or the data folder is not there.
     """
     jobs: list[Job] = []
     failures: dict[str, str] = {}
-    data_dir = config.data_dir or os.environ.get("HGSP_DATA_DIR")
+    data_dir = data_folder(config.data_dir)
     for task in config.task_names:
         if task == EFFICIENCY:
             continue

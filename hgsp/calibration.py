@@ -106,10 +106,11 @@ def _draw(
     windows = ids[: available * seq_len].view(available, seq_len)
     windows = torch.unique(windows, dim=0) if available else windows  # a text may repeat itself
     if len(windows) < (min(num_sequences, 1) if at_most else num_sequences):
+        ask = f"use --nsamples {len(windows) * num_texts}, " if len(windows) else "use "
         raise InputError(
             expected=f"text for {num_sequences} different windows of {seq_len} tokens",
             got=f"{len(windows)} in {text.name} ({len(ids)} tokens)",
-            remedy=f"use --nsamples {len(windows) * num_texts}, a smaller --seq_len or a longer text",
+            remedy=f"{ask}a smaller --seq_len or a longer text",
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_sequences]
     return windows[order]

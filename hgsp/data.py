@@ -155,6 +155,19 @@ def dataset_names(value: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(canonical_name(name.strip()) for name in value.split(",")))
 
 
+def data_folder(data_dir: str | Path | None) -> Path | None:
+    """The folder with local copies: the one named, else the environment's, else None.
+
+    Raises:
+        InputError: it is not there; its texts would else come from the hub unasked.
+    """
+    name = data_dir or os.environ.get("HGSP_DATA_DIR")
+    if name and not Path(name).is_dir():
+        flag = "--data_dir" if data_dir else "HGSP_DATA_DIR"
+        raise InputError(expected=f"{flag} to be a folder", got=f"'{name}'", remedy="check the path")
+    return Path(name) if name else None
+
+
 def texts_of(calibration: Mapping[str, Any]) -> list[str]:
     """Names of the texts in a report's description of calibration sequences; older reports have the source alone."""
     return calibration.get("texts") or [text.partition(",")[0] for text in calibration["source"].split(" + ")]
@@ -169,7 +182,7 @@ def load_text(name: str, use: str, data_dir: str | Path | None = None) -> Text:
         data_dir: local copies; default is the environment variable ``HGSP_DATA_DIR``.
 
     Raises:
-        InputError: unknown name, neither a local copy nor the hub is there, or there is no text in it.
+        InputError: unknown name, no such ``data_dir``, neither a local copy nor the hub has it, or it is empty.
     """
     text = _found(canonical_name(name), use, data_dir)
     if not text.content.strip():
@@ -191,9 +204,9 @@ def _found(name: str, use: str, data_dir: str | Path | None) -> Text:
         join = "" if _is_plain(path) else "\n\n"
         return Text(name, "whole file", path.name, repr(join), join.join(rows))
     source = SOURCES[name]
-    folder = data_dir or os.environ.get("HGSP_DATA_DIR")
-    for file_name, split in source.files[use] if folder else ():
-        path = Path(str(folder)) / source.folder / file_name
+    folder = data_folder(data_dir)
+    for file_name, split in source.files[use] if folder is not None else ():
+        path = folder / source.folder / file_name
         if path.is_file():
             rows = [source.clean(row) for row in islice(_rows_of(path, newline=None), source.max_rows[use])]
             return Text(name, split, file_name, repr(source.join), source.join.join(rows))
@@ -201,10 +214,10 @@ def _found(name: str, use: str, data_dir: str | Path | None) -> Text:
     return Text(name, split, hub_source, repr(source.join), source.join.join(rows))
 
 
-def _from_hub(name: str, source: TextSource, use: str, folder: str | Path | None) -> tuple[str, str, list[str]]:
+def _from_hub(name: str, source: TextSource, use: str, folder: Path | None) -> tuple[str, str, list[str]]:
     looked = (
-        f"no {' or '.join(file for file, _ in source.files[use])} in {Path(folder) / source.folder}"
-        if folder
+        f"no {' or '.join(file for file, _ in source.files[use])} in {folder / source.folder}"
+        if folder is not None
         else "no data folder"
     )
     remedy = (

@@ -98,6 +98,19 @@ def check_vocabulary(num_embeddings: int, tokenizer: Any) -> None:
         )
 
 
+def check_positions(source: ModelSource, flag: str, seq_len: int) -> None:
+    """Refuse sequences in which the model would see positions it does not have.
+
+    Raises:
+        InputError: they are longer than its positions.
+    """
+    limit = getattr(source.config, "max_position_embeddings", None)
+    if limit is not None and seq_len > limit:
+        raise InputError(
+            expected=f"{flag} of at most {limit}, the model's positions", got=str(seq_len), remedy="use a smaller one"
+        )
+
+
 def load_dense(source: ModelSource, dtype: str, device: str | torch.device | None) -> Any:
     """The whole model in memory, eval mode. ``"auto"`` spreads it over what accelerate finds; None is the CPU.
 

@@ -16,7 +16,7 @@ from hgsp.data import Text
 from hgsp.devices import resolve_device
 from hgsp.errors import InputError
 from hgsp.geometry import Geometry
-from hgsp.loading import ModelSource, inspect_model
+from hgsp.loading import ModelSource, check_positions, inspect_model
 from hgsp.reconstruct import check_enough
 from hgsp.search_by_profile import check_enough_to_judge
 from hgsp.selection import Floors, budget_for_ratio
@@ -67,7 +67,8 @@ def prepare(config: PruneConfig) -> Request:
     """Check the request against the model's config: every refusal that can come early comes here.
 
     Raises:
-        InputError: unprunable model, unknown device, ratio out of reach, too many frozen layers, existing results.
+        InputError: unprunable model, unknown device, ratio out of reach, too many frozen layers, existing results,
+            sequences longer than the model's positions.
     """
     device = resolve_device(config.device)
     if not config.dry_run:
@@ -77,6 +78,10 @@ def prepare(config: PruneConfig) -> Request:
         if config.spill_dir:
             folders.refuse_unwritable(Path(config.spill_dir), "--spill_dir")
     source = inspect_model(config.base_model)
+    if config.reads_text:
+        check_positions(source, "--seq_len", config.seq_len)
+    if config.evaluation_texts and config.eval_seq_len is not None:
+        check_positions(source, "--eval_seq_len", config.eval_seq_len)
     frozen = config.freeze_first_n_layers + config.freeze_last_n_layers
     if frozen > source.geometry.num_layers:
         raise InputError(

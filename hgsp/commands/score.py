@@ -26,7 +26,7 @@ def score(config: ScoreConfig) -> int:
     from hgsp.devices import resolve_device
     from hgsp.distributed import is_main_process, join_processes, leave_processes
     from hgsp.folders import check_file_target, refuse_unwritable
-    from hgsp.loading import inspect_model, load_own_tokenizer
+    from hgsp.loading import check_positions, inspect_model, load_own_tokenizer
     from hgsp.opened import open_model
     from hgsp.progress import terminal
 
@@ -36,6 +36,7 @@ def score(config: ScoreConfig) -> int:
         refuse_unwritable(Path(config.spill_dir), "--spill_dir")
     device = resolve_device(config.device)
     source = inspect_model(config.base_model)
+    check_positions(source, "--seq_len", config.seq_len)
     texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
     tokenizer = load_own_tokenizer(source)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)

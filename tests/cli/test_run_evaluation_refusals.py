@@ -33,6 +33,14 @@ def test_one_missing_dataset_alone_is_refused_before_anything_is_loaded(evaluate
     assert not (pruned / "evaluation").exists()
 
 
+def test_a_mistyped_data_folder_is_refused_whatever_the_tasks_are(evaluate, pruned, tmp_path, monkeypatch, capsys):
+    no_weights(monkeypatch)
+    for tasks in ("wikitext,c4", "lambada,efficiency"):
+        assert evaluate(pruned, "--tasks", tasks, "--data_dir", tmp_path / "dta") == 2
+        assert "--data_dir to be a folder" in capsys.readouterr().err
+    assert not (pruned / "evaluation").exists()
+
+
 def test_a_folder_without_weights_is_refused_early(evaluate, dense, pruned, tmp_path, monkeypatch, capsys):
     no_weights(monkeypatch)
     empty = tmp_path / "empty"

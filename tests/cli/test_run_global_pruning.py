@@ -384,7 +384,9 @@ BAD_REQUESTS = {
     "no such kind of device": (["--device", "abacus"], "'abacus'"),
     "too many frozen layers": (["--freeze_first_n_layers", "2", "--freeze_last_n_layers", "2"], "frozen layers"),
     "scores that are none": (["--scores", "no.npz"], "no.npz"),
-    "window beyond the model": (["--eval_seq_len", "100000"], "512"),
+    "window beyond the model": (["--eval_seq_len", "513"], "--eval_seq_len of at most 512"),
+    "calibration beyond the model": (["--seq_len", "513"], "--seq_len of at most 512"),
+    "no such data folder": (["--dataset", "ptb", "--data_dir", "./nowhere"], "--data_dir to be a folder"),
     "results in the parent": (["--output_name", "../out"], "--output_name"),
 }
 

@@ -34,6 +34,12 @@ def test_cutting_from_scores_equals_scoring_again(saved, tmp_path, settings, cap
     assert "--overwrite" in capsys.readouterr().err
 
 
+def test_calibration_beyond_the_models_positions_is_refused(saved, tmp_path, capsys):
+    base = saved(make_tiny("llama-8q4kv", max_position_embeddings=31))
+    assert score.main(["--base_model", str(base), "--output", str(tmp_path / "scores.npz"), *CALIBRATION]) == 2
+    assert "--seq_len of at most 31" in capsys.readouterr().err
+
+
 def test_several_ratios_in_one_run_give_the_plans_of_single_runs(saved, tmp_path):
     base = str(saved(make_tiny("llama-8q4kv")))
     common = ["--base_model", base, "--results_dir", str(tmp_path), "--temperature", "0", *CALIBRATION, *QUICK]

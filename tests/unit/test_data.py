@@ -143,6 +143,15 @@ def test_the_data_folder_comes_first_and_the_flag_before_the_environment(tmp_pat
     assert hub.calls == []
 
 
+def test_a_data_folder_that_is_not_there_is_refused_and_nothing_comes_from_the_hub(tmp_path, hub, monkeypatch):
+    with pytest.raises(InputError, match=r"expected --data_dir to be a folder; got '.*/dta'"):
+        load_text("ptb", EVALUATE, tmp_path / "dta")
+    monkeypatch.setenv("HGSP_DATA_DIR", str(put(tmp_path, "file", "x")))
+    with pytest.raises(InputError, match="expected HGSP_DATA_DIR to be a folder"):
+        load_text("ptb", EVALUATE)
+    assert hub.calls == []
+
+
 def test_calibration_reads_train_and_evaluation_reads_test(tmp_path):
     """S10."""
     put(tmp_path, "wikitext2/wiki.train.raw", "train\n")
