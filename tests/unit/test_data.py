@@ -128,6 +128,14 @@ def test_without_file_and_hub_the_error_says_both_ways_out(hub, monkeypatch, tmp
     assert {"no network": "did not answer", "no package": "not installed"}[trouble] in message
 
 
+def test_ptb_comes_from_its_converted_files(hub):
+    """Its own repository holds a loading script alone, which `datasets` does not run any more."""
+    hub.rows = {"sentence": ["x"]}
+    load_text("ptb", EVALUATE)
+    named = {"revision": "refs/convert/parquet", "split": "test"}
+    assert hub.calls == [(("ptb-text-only/ptb_text_only",), named)]
+
+
 def test_an_error_that_is_not_about_the_network_is_not_hidden(hub):
     hub.rows = AttributeError("a bug of ours")
     with pytest.raises(AttributeError):

@@ -8,7 +8,10 @@ from importlib import metadata
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
+from evaluation.config import EvaluationConfig
+from evaluation.jobs import HarnessJob
 from evaluation.metrics import harness
 from evaluation.metrics.harness import load_task, run_task
 from evaluation.metrics.lambada import LAMBADA
@@ -251,6 +254,22 @@ def test_batch_size_and_padding_side_change_nothing(local, model, tokenizer):
         ]
         for other in found[1:]:
             assert other == pytest.approx(found[0], rel=1e-5)  # float32 kernels round differently per batch size
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_protocol_says_whether_the_model_sees_a_bos_first(local, make, tokenizer, adds):
+    """As the tokenizer has it, like the harness itself."""
+    own, model, seen = copy.deepcopy(tokenizer), make("llama-8q4kv"), []
+    if adds:
+        own.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    model.register_forward_pre_hook(
+        lambda _, inputs, named: seen.append([*inputs, *named.values()][0]), with_kwargs=True
+    )
+    config = EvaluationConfig(model_path="m", tasks="lambada", batch_size=1)
+    found = HarnessJob("lambada", load_task(LAMBADA, local), config).run(model, own)
+    assert {int(ids[0, 0] == 256) for ids in seen} == {adds}
+    assert found.protocol["begins_with_bos"] is adds
+    assert ("BOS first" if adds else "no BOS") in found.protocol["description"]
 
 
 def test_the_tokenizer_is_left_as_it_was(local, model, tokenizer):
