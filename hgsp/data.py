@@ -206,7 +206,7 @@ def _found(name: str, use: str, data_dir: str | Path | None) -> Text:
     source = SOURCES[name]
     folder = data_folder(data_dir)
     for file_name, split in source.files[use] if folder is not None else ():
-        path = folder / source.folder / file_name
+        path = Path(str(folder)) / source.folder / file_name
         if path.is_file():
             rows = [source.clean(row) for row in islice(_rows_of(path, newline=None), source.max_rows[use])]
             return Text(name, split, file_name, repr(source.join), source.join.join(rows))
