@@ -132,13 +132,14 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
     from evaluation.models import refuse_missing
     from hgsp.checkpoint import config_of, load_tokenizer_of
     from hgsp.devices import resolve_device
-    from hgsp.loading import check_vocabulary
+    from hgsp.loading import check_positions, check_vocabulary
 
     check_surroundings(config)
     for device in (config.device, config.distill_device):
         resolve_device(device)
     model_config = config_of(config.pruned_model)
-    config.require_positions(getattr(model_config, "max_position_embeddings", None))
+    check_positions(model_config, "--cutoff_len", config.cutoff_len)
+    check_positions(model_config, "--eval_seq_len", config.eval_seq_len)
     for model in (config.pruned_model, config.distill_from):
         if model is not None:
             refuse_missing(model)
@@ -171,6 +172,7 @@ def prepare_after_pruning(
         InputError: as ``check_surroundings`` and ``load_training_text``; several processes; a model with few positions.
     """
     from hgsp.distributed import launched_processes
+    from hgsp.loading import check_positions
     from hgsp.recovery.samples import load_training_text
 
     if launched_processes() > 1:
@@ -182,7 +184,7 @@ def prepare_after_pruning(
     recoveries = [recovery_after_pruning(config, request.folder(ratio)) for ratio in config.pruning_ratio]
     for recovery in recoveries:
         check_surroundings(recovery)
-        recovery.require_positions(getattr(request.source.config, "max_position_embeddings", None))
+        check_positions(request.source.config, "--cutoff_len", recovery.cutoff_len)
     text = load_training_text(recoveries[0], tokenizer)
     return [(recovery, text) for recovery in recoveries]
 

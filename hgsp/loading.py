@@ -98,14 +98,14 @@ def check_vocabulary(num_embeddings: int, tokenizer: Any) -> None:
         )
 
 
-def check_positions(source: ModelSource, flag: str, seq_len: int) -> None:
-    """Refuse sequences in which the model would see positions it does not have.
+def check_positions(model_config: Any, flag: str, seq_len: int | None) -> None:
+    """Refuse sequences in which the model would see positions it does not have; None fits.
 
     Raises:
         InputError: they are longer than its positions.
     """
-    limit = getattr(source.config, "max_position_embeddings", None)
-    if limit is not None and seq_len > limit:
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and seq_len is not None and seq_len > limit:
         raise InputError(
             expected=f"{flag} of at most {limit}, the model's positions", got=str(seq_len), remedy="use a smaller one"
         )

@@ -79,9 +79,9 @@ def prepare(config: PruneConfig) -> Request:
             folders.refuse_unwritable(Path(config.spill_dir), "--spill_dir")
     source = inspect_model(config.base_model)
     if config.reads_text:
-        check_positions(source, "--seq_len", config.seq_len)
-    if config.evaluation_texts and config.eval_seq_len is not None:
-        check_positions(source, "--eval_seq_len", config.eval_seq_len)
+        check_positions(source.config, "--seq_len", config.seq_len)
+    if config.evaluation_texts:
+        check_positions(source.config, "--eval_seq_len", config.eval_seq_len)
     frozen = config.freeze_first_n_layers + config.freeze_last_n_layers
     if frozen > source.geometry.num_layers:
         raise InputError(

@@ -36,7 +36,7 @@ def score(config: ScoreConfig) -> int:
         refuse_unwritable(Path(config.spill_dir), "--spill_dir")
     device = resolve_device(config.device)
     source = inspect_model(config.base_model)
-    check_positions(source, "--seq_len", config.seq_len)
+    check_positions(source.config, "--seq_len", config.seq_len)
     texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
     tokenizer = load_own_tokenizer(source)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)

@@ -107,17 +107,6 @@ class RecoveryConfig(MeasureConfig):
         """Where an unfinished run keeps its state: a sibling of the result that goes away when the result is there."""
         return Path(f"{self.output_dir.rstrip('/')}.training")
 
-    def require_positions(self, limit: int | None) -> None:
-        """Refuse sequences longer than the model's positions, before anything is loaded.
-
-        Raises:
-            InputError: names the flag.
-        """
-        for name in ("cutoff_len", "eval_seq_len"):
-            length = getattr(self, name)
-            fits = limit is None or length is None or length <= limit
-            require(fits, f"--{name}", f"at most {limit}, the model's positions", length, "shorten it")
-
     def require_packages(self) -> None:
         """Refuse a request whose packages are missing, before anything is loaded.
 

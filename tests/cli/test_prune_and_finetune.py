@@ -55,7 +55,7 @@ def test_every_ratio_is_pruned_and_recovered_into_its_own_folder(prune, tmp_path
         (["--finetune_data_path", "no-such-file.jsonl"], "no-such-file.jsonl"),
         (["--finetune_batch_size", "6"], "the nearest are 4 or 8"),
         (["--finetune_lr", "inf"], "--finetune_lr"),
-        (["--eval_seq_len", "513"], "--eval_seq_len to be at most 512"),
+        (["--eval_seq_len", "513"], "--eval_seq_len of at most 512"),
     ],
 )
 def test_what_recovery_cannot_do_is_refused_before_pruning(flags, message, prune, tmp_path, monkeypatch, capsys):
