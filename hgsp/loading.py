@@ -128,7 +128,6 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
         raise InputError(
             expected=f"weights of '{source.name}'", got=_one_line(error), remedy="check that the download is complete"
         ) from error
-    refuse_missing_weights(model)
     return model.eval() if device == "auto" else model.to(single_device(device)).eval()
 
 
@@ -136,7 +135,7 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
     """``AutoModelForCausalLM.from_pretrained`` where no weight is ever made up.
 
     Raises:
-        InputError: a weight is missing or has another shape than config.json says.
+        InputError: a weight is missing, not in memory, or not what config.json says.
     """
     try:
         model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
@@ -152,7 +151,27 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
             got=wrong,
             remedy="check that the download is complete; config.json and the weights belong together",
         )
+    refuse_missing_weights(model)
+    refuse_own_head(model)
     return model
+
+
+def refuse_own_head(model: Any) -> None:
+    """Refuse a head of its own where the config says that it is the embedding: transformers 5 uses it, 4 does not.
+
+    Raises:
+        InputError: their values differ.
+    """
+    head = model.get_output_embeddings()
+    if head is None or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    embedding = model.get_input_embeddings().weight
+    if head.weight is not embedding and not torch.equal(head.weight.to(embedding.device), embedding):
+        raise InputError(
+            expected="the embedding as head, since config.json has tie_word_embeddings",
+            got="a head with weights of its own",
+            remedy='set "tie_word_embeddings": false in config.json if that head belongs to the model',
+        )
 
 
 def single_device(device: str | torch.device | None) -> torch.device:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hgsp.errors import InputError
 from hgsp.families import LAYER_PREFIX
 from hgsp.layerwise import Decoder
-from hgsp.loading import DTYPES, ModelSource, single_device
+from hgsp.loading import DTYPES, ModelSource, refuse_own_head, single_device
 
 
 class SafetensorFiles:
@@ -106,9 +106,9 @@ def open_offloaded(
     files = SafetensorFiles(_local_folder(source.name))
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
-    tied = model.config.tie_word_embeddings
-    wanted = [name for name in model.state_dict() if not (tied and name == "lm_head.weight")]
-    missing = sorted(set(wanted) - set(files.names))
+    stored, tied = set(files.names), model.config.tie_word_embeddings
+    wanted = [name for name in model.state_dict() if name in stored or not (tied and name == "lm_head.weight")]
+    missing = sorted(set(wanted) - stored)
     if missing:
         raise InputError(
             expected=f"every weight of '{source.name}' in its safetensors files",
@@ -118,6 +118,8 @@ def open_offloaded(
     on = single_device(device)
     held = {name: files.read(name).to(on, DTYPES[dtype]) for name in wanted if not name.startswith(LAYER_PREFIX)}
     model.load_state_dict(held, strict=False, assign=True)
+    if "lm_head.weight" in held:
+        refuse_own_head(model)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
     return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files

@@ -25,6 +25,7 @@ from hgsp.families import (
 )
 from hgsp.geometry import Geometry, LayerShape, geometry_of
 from hgsp.layerwise import refuse_missing_weights
+from hgsp.loading import refuse_own_head
 from hgsp.selection import LayerKeep, PrunePlan
 
 #: Config keys that describe the dense checkpoint rather than the architecture.
@@ -120,9 +121,11 @@ def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor
     they are (see ``reconstruct``).
 
     Raises:
-        InputError: the plan was made for a model of another size, or some weights are not in memory.
+        InputError: the plan was made for a model of another size, or some weights are not in memory or not what the
+            config says.
     """
     refuse_missing_weights(model)
+    refuse_own_head(model)
     surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
     pruned = surgery.skeleton
     names = list(pruned.state_dict())

@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig
 
 from conftest import TINY, make_tiny
-from hgsp.checkpoint import save_pruned
+from hgsp.checkpoint import load_pruned, save_pruned
 from hgsp.errors import InputError
 from hgsp.geometry import LayerShape, geometry_of
 from hgsp.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.offload import open_offloaded
 from hgsp.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
 
@@ -187,6 +188,51 @@ def test_weights_of_another_shape_are_refused_and_never_made_up(saved):
     edit_config(folder, intermediate_size=80)
     with pytest.raises(InputError, match="another shape"):
         load_dense(inspect_model(str(folder)), "float32", "cpu")
+
+
+def with_own_head(folder, change):
+    """Give the checkpoint of a tied model an ``lm_head.weight``: the embedding, changed."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = change(tensors["model.embed_tokens.weight"])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+READERS = {
+    "resident": lambda folder: load_dense(inspect_model(str(folder)), "float32", "cpu"),
+    "spread": lambda folder: load_dense(inspect_model(str(folder)), "float32", "auto"),
+    "offloaded": lambda folder: open_offloaded(inspect_model(str(folder)), "float32", "cpu")[0].model,
+    "evaluated or trained": load_pruned,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_head_of_its_own_is_refused_where_the_config_says_tied(saved, reader):
+    """S16: written anew, such a model would lose its head."""
+    folder = with_own_head(saved(make_tiny("llama-9q3kv-tied")), lambda embedding: embedding + 1)
+    with pytest.raises(InputError, match=r"tie_word_embeddings.*own.*config\.json"):
+        READERS[reader](folder)
+    edit_config(folder, tie_word_embeddings=False)
+    model = READERS[reader](folder)
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight + 1)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_tied_head_that_is_stored_too_is_the_embedding(saved, tokens, reader):
+    """S16: as many checkpoints have it."""
+    model = make_tiny("llama-9q3kv-tied")
+    loaded = READERS[reader](with_own_head(saved(model), torch.clone))
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_surgery_does_not_drop_a_head_of_its_own():
+    model = make_tiny("llama-9q3kv-tied")
+    plan = mixed_plan(model)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
+    with pytest.raises(InputError, match="tie_word_embeddings"):
+        apply_plan(model, plan)
+    assert not any(parameter.is_meta for parameter in model.parameters())
 
 
 def test_tokenizer_is_the_models_own_whatever_its_class(saved, tokenizer):
