@@ -64,8 +64,9 @@ class Surgery:
         }
         own = {ATTENTION_WRITER: "attention_bias", MLP_WRITER: "mlp_bias"}
         #: Biases that the plan asks for and the dense model has not: zero unless replaced.
+        adds_biases = plan.writer_bias and not getattr(config, "writer_bias", False)
         self.added_biases = [
-            f"{writer}.bias" for writer, key in own.items() if plan.writer_bias and not getattr(config, key, False)
+            f"{writer}.bias" for writer, key in own.items() if adds_biases and not getattr(config, key, False)
         ]
         self._new_index_of = {old_index: new_index for new_index, (old_index, _) in self._cuts.items()}
 
@@ -187,13 +188,14 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
         settings["layer_types"] = [settings["layer_types"][index] for index in surviving_layers(plan)]
     queries = geometry.queries_per_kv
     family = family_of(config)
-    if not plan.writer_bias and len(set(shapes)) == 1 and shapes[0].num_kv_groups and shapes[0].mlp_width:
+    if plan.writer_bias:
+        settings["writer_bias"] = True
+    is_uniform = len(set(shapes)) == 1 and shapes[0].num_kv_groups and shapes[0].mlp_width
+    if is_uniform and not settings.get("writer_bias"):
         settings |= _sizes(shapes[0], queries)
         stock = _stock_type(family.model_type, settings)
         if stock is not None:
             return AutoConfig.for_model(stock, **settings)
-    if plan.writer_bias:
-        settings["writer_bias"] = True
     settings["per_layer_config"] = {index: _sizes(shape, queries) for index, shape in enumerate(shapes)}
     return AutoConfig.for_model(family.pruned_model_type, **settings)
 

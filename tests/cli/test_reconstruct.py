@@ -182,3 +182,20 @@ def test_bias_alone_makes_a_checkpoint_that_loads_everywhere(prune, family):
         assert torch.equal(tensors_of(offloaded)[name], tensor)
         assert torch.equal(in_bin[name], tensor)
         assert torch.equal(loaded[name], tensor)
+
+
+@pytest.mark.parametrize("again", ["lstsq", "bias"])
+def test_a_model_with_such_biases_is_pruned_again_and_frozen_layers_keep_theirs(prune, again):
+    _, first = prune("first", "--reconstruct", "bias", "--skip_evaluation")
+    flags = ("--base_model", first, "--pruning_ratio", "0.05", "--reconstruct", again, "--freeze_first_n_layers", "1")
+    (code, resident), (offloaded_code, offloaded) = (
+        prune("resident", *flags, "--skip_evaluation"),
+        prune("offloaded", *flags, "--skip_evaluation", "--offload"),
+    )
+    assert code == offloaded_code == 0
+    before, after = tensors_of(first), tensors_of(resident)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensors_of(offloaded)[name], tensor) for name, tensor in after.items())
+    frozen = {name for name in before if name.startswith("model.layers.0.")}
+    assert before["model.layers.0.mlp.down_proj.bias"].any()
+    assert all(torch.equal(after[name], before[name]) for name in frozen)

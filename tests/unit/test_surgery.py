@@ -1,6 +1,7 @@
 """Surgery: cutting a group equals silencing it, and the result is a smaller model in every respect but its widths."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -287,6 +288,22 @@ def test_a_pruned_model_can_be_pruned_again(make, tokens, name):
     twice = cut(once, plan_dropping(once, mlp={0: [0], 2: [3]}))
     direct = cut(model, plan_dropping(model, kv={0: [0]}, mlp={0: [0, 1, 2], 1: [9], 2: [3]}))
     assert torch.equal(twice(tokens).logits, direct(tokens).logits)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["plain plan", "plan with biases"])
+@pytest.mark.parametrize("drop", [{}, {"mlp": {0: [3]}}], ids=["nothing dropped", "a channel dropped"])
+def test_biases_of_an_earlier_reconstruction_stay(make, tokens, drop, again):
+    """Layers of one shape are not stock while their writers have biases, and biases are added only where none are."""
+    model = make("llama-8q4kv")
+    biased = cut(model, replace(plan_dropping(model), writer_bias=True))
+    with torch.no_grad():
+        for name, parameter in biased.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    plan = replace(plan_dropping(biased, **drop), writer_bias=again)
+    pruned = cut(biased, plan)
+    torch.testing.assert_close(pruned(tokens).logits, silenced(biased, plan)(tokens).logits, **ROUNDING)
+    assert sum(p.numel() for p in pruned.parameters()) == geometry_of(biased).total_params - plan.removed_params
 
 
 def test_the_dense_model_is_consumed_layer_by_layer(make):
