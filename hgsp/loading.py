@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
@@ -18,6 +21,7 @@ from hgsp.geometry import Geometry, geometry_of
 from hgsp.layerwise import refuse_missing_weights
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+LFS_POINTER = b"version https://git-lfs"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -124,7 +128,7 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
         return _load_gguf(Path(source.name), dtype).to(single_device(device))
     try:
         model = load_complete(source.name, **kwargs)
-    except OSError as error:
+    except (OSError, json.JSONDecodeError) as error:
         raise InputError(
             expected=f"weights of '{source.name}'", got=_one_line(error), remedy="check that the download is complete"
         ) from error
@@ -135,13 +139,17 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
     """``AutoModelForCausalLM.from_pretrained`` where no weight is ever made up.
 
     Raises:
-        InputError: a weight is missing, not in memory, or not what config.json says.
+        InputError: a file is broken, or a weight is missing, not in memory, or not what config.json says.
     """
     try:
         model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
         missing = sorted(map(str, report["missing_keys"]))
         wrong = f"{len(missing)} missing, such as {missing[0]}" if missing else ""
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        raise _refusal_of_files(Path(name), error) from error
     except RuntimeError as error:
+        if "PytorchStreamReader" in str(error):
+            raise _refusal_of_files(Path(name), error) from error
         if "mismatch" not in str(error):
             raise
         wrong = "some of another shape than config.json says"
@@ -154,6 +162,44 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
     refuse_missing_weights(model)
     refuse_own_head(model)
     return model
+
+
+def open_weights(file: Path) -> Any:
+    """A safetensors file to read from, as a context manager.
+
+    Raises:
+        InputError: it is missing or broken, or only git-lfs's pointer to it is there.
+    """
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise unreadable_weights(file, error) from error
+
+
+def unreadable_weights(path: Path, error: Exception) -> InputError:
+    """What to say about a file of weights, or the folder with them, that cannot be read."""
+    if _is_lfs_pointer(path):
+        return InputError(
+            expected=f"weights in {path}", got="git-lfs's pointer to them", remedy="run `git lfs pull` in its folder"
+        )
+    return InputError(expected=f"weights in {path}", got=_one_line(error), remedy="check that the download is complete")
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _refusal_of_files(folder: Path, error: Exception) -> InputError:
+    """What to say about a folder of which transformers could not read some file: which one, if that can be found."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            open_weights(file)
+        except InputError as refusal:
+            return refusal
+    return unreadable_weights(next(folder.glob("pytorch_model*.bin"), folder), error)
 
 
 def refuse_own_head(model: Any) -> None:

@@ -3,48 +3,41 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hgsp.errors import InputError
 from hgsp.families import LAYER_PREFIX
 from hgsp.layerwise import Decoder
-from hgsp.loading import DTYPES, ModelSource, refuse_own_head, single_device
+from hgsp.loading import DTYPES, ModelSource, open_weights, refuse_own_head, single_device, unreadable_weights
 
 
 class SafetensorFiles:
     """Tensors of a checkpoint folder by name, read when asked for. A file is mapped only while a tensor is read."""
 
     def __init__(self, folder: Path) -> None:
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise InputError(
-                expected=f"*.safetensors in {folder}",
-                got="none",
-                remedy="convert the checkpoint to safetensors, or leave --offload out",
-            )
         self._file_of: dict[str, Path] = {}
-        for file in files:
-            with safe_open(file, framework="pt") as tensors:
-                self._file_of.update(dict.fromkeys(tensors.keys(), file))
-
-    @property
-    def names(self) -> list[str]:
-        return sorted(self._file_of)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in _weight_files(folder):
+            with open_weights(file) as tensors:
+                for name in sorted(tensors.keys()):
+                    self._file_of[name] = file
+                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
-        with safe_open(self._file_of[name], framework="pt") as tensors:
+        with open_weights(self._file_of[name]) as tensors:
             return tensors.get_tensor(name)
 
     def read_first_row(self, name: str) -> Tensor:
         """The first row of a matrix, [1, I], without reading the rest."""
-        with safe_open(self._file_of[name], framework="pt") as tensors:
+        with open_weights(self._file_of[name]) as tensors:
             return tensors.get_slice(name)[:1]
 
 
@@ -97,7 +90,7 @@ def open_offloaded(
     """A decoder that holds embeddings, final norm and head, and reads one layer at a time from the files.
 
     Raises:
-        InputError: no safetensors, or tensors are missing from them.
+        InputError: no safetensors, or tensors in them are missing, of another shape, or not what config.json says.
     """
     if source.is_gguf:
         raise InputError(
@@ -106,14 +99,20 @@ def open_offloaded(
     files = SafetensorFiles(_local_folder(source.name))
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
-    stored, tied = set(files.names), model.config.tie_word_embeddings
-    wanted = [name for name in model.state_dict() if name in stored or not (tied and name == "lm_head.weight")]
-    missing = sorted(set(wanted) - stored)
-    if missing:
+    tied = model.config.tie_word_embeddings
+    wanted = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name in files.shapes or not (tied and name == "lm_head.weight")
+    }
+    missing = sorted(wanted.keys() - files.shapes.keys())
+    wrong = [name for name, shape in wanted.items() if files.shapes.get(name, shape) != shape]
+    if missing or wrong:
+        got = f"{len(missing)} missing, such as {missing[0]}" if missing else f"another shape of {wrong[0]}"
         raise InputError(
-            expected=f"every weight of '{source.name}' in its safetensors files",
-            got=f"{len(missing)} missing, such as {missing[0]}",
-            remedy="check that the download is complete",
+            expected=f"every weight of '{source.name}' in its safetensors files, of the shape that config.json says",
+            got=got,
+            remedy="check that the download is complete; config.json and the weights belong together",
         )
     on = single_device(device)
     held = {name: files.read(name).to(on, DTYPES[dtype]) for name in wanted if not name.startswith(LAYER_PREFIX)}
@@ -126,8 +125,33 @@ def open_offloaded(
 
 
 def _local_folder(name: str) -> Path:
+    """The folder with the model's files; from the hub come those that are read, not every copy of the weights."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+    index = Path(snapshot_download(name, allow_patterns=[SAFE_WEIGHTS_INDEX_NAME])) / SAFE_WEIGHTS_INDEX_NAME
+    shards = _shards(index) if index.is_file() else []
+    return Path(snapshot_download(name, allow_patterns=[SAFE_WEIGHTS_NAME, *shards]))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would read; what else lies in the folder does not belong to the model."""
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [folder / SAFE_WEIGHTS_NAME]
+    if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        raise InputError(
+            expected=f"{SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} in {folder}",
+            got="neither",
+            remedy="convert the checkpoint to safetensors, or leave --offload out",
+        )
+    return [folder / shard for shard in _shards(folder / SAFE_WEIGHTS_INDEX_NAME)]
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index names."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise unreadable_weights(index, error) from error
+    return sorted(set(weight_map.values()))

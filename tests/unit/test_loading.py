@@ -1,6 +1,8 @@
 """Loading: what can be pruned is looked at before it is loaded, and the rest is refused in one clear line."""
 
+import dataclasses
 import json
+import shutil
 
 import gguf
 import pytest
@@ -182,12 +184,102 @@ def test_a_missing_weight_is_refused_and_never_made_up(saved):
         load_dense(inspect_model(str(folder)), "float32", "cpu")
 
 
-def test_weights_of_another_shape_are_refused_and_never_made_up(saved):
+READERS = {
+    "resident": lambda folder: load_dense(inspect_model(str(folder)), "float32", "cpu"),
+    "spread": lambda folder: load_dense(inspect_model(str(folder)), "float32", "auto"),
+    "offloaded": lambda folder: open_offloaded(inspect_model(str(folder)), "float32", "cpu")[0].model,
+    "evaluated or trained": load_pruned,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_weights_of_another_shape_are_refused_and_never_made_up(saved, reader):
     """S12, F6."""
     folder = saved(make_tiny("llama-8q4kv"))
     edit_config(folder, intermediate_size=80)
     with pytest.raises(InputError, match="another shape"):
-        load_dense(inspect_model(str(folder)), "float32", "cpu")
+        READERS[reader](folder)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+DAMAGE = {
+    "broken off": (lambda whole: whole[: len(whole) // 2], "check that the download is complete"),
+    "empty": (lambda whole: b"", "check that the download is complete"),
+    "a pointer": (lambda whole: LFS_POINTER, "git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_file_of_weights_that_cannot_be_read_is_refused_by_name(saved, damage, reader):
+    folder = saved(make_tiny("llama-8q4kv"), max_shard_size="100KB")
+    change, remedy = DAMAGE[damage]
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.write_bytes(change(shard.read_bytes()))
+    with pytest.raises(InputError, match=rf"{shard.name}.*{remedy}") as refusal:
+        READERS[reader](folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("reader", [name for name in READERS if name != "offloaded"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_so_is_an_older_checkpoint(tmp_path, damage, reader):
+    model, (change, remedy) = make_tiny("llama-8q4kv"), DAMAGE[damage]
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "pytorch_model.bin").write_bytes(change((tmp_path / "pytorch_model.bin").read_bytes()))
+    with pytest.raises(InputError, match=rf"pytorch_model\.bin.*{remedy}"):
+        READERS[reader](tmp_path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_shard_that_is_missing_is_refused_by_name(saved, reader):
+    folder = saved(make_tiny("llama-8q4kv"), max_shard_size="100KB")
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(InputError, match=shard.name):
+        READERS[reader](folder)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_index_that_cannot_be_read_is_refused(saved, reader):
+    folder = saved(make_tiny("llama-8q4kv"), max_shard_size="100KB")
+    (folder / "model.safetensors.index.json").write_bytes(LFS_POINTER)
+    with pytest.raises(InputError, match="dense"):
+        READERS[reader](folder)
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
+def test_offloaded_layers_come_from_the_model_s_own_files(saved, tokens, tmp_path, max_shard_size):
+    """Shards of another save and a copy of other weights beside them are not read, as transformers does not."""
+    model, folder = make_tiny("llama-8q4kv"), tmp_path / "dense"
+    make_tiny("llama-8q4kv", seed=1).save_pretrained(folder, max_shard_size="80KB")
+    (folder / "model.safetensors.index.json").unlink()
+    make_tiny("llama-8q4kv", seed=2).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder / "zz_consolidated.safetensors")
+    shards = {file.name: file.read_bytes() for file in folder.glob("model-*.safetensors")}
+    saved(model, max_shard_size=max_shard_size)  # transformers clears shards it does not write
+    for name, content in shards.items():
+        (folder / name).write_bytes(content)
+    assert torch.equal(READERS["resident"](folder)(tokens).logits, model(tokens).logits)
+    assert torch.equal(READERS["offloaded"](folder)(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
+def test_the_hub_is_asked_for_the_files_that_are_read_and_no_other_copy(saved, monkeypatch, max_shard_size):
+    """Mistral-7B-v0.3 holds its weights a second time in consolidated.safetensors."""
+    folder, asked = saved(make_tiny("llama-8q4kv"), max_shard_size=max_shard_size), []
+    own = {file.name for file in folder.glob("*.safetensors")}
+    shutil.copy(folder / min(own), folder / "consolidated.safetensors")
+
+    def snapshot_download(name, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    source = dataclasses.replace(inspect_model(str(folder)), name="some/model")
+    open_offloaded(source, "float32", "cpu")
+    assert set(asked) == {"model.safetensors", "model.safetensors.index.json", *own}
 
 
 def with_own_head(folder, change):
@@ -196,14 +288,6 @@ def with_own_head(folder, change):
     tensors["lm_head.weight"] = change(tensors["model.embed_tokens.weight"])
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-READERS = {
-    "resident": lambda folder: load_dense(inspect_model(str(folder)), "float32", "cpu"),
-    "spread": lambda folder: load_dense(inspect_model(str(folder)), "float32", "auto"),
-    "offloaded": lambda folder: open_offloaded(inspect_model(str(folder)), "float32", "cpu")[0].model,
-    "evaluated or trained": load_pruned,
-}
 
 
 @pytest.mark.parametrize("reader", READERS)
