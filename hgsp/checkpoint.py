@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import CHAT_TEMPLATE_DIR
 
 from hgsp import modeling_hgsp
 from hgsp.errors import InputError
@@ -129,7 +130,7 @@ def _bin_content(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What ``pruned_model.bin`` holds: the folder's small files and the tensors."""
     tokenizer_files = [
         path
-        for path in sorted(folder.iterdir())
+        for path in sorted([*folder.iterdir(), *(folder / CHAT_TEMPLATE_DIR).glob("*")])
         if path.is_file() and path.suffix not in (".safetensors", ".bin", ".py") and path.name not in _MODEL_FILES
     ]
     generation_config = folder / "generation_config.json"
@@ -138,7 +139,8 @@ def _bin_content(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
         "config": (folder / "config.json").read_text(),
         "generation_config": generation_config.read_text() if generation_config.exists() else None,
         "tokenizer_files": {
-            path.name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in tokenizer_files
+            path.relative_to(folder).as_posix(): torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+            for path in tokenizer_files
         },
         "state_dict": dict(state),
     }
@@ -207,8 +209,10 @@ def load_tokenizer_of(path: str | Path) -> Any:
         return load_tokenizer(str(path))
     files = _read_bin(Path(path))["tokenizer_files"]
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / CHAT_TEMPLATE_DIR).mkdir()
         for name, content in files.items():
-            (Path(folder) / Path(name).name).write_bytes(content.numpy().tobytes())
+            own = CHAT_TEMPLATE_DIR if Path(name).parent == Path(CHAT_TEMPLATE_DIR) else ""
+            Path(folder, own, Path(name).name).write_bytes(content.numpy().tobytes())
         return AutoTokenizer.from_pretrained(folder)
 
 

@@ -259,6 +259,30 @@ def test_what_the_user_had_is_still_there(make, tokenizer, folder):
         assert len(read) == len(tokenizer)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_bin_has_every_chat_template(make, tokenizer, folder, streamed):
+    """transformers puts all but the default one into a folder of their own."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": f"tools: {CHAT_TEMPLATE}"}
+    model = make("llama-8q4kv")
+    save_pruned(model, tokenizer, folder)
+    if streamed:
+        save_bin_streamed(model, model.state_dict().__getitem__, folder)
+    assert load_tokenizer_of(folder / BIN_NAME).chat_template == tokenizer.chat_template
+
+
+@pytest.mark.parametrize("name", ["../escaped.json", "additional_chat_templates/../../escaped.json"])
+def test_a_bin_puts_tokenizer_files_nowhere_else(write, folder, tmp_path, monkeypatch, name):
+    write()
+    content = torch.load(folder / BIN_NAME, weights_only=True)
+    content["tokenizer_files"][name] = torch.zeros(1, dtype=torch.uint8)
+    torch.save(content, folder / BIN_NAME)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    load_tokenizer_of(folder / BIN_NAME)
+    assert not list(tmp_path.rglob("escaped.json"))
+
+
 def test_head_dim_is_always_written(write, folder):
     """F5: Qwen2Config has no such field and would derive another."""
     write("qwen2-14q2kv")
