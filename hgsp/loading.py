@@ -63,10 +63,13 @@ def inspect_model(name: str) -> ModelSource:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer that belongs to a model name. Padding, where it is needed, is by its own token; no resize, ever."""
+    """The tokenizer that belongs to a model name. Padding, where it is needed, is by its own token; no resize, ever.
+
+    Raises:
+        InputError: there is none.
+    """
     if name.endswith(".gguf"):
-        path = Path(name)
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        return _tokenizer_in_gguf(Path(name))
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -74,6 +77,19 @@ def load_tokenizer(name: str) -> Any:
             expected=f"tokenizer files in '{name}'",
             got=_one_line(error),
             remedy="copy the tokenizer files of the model into its folder",
+        ) from error
+
+
+def _tokenizer_in_gguf(path: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except ImportError as error:
+        raise _without_gguf(error) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            expected=f"a tokenizer in '{path}'",
+            got=_one_line(error),
+            remedy="use a .gguf file that holds its tokenizer, or the folder of the model it was made from",
         ) from error
 
 
@@ -243,9 +259,7 @@ def _read_config(name: str) -> tuple[dict[str, Any], Any]:
         check_prunable(raw)
         return raw, AutoConfig.from_pretrained(name)
     except ImportError as error:
-        raise InputError(
-            expected="the packages that read .gguf files", got=_one_line(error), remedy="pip install 'hgsp[gguf]'"
-        ) from error
+        raise _without_gguf(error) from error
     except InputError:
         raise
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -254,6 +268,12 @@ def _read_config(name: str) -> tuple[dict[str, Any], Any]:
             got=f"'{name}' ({_one_line(error)})",
             remedy="check the path, or log in and go online for a hub id",
         ) from error
+
+
+def _without_gguf(error: ImportError) -> InputError:
+    return InputError(
+        expected="the packages that read .gguf files", got=_one_line(error), remedy="pip install 'hgsp[gguf]'"
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -341,7 +341,7 @@ def test_a_config_that_contradicts_itself_is_refused(saved):
         inspect_model(str(folder))
 
 
-def write_gguf(model, path):
+def write_gguf(model, path, tokenizer_model=None):
     """The model as llama.cpp's converter writes it, in float32: rows of q and k interleaved for its rotary layout."""
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -355,6 +355,8 @@ def write_gguf(model, path):
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
+    if tokenizer_model is not None:
+        writer.add_tokenizer_model(tokenizer_model)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
@@ -389,3 +391,20 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
     path.write_bytes(b"not a model" * 100)
     with pytest.raises(InputError, match=r"broken\.gguf"):
         inspect_model(str(path))
+
+
+@pytest.mark.parametrize("tokenizer_model", [None, "llama"])
+def test_a_gguf_without_a_tokenizer_is_refused(tmp_path, tokenizer_model):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(make_tiny("llama-8q4kv"), path, tokenizer_model)
+    with pytest.raises(InputError, match=r"a tokenizer in '.*tiny\.gguf'"):
+        load_tokenizer(str(path))
+
+
+def test_a_gguf_needs_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.modeling_gguf_pytorch_utils.is_gguf_available", lambda *_args: False)
+    path = tmp_path / "tiny.gguf"
+    write_gguf(make_tiny("llama-8q4kv"), path)
+    for read in (load_tokenizer, inspect_model):
+        with pytest.raises(InputError, match=r"hgsp\[gguf\]"):
+            read(str(path))
