@@ -47,7 +47,7 @@ def family_of(config: Any) -> Family:
 
 
 def check_prunable(raw_config: Mapping[str, Any]) -> None:
-    """Refuse a model by its ``config.json`` alone.
+    """Refuse a model by its ``config.json``, or by the config object made from it, as a dict.
 
     Raises:
         InputError: the architecture is not supported, uses a sliding window, or is already quantised.
@@ -69,7 +69,7 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
         raise InputError(
             expected="full attention in every layer",
             got=f"sliding-window attention (sliding_window={window})",
-            remedy="use a version without it, such as Mistral-7B-v0.3",
+            remedy='use a version without it, such as Mistral-7B-v0.3, whose config.json has "sliding_window": null',
         )
 
 

@@ -257,7 +257,9 @@ def _read_config(name: str) -> tuple[dict[str, Any], Any]:
         if not raw:
             raise OSError("no config.json")
         check_prunable(raw)
-        return raw, AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
+        check_prunable(config.to_dict())  # with the class's own defaults: Mistral's has a sliding window
+        return raw, config
     except ImportError as error:
         raise _without_gguf(error) from error
     except InputError:

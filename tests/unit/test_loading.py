@@ -131,6 +131,16 @@ def test_sliding_window_mistral_is_refused_and_v03_is_not(saved):
         inspect_model(str(folder))
 
 
+def test_a_window_that_the_config_class_brings_is_refused_too(saved):
+    """A Mistral config.json without the key has a window of 4096."""
+    folder = saved(make_tiny("mistral-8q4kv"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["sliding_window"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r'sliding_window=4096.*"sliding_window": null'):
+        inspect_model(str(folder))
+
+
 def test_a_qwen2_window_that_is_switched_off_does_not_matter(saved):
     """Qwen2.5 configs name a window and do not use it."""
     folder = saved(make_tiny("qwen2-14q2kv"))
