@@ -194,6 +194,8 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
     if is_uniform and not settings.get("writer_bias"):
         settings |= _sizes(shapes[0], queries)
         stock = _stock_type(family.model_type, settings)
+        if stock == "mistral":
+            settings.setdefault("sliding_window", None)  # its config class would bring one
         if stock is not None:
             return AutoConfig.for_model(stock, **settings)
     settings["per_layer_config"] = {index: _sizes(shape, queries) for index, shape in enumerate(shapes)}

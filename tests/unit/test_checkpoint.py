@@ -24,9 +24,10 @@ from hgsp.checkpoint import (
 )
 from hgsp.errors import InputError
 from hgsp.geometry import geometry_of
+from hgsp.loading import inspect_model
 from hgsp.selection import LayerKeep
 from hgsp.surgery import apply_plan
-from plans import mixed_plan, plan_of
+from plans import mixed_plan, plan_dropping, plan_of
 
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 
@@ -380,3 +381,11 @@ def test_a_bin_written_tensor_by_tensor_equals_one_written_at_once(write, folder
 def test_files_are_readable_by_others(write, folder):
     write()
     assert all(path.stat().st_mode & stat.S_IROTH for path in folder.iterdir())
+
+
+def test_a_llama_that_became_a_mistral_can_be_pruned_again(make, tokenizer, folder):
+    """Which is refused for one with a sliding window, the default of its config class."""
+    model = make("llama-8q4kv")
+    save_pruned(apply_plan(model, plan_dropping(model, kv={i: [1] for i in range(3)})), tokenizer, folder)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "mistral"
+    assert inspect_model(str(folder)).config.sliding_window is None

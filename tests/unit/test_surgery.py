@@ -262,6 +262,7 @@ def test_llama_with_a_head_count_it_refuses_becomes_the_mistral_that_computes_th
     model = make("llama-8q4kv")
     pruned = cut(model, plan_dropping(model, kv={i: [1] for i in range(3)}))
     assert type(pruned) is MistralForCausalLM
+    assert pruned.config.sliding_window is None  # by default it would be 4096
     ours = cut(model, plan_dropping(model, kv={i: [1] for i in range(3)}, mlp={0: [5]}))
     assert ours.config.model_type == "hgsp_llama"
     ours.model.layers[0].mlp = pruned.model.layers[0].mlp  # now the same weights through our Llama class
