@@ -40,8 +40,12 @@ class ModelSource:
         return self.name.endswith(".gguf")
 
 
-def inspect_model(name: str) -> ModelSource:
+def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
     """Read config and geometry; no weights are touched (a .gguf file's header is read).
+
+    Args:
+        name: hub id, folder or .gguf file.
+        dtype: name of the one that weights will be used in; one that cannot hold them is a warning.
 
     Raises:
         InputError: not found, unsupported architecture, sliding window, mixture of experts, quantised weights.
@@ -50,6 +54,8 @@ def inspect_model(name: str) -> ModelSource:
     warnings = []
     if not name.endswith(".gguf") and raw.get("num_key_value_heads") is None:
         warnings.append("config.json has no num_key_value_heads: taken as multi-head attention (GQA ratio 1)")
+    if dtype == "float16" and config.dtype == torch.bfloat16:
+        warnings.append("weights stored in bfloat16 are used in float16, whose range is smaller: values may overflow")
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     skeleton.tie_weights()

@@ -77,7 +77,7 @@ def prepare(config: PruneConfig) -> Request:
             folders.check_target(target, config.overwrite, "--results_dir or --output_name", _read_by(config))
         if config.spill_dir:
             folders.refuse_unwritable(Path(config.spill_dir), "--spill_dir")
-    source = inspect_model(config.base_model)
+    source = inspect_model(config.base_model, config.dtype)
     if config.reads_text:
         check_positions(source.config, "--seq_len", config.seq_len)
     if config.evaluation_texts:

@@ -355,7 +355,7 @@ def test_an_existing_result_is_refused_before_any_work_and_replaced_with_overwri
     prune, tmp_path, capsys, monkeypatch
 ):
     earlier_result(tmp_path / "out")
-    monkeypatch.setattr("hgsp.request.inspect_model", lambda name: pytest.fail("looked at the model"))
+    monkeypatch.setattr("hgsp.request.inspect_model", lambda *_args: pytest.fail("looked at the model"))
     assert prune(tmp_path) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert everything_in(tmp_path) == ["out", "out/mine", "out/pruning_analysis.json"]
@@ -654,3 +654,9 @@ def test_the_command_that_is_proposed_next_can_be_pasted(prune, tmp_path, capsys
     output = capsys.readouterr()
     line = next(line for line in (output.out + output.err).splitlines() if line.startswith("next: "))
     assert str(tmp_path / "my results" / "out") in shlex.split(line)
+def test_float16_of_a_bfloat16_model_is_a_warning_in_the_report(prune, tokenizer, tmp_path):
+    make_tiny("llama-8q4kv").bfloat16().save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert prune(tmp_path, "--dtype", "float16", "--skip_evaluation", model=tmp_path / "base") == 0
+    (warning,) = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())["warnings"]
+    assert "overflow" in warning

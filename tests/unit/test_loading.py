@@ -98,6 +98,16 @@ def test_a_config_without_kv_heads_is_multi_head_attention_with_a_warning(saved)
     assert "num_key_value_heads" in warning
 
 
+@pytest.mark.parametrize(
+    ("stored", "used", "warns"),
+    [("bfloat16", "float16", True), ("bfloat16", "bfloat16", False), ("float32", "float16", False)],
+)
+def test_float16_of_a_bfloat16_checkpoint_is_a_warning(saved, stored, used, warns):
+    """S47: what was trained in bfloat16 may overflow in float16."""
+    folder = saved(make_tiny("llama-8q4kv").to(getattr(torch, stored)))
+    assert any("overflow" in warning for warning in inspect_model(str(folder), used).warnings) == warns
+
+
 REFUSED = {
     "gpt2": (GPT2Config(n_layer=1, n_embd=16, n_head=2), "unsupported architecture 'gpt2'"),
     "mixtral": (MixtralConfig(), r"'mixtral' \(mixture of experts\)"),
