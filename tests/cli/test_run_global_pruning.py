@@ -654,6 +654,8 @@ def test_the_command_that_is_proposed_next_can_be_pasted(prune, tmp_path, capsys
     output = capsys.readouterr()
     line = next(line for line in (output.out + output.err).splitlines() if line.startswith("next: "))
     assert str(tmp_path / "my results" / "out") in shlex.split(line)
+
+
 def test_float16_of_a_bfloat16_model_is_a_warning_in_the_report(prune, tokenizer, tmp_path):
     make_tiny("llama-8q4kv").bfloat16().save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
