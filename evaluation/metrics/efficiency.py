@@ -82,9 +82,11 @@ def static_costs(model: Any) -> Static:
 
 
 def _cache_tensors(cache: Any) -> Iterator[Tensor]:
+    """Keys and values; there is room for every layer, which one without attention leaves empty."""
     for layer in cache.layers:
-        yield layer.keys
-        yield layer.values
+        if layer.keys is not None:
+            yield layer.keys
+            yield layer.values
 
 
 def _query_width(model: Any) -> int:

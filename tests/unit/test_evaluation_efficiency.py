@@ -49,6 +49,15 @@ def test_costs_of_a_model_without_a_layer(make):
     check_costs(apply_plan(model, plan_dropping(model, layers=[1])))
 
 
+@pytest.mark.parametrize("layers", [[0], [1, 2]])
+def test_a_model_with_layers_without_attention(make, layers):
+    """The cache has an entry for every layer that the config counts, and theirs is never filled."""
+    model = make("llama-8q4kv")
+    pruned = apply_plan(model, plan_dropping(model, kv={layer: range(4) for layer in layers}))
+    check_costs(pruned)
+    assert measure_timings({"pruned": pruned}, SMALL)["pruned"][4].decode_ms > 0
+
+
 def test_models_take_turns_and_the_first_round_does_not_count(make, monkeypatch):
     order = []
 
