@@ -15,9 +15,8 @@ import torch
 
 import hgsp
 from evaluation.config import EvaluationConfig
-from evaluation.models import ModelUnderTest
 from evaluation.report import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
-from evaluation.results import DENSE, DONE, FAILED, PRUNED, Results, TaskResult, canonical_path, write_atomically
+from evaluation.results import DENSE, DONE, PRUNED, Results, TaskResult, canonical_path, write_atomically
 from evaluation.tasks import EFFICIENCY, is_text
 from hgsp.data import texts_of
 from hgsp.folders import refuse_unwritable
@@ -74,14 +73,8 @@ def device_name(device: str) -> str:
     return next(models, platform.processor() or platform.machine())
 
 
-def finish(
-    config: EvaluationConfig,
-    results: Results,
-    models: Sequence[ModelUnderTest],
-    folder: Path,
-    origin: Mapping[str, Any],
-) -> int:
-    """Write results.json and results.md, show the table. Returns 1 if a task of this run failed, else 0."""
+def finish(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
+    """Write results.json and results.md, show the table."""
     analysis = pruning_analysis(results)
     collapsed = has_collapsed(results.results, analysis)
     warnings = same_corpus_warnings(results.results, analysis) + busy_warnings(results.results)
@@ -106,8 +99,6 @@ def finish(
         LOG.warning("%s", warning)
     show(terminal_table(results, title))
     LOG.info("results: %s", folder / "results.json")
-    asked = {(model.role, task) for model in models for task in config.task_names}
-    return int(any(item.status == FAILED and (item.role, item.task) in asked for item in results.results))
 
 
 def pruning_analysis(results: Results) -> dict[str, Any]:

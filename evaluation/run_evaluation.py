@@ -65,9 +65,9 @@ def evaluate(config: EvaluationConfig, command: str) -> int:
         leave_processes()
         if not is_main:
             return 0
-        code = closing.finish(config, results, models, folder, closing.provenance(command, device))
+        closing.finish(results, folder, closing.provenance(command, device))
         log.copy_to(folder / "evaluation.log")
-    return code
+    return int(runner.has_failed)
 
 
 if __name__ == "__main__":

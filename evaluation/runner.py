@@ -27,13 +27,17 @@ FAILURES = (ArithmeticError, ImportError, LookupError, MemoryError, OSError, Run
 
 
 class Runner:
-    """Measures what is missing in ``results``. Only the main process records and writes."""
+    """Measures what is missing in ``results``. Only the main process records and writes.
+
+    ``has_failed``: whether a task of this run did; ``results`` may hold failures of earlier ones.
+    """
 
     def __init__(
         self, config: EvaluationConfig, device: str, tokenizer: Any, fingerprint: str, results: Results
     ) -> None:
         self._config, self._device, self._tokenizer = config, device, tokenizer
         self._fingerprint, self.results = fingerprint, results
+        self.has_failed = False
 
     def run(self, models: Sequence[ModelUnderTest], jobs: Sequence[Job]) -> None:
         """All jobs on all models, one model in memory at a time."""
@@ -61,6 +65,7 @@ class Runner:
         self.results.add(result)
         self.results.write({})
         if result.status == FAILED:
+            self.has_failed = True
             LOG.error("%s, %s: FAILED: %s", result.role, result.task, result.reason)
         else:
             values = ", ".join(f"{metric.name} {format_metric(metric)}" for metric in result.metrics)

@@ -164,6 +164,17 @@ def test_a_task_that_fails_while_running_keeps_the_others(evaluate, pruned, monk
     assert set(statuses(pruned / "evaluation").values()) == {"done"}
 
 
+def test_a_failure_of_an_earlier_run_does_not_fail_this_one(evaluate, saved, make):
+    large = make("llama-8q4kv")
+    with torch.no_grad():
+        large.model.embed_tokens.weight.mul_(1e7)  # the norms undo it, float16 cannot hold it
+    folder = saved(large, "large")
+    for dtype, code in (("float16", 1), ("float32", 0), ("float32", 0), ("float16", 1)):
+        assert evaluate(folder, "--tasks", "wikitext", "--dtype", dtype) == code
+    found = {item["request"]["dtype"]: item["status"] for item in stored(folder / "evaluation")["results"]}
+    assert found == {"float16": "failed", "float32": "done"}
+
+
 def test_a_damaged_task_file_and_an_empty_text_cost_no_other_its_result(evaluate, pruned, data, tmp_path):
     (data / "tasks/piqa_valid-labels.lst").write_text("0\n0\n1\n")
     for name, content in (("empty.txt", ""), ("letter.txt", "a")):
