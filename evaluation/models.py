@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,10 +35,11 @@ PATIENCE = timedelta(weeks=1)
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """One column: a role, what the user called the model, and the identity of its weights."""
+    """One column: a role, what the user called the model, its config, and the identity of its weights."""
 
     role: str
     name: str
+    config: Any
     identity: str
 
     @property
@@ -51,7 +52,8 @@ def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
     """The columns asked for, dense first.
 
     Raises:
-        InputError: a path does not exist, a folder holds no weights, or a window is longer than a model allows.
+        InputError: a path does not exist, a folder holds no weights, a config cannot be had, or a window is longer than
+            a model allows.
     """
     names = {
         DENSE: config.base_model if config.compare else None,
@@ -61,10 +63,11 @@ def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
     for name in (config.base_model, *names.values()):
         if name is not None:
             refuse_missing(name)
+    models = [_looked_at(role, name) for role, name in names.items() if name is not None]
     if config.seq_len is not None and any(is_text(task) for task in config.task_names):
-        for name in filter(None, names.values()):
-            _refuse_long_windows(name, config.seq_len)
-    return [ModelUnderTest(role, name, model_identity(name)) for role, name in names.items() if name is not None]
+        for model, length in itertools.product(models, config.seq_len):
+            window_length(model.config, length)
+    return models
 
 
 def refuse_missing(name: str) -> None:
@@ -88,10 +91,10 @@ def refuse_missing(name: str) -> None:
         )
 
 
-def _refuse_long_windows(name: str, lengths: Sequence[int]) -> None:
+def _looked_at(role: str, name: str) -> ModelUnderTest:
+    """The config first: that it is in the cache is what tells a hub id's commit."""
     config = inspect_model(name).config if name.endswith(".gguf") else config_of(name)
-    for length in lengths:
-        window_length(config, length)
+    return ModelUnderTest(role, name, config, model_identity(name))
 
 
 def own_device(device: str | None) -> str:

@@ -4,9 +4,13 @@ import json
 import math
 import os
 
+import huggingface_hub
 import pytest
+from transformers import AutoConfig
 
 from evaluation import results as results_module
+from evaluation.config import EvaluationConfig
+from evaluation.models import models_under_test
 from evaluation.results import (
     DENSE,
     DONE,
@@ -147,3 +151,19 @@ def test_identity_changes_with_the_weights_and_not_with_reports(tmp_path):
 
 def test_a_hub_id_that_is_not_cached_is_its_own_identity():
     assert model_identity("nobody/nothing") == "nobody/nothing"
+
+
+def test_a_hub_model_is_identified_by_its_commit_from_the_first_run_on(make, tmp_path, monkeypatch):
+    """It is in the cache once config.json was asked for."""
+    cached = tmp_path / "snapshots" / "commit" / "config.json"
+
+    def download(name):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        cached.touch()
+        return make("llama-8q4kv").config
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(cached) if cached.exists() else None)
+    config = EvaluationConfig(model_path="some/model")
+    identities = [model.identity for _ in range(2) for model in models_under_test(config)]
+    assert identities == ["some/model@commit"] * 2
