@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from evaluation.config import EvaluationConfig
 from evaluation.metrics.ppl import bos_token, window_length
 from evaluation.results import DENSE, PRUNED, RECOVERED, canonical_path, model_identity
-from evaluation.tasks import is_text
+from evaluation.tasks import EFFICIENCY, is_text
 from hgsp.checkpoint import config_of, load_pruned, load_tokenizer_of
 from hgsp.devices import resolve_device
 from hgsp.distributed import join_processes
@@ -126,22 +127,18 @@ def load_model(name: str, dtype: str | None, device: str) -> Any:
     return load_pruned(name, device=device, dtype=None if dtype is None else DTYPES[dtype])
 
 
-def load_checked(model: ModelUnderTest, config: EvaluationConfig, device: str, tokenizer: Any) -> Any:
-    """Load a column's model and refuse a tokenizer that is not for it."""
-    loaded = load_model(model.name, config.dtype, device)
-    check_vocabulary(loaded.get_input_embeddings().weight.shape[0], tokenizer)
-    return loaded
-
-
-def tokenizer_of(config: EvaluationConfig) -> Any:
+def tokenizer_of(config: EvaluationConfig, models: Sequence[ModelUnderTest]) -> Any:
     """The dense model's tokenizer if it is named, else the one saved with the model.
 
     Raises:
-        InputError: there is none, or none with the BOS token that was asked for.
+        InputError: there is none, or none with the BOS token that was asked for, or it is not for one of the models.
     """
     tokenizer = load_tokenizer_of(config.base_model or config.model_path)
     if config.add_bos:
         bos_token(tokenizer)
+    if config.task_names != (EFFICIENCY,):
+        for model in models:
+            check_vocabulary(model.config.get_text_config().vocab_size, tokenizer)
     return tokenizer
 
 

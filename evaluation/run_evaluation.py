@@ -50,7 +50,7 @@ def evaluate(config: EvaluationConfig, command: str) -> int:
         results = Results.open(folder)
         for model in models:
             results.enter(model.role, model.path, model.identity)
-        tokenizer = tokenizer_of(config)
+        tokenizer = tokenizer_of(config, models)
         device = own_device(config.device)
         if is_main_process():
             LOG.info("command: %s", command)

@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 from evaluation.config import EvaluationConfig
 from evaluation.jobs import Job, Measured
-from evaluation.models import ModelUnderTest, load_checked
+from evaluation.models import ModelUnderTest, load_model
 from evaluation.report import format_metric
 from evaluation.results import DONE, FAILED, Results, TaskResult
 from hgsp.distributed import is_main_process, wait_for_all
@@ -46,7 +46,7 @@ class Runner:
             if not pending:
                 continue
             LOG.info("%s: loading %s", model.role, model.name)
-            loaded = load_checked(model, self._config, self._device, self._tokenizer)
+            loaded = load_model(model.name, self._config.dtype, self._device)
             for index in pending:
                 self._run_one(model, loaded, jobs[index])
             del loaded

@@ -75,7 +75,7 @@ def test_a_model_too_large_for_the_memory_says_what_to_try_here(evaluate, pruned
     def full(*arguments, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-    monkeypatch.setattr("evaluation.models.load_model", full)
+    monkeypatch.setattr("evaluation.runner.load_model", full)
     assert evaluate(pruned, "--tasks", "wikitext,c4") == 1
     error = capsys.readouterr().err
     assert "out of memory" in error
@@ -90,13 +90,19 @@ def test_the_hubs_retries_are_not_our_output(evaluate, pruned):
     assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
 
-def test_a_tokenizer_of_another_model_is_refused(evaluate, pruned, saved, make, capsys):
-    small = make_tiny("llama-8q4kv", vocab_size=200, bos_token_id=1, eos_token_id=2)
-    folder = saved(small, "small")
-    for task in ("wikitext", "lambada"):
-        assert evaluate(folder, "--tasks", task) == 2
+def test_a_tokenizer_of_another_model_is_refused_before_anything_is_loaded(
+    evaluate, pruned, saved, monkeypatch, capsys
+):
+    no_weights(monkeypatch)
+    small = saved(make_tiny("llama-8q4kv", vocab_size=200, bos_token_id=1, eos_token_id=2), "small")
+    for model, flags in (
+        (small, ("--tasks", "wikitext")),
+        (small, ("--tasks", "lambada")),
+        (pruned, ("--tasks", "wikitext", "--recovered_model", small)),
+    ):
+        assert evaluate(model, *flags) == 2
         assert "at most 200 tokens" in capsys.readouterr().err
-    assert not (folder / "evaluation").exists()
+        assert not (model / "evaluation").exists()
 
 
 def test_a_window_longer_than_a_model_is_refused_before_anything_is_loaded(
@@ -108,6 +114,7 @@ def test_a_window_longer_than_a_model_is_refused_before_anything_is_loaded(
         (pruned, ("--seq_len", "64", "4096"), 512),
         (pruned / "pruned_model.bin", ("--seq_len", "513"), 512),
         (pruned, ("--seq_len", "128", "--base_model", short, "--compare"), 64),
+        (pruned, ("--seq_len", "128", "--recovered_model", short), 64),
     ):
         assert evaluate(model, "--tasks", "wikitext", *flags) == 2
         assert f"2 to {limit} tokens" in capsys.readouterr().err
