@@ -98,6 +98,13 @@ def _looked_at(role: str, name: str) -> ModelUnderTest:
     return ModelUnderTest(role, name, config, model_identity(name))
 
 
+def overflow_warnings(models: Sequence[ModelUnderTest], dtype: str | None) -> list[str]:
+    """Say so where float16 may not hold what a model computes: bfloat16 reaches as far as float32, float16 to 65504."""
+    stored = {model.name: model.config.dtype for model in models}
+    names = [name for name, own in stored.items() if dtype == "float16" and own == torch.bfloat16]
+    return [f"--dtype float16: {name} is stored in bfloat16 and may overflow; prefer bfloat16" for name in names]
+
+
 def own_device(device: str | None) -> str:
     """The device to run on; under ``accelerate launch`` this process's own, after joining the others."""
     own = resolve_device(device)

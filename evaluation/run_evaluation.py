@@ -36,7 +36,13 @@ def evaluate(config: EvaluationConfig, command: str) -> int:
     quiet_libraries()
     from evaluation import closing
     from evaluation.jobs import prepare_jobs
-    from evaluation.models import models_under_test, own_device, tokenizer_fingerprint, tokenizer_of
+    from evaluation.models import (
+        models_under_test,
+        overflow_warnings,
+        own_device,
+        tokenizer_fingerprint,
+        tokenizer_of,
+    )
     from evaluation.results import Results
     from evaluation.runner import Runner
     from evaluation.side_by_side import run_efficiency
@@ -54,6 +60,8 @@ def evaluate(config: EvaluationConfig, command: str) -> int:
         device = own_device(config.device)
         if is_main_process():
             LOG.info("command: %s", command)
+            for warning in overflow_warnings(models, config.dtype):
+                LOG.warning("%s", warning)
         jobs, failures = prepare_jobs(config)
         runner = Runner(config, device, tokenizer, tokenizer_fingerprint(tokenizer), results)
         runner.fail(models, failures)

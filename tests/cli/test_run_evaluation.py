@@ -215,6 +215,16 @@ def test_nan_logits_fail_the_task_and_never_become_a_number(evaluate, saved, mak
     assert "NaN" not in (folder / "evaluation/results.json").read_text()
 
 
+def test_float16_for_a_bfloat16_model_is_warned_of(evaluate, saved, make, dense, capsys):
+    """S47."""
+    folder = saved(make("llama-8q4kv").bfloat16(), "stored-in-bfloat16")
+    flags = ("--base_model", dense, "--compare", "--tasks", "wikitext", "--dtype")
+    for dtype, said in (("float16", True), ("float32", False)):
+        assert evaluate(folder, *flags, dtype) == 0
+        shown = [line for line in capsys.readouterr().err.splitlines() if "overflow" in line]
+        assert [str(folder) in line for line in shown] == [True] * said
+
+
 def test_a_collapsed_model_is_called_so_loudly(evaluate, saved, make, dense, capsys):
     sharpened = make("llama-8q4kv")
     with torch.no_grad():
