@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 import hgsp
 from evaluation.config import EvaluationConfig
 from evaluation.report import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
-from evaluation.results import DENSE, DONE, PRUNED, Results, TaskResult, canonical_path, write_atomically
+from evaluation.results import DENSE, DONE, PRUNED, RECOVERED, Results, TaskResult, canonical_path, write_atomically
 from evaluation.tasks import EFFICIENCY, is_text
 from hgsp.data import texts_of
 from hgsp.folders import refuse_unwritable
@@ -77,7 +78,8 @@ def finish(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
     """Write results.json and results.md, show the table."""
     analysis = pruning_analysis(results)
     collapsed = has_collapsed(results.results, analysis)
-    warnings = same_corpus_warnings(results.results, analysis) + busy_warnings(results.results)
+    warnings = same_corpus_warnings(results.results, analysis)
+    warnings += harm_warnings(results.results) + busy_warnings(results.results)
     if collapsed:
         warnings.append(
             f"COLLAPSED: token perplexity is more than {COLLAPSE_FACTOR:.0f} times the dense model's; "
@@ -152,6 +154,20 @@ def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, A
         for corpus in texts_of(calibration)
         if corpus in evaluated
     ]
+
+
+def harm_warnings(results: Sequence[TaskResult]) -> list[str]:
+    """Say so where the recovered model's perplexity is higher than the pruned one's by the same protocol."""
+    ppl = {
+        (item.role, item.key): item.by_name["token_ppl"].value
+        for item in results
+        if item.status == DONE and is_text(item.task)
+    }
+    harmed = (
+        item.task for item in results if ppl.get((RECOVERED, item.key), 0) > ppl.get((PRUNED, item.key), math.inf)
+    )
+    worse = ", ".join(dict.fromkeys(harmed))
+    return [f"RECOVERY MADE IT WORSE: perplexity on {worse} is higher than the pruned model's"] if worse else []
 
 
 def busy_warnings(results: Sequence[TaskResult]) -> list[str]:

@@ -50,13 +50,18 @@ def test_a_model_compared_with_itself_is_one_in_everything(evaluate, dense, monk
 
 
 def test_a_third_column_is_the_recovered_model(evaluate, pruned, dense, saved, make):
-    recovered = saved(make("llama-8q4kv", seed=1), "recovered")
+    spoiled = make("llama-8q4kv", seed=1)
+    with torch.no_grad():
+        spoiled.lm_head.weight.mul_(2)
+    recovered = saved(spoiled, "recovered")
     flags = ("--base_model", dense, "--compare", "--recovered_model", recovered, "--tasks", "wikitext")
     assert evaluate(pruned, *flags) == 0
     content = stored(pruned / "evaluation")
     assert list(content["models"]) == ["dense", "pruned", "recovered"]
     assert [item["role"] for item in content["comparison"]] == ["pruned", "recovered"]
     assert "| dense | pruned | vs dense | recovered | vs dense |" in (pruned / "evaluation/results.md").read_text()
+    (warning,) = content["warnings"]
+    assert "RECOVERY MADE IT WORSE" in warning  # S24: said, and no failure
 
 
 def test_several_window_lengths_stand_side_by_side(evaluate, pruned):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from evaluation.closing import busy_warnings, has_collapsed, same_corpus_warnings
+from evaluation.closing import busy_warnings, harm_warnings, has_collapsed, same_corpus_warnings
 from evaluation.metrics.zeroshot import ZERO_SHOT, averages
 from evaluation.report import comparison, comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 from evaluation.results import DENSE, DONE, FAILED, PRUNED, RECOVERED, Metric, Results, TaskResult
@@ -160,6 +160,15 @@ def test_every_text_of_a_calibration_counts(listed):
     c4 = replace(ppl(PRUNED, 20.0), task="c4")
     warnings = same_corpus_warnings([ppl(PRUNED, 20.0), c4], analysis)
     assert [warning.partition("evaluated on ")[2].partition(" ")[0] for warning in warnings] == ["c4", "wikitext2"]
+
+
+def test_a_recovery_that_does_harm_is_said():
+    """S24."""
+    c4 = replace(ppl(RECOVERED, 21.0, limit=1), task="c4")
+    (warning,) = harm_warnings([ppl(PRUNED, 20.0), ppl(RECOVERED, 20.1), ppl(DENSE, 30.0), c4])
+    assert "wikitext2 is higher" in warning
+    for others in ([ppl(RECOVERED, 20.0)], [ppl(RECOVERED, 30.0, limit=1)], [ppl(DENSE, 30.0)], []):
+        assert harm_warnings([ppl(PRUNED, 20.0), *others]) == []
 
 
 @pytest.mark.parametrize(("unrest", "said"), [(1.5, False), (1.6, True)])
