@@ -72,7 +72,8 @@ def save_streamed(
     if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
         shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
     if generation_config is not None:
-        generation_config.save_pretrained(folder)
+        # as it is: save_pretrained would refuse what some published models have, such as a temperature without sampling
+        generation_config.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
 
 

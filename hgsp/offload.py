@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hgsp.errors import InputError
@@ -120,6 +121,8 @@ def open_offloaded(
     if "lm_head.weight" in held:
         refuse_own_head(model)
     model.tie_weights()
+    with suppress(OSError):  # without the file it is made from the config, as the skeleton's is
+        model.generation_config = GenerationConfig.from_pretrained(source.name)
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
     return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
 

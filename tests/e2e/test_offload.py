@@ -29,6 +29,7 @@ def test_offload_equals_resident(saved, tmp_path, name, dtype):
     """Scores, kept indices, tensors, the .bin and perplexities; the dense model lies in several files."""
     model = make_tiny(name, vocab_size=272).to(getattr(torch, dtype))  # Qwen2 tokenizers add tokens of their own
     base = saved(model, max_shard_size="60KB")
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 10], "temperature": 0.6}))
     assert len(list(base.glob("*.safetensors"))) > 2
     resident = prune(base, tmp_path / "resident", "--dtype", dtype)
     offloaded = prune(base, tmp_path / "offloaded", "--dtype", dtype, "--offload")
@@ -41,5 +42,8 @@ def test_offload_equals_resident(saved, tmp_path, name, dtype):
     assert in_bin.keys() == expected.keys()
     assert all(torch.equal(in_bin[key], tensor) for key, tensor in expected.items())
     analyses = [json.loads((folder / "pruning_analysis.json").read_text()) for folder in (resident, offloaded)]
+    generating = [json.loads((folder / "generation_config.json").read_text()) for folder in (resident, offloaded)]
+    assert generating[0] == generating[1]
+    assert (generating[0]["eos_token_id"], generating[0]["temperature"]) == ([257, 10], 0.6)
     for when in ("before", "after"):
         assert analyses[0]["evaluation"][when] == analyses[1]["evaluation"][when]

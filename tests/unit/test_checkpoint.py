@@ -389,3 +389,14 @@ def test_a_llama_that_became_a_mistral_can_be_pruned_again(make, tokenizer, fold
     save_pruned(apply_plan(model, plan_dropping(model, kv={i: [1] for i in range(3)})), tokenizer, folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "mistral"
     assert inspect_model(str(folder)).config.sliding_window is None
+
+
+def test_a_generation_config_that_is_not_strict_survives_the_bin_and_saving_again(make, tokenizer, tmp_path):
+    """A temperature without sampling, as some published models have; transformers refuses to save it."""
+    model = make("llama-8q4kv")
+    model.generation_config.temperature = 0.6
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+    save_pruned(apply_plan(model, mixed_plan(model)), tokenizer, tmp_path / "once")
+    save_pruned(load_pruned(tmp_path / "once" / "pruned_model.bin"), tokenizer, tmp_path / "again")
+    assert load_pruned(tmp_path / "again").generation_config.temperature == 0.6
