@@ -42,7 +42,7 @@ def prune(config: PruneConfig, command: str) -> int:
     from hgsp.logs import LogFile, show
     from hgsp.opened import open_model
     from hgsp.progress import Timings, terminal
-    from hgsp.request import Calibrations, draw_calibrations, prepare, result_folder, search_file
+    from hgsp.request import Calibrations, draw_calibrations, prepare, result_folder, unfinished
 
     request = prepare(config)
     warnings = list(request.source.warnings)
@@ -90,10 +90,10 @@ def prune(config: PruneConfig, command: str) -> int:
             if number and not config.offload:
                 with seconds.stage("load"):
                     opened = open_model(config, request.source, request.device)  # surgery consumed the last one
-            unfinished = search_file(request, ratio)
+            state = unfinished(request, ratio)
             with result_folder(request, ratio) as folder:
                 decision, rebuilt = pipeline.cut_in_rounds(
-                    request, opened, scores, budget, calibrations, folder, unfinished, seconds, terminal
+                    request, opened, scores, budget, calibrations, folder, state, seconds, terminal
                 )
                 with seconds.stage("save"):
                     pruned = pipeline.write_result(request, opened, decision, scores, tokenizer, folder, rebuilt)
@@ -112,7 +112,7 @@ def prune(config: PruneConfig, command: str) -> int:
                     rebuilt=rebuilt,
                 )
                 _finish(content, folder, log, request.folder(ratio))
-            unfinished.unlink(missing_ok=True)
+            state.remove()
             del pruned
     del opened
     return recover_all(recoveries, command)

@@ -3,8 +3,8 @@
 
 Perplexity and KL to the dense model on the same windows, and with --tasks the mean zero-shot accuracy. A way is a
 function in WAYS from the bench and the parameters to remove to the pruned model; published methods are in baselines/.
-Cells already in the output file are not computed again, the dense model's included; scores and searches are kept
-beside it.
+Cells already in the output file are not computed again, the dense model's included; scores, searches and finished
+layers of reconstructions are kept beside it.
 
     python benchmarks/quality.py --base_model MODEL --calibrate wiki.valid.raw --evaluate wiki.test.raw c4.jsonl \\
         --ways fisher+lstsq llm-pruner flap-published --ratios 0.2 0.3 0.5 --output quality.json \\
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import itertools
 import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from hgsp.calibration import build_calibration, tokenize
 from hgsp.cli import quiet_libraries
 from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.data import CALIBRATE, EVALUATE, load_text
+from hgsp.finished_layers import FinishedLayers
 from hgsp.geometry import geometry_of
 from hgsp.importance import METHODS
 from hgsp.layerwise import Decoder
@@ -213,9 +215,21 @@ class Bench:
     def reconstructed(self, model: Any, plan: Any, num_sequences: int | None = None, whole_blocks: bool = False) -> Any:
         """The pruned model with its writers, or blocks, refitted; consumes the dense one."""
         options = self._options
-        calibration, pruned = self.calibration(num_sequences or options.reconstruct_nsamples), surgery(model, plan)
-        reconstruct(Decoder(model), pruned, calibration, batch_size=options.batch_size, whole_blocks=whole_blocks)
-        return apply_plan(model, plan, pruned.replaced)
+        calibration = self.calibration(num_sequences or options.reconstruct_nsamples)
+        asked = [[asdict(keep) for keep in plan.layers], plan.writer_bias, whole_blocks, calibration.sha256]
+        fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        finished = FinishedLayers(options.output.with_suffix(f".{fingerprint[:12]}"), fingerprint)
+        reconstruct(
+            Decoder(model),
+            surgery(model, plan, finished.tensors),
+            calibration,
+            batch_size=options.batch_size,
+            whole_blocks=whole_blocks,
+            finished=finished,
+        )
+        pruned = apply_plan(model, plan, finished.tensors)
+        finished.close()
+        return pruned
 
     def _scores(self, method: str, labels: str, num_sequences: int) -> Scores:
         path = self._options.output.with_suffix(f".{method}.{labels}.{num_sequences}.npz")
@@ -234,9 +248,9 @@ class Bench:
         return Scores.read(path)
 
 
-def surgery(model: Any, plan: Any) -> Surgery:
+def surgery(model: Any, plan: Any, replaced: Any = None) -> Surgery:
     """The pruned model's tensors, cut from a model in memory."""
-    return Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
+    return Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
 
 
 def cut_only(bench: Bench, budget: int, method: str, search_steps: int = 0, labels: str = "text") -> Any:

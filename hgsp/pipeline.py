@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hgsp.as_cut import decoder_as_cut
 from hgsp.calibration import Calibration
 from hgsp.config import PruneConfig, ScoringConfig
 from hgsp.decision import Cut, cut, search_budget
+from hgsp.finished_layers import FinishedLayers
 from hgsp.importance import METHODS
 from hgsp.loading import inspect_model
 from hgsp.offload import open_offloaded
@@ -20,7 +23,7 @@ from hgsp.opened import OpenModel
 from hgsp.prior import perplexity_influence
 from hgsp.progress import Progress, Timings, silent
 from hgsp.reconstruct import Reconstruction, reconstruct
-from hgsp.request import Calibrations, Request
+from hgsp.request import Calibrations, Request, Unfinished
 from hgsp.scores import Scores
 from hgsp.scoring import ScoringOptions, score_groups
 from hgsp.selection import PrunePlan, kept_mask
@@ -37,10 +40,14 @@ OFFLOAD_SHARD_BYTES = 10**9
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """Reconstructed weights of the pruned model, in files, and what the reconstruction found."""
+    """Reconstructed layers of the pruned model, in files, and what the reconstruction found."""
 
-    tensors: SpilledTensors
+    layers: FinishedLayers
     found: Reconstruction
+
+    @property
+    def tensors(self) -> SpilledTensors:
+        return self.layers.tensors
 
 
 def score(
@@ -113,7 +120,7 @@ def cut_in_rounds(
     budget: int,
     calibrations: Calibrations,
     folder: Path,
-    state_file: Path,
+    unfinished: Unfinished,
     timings: Timings,
     progress: Progress = silent,
 ) -> tuple[Cut, Rebuilt | None]:
@@ -136,12 +143,14 @@ def cut_in_rounds(
         if number == rounds and calibrations.searching is not None:
             with timings.stage("search"):
                 decision = search_budget(
-                    request, opened, decision, calibrations.searching, folder, state_file, progress
+                    request, opened, decision, calibrations.searching, folder, unfinished.search, progress
                 )
         rebuilt = None
         if calibrations.rebuilding is not None:
             with timings.stage("reconstruct"):
-                rebuilt = reconstruct_writers(request, opened, decision.plan, calibrations.rebuilding, folder, progress)
+                rebuilt = reconstruct_writers(
+                    request, opened, decision.plan, calibrations.rebuilding, folder, unfinished.reconstruction, progress
+                )
         if number == rounds:
             break
         with timings.stage("score"):
@@ -149,7 +158,7 @@ def cut_in_rounds(
             left = replace(opened, decoder=decoder_as_cut(opened.decoder, surgery))
             scores, earlier = score(config, left, calibrations.scoring, progress), decision.plan
         if rebuilt is not None:
-            rebuilt.tensors.close()
+            rebuilt.layers.close()
     return decision, rebuilt
 
 
@@ -159,28 +168,39 @@ def reconstruct_writers(
     plan: PrunePlan,
     calibration: Calibration,
     folder: Path,
+    state_folder: Path,
     progress: Progress = silent,
 ) -> Rebuilt:
     """Refit the writers of the pruned model that the plan makes; the dense one is only read.
 
-    The new weights wait in files below ``folder`` until ``write_result`` has written them; with ``--offload`` the two
-    residual streams lie there too, unless ``--spill_dir`` names another folder.
+    The new weights are kept in ``state_folder`` layer by layer, where an interrupted reconstruction goes on; with
+    ``--offload`` the two residual streams lie in ``folder``, unless ``--spill_dir`` names another one.
 
     Raises:
         InputError, NumericalError: as ``reconstruct``.
     """
-    tensors = SpilledTensors(folder / ".reconstructed")
+    layers = FinishedLayers(state_folder, _fingerprint(request, opened, plan, calibration))
     found = reconstruct(
         opened.decoder,
-        opened.surgery(plan, tensors),
+        opened.surgery(plan, layers.tensors),
         calibration,
         batch_size=request.config.batch_size,
         spill_dir=request.streams_dir(folder),
         frozen=request.frozen_layers,
         whole_blocks=request.config.reconstruct == "blocks",
+        finished=layers,
         progress=progress,
     )
-    return Rebuilt(tensors, found)
+    return Rebuilt(layers, found)
+
+
+def _fingerprint(request: Request, opened: OpenModel, plan: PrunePlan, calibration: Calibration) -> str:
+    """Of everything that reconstructed weights depend on."""
+    config = request.config
+    kept = [asdict(keep) for keep in plan.layers]
+    asked = [config.reconstruct, config.batch_size, sorted(request.frozen_layers), config.dtype]
+    text = json.dumps([kept, asked, calibration.sha256, calibration.seed])
+    return hashlib.sha256(text.encode() + opened.weight_sample().tobytes()).hexdigest()
 
 
 def write_result(
@@ -205,8 +225,6 @@ def write_result(
         surgery = opened.surgery(decision.plan, None if rebuilt is None else rebuilt.tensors)
         _write_streamed(surgery, opened.model.generation_config, tokenizer, folder, with_bin)
         pruned = open_offloaded(inspect_model(str(folder)), request.config.dtype, request.device)[0].model
-    if rebuilt is not None:
-        rebuilt.tensors.close()
     decision.plan.write_json(folder / "prune_plan.json")
     decision.table.write_csv(folder / "global_group_table.csv", kept_mask(decision.table, decision.plan))
     scores.write(folder / "scores.npz")

@@ -37,6 +37,7 @@ from hgsp.block_fit import fit_block
 from hgsp.calibration import Calibration
 from hgsp.errors import InputError, not_finite
 from hgsp.families import ATTENTION_WRITER, LAYER_PREFIX, MLP_WRITER
+from hgsp.finished_layers import FinishedLayers
 from hgsp.groups import KIND_NAMES
 from hgsp.layerwise import Decoder
 from hgsp.least_squares import Moments, solve, wide_dtype
@@ -94,6 +95,7 @@ def reconstruct(
     spill_dir: Path | None = None,
     frozen: Collection[int] = (),
     whole_blocks: bool = False,
+    finished: FinishedLayers | None = None,
     progress: Progress = silent,
 ) -> Reconstruction:
     """Refit every writer of the pruned model, first layer to last, and put the new tensors into ``surgery.replaced``.
@@ -109,6 +111,8 @@ def reconstruct(
             None keeps them in memory.
         frozen: dense indices of layers that are never touched.
         whole_blocks: go on from least squares with all weights of the MLP, see ``fit_block``.
+        finished: layers that are done are noted there, and not refitted where they are there already; its tensors are
+            ``surgery.replaced``. The result is the same.
 
     Raises:
         InputError: fewer than two sequences.
@@ -128,15 +132,20 @@ def reconstruct(
                     streams.pass_layer(dense, None)
                     continue
                 with _pruned_layer(surgery, new_index, dense) as pruned:
-                    if index in frozen:
+                    earlier = None if finished is None else finished.findings(index)
+                    if index in frozen or earlier is not None:
                         streams.pass_layer(dense, pruned)
+                        modules += [ModuleFit(**fitted) for fitted in earlier or ()]
                         continue
+                    fits: list[ModuleFit] = []
                     for kind in KIND_NAMES:
                         seed = calibration.seed + index if method == "blocks" and kind == "mlp" else None
-                        modules += _reconstruct_block(
-                            streams, kind, index, dense, pruned, surgery.plan.writer_bias, seed
-                        )
-                    surgery.replaced.update(_new_tensors(modules, index, new_index, pruned))
+                        fits += _reconstruct_block(streams, kind, index, dense, pruned, surgery.plan.writer_bias, seed)
+                    new = _new_tensors(fits, new_index, pruned)
+                    surgery.replaced.update(new)
+                    if finished is not None:
+                        finished.add(index, [asdict(fitted) for fitted in fits], new)
+                    modules += fits
     return Reconstruction(tuple(modules), calibration, method)
 
 
@@ -214,11 +223,11 @@ def _pruned_layer(surgery: Surgery, index: int, dense: nn.Module) -> Iterator[nn
         module.to("meta")
 
 
-def _new_tensors(modules: list[ModuleFit], index: int, new_index: int, pruned: nn.Module) -> dict[str, Tensor]:
+def _new_tensors(fits: list[ModuleFit], new_index: int, pruned: nn.Module) -> dict[str, Tensor]:
     """The tensors of one layer that were refitted, by their names in the pruned model."""
     return {
         f"{LAYER_PREFIX}{new_index}.{fitted.module}.{name}": parameter.detach()
-        for fitted in modules
-        if fitted.layer == index and fitted.changed
+        for fitted in fits
+        if fitted.changed
         for name, parameter in pruned.get_submodule(fitted.module).named_parameters()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -131,7 +132,18 @@ def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path
     return folders.new_folder(request.folder(ratio), request.config.overwrite)
 
 
-def search_file(request: Request, ratio: float) -> Path:
-    """Where a search that is not finished keeps its state: beside the result, whose folder is not there yet."""
+@dataclass(frozen=True)
+class Unfinished:
+    """Where what takes long keeps its state until the result is written: beside it, for its folder is not there yet."""
+
+    search: Path
+    reconstruction: Path  # a folder
+
+    def remove(self) -> None:
+        self.search.unlink(missing_ok=True)
+        shutil.rmtree(self.reconstruction, ignore_errors=True)
+
+
+def unfinished(request: Request, ratio: float) -> Unfinished:
     folder = request.folder(ratio)
-    return folder.with_name(f"{folder.name}.search.json")
+    return Unfinished(folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction"))

@@ -11,14 +11,17 @@ from torch import Tensor
 
 
 class SpilledTensors(MutableMapping[str, Tensor]):
-    """Tensors by name in files of one folder, so that none of them stays in memory. ``close`` removes the folder."""
+    """Tensors by name in files of one folder, so that none of them stays in memory. ``close`` removes the folder.
+
+    Those that are in the folder already are among them; one that is not there is made for the first.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir()
         self._folder = folder
-        self._names: dict[str, None] = {}
+        self._names = dict.fromkeys(file.stem for file in sorted(folder.glob("*.safetensors")))
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous()}, self._file(name))
         self._names[name] = None
 
@@ -42,7 +45,7 @@ class SpilledTensors(MutableMapping[str, Tensor]):
 
     def close(self) -> None:
         self._names.clear()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"

@@ -5,9 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tiny
-from hgsp import opened
+from hgsp import opened, pipeline
 from hgsp.checkpoint import load_pruned
 from hgsp.commands import cut
+from hgsp.finished_layers import FinishedLayers
 from hgsp.selection import PrunePlan
 from pruning import analysis_of, tensors_of
 
@@ -43,6 +44,50 @@ def test_reconstruction_replaces_writers_only_and_is_reported(prune):
     assert analysis_of(folder.parent / "plain")["reconstruction"] is None
     assert "reconstruct" not in analysis_of(folder.parent / "plain")["timings_s"]
     assert {name for name in plain if not torch.equal(plain[name], got[name])} == refitted
+
+
+@pytest.mark.parametrize(
+    "flags", [["--reconstruct", "blocks"], ["--offload"], ["--reconstruct", "bias"], ["--search", "2"]]
+)
+def test_a_killed_reconstruction_goes_on_to_the_same_result(prune, tmp_path, monkeypatch, flags):
+    _, whole = prune("whole", *flags)
+    add = FinishedLayers.add
+
+    def killed(self, index, findings, tensors):
+        add(self, index, findings, tensors)
+        if index == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinishedLayers, "add", killed)
+        code, folder = prune("again", *flags)
+    assert code == 1
+    assert not folder.exists()
+    assert (tmp_path / "again.reconstruction" / "finished.json").is_file()
+    code, folder = prune("again", *flags)
+    assert code == 0
+    assert "reconstruction: goes on after 2 layers" in (folder / "logs" / "training.log").read_text()
+    expected, got = tensors_of(whole), tensors_of(folder)
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    assert analysis_of(folder)["reconstruction"] == analysis_of(whole)["reconstruction"]
+    assert not list(tmp_path.glob("again.*"))
+
+
+def test_a_reconstruction_of_another_plan_begins_anew(prune, tmp_path, monkeypatch):
+    _, whole = prune("whole")
+
+    def killed(self, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_result", killed)
+        assert prune("again", "--pruning_ratio", "0.1")[0] == 1
+    assert len(list((tmp_path / "again.reconstruction").iterdir())) > 2
+    code, folder = prune("again")
+    assert code == 0
+    assert "of another model, plan or text" in (folder / "logs" / "training.log").read_text()
+    expected, got = tensors_of(whole), tensors_of(folder)
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -134,10 +179,12 @@ def test_evaluating_on_the_text_of_the_reconstruction_is_a_warning(prune, text_f
         (["--reconstruct", "none", "--reconstruct_nsamples", "8"], "together with --reconstruct"),
         (["--reconstruct_nsamples", "1"], "--reconstruct_nsamples to be at least 2"),
         (["--reconstruct", "magic"], "invalid choice"),
-        (["--seq_len", "15000", "--importance_method", "random"], "at least 2 calibration sequences"),
+        (["--dataset", "short.txt", "--importance_method", "random"], "at least 2 calibration sequences"),
     ],
 )
-def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, monkeypatch, capsys, flags, complaint):
+def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, tmp_path, monkeypatch, capsys, flags, complaint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short.txt").write_text("abcd" * 10)
     monkeypatch.setattr(opened, "open_model", None)  # calling it would be a TypeError
     try:
         code, folder = prune("refused", *flags)

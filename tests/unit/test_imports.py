@@ -16,7 +16,7 @@ STAGES = (
     ("layerwise", "groups", "cli", "least_squares", "block_fit", "boundaries"),
     ("loading", "walk", "normalization", "selection"),
     ("statistics", "prior", "divergence"),
-    ("importance", "two_streams", "scores", "surgery", "checkpoint", "offload", "gates"),
+    ("importance", "two_streams", "finished_layers", "scores", "surgery", "checkpoint", "offload", "gates"),
     ("scoring", "reconstruct", "as_cut", "search"),
     ("search_by_gradient", "search_by_profile"),
     ("request", "opened"),
