@@ -579,8 +579,9 @@ def test_a_comma_list_calibrates_on_all_its_texts(prune, tmp_path):
     [
         (["--results_dir", "file"], "file, which cannot"),
         (["--spill_dir", "file"], "another with --spill_dir"),
-        (["--eval_tasks", "empty.txt"], "two tokens in empty.txt"),
-        (["--eval_seq_len", "9999"], "a window of 2 to"),
+        (["--eval_tasks", "empty.txt"], "nothing in empty.txt"),
+        (["--eval_tasks", "short.txt"], "two tokens in short.txt"),
+        (["--eval_seq_len", "9999"], "--eval_seq_len of at most"),
         (["--eval_tasks", "lambada"], "run_evaluation.py measures other tasks"),
         (["--scores", "missing.npz"], "missing.npz"),
     ],
@@ -589,10 +590,11 @@ def test_what_cannot_end_well_is_refused_before_weights_are_read(prune, tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "short.txt").write_text("a")
     monkeypatch.setattr("hgsp.opened.open_model", lambda *_: pytest.fail("read weights"))
     assert prune(tmp_path / "results", *flags) == 2
     assert message in capsys.readouterr().err
-    assert everything_in(tmp_path) == ["empty.txt", "file"]
+    assert everything_in(tmp_path) == ["empty.txt", "file", "short.txt"]
 
 
 def test_overwrite_does_not_replace_a_folder_that_holds_the_model(prune, dense, tmp_path, capsys):
