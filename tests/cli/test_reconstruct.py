@@ -90,8 +90,7 @@ def test_a_reconstruction_of_another_plan_begins_anew(prune, tmp_path, monkeypat
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama-9q3kv-tied", "llama-mha-biased"])
+@pytest.mark.parametrize(("family", "dtype"), [("llama-9q3kv-tied", "bfloat16"), ("llama-mha-biased", "float32")])
 def test_whole_blocks_replace_all_of_an_mlp_offloaded_as_resident(prune, family, dtype):
     flags = ("--dtype", dtype, "--reconstruct", "blocks", "--reconstruct_nsamples", "100000", "--rounds", "2")
     (code, folder), (offloaded_code, offloaded) = (
