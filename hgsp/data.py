@@ -6,25 +6,21 @@ names both ways out. ``docs/DATA.md`` documents the folder's layout.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import os
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hgsp.errors import InputError
+from hgsp.rows import is_plain, text_rows
 
 CALIBRATE, EVALUATE = "calibrate", "evaluate"
 
 #: The usual protocol reads 1100 C4 documents for perplexity; calibration reads more, of another shard.
 C4_ROWS = {CALIBRATE: 8000, EVALUATE: 1100}
-#: What reading a file raises that is damaged or holds something else.
-UNREADABLE = (EOFError, LookupError, OSError, TypeError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -200,15 +196,15 @@ def _found(name: str, use: str, data_dir: str | Path | None) -> Text:
     if name not in SOURCES:
         check_dataset_name(name, "dataset")
         path = Path(name)
-        rows = list(_rows_of(path, newline=""))
-        join = "" if _is_plain(path) else "\n\n"
+        rows = list(text_rows(path, newline=""))
+        join = "" if is_plain(path) else "\n\n"
         return Text(name, "whole file", path.name, repr(join), join.join(rows))
     source = SOURCES[name]
     folder = data_folder(data_dir)
     for file_name, split in source.files[use] if folder is not None else ():
         path = Path(str(folder)) / source.folder / file_name
         if path.is_file():
-            rows = [source.clean(row) for row in islice(_rows_of(path, newline=None), source.max_rows[use])]
+            rows = [source.clean(row) for row in islice(text_rows(path, newline=None), source.max_rows[use])]
             return Text(name, split, file_name, repr(source.join), source.join.join(rows))
     hub_source, split, rows = _from_hub(name, source, use, folder)
     return Text(name, split, hub_source, repr(source.join), source.join.join(rows))
@@ -248,85 +244,3 @@ def _builtin_text(use: str) -> Text:
     paragraphs = "\n\n".join(topics[topic] for topic in names[::2]).split("\n\n")
     content = "\n\n".join(paragraph for paragraph in dict.fromkeys(paragraphs) if paragraph not in seen)
     return Text(BUILTIN, "even topics", _BUILTIN_SOURCE, repr("\n\n"), content)
-
-
-def _is_plain(path: Path) -> bool:
-    return not {".jsonl", ".json", ".parquet"} & set(path.suffixes)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .json (a list, or one object per line), .jsonl or .parquet file, gzipped or not.
-
-    Raises:
-        InputError: the file does not hold rows.
-    """
-    try:
-        rows = list(_objects_in(path, None))
-        for row in rows:
-            if not isinstance(row, dict):
-                raise TypeError(f"a row is {row!r:.40}")
-        return rows
-    except UNREADABLE as error:
-        raise not_rows(path, "rows (JSON objects or parquet)", error, "convert the file, or fetch it again") from error
-    except ImportError as error:
-        raise _no_parquet(error) from error
-
-
-def _rows_of(path: Path, newline: str | None) -> Iterator[str]:
-    """Rows of a plain text (its lines, with ends as ``newline`` of ``open`` says), .json(l)(.gz) or .parquet file."""
-    try:
-        for row in _raw_rows_of(path, newline):
-            if not isinstance(row, str):
-                raise TypeError(f"a row's text is {row!r:.40}")
-            yield row
-    except UNREADABLE as error:
-        expected = "UTF-8 text, or rows with a 'text' field (JSON or parquet)"
-        raise not_rows(path, expected, error, "convert the file or rename it to .txt") from error
-    except ImportError as error:
-        raise _no_parquet(error) from error
-
-
-def _raw_rows_of(path: Path, newline: str | None) -> Iterator[Any]:
-    if _is_plain(path):
-        with _opened(path, newline) as lines:
-            yield from lines
-    else:
-        for row in _objects_in(path, ["text"]):
-            yield row["text"]
-
-
-def _objects_in(path: Path, columns: list[str] | None) -> Iterator[Any]:
-    if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        yield from parquet.read_table(path, columns=columns).to_pylist()
-        return
-    with _opened(path) as lines:
-        first = next((line for line in lines if line.strip()), "")
-        if first.lstrip().startswith("["):  # one JSON list rather than one object per line
-            yield from json.loads(first + lines.read())
-            return
-        for line in chain([first], lines):
-            if line.strip():
-                yield json.loads(line)
-
-
-def _opened(path: Path, newline: str | None = None) -> Any:
-    """An open text file; what Windows programs put in front of UTF-8, a byte order mark, is left out."""
-    opened: Any = gzip.open if path.suffix == ".gz" else Path.open
-    return opened(path, "rt", encoding="utf-8-sig", newline=newline)
-
-
-def not_rows(path: Path, expected: str, error: Exception, remedy: str) -> InputError:
-    """The refusal of a file that could not be read as what it should be."""
-    return InputError(
-        expected=f"{path} to hold {expected}",
-        got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-        remedy=remedy,
-    )
-
-
-def _no_parquet(error: ImportError) -> InputError:
-    return InputError(
-        expected="the package that reads .parquet files", got=str(error), remedy="pip install 'hgsp[data]'"
-    )

@@ -18,3 +18,8 @@ def not_finite(what: str, layer: int, projection: str) -> NumericalError:
         f"{what} of layer {layer}, {projection} is not finite (bf16-trained models overflow in float16: "
         "use --dtype bfloat16)"
     )
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, short enough for a message of ours."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

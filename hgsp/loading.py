@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
-from hgsp.errors import InputError
+from hgsp.errors import InputError, one_line
 from hgsp.families import check_prunable
 from hgsp.geometry import Geometry, geometry_of
 from hgsp.layerwise import refuse_missing_weights
+from hgsp.weight_files import refusal_of_files
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-LFS_POINTER = b"version https://git-lfs"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -81,7 +81,7 @@ def load_tokenizer(name: str) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(
             expected=f"tokenizer files in '{name}'",
-            got=_one_line(error),
+            got=one_line(error),
             remedy="copy the tokenizer files of the model into its folder",
         ) from error
 
@@ -94,7 +94,7 @@ def _tokenizer_in_gguf(path: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             expected=f"a tokenizer in '{path}'",
-            got=_one_line(error),
+            got=one_line(error),
             remedy="use a .gguf file that holds its tokenizer, or the folder of the model it was made from",
         ) from error
 
@@ -152,7 +152,7 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
         model = load_complete(source.name, **kwargs)
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
-            expected=f"weights of '{source.name}'", got=_one_line(error), remedy="check that the download is complete"
+            expected=f"weights of '{source.name}'", got=one_line(error), remedy="check that the download is complete"
         ) from error
     return model.eval() if device == "auto" else model.to(single_device(device)).eval()
 
@@ -168,10 +168,10 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
         missing = sorted(map(str, report["missing_keys"]))
         wrong = f"{len(missing)} missing, such as {missing[0]}" if missing else ""
     except (SafetensorError, UnpicklingError, EOFError) as error:
-        raise _refusal_of_files(Path(name), error) from error
+        raise refusal_of_files(Path(name), error) from error
     except RuntimeError as error:
         if "PytorchStreamReader" in str(error):
-            raise _refusal_of_files(Path(name), error) from error
+            raise refusal_of_files(Path(name), error) from error
         if "mismatch" not in str(error):
             raise
         wrong = "some of another shape than config.json says"
@@ -184,44 +184,6 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
     refuse_missing_weights(model)
     refuse_own_head(model)
     return model
-
-
-def open_weights(file: Path) -> Any:
-    """A safetensors file to read from, as a context manager.
-
-    Raises:
-        InputError: it is missing or broken, or only git-lfs's pointer to it is there.
-    """
-    try:
-        return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise unreadable_weights(file, error) from error
-
-
-def unreadable_weights(path: Path, error: Exception) -> InputError:
-    """What to say about a file of weights, or the folder with them, that cannot be read."""
-    if _is_lfs_pointer(path):
-        return InputError(
-            expected=f"weights in {path}", got="git-lfs's pointer to them", remedy="run `git lfs pull` in its folder"
-        )
-    return InputError(expected=f"weights in {path}", got=_one_line(error), remedy="check that the download is complete")
-
-
-def _is_lfs_pointer(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(LFS_POINTER)) == LFS_POINTER
-
-
-def _refusal_of_files(folder: Path, error: Exception) -> InputError:
-    """What to say about a folder of which transformers could not read some file: which one, if that can be found."""
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            open_weights(file)
-        except InputError as refusal:
-            return refusal
-    return unreadable_weights(next(folder.glob("pytorch_model*.bin"), folder), error)
 
 
 def refuse_own_head(model: Any) -> None:
@@ -273,14 +235,14 @@ def _read_config(name: str) -> tuple[dict[str, Any], Any]:
     except (OSError, ValueError, StrictDataclassError) as error:
         raise InputError(
             expected="a model as hub id, local folder with config.json, or .gguf file",
-            got=f"'{name}' ({_one_line(error)})",
+            got=f"'{name}' ({one_line(error)})",
             remedy="check the path, or log in and go online for a hub id",
         ) from error
 
 
 def _without_gguf(error: ImportError) -> InputError:
     return InputError(
-        expected="the packages that read .gguf files", got=_one_line(error), remedy="pip install 'hgsp[gguf]'"
+        expected="the packages that read .gguf files", got=one_line(error), remedy="pip install 'hgsp[gguf]'"
     )
 
 
@@ -303,7 +265,3 @@ def _load_gguf(path: Path, dtype: str) -> Any:
     model.tie_weights()
     model.generation_config = loaded.generation_config
     return model.eval()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +16,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from hgsp.errors import InputError
 from hgsp.families import LAYER_PREFIX
 from hgsp.layerwise import Decoder
-from hgsp.loading import DTYPES, ModelSource, open_weights, refuse_own_head, single_device, unreadable_weights
+from hgsp.loading import DTYPES, ModelSource, refuse_own_head, single_device
+from hgsp.weight_files import open_weights, shards_of, weight_files
 
 
 class SafetensorFiles:
@@ -26,7 +26,7 @@ class SafetensorFiles:
     def __init__(self, folder: Path) -> None:
         self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in _weight_files(folder):
+        for file in weight_files(folder):
             with open_weights(file) as tensors:
                 for name in sorted(tensors.keys()):
                     self._file_of[name] = file
@@ -134,27 +134,5 @@ def _local_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     index = Path(snapshot_download(name, allow_patterns=[SAFE_WEIGHTS_INDEX_NAME])) / SAFE_WEIGHTS_INDEX_NAME
-    shards = _shards(index) if index.is_file() else []
+    shards = shards_of(index) if index.is_file() else []
     return Path(snapshot_download(name, allow_patterns=[SAFE_WEIGHTS_NAME, *shards]))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would read; what else lies in the folder does not belong to the model."""
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return [folder / SAFE_WEIGHTS_NAME]
-    if not (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        raise InputError(
-            expected=f"{SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} in {folder}",
-            got="neither",
-            remedy="convert the checkpoint to safetensors, or leave --offload out",
-        )
-    return [folder / shard for shard in _shards(folder / SAFE_WEIGHTS_INDEX_NAME)]
-
-
-def _shards(index: Path) -> list[str]:
-    """Names of the files that an index names."""
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise unreadable_weights(index, error) from error
-    return sorted(set(weight_map.values()))

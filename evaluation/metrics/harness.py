@@ -16,10 +16,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hgsp.data import UNREADABLE, not_rows
 from hgsp.errors import InputError, NumericalError
 from hgsp.products import wide_products
 from hgsp.progress import Progress, silent
+from hgsp.rows import UNREADABLE, not_rows
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from evaluation.metrics.harness import HarnessSpec, LocalFile, Row
-from hgsp.data import read_rows
+from hgsp.rows import read_rows
 
 
 def read_lambada(path: Path) -> list[Row]:

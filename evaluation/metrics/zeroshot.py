@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.metrics.harness import HarnessSpec, LocalFile, Row
-from hgsp.data import read_rows
+from hgsp.rows import read_rows
 
 ACC = {"acc": ("acc", "", True)}
 BOTH = {**ACC, "acc_norm": ("acc_norm", "", True)}

@@ -10,8 +10,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from hgsp.data import CALIBRATE, DATASET_CHOICES, EVALUATE, SOURCES, check_dataset_name, load_text, read_rows
+from hgsp.data import CALIBRATE, DATASET_CHOICES, EVALUATE, SOURCES, check_dataset_name, load_text
 from hgsp.errors import InputError
+from hgsp.rows import read_rows
 
 NAMED = tuple(SOURCES)
 WIKI_LINES = " \n = Title = \n \n First text with <unk> . \n \n"

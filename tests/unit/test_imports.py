@@ -11,6 +11,7 @@ from conftest import REPOSITORY
 #: From the first stage to the last. A module imports only from stages before its own.
 STAGES = (
     ("errors", "progress", "modeling_hgsp", "spilled", "products"),
+    ("rows", "weight_files"),
     ("families", "data", "logs", "_autoregister", "options", "folders"),
     ("config", "geometry", "distributed", "calibration", "devices", "__init__"),
     ("layerwise", "groups", "cli", "least_squares", "block_fit", "boundaries"),
