@@ -109,7 +109,12 @@ def test_comparison_with_published_methods_in_the_readme():
         found = {row["way"]: row["ppl"]["wiki.test.raw"] for row in results(name)["rows"] if row["ratio"] == 0.2}
         pairs.append((found[ours], min(ppl for way, ppl in found.items() if is_published(way))))
     (smol, smol_other), (qwen, qwen_other) = pairs
-    expected = f"SmolLM2 is at {smol:.1f} with `balanced` and at {smol_other:.1f} with the best of the others"
+    rows = {row["way"]: row for row in results("quality_smollm2_compared")["rows"] if row["ratio"] == 0.2}
+    best = rows["best"]["ppl"]["wiki.test.raw"]
+    expected = (
+        f"SmolLM2 is at {smol:.1f} with `balanced`, at {best:.1f} with `best` and at {smol_other:.1f} with the best"
+        " of the others"
+    )
     assert f"{expected}, Qwen at {qwen:.1f} and {qwen_other:.1f} (of four" in README.read_text()
 
 
@@ -125,6 +130,22 @@ def test_where_balanced_stands_among_published_methods():
         accuracies = [row["accuracy"]["acc_norm"] for row in others if "accuracy" in row]
         assert (ours["accuracy"]["acc_norm"] > max(accuracies)) == (ratio > 0.2)
         assert abs(ours["accuracy"]["acc_norm"] - max(accuracies)) < 2 * ours["accuracy"]["acc_norm_stderr"]
+
+
+def test_where_best_stands_among_recipes_and_osscar():
+    """As docs/QUALITY.md says below its tables."""
+    text, gains = QUALITY.read_text(), []
+    for ratio, points in ((0.2, "3.6 points at 20 %"), (0.3, "1.9 at 30 %")):
+        rows = {row["way"]: row for row in results("quality_smollm2_compared")["rows"] if row["ratio"] == ratio}
+        best, balanced = rows["best"], rows["balanced"]
+        assert all(best["ppl"][name] < balanced["ppl"][name] for name in best["ppl"])
+        gains += [1 - best["kl"][name] / balanced["kl"][name] for name in best["kl"]]
+        accuracies = {way: 100 * rows[way]["accuracy"]["acc_norm"] for way in ("best", "balanced", "osscar")}
+        assert f"{accuracies['best']:.1f}" == "43.5"
+        assert accuracies["best"] < accuracies["balanced"]
+        assert points.startswith(f"{accuracies['osscar'] - accuracies['best']:.1f} ")
+        assert points in text
+    assert f"KL is {100 * min(gains):.0f} to {100 * max(gains):.0f} % lower" in text
 
 
 def test_what_recipes_cost_at_8b():
