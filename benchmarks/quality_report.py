@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,17 @@ from evaluation.metrics.zeroshot import averages
 
 #: Nine, for ten colours: ninety ways differ.
 MARKERS = "os^vD<>PX"
+
+#: What guessing gets in a task: one in so many choices.
+CHANCE = {
+    "boolq": 1 / 2,
+    "piqa": 1 / 2,
+    "hellaswag": 1 / 4,
+    "winogrande": 1 / 2,
+    "arc_easy": 1 / 4,
+    "arc_challenge": 1 / 4,
+    "openbookqa": 1 / 4,
+}
 
 
 def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
@@ -35,7 +47,11 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
-    """Lines of tables of ways by ratios: perplexity and KL to the dense model on every text, and mean accuracy."""
+    """Lines of tables of ways by ratios: perplexity and KL to the dense model on every text, and mean accuracy.
+
+    Where the dense model guesses in some tasks, also the mean without them: there an accuracy tells how often a model's
+    favourite answer happens to be right, and a worse model can have the better one.
+    """
     lines: list[str] = []
     for text, dense in result["dense"].items():
         lines += _table(result, text, f"{dense:,.1f}", lambda row, text=text: _number(row["ppl"].get(text), ",.1f"))
@@ -45,8 +61,12 @@ def tables(result: Mapping[str, Any]) -> list[str]:
             "0",
             lambda row, text=text: _number(row.get("kl", {}).get(text), ".3f"),
         )
-    dense = _accuracy({"accuracy": result.get("dense_accuracy")})
-    return lines + _table(result, "mean accuracy, %", dense, _accuracy)
+    dense = {"accuracy": result.get("dense_accuracy")}
+    lines += _table(result, "mean accuracy, %", _accuracy(dense), _accuracy)
+    if guessed := _guessed(dense["accuracy"]):
+        without = functools.partial(_accuracy_without, guessed)
+        lines += _table(result, f"mean accuracy without {', '.join(guessed)}, %", without(dense), without)
+    return lines
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
@@ -103,3 +123,23 @@ def _accuracy(row: Mapping[str, Any]) -> str:
     """The mean that pruning papers give: of acc_norm, of acc where a task has no other."""
     found = row.get("accuracy")
     return "" if found is None else f"{100 * found['acc_norm']:.1f} ± {100 * found['acc_norm_stderr']:.1f}"
+
+
+def _guessed(accuracy: Mapping[str, Any] | None) -> list[str]:
+    """Tasks in which a model is no better than chance."""
+    by_task = {} if accuracy is None else accuracy["by_task"]
+    return [task for task, found in by_task.items() if found.get("acc_norm", found["acc"]) <= CHANCE[task]]
+
+
+def _accuracy_without(guessed: Sequence[str], row: Mapping[str, Any]) -> str:
+    """The same mean over the other tasks, with the binomial standard error if each had the same number of items."""
+    accuracy = row.get("accuracy")
+    if accuracy is None:
+        return ""
+    kept = [found for task, found in accuracy["by_task"].items() if task not in guessed]
+    values = [found.get("acc_norm", found["acc"]) for found in kept]
+    mean = f"{100 * sum(values) / len(values):.1f}"
+    if accuracy["limit"] is None:
+        return mean
+    error = math.sqrt(sum(value * (1 - value) for value in values) / (accuracy["limit"] - 1)) / len(values)
+    return f"{mean} ± {100 * error:.1f}"

@@ -148,6 +148,28 @@ def test_where_best_stands_among_recipes_and_osscar():
     assert f"KL is {100 * min(gains):.0f} to {100 * max(gains):.0f} % lower" in text
 
 
+def test_what_boolq_and_the_tasks_beside_it_say():
+    """As docs/QUALITY.md says below its tables."""
+    found, text = results("quality_smollm2_compared"), QUALITY.read_text()
+    boolq = {
+        (row["way"], row["ratio"]): row["accuracy"]["by_task"]["boolq"]["acc"]
+        for row in found["rows"]
+        if "accuracy" in row
+    }
+    dense = found["dense_accuracy"]["by_task"]["boolq"]["acc"]
+    assert f"right in {100 * dense:.0f} % of these items" in text
+    assert f"gain {100 * (boolq['osscar', 0.2] - dense):.0f} points" in text
+    assert f"{100 * boolq['wanda-sp', 0.2]:.1f}" == f"{100 * boolq['osscar', 0.2]:.1f}" == "64.7"
+    assert f"{100 * boolq['best', 0.2]:.0f} and {100 * boolq['best', 0.3]:.0f} %" in text
+    shown = table(QUALITY, "mean accuracy without boolq, winogrande, %")
+    means = {way: [float(cell.split(" ")[0]) if cell else 0 for cell in cells[1:]] for way, cells in shown.items()}
+    assert f"{means['osscar'][0]} and {means['best'][0]}, `best` leads at 30 % with {means['best'][1]}" in text
+    assert sorted(means, key=lambda way: -means[way][0])[:2] == ["osscar", "best"]
+    assert max(means, key=lambda way: means[way][1]) == "best"
+    for place in (1, 2):
+        assert means["balanced"][place] > max(cells[place] for way, cells in means.items() if is_published(way))
+
+
 def test_what_recipes_cost_at_8b():
     found, text = results("reconstruction_llama-3-8b_h100"), QUALITY.read_text()
     shown = table(QUALITY, "seconds, one H100")

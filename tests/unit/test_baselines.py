@@ -12,6 +12,7 @@ from torch import nn
 import run_global_pruning
 from conftest import REPOSITORY
 from evaluation.metrics.harness import Score
+from evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.calibration import Calibration
 from hgsp.config import PruneConfig
 from hgsp.errors import InputError
@@ -25,7 +26,7 @@ from baselines import BASELINES, flap, llm_pruner, osscar, shortgpt, uniform_mag
 from baselines.blocks import walk_blocks
 from baselines.widths import uniform_shapes
 from divergence import DenseReference
-from quality_report import draw, markdown, mean_accuracy
+from quality_report import CHANCE, draw, markdown, mean_accuracy, tables
 
 BATCH = 3
 GQA, MHA = "llama-8q4kv", "llama-mha-biased"
@@ -352,6 +353,26 @@ def test_mean_accuracy_and_its_standard_error():
     assert (found["acc"], found["acc_norm"]) == (0.55, 0.65)
     assert found["acc_stderr"] == pytest.approx((0.03**2 + 0.02**2) ** 0.5 / 2, abs=1e-4)  # rounded to four places
     assert found["acc_norm_stderr"] == pytest.approx(0.025)
+
+
+def test_chance_is_known_for_every_task():
+    assert set(CHANCE) == set(ZERO_SHOT)
+
+
+def test_accuracy_without_the_tasks_that_the_dense_model_guesses():
+    def measured(boolq, piqa, limit=101):
+        by_task = {"boolq": {"acc": boolq}, "piqa": {"acc": 0.1, "acc_norm": piqa}}
+        return {"limit": limit, "acc_norm": (boolq + piqa) / 2, "acc_norm_stderr": 0.03, "by_task": by_task}
+
+    def table(dense, pruned):
+        rows = [{"way": "fast", "ratio": 0.2, "ppl": {}, "accuracy": pruned}]
+        return tables({"rows": rows, "dense": {}, "dense_accuracy": dense})[4:]
+
+    header, _, row, _ = table(measured(0.5, 0.7), measured(0.6, 0.5))
+    assert header.startswith("| mean accuracy without boolq, % |")
+    assert row == "| `fast` | 70.0 ± 4.6 | 50.0 ± 5.0 |"  # sqrt(p (1 - p) / 100)
+    assert table(measured(0.5, 0.7, None), measured(0.6, 0.5, None))[2] == "| `fast` | 70.0 | 50.0 |"
+    assert not table(measured(0.51, 0.7), measured(0.4, 0.4))
 
 
 def test_results_without_the_newer_measures_stay_readable(tmp_path):
