@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from evaluation.metrics.harness import Score
 from evaluation.metrics.zeroshot import averages
+
+T = TypeVar("T")
 
 #: Nine, for ten colours: ninety ways differ.
 MARKERS = "os^vD<>PX"
@@ -33,7 +35,7 @@ def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
     assert means is not None
     result: dict[str, Any] = {}
     for metric in ("acc", "acc_norm"):
-        errors = [found.get(metric, found["acc"]).stderr or 0.0 for found in scores.values()]
+        errors = [_score(found, metric).stderr or 0.0 for found in scores.values()]
         result[metric] = round(means[metric], 4)
         result[f"{metric}_stderr"] = round(math.hypot(*errors) / len(errors), 4)
     by_task = {task: {name: round(score.value, 4) for name, score in found.items()} for task, found in scores.items()}
@@ -126,9 +128,10 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 
 def _guessed(accuracy: Mapping[str, Any] | None) -> list[str]:
-    """Tasks in which a model is no better than chance."""
+    """Tasks in which a model is no better than chance; none where that would be all of them."""
     by_task = {} if accuracy is None else accuracy["by_task"]
-    return [task for task, found in by_task.items() if found.get("acc_norm", found["acc"]) <= CHANCE[task]]
+    guessed = [task for task, found in by_task.items() if _score(found, "acc_norm") <= CHANCE[task]]
+    return guessed if len(guessed) < len(by_task) else []
 
 
 def _accuracy_without(guessed: Sequence[str], row: Mapping[str, Any]) -> str:
@@ -136,10 +139,14 @@ def _accuracy_without(guessed: Sequence[str], row: Mapping[str, Any]) -> str:
     accuracy = row.get("accuracy")
     if accuracy is None:
         return ""
-    kept = [found for task, found in accuracy["by_task"].items() if task not in guessed]
-    values = [found.get("acc_norm", found["acc"]) for found in kept]
+    values = [_score(found, "acc_norm") for task, found in accuracy["by_task"].items() if task not in guessed]
     mean = f"{100 * sum(values) / len(values):.1f}"
     if accuracy["limit"] is None:
         return mean
     error = math.sqrt(sum(value * (1 - value) for value in values) / (accuracy["limit"] - 1)) / len(values)
     return f"{mean} ± {100 * error:.1f}"
+
+
+def _score(found: Mapping[str, T], metric: str) -> T:
+    """A task's value of this metric, of acc where it has no such one."""
+    return found.get(metric, found["acc"])

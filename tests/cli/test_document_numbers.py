@@ -109,13 +109,19 @@ def test_comparison_with_published_methods_in_the_readme():
         found = {row["way"]: row["ppl"]["wiki.test.raw"] for row in results(name)["rows"] if row["ratio"] == 0.2}
         pairs.append((found[ours], min(ppl for way, ppl in found.items() if is_published(way))))
     (smol, smol_other), (qwen, qwen_other) = pairs
-    rows = {row["way"]: row for row in results("quality_smollm2_compared")["rows"] if row["ratio"] == 0.2}
-    best = rows["best"]["ppl"]["wiki.test.raw"]
+    compared = results("quality_smollm2_compared")
+    rows = {row["way"]: row for row in compared["rows"] if row["ratio"] == 0.2}
+    assert rows["osscar"]["ppl"]["wiki.test.raw"] == smol_other
+    accuracies = [rows[way]["accuracy"] for way in ("balanced", "best", "osscar")] + [compared["dense_accuracy"]]
+    means = [f"{100 * found['acc_norm']:.1f}" for found in accuracies]
+    assert {f"{100 * found['acc_norm_stderr']:.1f}" for found in accuracies} == {"1.5"}
     expected = (
-        f"SmolLM2 is at {smol:.1f} with `balanced`, at {best:.1f} with `best` and at {smol_other:.1f} with the best"
-        " of the others"
+        f"SmolLM2 is at {smol:.1f} with `balanced`, at {rows['best']['ppl']['wiki.test.raw']:.1f} with `best` and at"
+        f" {smol_other:.1f} with the best of the others, `osscar`, at mean accuracies of {means[0]}, {means[1]} and"
+        f" {means[2]} ± 1.5 (dense {means[3]})"
     )
-    assert f"{expected}, Qwen at {qwen:.1f} and {qwen_other:.1f} (of four" in README.read_text()
+    assert expected in README.read_text()
+    assert f"Qwen is at {qwen:.1f} and {qwen_other:.1f} (of four" in README.read_text()
 
 
 def test_where_balanced_stands_among_published_methods():

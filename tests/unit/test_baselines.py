@@ -373,6 +373,7 @@ def test_accuracy_without_the_tasks_that_the_dense_model_guesses():
     assert row == "| `fast` | 70.0 ± 4.6 | 50.0 ± 5.0 |"  # sqrt(p (1 - p) / 100)
     assert table(measured(0.5, 0.7, None), measured(0.6, 0.5, None))[2] == "| `fast` | 70.0 | 50.0 |"
     assert not table(measured(0.51, 0.7), measured(0.4, 0.4))
+    assert not table(measured(0.5, 0.5), measured(0.4, 0.4))  # no task would be left
 
 
 def test_results_without_the_newer_measures_stay_readable(tmp_path):
