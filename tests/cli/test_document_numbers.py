@@ -100,6 +100,11 @@ def is_published(way):
     return not way.startswith((*PruneConfig.RECIPES, "fisher"))
 
 
+def compared(ratio):
+    """The rows of the comparison on SmolLM2 by way."""
+    return {row["way"]: row for row in results("quality_smollm2_compared")["rows"] if row["ratio"] == ratio}
+
+
 def test_comparison_with_published_methods_in_the_readme():
     pairs = []
     for name, ours in (
@@ -110,9 +115,8 @@ def test_comparison_with_published_methods_in_the_readme():
         assert found["osscar"] == min(ppl for way, ppl in found.items() if is_published(way))
         pairs.append((found[ours], found["osscar"]))
     (smol, smol_other), (qwen, qwen_other) = pairs
-    compared = results("quality_smollm2_compared")
-    rows = {row["way"]: row for row in compared["rows"] if row["ratio"] == 0.2}
-    accuracies = [rows[way]["accuracy"] for way in ("balanced", "best", "osscar")] + [compared["dense_accuracy"]]
+    rows, dense = compared(0.2), results("quality_smollm2_compared")["dense_accuracy"]
+    accuracies = [*(rows[way]["accuracy"] for way in ("balanced", "best", "osscar")), dense]
     means = [f"{100 * found['acc_norm']:.1f}" for found in accuracies]
     assert {f"{100 * found['acc_norm_stderr']:.1f}" for found in accuracies} == {"1.5"}
     expected = (
@@ -129,9 +133,8 @@ def test_comparison_with_published_methods_in_the_readme():
 
 def test_where_balanced_stands_among_published_methods():
     """As docs/QUALITY.md says below its tables."""
-    found = results("quality_smollm2_compared")
     for ratio in (0.2, 0.3, 0.5):
-        rows = {row["way"]: row for row in found["rows"] if row["ratio"] == ratio}
+        rows = compared(ratio)
         ours = rows["balanced"]
         others = [row for way, row in rows.items() if is_published(way)]
         for measure, text in itertools.product(("ppl", "kl"), ours["ppl"]):
@@ -151,20 +154,32 @@ def test_where_balanced_stands_on_qwen():
         assert all(ours[text] < other[text] for other in cells.values() for text in ours)
 
 
-def test_where_best_stands_among_recipes_and_osscar():
+def test_where_best_stands_in_perplexity_and_kl():
     """As docs/QUALITY.md says below its tables."""
-    text, gains = QUALITY.read_text(), []
-    for ratio, points in ((0.2, "3.6 points at 20 %"), (0.3, "1.9 at 30 %")):
-        rows = {row["way"]: row for row in results("quality_smollm2_compared")["rows"] if row["ratio"] == ratio}
-        best, balanced = rows["best"], rows["balanced"]
+    gains = []
+    for best, balanced in ((rows["best"], rows["balanced"]) for rows in map(compared, (0.2, 0.3, 0.5))):
         assert all(best["ppl"][name] < balanced["ppl"][name] for name in best["ppl"])
         gains += [1 - best["kl"][name] / balanced["kl"][name] for name in best["kl"]]
-        accuracies = {way: 100 * rows[way]["accuracy"]["acc_norm"] for way in ("best", "balanced", "osscar")}
-        assert f"{accuracies['best']:.1f}" == "43.5"
-        assert accuracies["best"] < accuracies["balanced"]
-        assert points.startswith(f"{accuracies['osscar'] - accuracies['best']:.1f} ")
-        assert points in text
-    assert f"KL is {100 * min(gains):.0f} to {100 * max(gains):.0f} % lower" in text
+    assert f"a KL that is {100 * min(gains):.0f} to {100 * max(gains):.0f} % lower" in QUALITY.read_text()
+
+
+def test_where_best_stands_in_accuracy():
+    """As docs/QUALITY.md says below its tables."""
+    means = {
+        ratio: {way: 100 * row["accuracy"]["acc_norm"] for way, row in compared(ratio).items() if "accuracy" in row}
+        for ratio in (0.2, 0.3, 0.5)
+    }
+    for ratio, points in ((0.2, "3.6 points at 20 %"), (0.3, "1.9 at 30 %")):
+        assert f"{means[ratio]['best']:.1f}" == "43.5"
+        assert means[ratio]["best"] < means[ratio]["balanced"]
+        assert points.startswith(f"{means[ratio]['osscar'] - means[ratio]['best']:.1f} ")
+        assert points in QUALITY.read_text()
+    deepest = means[0.5]
+    assert sorted(deepest, key=deepest.__getitem__)[-1] == "best"
+    assert max(filter(is_published, deepest), key=deepest.__getitem__) == "llm-pruner"
+    lead = deepest["best"] - deepest["llm-pruner"]
+    assert f"leads at 50 %, {lead:.1f} points above" in QUALITY.read_text()
+    assert 2 < lead / (100 * compared(0.5)["best"]["accuracy"]["acc_norm_stderr"]) < 2.1
 
 
 def test_what_boolq_and_the_tasks_beside_it_say():
@@ -182,9 +197,12 @@ def test_what_boolq_and_the_tasks_beside_it_say():
     assert f"{100 * boolq['best', 0.2]:.0f} and {100 * boolq['best', 0.3]:.0f} %" in text
     shown = table(QUALITY, "mean accuracy without boolq, winogrande, %")
     means = {way: [float(cell.split(" ")[0]) if cell else 0 for cell in cells[1:]] for way, cells in shown.items()}
-    assert f"{means['osscar'][0]} and {means['best'][0]}, `best` leads at 30 % with {means['best'][1]}" in text
+    at_20, at_30, at_50 = means["best"]
+    assert f"{means['osscar'][0]} and {at_20}, `best` leads at 30 % with {at_30} and at 50 % with {at_50}" in text
     assert sorted(means, key=lambda way: -means[way][0])[:2] == ["osscar", "best"]
-    assert max(means, key=lambda way: means[way][1]) == "best"
+    assert max(means, key=lambda way: means[way][1]) == max(means, key=lambda way: means[way][2]) == "best"
+    lead = at_50 - max(cells[2] for way, cells in means.items() if is_published(way))
+    assert f"{lead:.1f} points of {shown['best'][3].split(' ± ')[1]}" in text
     for place in (1, 2):
         assert means["balanced"][place] > max(cells[place] for way, cells in means.items() if is_published(way))
 
