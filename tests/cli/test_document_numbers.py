@@ -280,10 +280,22 @@ def test_how_much_text():
 
 
 def test_training_on_top_of_a_recipe():
-    shown, found = table(QUALITY, "WikiText-2 / C4 | dense"), results("recovery_smollm2_wikitext2")["rows"]
-    cells = [f"{row['ppl_wikitext2']:.1f} / {row['ppl_c4']:.1f}" for row in found]
+    shown = table(QUALITY, "WikiText-2 / C4 | dense")
+    lstsq, blocks = (results(f"recovery_smollm2_wikitext2{of}")["rows"] for of in ("", "_blocks"))
+    cells, with_blocks = (
+        [f"{row['ppl_wikitext2']:.1f} / {row['ppl_c4']:.1f}" for row in rows] for rows in (lstsq, blocks)
+    )
     assert shown["balanced"] == [cells[0], *cells[1::2]]
     assert shown["trained"] == [cells[0], *cells[2::2]]
+    assert shown["balanced with --reconstruct blocks"] == [with_blocks[0], "", "", with_blocks[1]]
+    assert shown["that, trained"] == [with_blocks[0], "", "", with_blocks[2]]
+    before, after = (
+        " and ".join(f"{100 - 100 * there[text] / here[text]:.0f}" for text in ("ppl_wikitext2", "ppl_c4"))
+        for here, there in zip(lstsq[-2:], blocks[-2:], strict=True)
+    )
+    assert f"{before} % lower before training, and still {after} % after it" in QUALITY.read_text()
+    seconds = [row["train_s"] for row in lstsq + blocks if "train_s" in row]
+    assert f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes of one thread" in QUALITY.read_text()
 
 
 def test_ratios_of_all_parameters_for_the_8b_comparison(shapes):
