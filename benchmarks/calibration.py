@@ -69,11 +69,13 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     settings.batch_size = max(1, 2048 // settings.seq_len)
     settings.output = options.output.with_stem(f"{options.output.stem}-{list(CALIBRATIONS).index(name)}")
     bench = Bench(settings)
+    maker = bench.maker
 
     def make(budget: int) -> Any:
         recipe = PruneConfig.RECIPES["balanced"]
         how = {"labels": asked["labels"], "depth_slope": recipe["depth_slope"]}
-        return bench.reconstructed(bench.dense(), bench.plan(recipe["importance_method"], budget, **how))
+        plan = maker.plan(recipe["importance_method"], budget, **how)
+        return maker.reconstructed(maker.dense(), plan)
 
     return bench.measure(make, options.ratio)
 
