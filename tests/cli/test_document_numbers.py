@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import runpy
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 import run_global_pruning
 from conftest import REPOSITORY
 from documents import without_blocks
+from hgsp.block_fit import STEP_TOKENS, num_epochs
 from hgsp.commands import summarize
 from hgsp.config import PruneConfig
 from hgsp.geometry import Geometry, geometry_of
+from hgsp.two_streams import HELD_OUT
 
 README, GUIDE = REPOSITORY / "README.md", REPOSITORY / "docs" / "MULTI_MODEL_GUIDE.md"
 QUALITY = REPOSITORY / "docs" / "QUALITY.md"
@@ -219,6 +222,24 @@ def test_what_recipes_cost_at_8b():
     assert f"Solving takes {32 * found['one_layer']['solve_s']:.0f} seconds" in text
     on_a_cpu = results("reconstruction_llama-3-8b")
     assert f"solving one layer took {on_a_cpu['one_layer']['solve_s']:.0f} seconds" in text
+
+
+def test_what_refitting_whole_mlps_would_cost_at_8b(shapes):
+    """The count in docs/QUALITY.md, for a layer of which nothing was cut."""
+    tokens = PruneConfig.RECIPES["best"]["reconstruct_nsamples"] * PruneConfig.seq_len * (HELD_OUT - 1) // HELD_OUT
+    steps = math.ceil(tokens / STEP_TOKENS)
+    assert num_epochs(steps) == 1
+    config = shapes["LLaMA-3-8B"].config
+    weights = 3 * config.hidden_size * config.intermediate_size
+    operations = 6 * weights * tokens
+    seconds = operations / 200e12 + 100 * weights * steps / 2e12
+    expected = (
+        f"once through {tokens:,} tokens, forward and backward, at most {operations / 1e14:.1f} · 10¹⁴ floating-point"
+        f" operations, and takes {steps} steps of Adam over at most {weights / 1e6:.0f} million float32 weights: at 200"
+        " TFLOP/s, and with 100 bytes of memory traffic per weight and step at 2 TB/s,"
+        f" {seconds:.0f} seconds a layer, {seconds * config.num_hidden_layers / 60:.0f} minutes in all."
+    )
+    assert expected in QUALITY.read_text()
 
 
 @pytest.mark.parametrize("name", ["reconstruction_llama-3-8b", "reconstruction_llama-3-8b_h100"])
