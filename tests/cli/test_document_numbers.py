@@ -275,16 +275,21 @@ def test_refitting_whole_mlps():
 
 
 def test_the_text_to_calibrate_balanced_on():
-    (one,) = results("calibration_smollm2")["rows"]
-    (both,) = (
-        row
-        for row in results("quality_smollm2_compared")["rows"]
-        if (row["way"], row["ratio"]) == ("balanced", results("calibration_smollm2")["ratio"])
-    )
+    found = results("calibration_smollm2")
+    rows = {row["calibration"]: row for row in found["rows"]} | {"both": compared(found["ratio"])["balanced"]}
+    calibrations = {
+        "WikiText-2 train": "WikiText-2",
+        "C4": "C4",
+        "WikiText-2 train and C4": "both",
+        "both, sequences of 1024 tokens": "both, sequences of 1024 tokens",
+        "both, --labels model": "both, scored on tokens drawn from the model",
+    }
+    assert set(calibrations.values()) == set(rows)
     shown = table(QUALITY, "`balanced`, 30 % | WikiText-2")
-    for first, row in (("WikiText-2 train", one), ("WikiText-2 train and C4", both)):
-        accuracy = [f"{100 * row['accuracy'][name]:.1f}" for name in ("acc_norm", "acc_norm_stderr")]
-        assert shown[first] == [*(f"{ppl:.1f}" for ppl in row["ppl"].values()), " ± ".join(accuracy)]
+    assert set(shown) == set(calibrations)
+    for first, name in calibrations.items():
+        accuracy = [f"{100 * rows[name]['accuracy'][key]:.1f}" for key in ("acc_norm", "acc_norm_stderr")]
+        assert shown[first] == [*(f"{ppl:.1f}" for ppl in rows[name]["ppl"].values()), " ± ".join(accuracy)]
 
 
 def test_how_much_text():
