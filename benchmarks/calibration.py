@@ -22,6 +22,7 @@ from quality import Bench
 from evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.cli import quiet_libraries
 from hgsp.config import PruneConfig
+from hgsp.products import wide_products
 
 #: Name -> what differs from WikiText-2 and C4 in sequences of 256 tokens.
 CALIBRATIONS: dict[str, dict[str, Any]] = {
@@ -33,6 +34,7 @@ CALIBRATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@wide_products()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base_model", required=True)
