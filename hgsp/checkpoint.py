@@ -25,7 +25,7 @@ from transformers.utils import CHAT_TEMPLATE_DIR
 from hgsp import modeling_hgsp
 from hgsp.errors import InputError
 from hgsp.families import FAMILIES
-from hgsp.loading import load_complete, load_tokenizer
+from hgsp.loading import load_complete, load_tokenizer, refuse_adapter
 
 BIN_NAME = "pruned_model.bin"
 BIN_FORMAT = "hgsp-checkpoint-1"
@@ -190,10 +190,11 @@ def config_of(path: str | Path) -> Any:
     """The config of what ``load_pruned`` would load; no weights are read.
 
     Raises:
-        InputError: there is no model.
+        InputError: there is no model, or an adapter.
     """
     if is_bin(path):
         return AutoConfig.for_model(**json.loads(_read_bin(Path(path))["config"]))
+    refuse_adapter(path)
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

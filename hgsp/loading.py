@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from hgsp.errors import InputError, one_line
 from hgsp.families import check_prunable
@@ -158,15 +160,15 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
 
 
 def load_complete(name: str | Path, **kwargs: Any) -> Any:
-    """``AutoModelForCausalLM.from_pretrained`` where no weight is ever made up.
+    """``AutoModelForCausalLM.from_pretrained`` where no weight is ever made up and none is dropped.
 
     Raises:
-        InputError: a file is broken, or a weight is missing, not in memory, or not what config.json says.
+        InputError: an adapter is in the folder, a file is broken, or a weight is missing, not in memory, not what
+            config.json says, or has no place in the model.
     """
+    refuse_adapter(name)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
-        missing = sorted(map(str, report["missing_keys"]))
-        wrong = f"{len(missing)} missing, such as {missing[0]}" if missing else ""
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise refusal_of_files(Path(name), error) from error
     except RuntimeError as error:
@@ -174,16 +176,71 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
             raise refusal_of_files(Path(name), error) from error
         if "mismatch" not in str(error):
             raise
-        wrong = "some of another shape than config.json says"
-    if wrong:
-        raise InputError(
-            expected=f"all weights of the model in '{name}'",
-            got=wrong,
-            remedy="check that the download is complete; config.json and the weights belong together",
-        )
+        raise _incomplete(name, "some of another shape than config.json says") from error
+    refuse_incomplete_weights(name, report, model.config)
     refuse_missing_weights(model)
     refuse_own_head(model)
     return model
+
+
+def refuse_adapter(name: str | Path) -> None:
+    """Refuse a folder or hub id that holds an adapter: peft would apply it on top of weights it may be merged into.
+
+    Raises:
+        InputError: it has an ``adapter_config.json``, alone or beside a whole model.
+    """
+    found = find_adapter_config_file(str(name))
+    if found is None:
+        return
+    beside_a_model = (Path(found).parent / "config.json").is_file()
+    raise InputError(
+        expected=f"a whole model in '{name}'",
+        got=f"a model and an adapter ({Path(found).name})" if beside_a_model else f"an adapter ({Path(found).name})",
+        remedy="remove adapter_config.json and adapter_model.* if the adapter is merged already, else merge it first"
+        if beside_a_model
+        else "merge it first (peft: merge_and_unload) and pass the folder of the merged model",
+    )
+
+
+def refuse_incomplete_weights(name: str | Path, report: Mapping[str, Any], config: Any) -> None:
+    """Refuse what transformers reports of loading: weights that it made up, or that the model has no place for.
+
+    Raises:
+        InputError: with their number and the first of them.
+    """
+    if missing := sorted(map(str, report["missing_keys"])):
+        raise _incomplete(name, f"{len(missing)} missing, such as {missing[0]}")
+    refuse_unplaced_weights(name, map(str, report["unexpected_keys"]), config)
+
+
+def _incomplete(name: str | Path, got: str) -> InputError:
+    return InputError(
+        expected=f"all weights of the model in '{name}'",
+        got=got,
+        remedy="check that the download is complete; config.json and the weights belong together",
+    )
+
+
+def refuse_unplaced_weights(name: str | Path, unexpected: Iterable[str], config: Any) -> None:
+    """Refuse stored tensors that the model described by ``config`` has no parameter for.
+
+    Rotary frequencies, which old checkpoints store and every model computes, and the stored copy of a tied head are
+    let through.
+
+    Raises:
+        InputError: with the number of such tensors and the first of them.
+    """
+    tied = getattr(config, "tie_word_embeddings", False)
+    unplaced = sorted(
+        key for key in unexpected if not key.endswith("rotary_emb.inv_freq") and not (tied and key == "lm_head.weight")
+    )
+    if unplaced:
+        raise InputError(
+            expected=f"only weights that config.json has a place for in '{name}'",
+            got=f"{len(unplaced)} more, such as {unplaced[0]}",
+            remedy="config.json and the weights belong together: check biases (attention_bias, mlp_bias), the number "
+            "of layers and the architecture",
+        )
 
 
 def refuse_own_head(model: Any) -> None:
@@ -221,6 +278,7 @@ def _read_config(name: str) -> tuple[dict[str, Any], Any]:
             return raw, config
         if not HUB_ID.fullmatch(name):
             _existing(Path(name))
+        refuse_adapter(name)
         raw, _ = PretrainedConfig.get_config_dict(name)
         if not raw:
             raise OSError("no config.json")
@@ -254,7 +312,11 @@ def _existing(path: Path) -> Path:
 
 def _load_gguf(path: Path, dtype: str) -> Any:
     """De-quantise through transformers; the model is rebuilt plain: one loaded from GGUF refuses to be saved."""
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=DTYPES[dtype])
+    loaded, report = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=DTYPES[dtype], output_loading_info=True
+    )
+    refuse_incomplete_weights(path, report, loaded.config)
+    refuse_unplaced_weights(path, _unread_in_gguf(path, loaded), loaded.config)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -265,3 +327,18 @@ def _load_gguf(path: Path, dtype: str) -> Any:
     model.tie_weights()
     model.generation_config = loaded.generation_config
     return model.eval()
+
+
+def _unread_in_gguf(path: Path, model: Any) -> set[str]:
+    """Names of the file's tensors that became no parameter of the model; transformers reports none of them."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    read = {"rope_freqs.weight"} | ({"output.weight"} if model.config.tie_word_embeddings else set())
+    for name, _ in model.named_parameters():
+        own, _, suffix = name.rpartition(".")
+        read.add(f"{names.get_name(own)}.{suffix}")
+    return {tensor.name for tensor in reader.tensors} - read

@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from hgsp.errors import InputError
 from hgsp.families import LAYER_PREFIX
 from hgsp.layerwise import Decoder
-from hgsp.loading import DTYPES, ModelSource, refuse_own_head, single_device
+from hgsp.loading import DTYPES, ModelSource, refuse_own_head, refuse_unplaced_weights, single_device
 from hgsp.weight_files import open_weights, shards_of, weight_files
 
 
@@ -91,7 +91,8 @@ def open_offloaded(
     """A decoder that holds embeddings, final norm and head, and reads one layer at a time from the files.
 
     Raises:
-        InputError: no safetensors, or tensors in them are missing, of another shape, or not what config.json says.
+        InputError: no safetensors, or tensors in them are missing, of another shape, without a place in the
+            model, or not what config.json says.
     """
     if source.is_gguf:
         raise InputError(
@@ -115,6 +116,7 @@ def open_offloaded(
             got=got,
             remedy="check that the download is complete; config.json and the weights belong together",
         )
+    refuse_unplaced_weights(source.name, files.shapes.keys() - wanted.keys(), model.config)
     on = single_device(device)
     held = {name: files.read(name).to(on, DTYPES[dtype]) for name in wanted if not name.startswith(LAYER_PREFIX)}
     model.load_state_dict(held, strict=False, assign=True)

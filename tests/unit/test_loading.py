@@ -221,6 +221,66 @@ def test_weights_of_another_shape_are_refused_and_never_made_up(saved, reader):
         READERS[reader](folder)
 
 
+def add_tensors(folder, tensors):
+    stored = load_file(folder / "model.safetensors")
+    save_file({**stored, **tensors}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+UNPLACED = {
+    "biases of attention": "model.layers.0.self_attn.q_proj.bias",
+    "biases of the MLP": "model.layers.1.mlp.down_proj.bias",
+    "more layers": "model.layers.3.input_layernorm.weight",
+    "norms of another architecture": "model.layers.0.self_attn.q_norm.weight",
+    "another head": "score.weight",
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", UNPLACED)
+def test_weights_that_the_config_has_no_place_for_are_refused_by_name(saved, kind, reader):
+    """Dropped in silence, they would leave another model than the one that was saved."""
+    folder = saved(make_tiny("llama-8q4kv"))
+    add_tensors(folder, {UNPLACED[kind]: torch.zeros(8)})
+    with pytest.raises(InputError, match=f"1 more, such as {UNPLACED[kind]}") as refusal:
+        READERS[reader](folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_fewer_layers_in_the_config_than_in_the_file_are_refused(saved, reader):
+    folder = saved(make_tiny("llama-8q4kv"), max_shard_size="100KB")
+    edit_config(folder, num_hidden_layers=2)
+    with pytest.raises(InputError, match=r"9 more, such as model\.layers\.2\.input_layernorm\.weight"):
+        READERS[reader](folder)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_rotary_frequencies_in_the_file_are_let_through(saved, tokens, reader):
+    """Checkpoints of older versions have them; every model computes its own."""
+    model = make_tiny("llama-8q4kv")
+    folder = saved(model)
+    add_tensors(folder, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)})
+    loaded = READERS[reader](folder)
+    assert torch.equal(loaded(tokens.to(loaded.device)).logits.cpu(), model(tokens).logits)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_adapter_beside_a_whole_model_is_refused(saved, reader):
+    """peft would apply it a second time to weights it is merged into."""
+    folder = saved(make_tiny("llama-8q4kv"))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"a model and an adapter \(adapter_config\.json\).*remove"):
+        READERS[reader](folder)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_adapter_alone_is_to_be_merged_first(tmp_path, reader):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"an adapter \(adapter_config\.json\).*merge it first"):
+        READERS[reader](tmp_path)
+
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 DAMAGE = {
     "broken off": (lambda whole: whole[: len(whole) // 2], "check that the download is complete"),
@@ -377,7 +437,7 @@ def write_gguf(model, path, tokenizer_model=None):
     writer.add_vocab_size(config.vocab_size)
     if tokenizer_model is not None:
         writer.add_tokenizer_model(tokenizer_model)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(model.model.layers))
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
         rows = tensor.numpy()
@@ -404,6 +464,14 @@ def test_a_gguf_file_is_the_model_it_was_made_from(tmp_path, tokens):
     pruned = apply_plan(loaded, mixed_plan(model))
     pruned.save_pretrained(tmp_path / "pruned")
     assert (tmp_path / "pruned" / "model.safetensors").is_file()
+
+
+def test_a_gguf_with_more_layers_than_its_header_says_is_refused(tmp_path):
+    model = make_tiny("llama-8q4kv")
+    model.config.num_hidden_layers = 2
+    write_gguf(model, tmp_path / "tiny.gguf")
+    with pytest.raises(InputError, match=r"9 more, such as blk\.2\.attn_k\.weight"):
+        load_dense(inspect_model(str(tmp_path / "tiny.gguf")), "float32", "cpu")
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path):
