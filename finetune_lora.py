@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgsp.cli import guarded, quiet_libraries
-from hgsp.config import PruneConfig
+from hgsp.cli.main import guarded, quiet_libraries
+from hgsp.console.flags import arguments_of, parse
 from hgsp.errors import InputError
-from hgsp.options import arguments_of, parse
+from hgsp.pipeline.config import PruneConfig
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning
 
 if TYPE_CHECKING:
+    from hgsp.pipeline.request import Request
     from hgsp.recovery.samples import TrainingText
-    from hgsp.request import Request
 
 LOG = logging.getLogger("hgsp")
 
@@ -51,17 +51,18 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
     quiet_libraries()
     import torch
 
-    from evaluation.before_after import BeforeAfter
-    from evaluation.models import own_device
-    from hgsp.checkpoint import load_pruned
-    from hgsp.distributed import is_main_process, leave_processes, wait_for_all
-    from hgsp.folders import new_folder
-    from hgsp.logs import LogFile
-    from hgsp.progress import Timings, terminal
-    from hgsp.recovery import outcome, training
-    from hgsp.recovery.parent import inspect_parent
+    from hgsp.console.log_file import LogFile
+    from hgsp.console.progress import Timings, terminal
+    from hgsp.console.result_folders import new_folder
+    from hgsp.evaluation.models import own_device
+    from hgsp.evaluation.pre_post import BeforeAfter
+    from hgsp.layerwise.distributed import is_main_process, leave_processes, wait_for_all
+    from hgsp.models.checkpoint import load_pruned
+    from hgsp.recovery import outputs as outcome
+    from hgsp.recovery import training
+    from hgsp.recovery.resume import unfinished_run
     from hgsp.recovery.samples import Collator, load_training_text
-    from hgsp.recovery.unfinished import unfinished_run
+    from hgsp.recovery.teacher import inspect_parent
 
     tokenizer, model_config = check_request(config)
     text = text or load_training_text(config, tokenizer)
@@ -129,10 +130,10 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
         InputError: missing packages, no model, weights or tokenizer, one that does not fit, sequences too long for the
             model, results in the way, no GPU.
     """
-    from evaluation.models import refuse_missing
-    from hgsp.checkpoint import config_of, load_tokenizer_of
-    from hgsp.devices import resolve_device
-    from hgsp.loading import check_positions, check_vocabulary
+    from hgsp.evaluation.models import refuse_missing
+    from hgsp.models.checkpoint import config_of, load_tokenizer_of
+    from hgsp.models.devices import resolve_device
+    from hgsp.models.loading import check_positions, check_vocabulary
 
     check_surroundings(config)
     for device in (config.device, config.distill_device):
@@ -154,8 +155,8 @@ def check_surroundings(config: RecoveryConfig) -> None:
     Raises:
         InputError: says which.
     """
-    from hgsp.folders import check_target
-    from hgsp.recovery.unfinished import check_work_dir
+    from hgsp.console.result_folders import check_target
+    from hgsp.recovery.resume import check_work_dir
 
     config.require_packages()
     reads = (config.pruned_model, config.base_model, config.distill_from, config.data_path, config.data_dir)
@@ -171,8 +172,8 @@ def prepare_after_pruning(
     Raises:
         InputError: as ``check_surroundings`` and ``load_training_text``; several processes; a model with few positions.
     """
-    from hgsp.distributed import launched_processes
-    from hgsp.loading import check_positions
+    from hgsp.layerwise.distributed import launched_processes
+    from hgsp.models.loading import check_positions
     from hgsp.recovery.samples import load_training_text
 
     if launched_processes() > 1:
@@ -200,7 +201,7 @@ def recover_all(recoveries: Sequence[tuple[RecoveryConfig, TrainingText]], comma
             alone = shlex.join(["python", "finetune_lora.py", *arguments_of(config)])
             print(f"{config.pruned_model} is complete; its recovery by itself: {alone}", file=sys.stderr)
             return code
-        from hgsp.recovery.outcome import add_to_report
+        from hgsp.recovery.outputs import add_to_report
 
         add_to_report(Path(config.pruned_model), Path(config.output_dir))
     return 0

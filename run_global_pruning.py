@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hgsp.cli import guarded, quiet_libraries
-from hgsp.config import PruneConfig
-from hgsp.options import parse
+from hgsp.cli.main import guarded, quiet_libraries
+from hgsp.console.flags import parse
+from hgsp.pipeline.config import PruneConfig
 
 LOG = logging.getLogger("hgsp")
 
@@ -32,17 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prune(config: PruneConfig, command: str) -> int:
     """The whole recipe for one configuration."""
     quiet_libraries()
-    from evaluation.before_after import BeforeAfter
     from finetune_lora import prepare_after_pruning, recover_all
-    from hgsp import pipeline, report
-    from hgsp.data import CALIBRATE, load_text
-    from hgsp.decision import cut
-    from hgsp.distributed import is_main_process, join_processes, leave_processes
-    from hgsp.loading import load_own_tokenizer
-    from hgsp.logs import LogFile, show
-    from hgsp.opened import open_model
-    from hgsp.progress import Timings, terminal
-    from hgsp.request import Calibrations, draw_calibrations, prepare, result_folder, unfinished
+    from hgsp.console.log_file import LogFile, show
+    from hgsp.console.progress import Timings, terminal
+    from hgsp.data.texts import CALIBRATE, load_text
+    from hgsp.evaluation.pre_post import BeforeAfter
+    from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
+    from hgsp.models.loading import load_own_tokenizer
+    from hgsp.pipeline import report
+    from hgsp.pipeline import run as pipeline
+    from hgsp.pipeline.decision import cut
+    from hgsp.pipeline.loaded import open_model
+    from hgsp.pipeline.request import Calibrations, draw_calibrations, prepare, result_folder, unfinished
 
     request = prepare(config)
     warnings = list(request.source.warnings)
@@ -120,8 +121,8 @@ def prune(config: PruneConfig, command: str) -> int:
 
 def _finish(content: dict[str, Any], folder: Path, log: Any, target: Path) -> None:
     """Write the report and the log, and tell the user what came out and what to do next."""
-    from hgsp.logs import show
-    from hgsp.report import closing_table, write_json
+    from hgsp.console.log_file import show
+    from hgsp.pipeline.report import closing_table, write_json
 
     write_json(content, folder / "pruning_analysis.json")
     for warning in content["warnings"]:

@@ -19,10 +19,10 @@ from typing import Any
 from machine import provenance
 from quality import Bench
 
-from evaluation.metrics.zeroshot import ZERO_SHOT
-from hgsp.cli import quiet_libraries
-from hgsp.config import PruneConfig
-from hgsp.products import wide_products
+from hgsp.cli.main import quiet_libraries
+from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
+from hgsp.models.half_precision import wide_products
+from hgsp.pipeline.config import PruneConfig
 
 #: Name -> what differs from WikiText-2 and C4 in sequences of 256 tokens.
 CALIBRATIONS: dict[str, dict[str, Any]] = {

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from machine import provenance
 
-from evaluation.metrics.efficiency import Workload, measure_timings, static_costs
-from evaluation.models import load_model
-from evaluation.side_by_side import static_metrics, timing_metrics
-from hgsp.cli import quiet_libraries
-from hgsp.geometry import geometry_of
-from hgsp.progress import terminal
+from hgsp.cli.main import quiet_libraries
+from hgsp.console.progress import terminal
+from hgsp.evaluation.metrics.efficiency import Workload, measure_timings, static_costs
+from hgsp.evaluation.models import load_model
+from hgsp.evaluation.side_by_side import static_metrics, timing_metrics
+from hgsp.models.geometry import geometry_of
 
 
 def main() -> None:

@@ -27,15 +27,15 @@ from shapes import SHAPES, byte_tokenizer, config_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from hgsp.checkpoint import save_streamed
-from hgsp.families import ATTENTION_WRITER, MLP_WRITER
-from hgsp.geometry import geometry_of
-from hgsp.groups import build_group_table
-from hgsp.layerwise import Decoder
-from hgsp.loading import inspect_model
-from hgsp.offload import open_offloaded
-from hgsp.scores import Scores
-from hgsp.selection import Floors, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.models.checkpoint import save_streamed
+from hgsp.models.decoder import Decoder
+from hgsp.models.families import ATTENTION_WRITER, MLP_WRITER
+from hgsp.models.geometry import geometry_of
+from hgsp.models.loading import inspect_model
+from hgsp.models.offload import open_offloaded
+from hgsp.pruning.select import Floors, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.scoring.groups import build_group_table
+from hgsp.scoring.scores import Scores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RATIO = 0.2

@@ -18,17 +18,17 @@ from typing import Any
 
 from machine import provenance
 
-from evaluation.metrics.ppl import perplexity
-from hgsp.calibration import build_calibration
-from hgsp.cli import quiet_libraries
-from hgsp.data import CALIBRATE, EVALUATE, load_text
-from hgsp.importance import METHODS
-from hgsp.layerwise import Decoder
-from hgsp.loading import inspect_model, load_dense, load_tokenizer
-from hgsp.scores import Scores, sample_weights
-from hgsp.scoring import ScoringOptions, score_groups
-from hgsp.selection import Floors, select_groups
-from hgsp.surgery import apply_plan
+from hgsp.cli.main import quiet_libraries
+from hgsp.data.calibration import build_calibration
+from hgsp.data.texts import CALIBRATE, EVALUATE, load_text
+from hgsp.evaluation.metrics.ppl import perplexity
+from hgsp.models.decoder import Decoder
+from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.pruning.select import Floors, select_groups
+from hgsp.pruning.surgery import apply_plan
+from hgsp.scoring.methods import METHODS
+from hgsp.scoring.score import ScoringOptions, score_groups
+from hgsp.scoring.scores import Scores, sample_weights
 
 
 def main() -> None:

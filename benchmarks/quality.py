@@ -27,14 +27,14 @@ from machine import provenance
 from quality_report import draw, markdown, mean_accuracy
 from quality_ways import WAYS, Maker
 
-from evaluation.metrics.harness import load_task, run_task
-from evaluation.metrics.ppl import split_windows
-from evaluation.metrics.zeroshot import ZERO_SHOT
-from evaluation.tasks import parse_tasks
-from hgsp.calibration import tokenize
-from hgsp.cli import quiet_libraries
-from hgsp.data import EVALUATE, load_text
-from hgsp.products import wide_products
+from hgsp.cli.main import quiet_libraries
+from hgsp.data.calibration import tokenize
+from hgsp.data.texts import EVALUATE, load_text
+from hgsp.evaluation.metrics.harness import load_task, run_task
+from hgsp.evaluation.metrics.ppl import split_windows
+from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
+from hgsp.evaluation.tasks import parse_tasks
+from hgsp.models.half_precision import wide_products
 
 
 @wide_products()

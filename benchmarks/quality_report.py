@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from evaluation.metrics.harness import Score
-from evaluation.metrics.zeroshot import averages
+from hgsp.evaluation.metrics.harness import Score
+from hgsp.evaluation.metrics.zeroshot import averages
 
 T = TypeVar("T")
 

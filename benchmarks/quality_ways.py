@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 from baselines import BASELINES
 
-from hgsp.calibration import build_calibration
-from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
-from hgsp.data import CALIBRATE, load_text
-from hgsp.finished_layers import FinishedLayers
-from hgsp.geometry import geometry_of
-from hgsp.importance import METHODS
-from hgsp.layerwise import Decoder
-from hgsp.loading import inspect_model, load_dense, load_tokenizer
-from hgsp.reconstruct import reconstruct
-from hgsp.scores import Scores, sample_weights
-from hgsp.scoring import ScoringOptions, score_groups
-from hgsp.search import Budgeted, Moves, search
-from hgsp.search_by_gradient import GradientMoves
-from hgsp.search_by_profile import ProfileMoves
-from hgsp.selection import Floors
-from hgsp.surgery import Surgery, apply_plan
+from hgsp.data.calibration import build_calibration
+from hgsp.data.texts import CALIBRATE, load_text
+from hgsp.models.decoder import Decoder
+from hgsp.models.geometry import geometry_of
+from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.pipeline.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
+from hgsp.pruning.select import Floors
+from hgsp.pruning.surgery import Surgery, apply_plan
+from hgsp.reconstruction.reconstruct import reconstruct
+from hgsp.reconstruction.resume import FinishedLayers
+from hgsp.scoring.methods import METHODS
+from hgsp.scoring.score import ScoringOptions, score_groups
+from hgsp.scoring.scores import Scores, sample_weights
+from hgsp.search.by_gradient import GradientMoves
+from hgsp.search.by_profile import ProfileMoves
+from hgsp.search.search import Budgeted, Moves, search
 
 SEED = 42
 DTYPE = "bfloat16"

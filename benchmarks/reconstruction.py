@@ -25,19 +25,19 @@ from machine import provenance
 from shapes import SHAPES, byte_tokenizer, config_of
 from transformers import AutoModelForCausalLM
 
-from hgsp.block_fit import STEP_TOKENS, fit_block, num_epochs
-from hgsp.calibration import build_calibration
-from hgsp.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES, PruneConfig
-from hgsp.data import CALIBRATE, load_text
-from hgsp.geometry import geometry_of
-from hgsp.groups import build_group_table
-from hgsp.layerwise import Decoder
-from hgsp.least_squares import solve
-from hgsp.reconstruct import reconstruct
-from hgsp.scoring import ScoringOptions, score_groups
-from hgsp.selection import Floors, budget_for_ratio, select_groups
-from hgsp.surgery import Surgery
-from hgsp.two_streams import HELD_OUT
+from hgsp.data.calibration import build_calibration
+from hgsp.data.texts import CALIBRATE, load_text
+from hgsp.models.decoder import Decoder
+from hgsp.models.geometry import geometry_of
+from hgsp.pipeline.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES, PruneConfig
+from hgsp.pruning.select import Floors, budget_for_ratio, select_groups
+from hgsp.pruning.surgery import Surgery
+from hgsp.reconstruction.block_fit import STEP_TOKENS, fit_block, num_epochs
+from hgsp.reconstruction.least_squares import solve
+from hgsp.reconstruction.paired_forward import HELD_OUT
+from hgsp.reconstruction.reconstruct import reconstruct
+from hgsp.scoring.groups import build_group_table
+from hgsp.scoring.score import ScoringOptions, score_groups
 
 RATIO = 0.2
 SMALL_VOCABULARY = 258
@@ -83,7 +83,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     surgery = Surgery(model.config, geometry, plan, lambda name: model.get_parameter(name).detach())
     solving, fitting = Timed(solve), Timed(fit_block)
-    with patch("hgsp.reconstruct.solve", solving), patch("hgsp.reconstruct.fit_block", fitting):
+    with (
+        patch("hgsp.reconstruction.reconstruct.solve", solving),
+        patch("hgsp.reconstruction.reconstruct.fit_block", fitting),
+    ):
         _, reconstruct_s = timed(
             lambda: reconstruct(decoder, surgery, calibration, batch_size=options.batch_size, whole_blocks=True)
         )

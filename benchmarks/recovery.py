@@ -20,10 +20,10 @@ from machine import provenance
 import finetune_lora
 import run_global_pruning
 from evaluation import run_evaluation
-from hgsp.checkpoint import load_pruned, load_tokenizer_of
+from hgsp.models.checkpoint import load_pruned, load_tokenizer_of
 from hgsp.recovery.config import RecoveryConfig
 from hgsp.recovery.losses import Objective
-from hgsp.recovery.outcome import padding_token
+from hgsp.recovery.outputs import padding_token
 from hgsp.recovery.samples import Collator, load_training_text
 
 #: Way -> its flags; PARENT stands for the dense model. The learning rates are the best of a few tried for each.

@@ -71,11 +71,11 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     from shapes import config_of
     from transformers import AutoModelForCausalLM
 
-    from hgsp.data import Text
+    from hgsp.data.texts import Text
+    from hgsp.pipeline.report import peak_memory_bytes
     from hgsp.recovery.config import RecoveryConfig
     from hgsp.recovery.samples import Collator, Sample, TrainingText
     from hgsp.recovery.training import train
-    from hgsp.report import peak_memory_bytes
 
     with torch.device(options.device):
         config = config_of(options.model, num_hidden_layers=layers)

@@ -74,10 +74,10 @@ def measure(options: argparse.Namespace, layers: int) -> list[dict[str, Any]]:
     from shapes import byte_tokenizer, config_of
     from transformers import AutoModelForCausalLM
 
-    from hgsp.calibration import build_calibration
-    from hgsp.data import CALIBRATE, load_text
-    from hgsp.layerwise import Decoder
-    from hgsp.scoring import ScoringOptions, score_groups
+    from hgsp.data.calibration import build_calibration
+    from hgsp.data.texts import CALIBRATE, load_text
+    from hgsp.models.decoder import Decoder
+    from hgsp.scoring.score import ScoringOptions, score_groups
 
     text = load_text("builtin", CALIBRATE)
     calibration = build_calibration(text, byte_tokenizer(), options.nsamples, options.seq_len, 42)

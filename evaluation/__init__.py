@@ -1,3 +1,3 @@
-"""Measures models, dense or pruned. Importing it lets transformers load pruned folders, as importing ``hgsp`` does."""
+"""The documented import path of :mod:`hgsp.evaluation`."""
 
 import hgsp as hgsp

@@ -13,9 +13,9 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, Python looks for modules beside this file instead of in the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from evaluation.config import EvaluationConfig
-from hgsp.cli import guarded, quiet_libraries
-from hgsp.options import parse
+from hgsp.cli.main import guarded, quiet_libraries
+from hgsp.console.flags import parse
+from hgsp.evaluation.config import EvaluationConfig
 
 LOG = logging.getLogger("hgsp")
 
@@ -34,21 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(config: EvaluationConfig, command: str) -> int:
     """The whole recipe for one configuration."""
     quiet_libraries()
-    from evaluation import closing
-    from evaluation.jobs import prepare_jobs
-    from evaluation.models import (
+    from hgsp.console.log_file import LogFile
+    from hgsp.evaluation import reporting as closing
+    from hgsp.evaluation.jobs import prepare_jobs
+    from hgsp.evaluation.models import (
         models_under_test,
         overflow_warnings,
         own_device,
         tokenizer_fingerprint,
         tokenizer_of,
     )
-    from evaluation.results import Results
-    from evaluation.runner import Runner
-    from evaluation.side_by_side import run_efficiency
-    from evaluation.tasks import EFFICIENCY
-    from hgsp.distributed import is_main_process, leave_processes, wait_for_all
-    from hgsp.logs import LogFile
+    from hgsp.evaluation.results import Results
+    from hgsp.evaluation.runner import Runner
+    from hgsp.evaluation.side_by_side import run_efficiency
+    from hgsp.evaluation.tasks import EFFICIENCY
+    from hgsp.layerwise.distributed import is_main_process, leave_processes, wait_for_all
 
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "evaluation.log") as log:
         models = models_under_test(config)

@@ -4,7 +4,7 @@ Importing this package is cheap (no torch, no transformers) and is all that is n
 ``AutoModelForCausalLM.from_pretrained`` to load a pruned folder.
 """
 
-from hgsp._autoregister import install as _install
+from hgsp.models.autoregister import install as _install
 
 __version__ = "0.1.0"
 

@@ -10,26 +10,26 @@ from docs_source import FUNCTIONS, GENERATED, docstring_of, find, markdown, pars
 
 #: The public names, by module, in the order of the way through.
 API: dict[str, tuple[str, ...]] = {
-    "evaluation/metrics/ppl.py": ("PPLMetric", "Perplexity", "perplexity"),
-    "hgsp/checkpoint.py": ("load_pruned", "save_pruned"),
-    "hgsp/loading.py": ("ModelSource", "inspect_model", "load_dense", "load_tokenizer"),
-    "hgsp/geometry.py": ("LayerShape", "Geometry", "geometry_of"),
-    "hgsp/data.py": ("Text", "load_text"),
-    "hgsp/calibration.py": ("Calibration", "build_calibration"),
-    "hgsp/layerwise.py": ("Decoder",),
-    "hgsp/scoring.py": ("ScoringOptions", "Importances", "score_groups"),
-    "hgsp/importance/types.py": ("WeightMethod", "ColumnMethod", "GateMethod", "GroupMethod"),
-    "hgsp/normalization.py": ("normalize",),
-    "hgsp/prior.py": ("Influence", "prior_of", "perplexity_influence"),
-    "hgsp/groups.py": ("GroupTable", "build_group_table"),
-    "hgsp/selection.py": ("Floors", "LayerKeep", "PrunePlan", "budget_for_ratio", "select_groups", "kept_mask"),
-    "hgsp/search.py": ("Budgeted", "SearchState", "Moves", "search"),
-    "hgsp/search_by_gradient.py": ("GradientMoves",),
-    "hgsp/surgery.py": ("Surgery", "apply_plan"),
-    "hgsp/reconstruct.py": ("ModuleFit", "Reconstruction", "reconstruct"),
-    "hgsp/as_cut.py": ("decoder_as_cut",),
-    "hgsp/search_by_profile.py": ("ProfileMoves",),
-    "hgsp/scores.py": ("Scores", "sample_weights"),
+    "hgsp/evaluation/metrics/ppl.py": ("PPLMetric", "Perplexity", "perplexity"),
+    "hgsp/models/checkpoint.py": ("load_pruned", "save_pruned"),
+    "hgsp/models/loading.py": ("ModelSource", "inspect_model", "load_dense", "load_tokenizer"),
+    "hgsp/models/geometry.py": ("LayerShape", "Geometry", "geometry_of"),
+    "hgsp/data/texts.py": ("Text", "load_text"),
+    "hgsp/data/calibration.py": ("Calibration", "build_calibration"),
+    "hgsp/models/decoder.py": ("Decoder",),
+    "hgsp/scoring/score.py": ("ScoringOptions", "Importances", "score_groups"),
+    "hgsp/scoring/methods/types.py": ("WeightMethod", "ColumnMethod", "GateMethod", "GroupMethod"),
+    "hgsp/scoring/normalization.py": ("normalize",),
+    "hgsp/scoring/prior.py": ("Influence", "prior_of", "perplexity_influence"),
+    "hgsp/scoring/groups.py": ("GroupTable", "build_group_table"),
+    "hgsp/pruning/select.py": ("Floors", "LayerKeep", "PrunePlan", "budget_for_ratio", "select_groups", "kept_mask"),
+    "hgsp/search/search.py": ("Budgeted", "SearchState", "Moves", "search"),
+    "hgsp/search/by_gradient.py": ("GradientMoves",),
+    "hgsp/pruning/surgery.py": ("Surgery", "apply_plan"),
+    "hgsp/reconstruction/reconstruct.py": ("ModuleFit", "Reconstruction", "reconstruct"),
+    "hgsp/pruning/zero_padded.py": ("decoder_as_cut",),
+    "hgsp/search/by_profile.py": ("ProfileMoves",),
+    "hgsp/scoring/scores.py": ("Scores", "sample_weights"),
     "hgsp/errors.py": ("InputError", "NumericalError"),
 }
 
@@ -46,8 +46,8 @@ def api_page() -> str:
         module = file.removesuffix(".py").replace("/", ".")
         tree = parse(file)
         parts += [f"## {module}", markdown(docstring_of(tree).split("\n\n", 1)[0])]
-        if module == "hgsp.importance.types":
-            parts.append("`hgsp.importance.METHODS` maps every method's name to its value.")
+        if module == "hgsp.scoring.methods.types":
+            parts.append("`hgsp.scoring.methods.METHODS` maps every method's name to its value.")
         for name in names:
             parts += entry(find(tree, name), 3)
     return "\n\n".join(parts) + "\n"

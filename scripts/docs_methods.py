@@ -36,7 +36,7 @@ class MethodSource:
 
 
 def read_method(name: str) -> MethodSource:
-    source = (REPOSITORY / "hgsp" / "importance" / f"{name}.py").read_text()
+    source = (REPOSITORY / "hgsp" / "scoring" / "methods" / f"{name}.py").read_text()
     tree = ast.parse(source)
     title, *lines = docstring_of(tree).split("\n\n", 1)
     sections: dict[str, list[str]] = {}
@@ -77,7 +77,7 @@ def method_page(method: MethodSource) -> str:
             parts.append(table(("statistic", "shape", "meaning", "pass"), [statistics[name] for name in method.needs]))
     parts += ["## Default normalisation", normalization_text(method)]
     parts += ["## Measured", *measured(method.name)]
-    parts += ["## The code", f"`hgsp/importance/{method.name}.py` gives {KINDS[method.kind]}:"]
+    parts += ["## The code", f"`hgsp/scoring/methods/{method.name}.py` gives {KINDS[method.kind]}:"]
     parts.append(f"```python\n{method.code.strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -85,14 +85,14 @@ def method_page(method: MethodSource) -> str:
 def normalization_text(method: MethodSource) -> str:
     if method.normalization == "none":
         return "`none`: importances enter the global order as they are. `--score_normalization` chooses another."
-    meaning = docstring_of(find(parse("hgsp/normalization.py"), f"_{method.normalization}"))
+    meaning = docstring_of(find(parse("hgsp/scoring/normalization.py"), f"_{method.normalization}"))
     return f"`{method.normalization}`: {markdown(meaning)} `--score_normalization` chooses another."
 
 
 def known_statistics() -> dict[str, tuple[str, ...]]:
     """Rows of the table in the docstring of statistics.py, by name."""
     found = {}
-    for line in docstring_of(parse("hgsp/statistics.py")).splitlines():
+    for line in docstring_of(parse("hgsp/scoring/statistics.py")).splitlines():
         cells = tuple(markdown(cell.strip()) for cell in line.strip("|").split("|"))
         if line.startswith("| `"):
             found[cells[0].strip("`")] = cells

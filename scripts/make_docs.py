@@ -16,11 +16,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 from docs_api import API, api_page  # noqa: E402
 from docs_methods import METHODS, method_page, methods_index, read_method  # noqa: E402
 from docs_source import REPOSITORY, RESULTS  # noqa: E402
+from docs_tree import tree  # noqa: E402
 from quality_report import tables  # noqa: E402
 
 __all__ = ["API", "METHODS", "read_method"]
 #: What stands between two of these comments is written by this script.
 TABLES = re.compile(r"(<!-- tables of (\S+\.json) -->\n).*?(?=<!-- end of tables -->)", re.DOTALL)
+TREE = re.compile(r"<!-- tree -->\n.*?(?=<!-- end of tree -->)", re.DOTALL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +51,10 @@ def pages() -> dict[Path, str]:
     methods = [read_method(name) for name in METHODS]
     found = {docs / "methods" / f"{method.name}.md": method_page(method) for method in methods}
     found |= {docs / "methods" / "README.md": methods_index(methods), docs / "API.md": api_page()}
+    structure = REPOSITORY / "PROJECT_STRUCTURE.md"
+    found |= {
+        structure: TREE.sub(lambda _: "\n".join(["<!-- tree -->", "```", *tree(), "```", ""]), structure.read_text())
+    }
     return found | {docs / "QUALITY.md": with_tables((docs / "QUALITY.md").read_text())}
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The three-model study, into results/{MODEL}/prune_{PERCENT}; --help tells the rest (hgsp/commands/study.py).
+# The three-model study, into results/{MODEL}/prune_{PERCENT}; --help tells the rest (hgsp/cli/study.py).
 # Takes the active virtual environment, else the repository's .venv, else python3.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -8,4 +8,4 @@ for environment in "$root/.venv" "${VIRTUAL_ENV:-}"; do
   if [ -n "$environment" ] && [ -x "$environment/bin/python" ]; then python="$environment/bin/python"; fi
 done
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-exec "$python" -m hgsp.commands.study "$@"
+exec "$python" -m hgsp.cli.study "$@"

@@ -9,7 +9,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, Python looks for modules beside this file instead of in the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from hgsp.commands.summarize import main
+from hgsp.cli.summarize import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -130,7 +130,7 @@ def tokens() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some thousand characters of English that do not repeat."""
-    from hgsp.data import CALIBRATE, load_text
+    from hgsp.data.texts import CALIBRATE, load_text
 
     path = tmp_path_factory.mktemp("text") / "english.txt"
     path.write_text(load_text("builtin", CALIBRATE).content[:20_000])

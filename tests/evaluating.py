@@ -2,8 +2,8 @@
 
 import json
 
-import evaluation.runner
-import evaluation.side_by_side
+import hgsp.evaluation.runner
+import hgsp.evaluation.side_by_side
 
 FAST = {
     "--device": "cpu",
@@ -29,5 +29,5 @@ def no_weights(monkeypatch):
     def load(*arguments, **named):
         raise AssertionError("weights were loaded")
 
-    for module in (evaluation.runner, evaluation.side_by_side):
+    for module in (hgsp.evaluation.runner, hgsp.evaluation.side_by_side):
         monkeypatch.setattr(module, "load_model", load)

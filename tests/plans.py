@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hgsp.geometry import Geometry, LayerShape, geometry_of
-from hgsp.selection import LayerKeep, PrunePlan
+from hgsp.models.geometry import Geometry, LayerShape, geometry_of
+from hgsp.pruning.select import LayerKeep, PrunePlan
 
 Drop = Mapping[int, Iterable[int]]
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from baselines import flap, llm_pruner, osscar, shortgpt, uniform_magnitude, uniform_random, wanda_sp
-from hgsp.calibration import Calibration
+from hgsp.data.calibration import Calibration
 
 BASELINES: dict[str, Callable[[Any, Calibration, int, int], Any]] = {
     "uniform-random": uniform_random.prune,

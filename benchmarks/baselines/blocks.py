@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from baselines.widths import plan_keeping, uniform_shapes
-from hgsp.calibration import Calibration
-from hgsp.families import ATTENTION_WRITER, MLP_WRITER
-from hgsp.geometry import Geometry, geometry_of
-from hgsp.layerwise import Decoder
-from hgsp.selection import LayerKeep
-from hgsp.statistics import watch_inputs
-from hgsp.surgery import apply_plan
+from hgsp.data.calibration import Calibration
+from hgsp.models.decoder import Decoder
+from hgsp.models.families import ATTENTION_WRITER, MLP_WRITER
+from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.surgery import apply_plan
+from hgsp.scoring.statistics import watch_inputs
 
 #: The Linear of each block that writes into the residual stream.
 WRITERS = {"attention": ATTENTION_WRITER, "mlp": MLP_WRITER}

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from baselines.blocks import WRITERS, Block, columns_of_group, walk_blocks
 from baselines.widths import Scores, global_plan
-from hgsp.calibration import Calibration
-from hgsp.geometry import Geometry, geometry_of
-from hgsp.selection import Floors, LayerKeep, PrunePlan
-from hgsp.surgery import apply_plan
+from hgsp.data.calibration import Calibration
+from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.pruning.select import Floors, LayerKeep, PrunePlan
+from hgsp.pruning.surgery import apply_plan
 
 
 def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: int) -> Any:

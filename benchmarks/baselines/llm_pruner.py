@@ -21,15 +21,15 @@ from typing import Any
 from torch import Tensor
 
 from baselines.widths import global_plan, uniform_plan
-from hgsp.calibration import Calibration
-from hgsp.distributed import Share
-from hgsp.families import LINEARS
-from hgsp.geometry import Geometry, geometry_of
-from hgsp.layerwise import Decoder
-from hgsp.selection import Floors
-from hgsp.statistics import gather_backward
-from hgsp.surgery import apply_plan
-from hgsp.walk import LayerWalk
+from hgsp.data.calibration import Calibration
+from hgsp.layerwise.distributed import Share
+from hgsp.layerwise.walk import LayerWalk
+from hgsp.models.decoder import Decoder
+from hgsp.models.families import LINEARS
+from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.pruning.select import Floors
+from hgsp.pruning.surgery import apply_plan
+from hgsp.scoring.statistics import gather_backward
 
 #: The layers that lose something, of 32.
 FIRST, STOP, OF = 4, 30, 32

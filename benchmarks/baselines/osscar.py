@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from baselines.blocks import Block, cut_in_turn
-from hgsp.calibration import Calibration
+from hgsp.data.calibration import Calibration
 
 #: lam, relative to the mean diagonal of the Gram matrix.
 RIDGE = 1e-2

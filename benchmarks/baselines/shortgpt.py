@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from baselines.widths import plan_keeping, strongest
-from hgsp.calibration import Calibration
-from hgsp.geometry import LayerShape, geometry_of
-from hgsp.layerwise import Decoder
-from hgsp.selection import LayerKeep
-from hgsp.surgery import apply_plan
+from hgsp.data.calibration import Calibration
+from hgsp.models.decoder import Decoder
+from hgsp.models.geometry import LayerShape, geometry_of
+from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.surgery import apply_plan
 
 
 def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: int) -> Any:

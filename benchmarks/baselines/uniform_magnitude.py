@@ -12,10 +12,10 @@ from torch import Tensor
 
 from baselines.llm_pruner import fold
 from baselines.widths import uniform_plan
-from hgsp.calibration import Calibration
-from hgsp.families import LINEARS
-from hgsp.geometry import Geometry, geometry_of
-from hgsp.surgery import apply_plan
+from hgsp.data.calibration import Calibration
+from hgsp.models.families import LINEARS
+from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.pruning.surgery import apply_plan
 
 
 def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: int) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from baselines.widths import uniform_plan
-from hgsp.calibration import Calibration
-from hgsp.geometry import geometry_of
-from hgsp.surgery import apply_plan
+from hgsp.data.calibration import Calibration
+from hgsp.models.geometry import geometry_of
+from hgsp.pruning.surgery import apply_plan
 
 
 def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: int) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baselines.blocks import Block, cut_in_turn
 from baselines.widths import strongest
-from hgsp.calibration import Calibration
+from hgsp.data.calibration import Calibration
 
 
 def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: int) -> Any:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hgsp.errors import InputError
-from hgsp.geometry import Geometry, LayerShape
-from hgsp.groups import build_group_table
-from hgsp.selection import Floors, LayerKeep, PrunePlan, select_groups
+from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.pruning.select import Floors, LayerKeep, PrunePlan, select_groups
+from hgsp.scoring.groups import build_group_table
 
 #: Per layer ``{"attention": [K], "mlp": [M]}``; the lowest leave.
 Scores = Sequence[Mapping[str, Tensor]]

@@ -1,1 +1,1 @@
-"""Metrics, one file each."""
+"""The documented import path of :mod:`hgsp.evaluation.metrics`."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from hgsp.config import DEFAULT_INSTRUCTIONS, DTYPE_NAMES, MeasureConfig, PruneConfig
+from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
 from hgsp.errors import InputError
-from hgsp.options import nearest_multiples, option, require, require_counts, require_positive
+from hgsp.pipeline.config import DEFAULT_INSTRUCTIONS, DTYPE_NAMES, MeasureConfig, PruneConfig
 
 METHODS = ("lora", "full")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

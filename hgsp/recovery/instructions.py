@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hgsp.data.rows import read_rows
 from hgsp.errors import InputError
-from hgsp.rows import read_rows
 
 #: What stands before each part of an instruction where there is no chat template.
 HEADINGS = {"user": "### Instruction:\n", "input": "### Input:\n", "assistant": "### Response:\n"}

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hgsp.calibration import tokenize
-from hgsp.data import CALIBRATE, DATASET_CHOICES, Text, canonical_name, load_text
+from hgsp.data.calibration import tokenize
+from hgsp.data.texts import CALIBRATE, DATASET_CHOICES, Text, canonical_name, load_text
 from hgsp.errors import InputError
 from hgsp.recovery.config import RecoveryConfig
 from hgsp.recovery.instructions import Passage, load_rows, passage_of

@@ -16,16 +16,16 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from hgsp.checkpoint import is_bin
+from hgsp.console.progress import Progress, silent
 from hgsp.errors import NumericalError
-from hgsp.loading import ModelSource
-from hgsp.products import slow_dtypes, wide_products
-from hgsp.progress import Progress, silent
+from hgsp.models.checkpoint import is_bin
+from hgsp.models.half_precision import slow_dtypes, wide_products
+from hgsp.models.loading import ModelSource
 from hgsp.recovery.config import RecoveryConfig, steps_per_update
 from hgsp.recovery.losses import Objective, ParentTop
-from hgsp.recovery.parent import CachedParent, Parent, parent_answers
+from hgsp.recovery.resume import last_complete_state
 from hgsp.recovery.samples import Collator, Sample, TrainingText
-from hgsp.recovery.unfinished import last_complete_state
+from hgsp.recovery.teacher import CachedParent, Parent, parent_answers
 
 LOG = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgsp.study.collecting import DENSE, PPL, PRUNED, RECOVERED, Quantity, Result
+from hgsp.study.collect import DENSE, PPL, PRUNED, RECOVERED, Quantity, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

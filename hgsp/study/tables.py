@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from hgsp.study.collecting import PPL, ROLES, Quantity, Result, Skipped
+from hgsp.study.collect import PPL, ROLES, Quantity, Result, Skipped
 
 Cell = str | int | float | None
 

@@ -9,8 +9,8 @@ import run_global_pruning
 from conftest import make_tiny
 from evaluating import FAST
 from evaluation import run_evaluation
-from hgsp.checkpoint import save_pruned
-from hgsp.surgery import apply_plan
+from hgsp.models.checkpoint import save_pruned
+from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan
 from pruning import REBUILDING
 

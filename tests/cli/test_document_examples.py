@@ -10,8 +10,8 @@ from conftest import REPOSITORY, VOCAB, make_tiny
 from documents import DOCUMENTS, blocks, fenced, name_of
 from evaluating import FAST, stored
 from evaluation import run_evaluation
-from hgsp.checkpoint import save_pruned
-from hgsp.surgery import apply_plan
+from hgsp.models.checkpoint import save_pruned
+from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan
 
 #: What examples call their models: folders of these names, relative to where they run, go before the hub.

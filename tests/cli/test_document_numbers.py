@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 import run_global_pruning
 from conftest import REPOSITORY
 from documents import without_blocks
-from hgsp.block_fit import STEP_TOKENS, num_epochs
-from hgsp.commands import summarize
-from hgsp.config import PruneConfig
-from hgsp.geometry import Geometry, geometry_of
-from hgsp.two_streams import HELD_OUT
+from hgsp.cli import summarize
+from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.pipeline.config import PruneConfig
+from hgsp.reconstruction.block_fit import STEP_TOKENS, num_epochs
+from hgsp.reconstruction.paired_forward import HELD_OUT
 
 README, GUIDE = REPOSITORY / "README.md", REPOSITORY / "docs" / "MULTI_MODEL_GUIDE.md"
 QUALITY = REPOSITORY / "docs" / "QUALITY.md"

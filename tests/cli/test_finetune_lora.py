@@ -12,11 +12,13 @@ from transformers import AutoModelForCausalLM
 
 import finetune_lora
 from conftest import TINY, make_tiny
-from hgsp import cli
-from hgsp.checkpoint import load_pruned, load_tokenizer_of, save_pruned
-from hgsp.recovery import outcome, training, unfinished
+from hgsp.cli import main as cli
+from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
+from hgsp.pruning.surgery import apply_plan
+from hgsp.recovery import outputs as outcome
+from hgsp.recovery import resume as unfinished
+from hgsp.recovery import training
 from hgsp.recovery.losses import Objective
-from hgsp.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
 
 SETTINGS = {
@@ -489,7 +491,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_loaded(case, finetu
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("hgsp.checkpoint.load_pruned", loaded)
+    monkeypatch.setattr("hgsp.models.checkpoint.load_pruned", loaded)
     assert finetune(tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: expected")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, make_tiny
-from hgsp.checkpoint import save_pruned
-from hgsp.geometry import geometry_of
-from hgsp.selection import LayerKeep
-from hgsp.surgery import apply_plan
+from hgsp.models.checkpoint import save_pruned
+from hgsp.models.geometry import geometry_of
+from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_of
 
 #: What a machine without us lacks: hgsp and evaluation cannot be imported, however they are installed.
@@ -76,11 +76,11 @@ def folders(tmp_path, tokenizer, tokens):
     return tmp_path
 
 
-@pytest.mark.parametrize("script", ["run_global_pruning", "finetune_lora", "hgsp.cli"])
+@pytest.mark.parametrize("script", ["run_global_pruning", "finetune_lora", "hgsp.cli.main"])
 def test_help_is_quick_and_imports_neither_torch_nor_transformers(python, script):
     heavy = "import sys; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules), 'heavy import'"
-    if script == "hgsp.cli":
-        call = "from hgsp.cli import main; assert main(['--help']) == 0"
+    if script == "hgsp.cli.main":
+        call = "from hgsp.cli.main import main; assert main(['--help']) == 0"
     else:
         call = f"import {script}\ntry: {script}.main(['--help'])\nexcept SystemExit as stop: assert stop.code == 0"
     start = time.monotonic()
@@ -118,7 +118,7 @@ def test_the_script_prunes_from_any_folder_into_results(python, saved, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "next: " in done.stderr
     snippet = """
-from evaluation.metrics.ppl import PPLMetric
+from hgsp.evaluation.metrics.ppl import PPLMetric
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("results/TINY/p20")
 tokenizer = AutoTokenizer.from_pretrained("results/TINY/p20")
@@ -144,7 +144,7 @@ def test_a_fresh_process_loads_bit_equal_wherever_the_bin_was_moved(python, fold
         + """
 for folder in ("ragged", "qwen", "uniform"):
     check(folder)
-from hgsp.checkpoint import load_pruned
+from hgsp.models.checkpoint import load_pruned
 model = load_pruned("moved/other.bin")
 assert torch.equal(model(expected["tokens"]).logits, expected["ragged"])
 """,

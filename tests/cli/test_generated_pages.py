@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 
 from conftest import REPOSITORY
-from hgsp.importance import METHODS
+from hgsp.scoring.methods import METHODS
 
 MAKE_DOCS = runpy.run_path(str(REPOSITORY / "scripts" / "make_docs.py"))
 PAGES = MAKE_DOCS["pages"]()

@@ -7,7 +7,7 @@ import pytest
 
 import finetune_lora
 import run_global_pruning
-from hgsp.checkpoint import load_pruned
+from hgsp.models.checkpoint import load_pruned
 
 PRUNE = shlex.split(
     "--temperature 0 --dtype float32 --device cpu --nsamples 4 --seq_len 32 --eval_tasks builtin --eval_seq_len 64 "
@@ -59,7 +59,7 @@ def test_every_ratio_is_pruned_and_recovered_into_its_own_folder(prune, tmp_path
     ],
 )
 def test_what_recovery_cannot_do_is_refused_before_pruning(flags, message, prune, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hgsp.opened.open_model", None)
+    monkeypatch.setattr("hgsp.pipeline.loaded.open_model", None)
     assert prune("--pruning_ratio", "0.2", *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "results").exists()

@@ -5,11 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tiny
-from hgsp import opened, pipeline
-from hgsp.checkpoint import load_pruned
-from hgsp.commands import cut
-from hgsp.finished_layers import FinishedLayers
-from hgsp.selection import PrunePlan
+from hgsp.cli import cut
+from hgsp.models.checkpoint import load_pruned
+from hgsp.pipeline import loaded as opened
+from hgsp.pipeline import run as pipeline
+from hgsp.pruning.select import PrunePlan
+from hgsp.reconstruction.resume import FinishedLayers
 from pruning import analysis_of, tensors_of
 
 
@@ -204,7 +205,7 @@ def test_failure_while_reconstructing_leaves_nothing(prune, monkeypatch, tmp_pat
     def fail(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hgsp.reconstruct.solve", fail)
+    monkeypatch.setattr("hgsp.reconstruction.reconstruct.solve", fail)
     code, _ = prune("failed")
     assert code == 1
     assert not [path for path in tmp_path.iterdir() if path.name not in {"llama-8q4kv"} and "pytest" not in path.name]

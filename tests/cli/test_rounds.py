@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hgsp import pipeline
-from hgsp.commands import cut
-from hgsp.selection import PrunePlan
+from hgsp.cli import cut
+from hgsp.pipeline import run as pipeline
+from hgsp.pruning.select import PrunePlan
 from pruning import analysis_of, tensors_of
 
 

@@ -6,8 +6,8 @@ import json
 import pytest
 import torch
 
-import evaluation.jobs
-import evaluation.metrics.efficiency
+import hgsp.evaluation.jobs
+import hgsp.evaluation.metrics.efficiency
 from conftest import make_tiny
 from evaluating import no_weights, statuses, stored
 
@@ -39,8 +39,8 @@ def test_results_lie_under_the_models_folder_and_in_the_terminal(evaluate, prune
 
 def test_a_model_compared_with_itself_is_one_in_everything(evaluate, dense, monkeypatch):
     rounds = []
-    real = evaluation.metrics.efficiency._timed_round
-    monkeypatch.setattr(evaluation.metrics.efficiency, "_timed_round", lambda *a: rounds.append(a[1]) or real(*a))
+    real = hgsp.evaluation.metrics.efficiency._timed_round
+    monkeypatch.setattr(hgsp.evaluation.metrics.efficiency, "_timed_round", lambda *a: rounds.append(a[1]) or real(*a))
     assert evaluate(dense, "--base_model", dense, "--compare", "--tasks", "wikitext,piqa,lambada,efficiency") == 0
     comparison = stored(dense / "evaluation")["comparison"]
     assert {item["metric"] for item in comparison} >= {"token_ppl", "acc", "target_ppl", "prefill_ms_batch1"}
@@ -152,19 +152,19 @@ def test_a_failing_task_costs_no_other_its_result(evaluate, pruned, monkeypatch,
 
 
 def test_a_task_that_fails_while_running_keeps_the_others(evaluate, pruned, monkeypatch):
-    real = evaluation.jobs.run_task
+    real = hgsp.evaluation.jobs.run_task
 
     def broken(task, *arguments, **named):
         if task.spec.name == "piqa":
             raise RuntimeError("CUDA error: something\nand more")
         return real(task, *arguments, **named)
 
-    monkeypatch.setattr(evaluation.jobs, "run_task", broken)
+    monkeypatch.setattr(hgsp.evaluation.jobs, "run_task", broken)
     assert evaluate(pruned, "--tasks", "piqa,lambada,wikitext") == 1
     found = {item["task"]: item for item in stored(pruned / "evaluation")["results"]}
     assert found["piqa"]["reason"] == "RuntimeError: CUDA error: something and more"
     assert found["lambada"]["status"] == found["wikitext2"]["status"] == "done"
-    monkeypatch.setattr(evaluation.jobs, "run_task", real)
+    monkeypatch.setattr(hgsp.evaluation.jobs, "run_task", real)
     assert evaluate(pruned, "--tasks", "piqa") == 0
     assert set(statuses(pruned / "evaluation").values()) == {"done"}
 
@@ -199,7 +199,7 @@ def test_interrupting_keeps_what_is_done(evaluate, pruned, monkeypatch):
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation.jobs, "run_task", interrupted)
+    monkeypatch.setattr(hgsp.evaluation.jobs, "run_task", interrupted)
     assert evaluate(pruned, "--tasks", "wikitext,piqa") == 1
     assert statuses(pruned / "evaluation") == {("pruned", "wikitext2"): "done"}
 

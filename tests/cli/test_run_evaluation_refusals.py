@@ -11,7 +11,7 @@ import torch
 
 from conftest import REPOSITORY, make_tiny
 from evaluating import FAST, no_weights, statuses
-from hgsp import cli
+from hgsp.cli import main as cli
 
 
 def test_an_unknown_task_is_refused_before_anything_is_loaded(evaluate, pruned, monkeypatch, capsys):
@@ -75,7 +75,7 @@ def test_a_model_too_large_for_the_memory_says_what_to_try_here(evaluate, pruned
     def full(*arguments, **named):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
 
-    monkeypatch.setattr("evaluation.runner.load_model", full)
+    monkeypatch.setattr("hgsp.evaluation.runner.load_model", full)
     assert evaluate(pruned, "--tasks", "wikitext,c4") == 1
     error = capsys.readouterr().err
     assert "out of memory" in error

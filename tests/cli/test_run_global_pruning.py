@@ -16,12 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 import run_global_pruning
 from conftest import TINY, VOCAB, make_tiny
-from hgsp import checkpoint, cli, folders
-from hgsp.checkpoint import load_pruned
-from hgsp.config import CPU_EVAL_WINDOWS
-from hgsp.geometry import geometry_of
-from hgsp.scores import Scores
-from hgsp.selection import PrunePlan
+from hgsp.cli import main as cli
+from hgsp.console import result_folders as folders
+from hgsp.models import checkpoint
+from hgsp.models.checkpoint import load_pruned
+from hgsp.models.geometry import geometry_of
+from hgsp.pipeline.config import CPU_EVAL_WINDOWS
+from hgsp.pruning.select import PrunePlan
+from hgsp.scoring.scores import Scores
 
 RESULTS_OF_TWO = ("out_10", "out_20")
 SETTINGS = {
@@ -322,7 +324,7 @@ def test_a_collapsed_result_is_called_so_in_its_report_and_on_the_screen(
     prune, analysis, tmp_path, monkeypatch, capsys
 ):
     assert analysis["collapsed"] is False
-    monkeypatch.setattr("hgsp.report.COLLAPSE_FACTOR", 0.5)
+    monkeypatch.setattr("hgsp.pipeline.report.COLLAPSE_FACTOR", 0.5)
     assert prune(tmp_path) == 0
     report = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
     assert report["collapsed"] is True
@@ -355,7 +357,7 @@ def test_an_existing_result_is_refused_before_any_work_and_replaced_with_overwri
     prune, tmp_path, capsys, monkeypatch
 ):
     earlier_result(tmp_path / "out")
-    monkeypatch.setattr("hgsp.request.inspect_model", lambda *_args: pytest.fail("looked at the model"))
+    monkeypatch.setattr("hgsp.pipeline.request.inspect_model", lambda *_args: pytest.fail("looked at the model"))
     assert prune(tmp_path) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert everything_in(tmp_path) == ["out", "out/mine", "out/pruning_analysis.json"]
@@ -448,7 +450,7 @@ def test_out_of_memory_while_scoring_names_what_to_try_and_leaves_nothing(prune,
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("hgsp.scoring.gather_backward", fail)
+    monkeypatch.setattr("hgsp.scoring.score.gather_backward", fail)
     assert prune(tmp_path, "--skip_evaluation") == 1
     message = capsys.readouterr().err
     for remedy in (
@@ -591,7 +593,7 @@ def test_what_cannot_end_well_is_refused_before_weights_are_read(prune, tmp_path
     (tmp_path / "file").touch()
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("a")
-    monkeypatch.setattr("hgsp.opened.open_model", lambda *_: pytest.fail("read weights"))
+    monkeypatch.setattr("hgsp.pipeline.loaded.open_model", lambda *_: pytest.fail("read weights"))
     assert prune(tmp_path / "results", *flags) == 2
     assert message in capsys.readouterr().err
     assert everything_in(tmp_path) == ["empty.txt", "file", "short.txt"]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import run_global_pruning
-from hgsp import opened
-from hgsp.config import PruneConfig
-from hgsp.options import parse
-from hgsp.search import SearchState
-from hgsp.selection import PrunePlan
+from hgsp.console.flags import parse
+from hgsp.pipeline import loaded as opened
+from hgsp.pipeline.config import PruneConfig
+from hgsp.pruning.select import PrunePlan
+from hgsp.search.search import SearchState
 from pruning import analysis_of, tensors_of
 
 SEARCH = ("--search", "4", "--search_nsamples", "6", "--pruning_ratio", "0.3")

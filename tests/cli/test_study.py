@@ -12,8 +12,8 @@ import pytest
 
 import run_global_pruning
 from conftest import REPOSITORY, VOCAB, make_tiny
-from hgsp.commands import study
-from hgsp.study import running
+from hgsp.cli import study
+from hgsp.study import run as running
 from hgsp.study.matrix import smoke_cells
 
 SCRIPT = REPOSITORY / "scripts" / "run_all_experiments.sh"

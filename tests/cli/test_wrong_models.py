@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 import finetune_lora
 import run_global_pruning
 from evaluation import run_evaluation
-from hgsp.cli import main
+from hgsp.cli.main import main
 
 
 def leave_an_adapter(folder):

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import REPOSITORY
 from evaluation import run_evaluation
-from evaluation.metrics.harness import load_task, run_task
-from evaluation.metrics.lambada import LAMBADA
-from evaluation.metrics.ppl import PPLMetric
-from evaluation.metrics.zeroshot import ZERO_SHOT, read_processed_hellaswag
-from hgsp.checkpoint import save_pruned
-from hgsp.geometry import geometry_of
-from hgsp.surgery import apply_plan
+from hgsp.evaluation.metrics.harness import load_task, run_task
+from hgsp.evaluation.metrics.lambada import LAMBADA
+from hgsp.evaluation.metrics.ppl import PPLMetric
+from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, read_processed_hellaswag
+from hgsp.models.checkpoint import save_pruned
+from hgsp.models.geometry import geometry_of
+from hgsp.pruning.surgery import apply_plan
 from plans import plan_dropping
 
 pytestmark = pytest.mark.slow

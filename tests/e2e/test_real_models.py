@@ -8,11 +8,11 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import run_global_pruning
-from evaluation.metrics.ppl import perplexity
-from hgsp.data import EVALUATE, load_text
-from hgsp.loading import inspect_model
-from hgsp.selection import PrunePlan
-from hgsp.surgery import apply_plan
+from hgsp.data.texts import EVALUATE, load_text
+from hgsp.evaluation.metrics.ppl import perplexity
+from hgsp.models.loading import inspect_model
+from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.surgery import apply_plan
 from plans import plan_dropping, silenced
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]

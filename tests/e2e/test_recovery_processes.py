@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import REPOSITORY, make_tiny
-from hgsp.checkpoint import save_pruned
-from hgsp.surgery import apply_plan
+from hgsp.models.checkpoint import save_pruned
+from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan
 
 FLAGS = ["--max_steps", "6", "--batch_size", "8", "--micro_batch_size", "2", "--val_size", "6", "--cutoff_len", "96"]

@@ -8,10 +8,10 @@ from peft import PeftModel
 
 import finetune_lora
 import run_global_pruning
-from hgsp.checkpoint import load_pruned, load_tokenizer_of
-from hgsp.geometry import geometry_of
-from hgsp.selection import LayerKeep, PrunePlan
-from hgsp.surgery import apply_plan
+from hgsp.models.checkpoint import load_pruned, load_tokenizer_of
+from hgsp.models.geometry import geometry_of
+from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.surgery import apply_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
 

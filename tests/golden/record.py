@@ -21,15 +21,15 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import REPOSITORY, make_tiny
-from evaluation.metrics.ppl import perplexity
-from hgsp.calibration import build_calibration
-from hgsp.data import Text
-from hgsp.geometry import geometry_of
-from hgsp.groups import KIND_NAMES, build_group_table
-from hgsp.layerwise import Decoder
-from hgsp.scoring import score_groups
-from hgsp.selection import Floors, PrunePlan, select_groups
-from hgsp.surgery import apply_plan
+from hgsp.data.calibration import build_calibration
+from hgsp.data.texts import Text
+from hgsp.evaluation.metrics.ppl import perplexity
+from hgsp.models.decoder import Decoder
+from hgsp.models.geometry import geometry_of
+from hgsp.pruning.select import Floors, PrunePlan, select_groups
+from hgsp.pruning.surgery import apply_plan
+from hgsp.scoring.groups import KIND_NAMES, build_group_table
+from hgsp.scoring.score import score_groups
 
 GOLDEN = Path(__file__).parent / "golden.json"
 MODELS = ("llama-9q3kv-tied", "qwen2-14q2kv")

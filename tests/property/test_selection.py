@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hgsp.geometry import Geometry, LayerShape
-from hgsp.groups import ATTENTION, MLP, GroupTable, build_group_table
-from hgsp.selection import Floors, LayerKeep, PrunePlan, kept_mask, select_groups
+from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.pruning.select import Floors, LayerKeep, PrunePlan, kept_mask, select_groups
+from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, build_group_table
 
 
 def num_unprotected(geometry, floors):

@@ -11,14 +11,14 @@ from torch import nn
 
 import run_global_pruning
 from conftest import REPOSITORY
-from evaluation.metrics.harness import Score
-from evaluation.metrics.zeroshot import ZERO_SHOT
-from hgsp.calibration import Calibration
-from hgsp.config import PruneConfig
+from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
-from hgsp.geometry import geometry_of
-from hgsp.importance import METHODS
-from hgsp.selection import PrunePlan
+from hgsp.evaluation.metrics.harness import Score
+from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
+from hgsp.models.geometry import geometry_of
+from hgsp.pipeline.config import PruneConfig
+from hgsp.pruning.select import PrunePlan
+from hgsp.scoring.methods import METHODS
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import quality

@@ -8,33 +8,8 @@ import pytest
 
 from conftest import REPOSITORY
 
-#: From the first stage to the last. A module imports only from stages before its own.
-STAGES = (
-    ("errors", "progress", "modeling_hgsp", "spilled", "products"),
-    ("rows", "weight_files"),
-    ("families", "data", "logs", "_autoregister", "options", "folders"),
-    ("config", "geometry", "distributed", "calibration", "devices", "__init__"),
-    ("layerwise", "groups", "cli", "least_squares", "block_fit", "boundaries"),
-    ("loading", "walk", "normalization", "selection"),
-    ("statistics", "prior", "divergence"),
-    ("importance", "two_streams", "finished_layers", "scores", "surgery", "checkpoint", "offload", "gates"),
-    ("scoring", "reconstruct", "as_cut", "search"),
-    ("search_by_gradient", "search_by_profile"),
-    ("request", "opened"),
-    ("decision",),
-    ("pipeline",),
-    ("report",),
-    ("recovery", "study"),
-    ("commands",),
-)
-STAGE_OF = {name: number for number, names in enumerate(STAGES) for name in names}
 MODULES = sorted((REPOSITORY / "hgsp").rglob("*.py"))
 OURS = [*MODULES, *sorted((REPOSITORY / "evaluation").rglob("*.py")), *sorted(REPOSITORY.glob("*.py"))]
-
-
-def unit_of(path):
-    """The module or package of hgsp that a file belongs to."""
-    return path.relative_to(REPOSITORY / "hgsp").parts[0].removesuffix(".py")
 
 
 def imports_of(path):
@@ -49,24 +24,6 @@ def imports_of(path):
 
 def name_of(path):
     return str(path.relative_to(REPOSITORY))
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_imports_only_from_earlier_stages(path):
-    own = unit_of(path)
-    assert own in STAGE_OF, f"give {own} its place in STAGES"
-    for name in imports_of(path):
-        parts = name.split(".")
-        other = parts[1] if parts[0] == "hgsp" and len(parts) > 1 and parts[1] in STAGE_OF else None
-        if other is not None and other != own:
-            assert STAGE_OF[other] < STAGE_OF[own], f"{name_of(path)} imports hgsp.{other}"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_the_library_never_imports_evaluation_or_recipes(path):
-    roots = {name.split(".")[0] for name in imports_of(path)}
-    recipes = set() if unit_of(path) == "commands" else {"run_global_pruning", "finetune_lora"}
-    assert not roots & ({"evaluation", "tests", "benchmarks"} | recipes)
 
 
 def calls_in(path):

@@ -1,0 +1,102 @@
+"""``hgsp summarize``: one table and two plots over all results below some folders."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hgsp.cli.main import guarded
+from hgsp.console.flags import option, parse, require
+from hgsp.errors import InputError
+
+if TYPE_CHECKING:
+    from hgsp.study.collect import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryConfig:
+    """Everything ``hgsp summarize`` can be asked."""
+
+    folders: tuple[str, ...] = option(
+        help="folders with results, searched at any depth", nargs="+", metavar="DIR", positional=True
+    )
+    output: str | None = option(None, help="where summary.csv, .md, .tex and the plots go (unset: the first DIR)")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folders", tuple(self.folders))
+        for folder in self.folders:
+            require(Path(folder).is_dir(), "DIR", "a folder", folder, "check the path")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 done, 2 no result there (nothing written)."""
+    return guarded(lambda: summarize(parse(SummaryConfig, argv, prog="hgsp summarize", description=__doc__ or "")))
+
+
+def summarize(config: SummaryConfig) -> int:
+    """Collect, write the tables, draw the plots, and say what was left out.
+
+    Raises:
+        InputError: there is no result to summarize.
+    """
+    from rich.console import Console
+
+    from hgsp.study import collect as collecting
+    from hgsp.study import tables
+    from hgsp.study.matrix import ANALYSIS
+
+    results, skipped = collecting.collect([Path(folder) for folder in config.folders])
+    if not results:
+        reasons = "".join(f"; {item.folder}: {item.reason}" for item in skipped)
+        raise InputError(
+            expected=f"a result with {ANALYSIS} below {', '.join(config.folders)}",
+            got=f"none{reasons}",
+            remedy="prune a model first",
+        )
+    output = Path(config.output or config.folders[0])
+    output.mkdir(parents=True, exist_ok=True)
+    written = {
+        "summary.csv": tables.to_csv(results),
+        "summary.md": tables.to_markdown(results, skipped),
+        "summary.tex": tables.to_latex(results),
+    }
+    for name, text in written.items():
+        (output / name).write_text(text, encoding="utf-8")
+    console = Console()
+    if not console.is_terminal:
+        console.width = 1000  # lines as long as they are
+    for table in tables.terminal_tables(results):
+        console.print(table)
+    print(tables.NOTE)
+    for item in skipped:
+        print(f"skipped: {item.folder}: {item.reason}")
+    print("written: " + ", ".join(str(output / name) for name in [*written, *draw(results, output)]))
+    return 0
+
+
+def draw(results: Sequence[Result], output: Path) -> list[str]:
+    """Draw what there is to draw; the names of the pictures. Without matplotlib, one line says how to get it."""
+    if find_spec("matplotlib") is None:
+        print("no plots: they need matplotlib (pip install 'hgsp[plots]')")
+        return []
+    from hgsp.study import plots
+
+    drawn = []
+    for name, figure, missing in (
+        ("summary_ppl.png", plots.cost_of_quality(results), "no perplexity before and after"),
+        ("summary_layers.png", plots.kept_by_layer(results), "no global_group_table.csv"),
+    ):
+        if figure is None:
+            print(f"no {name}: {missing}")
+        else:
+            figure.savefig(output / name, dpi=130)
+            drawn.append(name)
+    return drawn
+
+
+if __name__ == "__main__":
+    sys.exit(main())

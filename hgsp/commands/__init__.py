@@ -1,1 +1,0 @@
-"""Subcommands of ``hgsp`` that have no script of their own."""

@@ -1,0 +1,1 @@
+"""What every command shares: exit codes, dataclasses as flags, progress, the log file, result folders."""

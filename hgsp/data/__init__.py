@@ -1,0 +1,1 @@
+"""Text and rows: named texts, users' files, and calibration windows of tokens."""

@@ -1,0 +1,68 @@
+"""Everything ``run_evaluation.py`` can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hgsp.console.flags import option, require
+from hgsp.evaluation.tasks import parse_tasks
+from hgsp.pipeline.config import DTYPE_NAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Which models to measure, on what, and how. Raises InputError for values that make no sense."""
+
+    model_path: str = option(help="pruned_model.bin, its folder, any Hugging Face folder or hub id, or a .gguf file")
+    base_model: str | None = option(None, help="the dense model: gives the tokenizer and, with --compare, a column")
+    recovered_model: str | None = option(None, help="the model after recovery, for a third column")
+    compare: bool = option(False, help="measure --base_model too and show the differences")
+    tasks: str = option(
+        "wikitext,c4",
+        help="comma list of wikitext, ptb, c4, builtin or a text file (perplexity), lambada, boolq, piqa, hellaswag, "
+        "winogrande, arc_easy, arc_challenge, openbookqa (zeroshot = these seven), efficiency",
+    )
+    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best there is")
+    dtype: str | None = option(None, help="dtype of the weights; unset = as stored", choices=DTYPE_NAMES)
+    batch_size: int = option(4, help="sequences at a time; changes results by float rounding at most", type=int)
+    seq_len: tuple[int, ...] | None = option(
+        None,
+        help="tokens of a perplexity window, one or several (unset: 2048, or the model's limit)",
+        type=int,
+        nargs="+",
+    )
+    limit: int | None = option(None, help="only the first items of each task, and windows of each text", type=int)
+    max_windows: int | None = option(None, help="only the first windows of each text (unset: as --limit)", type=int)
+    add_bos: bool = option(False, help="begin every perplexity window with the BOS token")
+    drop_last_window: bool = option(False, help="leave a short last window out, as GPTQ, SparseGPT and Wanda do")
+    prompt_len: int = option(128, help="efficiency: tokens of the prompt", type=int)
+    decode_len: int = option(16, help="efficiency: tokens decoded after it, one at a time", type=int)
+    repeats: int = option(5, help="efficiency: timed rounds, after one to warm up", type=int)
+    data_dir: str | None = option(None, help="folder with local texts and tasks (docs/DATA.md); also HGSP_DATA_DIR")
+    output: str | None = option(None, help="folder for results.json and results.md (unset: evaluation/ in the model's)")
+    rerun: bool = option(False, help="measure again what is already in results.json")
+
+    def __post_init__(self) -> None:
+        parse_tasks(self.tasks)
+        lengths = self.seq_len if isinstance(self.seq_len, (tuple, list, type(None))) else (self.seq_len,)
+        object.__setattr__(self, "seq_len", None if lengths is None else tuple(dict.fromkeys(lengths)))
+        for length in self.seq_len or ():
+            require(length >= 2, "--seq_len", "at least 2", length)
+        for name in ("batch_size", "prompt_len", "decode_len", "repeats"):
+            require(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
+        for name in ("limit", "max_windows"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name}", "at least 1", value)
+        require(self.dtype is None or self.dtype in DTYPE_NAMES, "--dtype", f"one of {DTYPE_NAMES}", self.dtype)
+        require(not self.compare or self.base_model is not None, "--compare", "given together with --base_model", True)
+        require(self.device != "auto", "--device", "one device", "auto", "for several use `accelerate launch`")
+
+    @property
+    def window_limit(self) -> int | None:
+        """Most windows of a text, None for all."""
+        return self.limit if self.max_windows is None else self.max_windows
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Canonical names, each once, in the order given."""
+        return parse_tasks(self.tasks)

@@ -1,0 +1,191 @@
+"""What a smaller model really gains: size, KV cache, arithmetic, latency and memory, models measured side by side.
+
+B batch | P prompt tokens | D decoded tokens
+
+Latencies are medians over rounds. In every round each model is timed once before the next round begins, so that a
+machine that slows down slows all of them; the first round warms up and does not count. Prefill is one forward pass over
+[B, P] that yields the last position's logits and the KV cache, decode is D passes over [B, 1] that extend it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from hgsp.console.progress import Progress, silent
+
+BATCH_SIZES = (1, 16)
+
+
+@dataclass(frozen=True)
+class Static:
+    """What needs no clock. ``attention_macs_per_position`` grows with the context: times its length, per token."""
+
+    parameters: int
+    weight_bytes: int
+    kv_cache_bytes_per_token: int
+    linear_macs_per_token: int
+    attention_macs_per_position: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians in milliseconds at one batch size, and bytes: weights plus the most that tensors held at once on top.
+
+    ``unrest``: median over fastest, of prefill or decode, whichever is larger. Near 1 on a machine that does nothing
+    else.
+    """
+
+    prefill_ms: float
+    decode_ms: float
+    peak_bytes: int
+    unrest: float = 1.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """How much is timed: prompt and decoded tokens, counted rounds."""
+
+    prompt_len: int = 128
+    decode_len: int = 16
+    repeats: int = 5
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
+
+
+@torch.inference_mode()
+def static_costs(model: Any) -> Static:
+    """Count a causal LM's parameters (tied ones once), bytes, KV cache and multiply-accumulates per token.
+
+    The KV cache is what a forward pass really leaves behind. Linear MACs include the head, not the embedding look-up.
+    """
+    parameters = list(model.parameters())
+    num_tokens = 4
+    output = model(input_ids=_prompt(model, 1, num_tokens), use_cache=True, logits_to_keep=1)
+    kv_bytes = sum(tensor.nbytes for tensor in _cache_tensors(output.past_key_values))
+    linear_macs = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    return Static(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        weight_bytes=sum(parameter.nbytes for parameter in parameters),
+        kv_cache_bytes_per_token=kv_bytes // num_tokens,
+        linear_macs_per_token=linear_macs,
+        attention_macs_per_position=2 * _query_width(model),
+    )
+
+
+def _cache_tensors(cache: Any) -> Iterator[Tensor]:
+    """Keys and values; there is room for every layer, which one without attention leaves empty."""
+    for layer in cache.layers:
+        if layer.keys is not None:
+            yield layer.keys
+            yield layer.values
+
+
+def _query_width(model: Any) -> int:
+    """Query heads times head dimension, over all layers: what q K^T, and again P V, multiply per context token."""
+    projections = (module for name, module in model.named_modules() if name.endswith("self_attn.q_proj"))
+    return sum(projection.out_features for projection in projections)
+
+
+@torch.inference_mode()
+def measure_timings(
+    models: Mapping[str, Any], workload: Workload, progress: Progress = silent
+) -> dict[str, dict[int, Timing]]:
+    """Name -> batch size -> medians. All models must be on the same device; they take turns."""
+    timings: dict[str, dict[int, Timing]] = {name: {} for name in models}
+    for batch_size in workload.batch_sizes:
+        rounds: dict[str, list[tuple[float, list[float]]]] = {name: [] for name in models}
+        for _ in progress(range(workload.repeats + 1), f"efficiency, batch {batch_size}", workload.repeats + 1):
+            for name, model in models.items():
+                rounds[name].append(_timed_round(model, batch_size, workload))
+        for name, model in models.items():
+            prefills = [prefill for prefill, _ in rounds[name][1:]]
+            steps = [step for _, taken in rounds[name][1:] for step in taken]
+            timings[name][batch_size] = Timing(
+                prefill_ms=statistics.median(prefills),
+                decode_ms=statistics.median(steps),
+                peak_bytes=peak_bytes(model, batch_size, workload),
+                unrest=max(statistics.median(times) / min(times) for times in (prefills, steps)),
+            )
+    return timings
+
+
+def _timed_round(model: Any, batch_size: int, workload: Workload) -> tuple[float, list[float]]:
+    """Prefill, and every decode step, in milliseconds."""
+    clock = _Clock(model.device)
+    output = model(input_ids=_prompt(model, batch_size, workload.prompt_len), use_cache=True, logits_to_keep=1)
+    prefill, steps = clock.lap_ms(), []
+    for _ in range(workload.decode_len):
+        output = _decode_step(model, output)
+        steps.append(clock.lap_ms())
+    return prefill, steps
+
+
+def _decode_step(model: Any, output: Any) -> Any:
+    token = output.logits[:, -1:].argmax(-1)
+    return model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+
+
+def _prompt(model: Any, batch_size: int, num_tokens: int) -> Tensor:
+    """The same random ids for every model; what they say does not change what they cost."""
+    generator = torch.Generator().manual_seed(0)
+    size = (batch_size, num_tokens)
+    return torch.randint(0, model.config.vocab_size, size, generator=generator).to(model.device)
+
+
+class _Clock:
+    """Wall time between laps, after the device has finished."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = self._now()
+
+    def _now(self) -> float:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+        return time.perf_counter()
+
+    def lap_ms(self) -> float:
+        now = self._now()
+        lap, self._last = 1000 * (now - self._last), now
+        return lap
+
+
+@torch.inference_mode()
+def peak_bytes(model: Any, batch_size: int, workload: Workload) -> int:
+    """Weights plus the most bytes that prefill and decode held on top of them, by the allocator's own count."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    with _allocations(model.device) as peak:
+        output = model(input_ids=_prompt(model, batch_size, workload.prompt_len), use_cache=True, logits_to_keep=1)
+        for _ in range(min(workload.decode_len, 4)):
+            output = _decode_step(model, output)
+    return weights + peak[0]
+
+
+@contextmanager
+def _allocations(device: torch.device) -> Iterator[list[int]]:
+    """A list whose one element is, afterwards, the most bytes allocated inside beyond those held before."""
+    peak: list[int] = []
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.append(torch.cuda.max_memory_allocated(device) - before)
+        return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it announces its start and stop on stderr otherwise
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        yield peak
+    held = most = 0
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    peak.append(most)

@@ -1,0 +1,267 @@
+"""Tasks of the lm-eval harness on a model in memory: its prompts, scoring and versions; only the rows may be local.
+
+The harness is imported late: perplexity and efficiency work without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hgsp.console.progress import Progress, silent
+from hgsp.data.rows import UNREADABLE, not_rows
+from hgsp.errors import InputError, NumericalError
+from hgsp.models.half_precision import wide_products
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """One file (of several tried) in ``<data_dir>/`` that holds a task's rows.
+
+    ``read`` gives rows with the columns of the hub's data set. ``note`` says what the file is when it is not the whole
+    split. ``overrides`` changes the harness's task where the rows come further prepared than the hub's.
+    """
+
+    name: str
+    read: Callable[[Path], list[Row]]
+    note: str = ""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HarnessSpec:
+    """A task of ours in terms of the harness's: its name and folder there, the split it scores, local files, metrics.
+
+    ``metrics``: the harness's name -> (our name, unit, higher is better).
+    """
+
+    name: str
+    folder: str
+    split: str
+    files: tuple[LocalFile, ...]
+    metrics: Mapping[str, tuple[str, str, bool]]
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """A task ready to run. ``source`` is where its rows come from: part of the protocol."""
+
+    spec: HarnessSpec
+    task: Any
+    source: Mapping[str, Any]
+
+    @property
+    def num_items(self) -> int:
+        return len(self.task.eval_docs)
+
+    @property
+    def version(self) -> str:
+        return str(self.task.VERSION)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric over ``num_items`` items with its standard error (None for one item)."""
+
+    value: float
+    stderr: float | None
+    num_items: int
+
+
+def harness_version() -> str:
+    """The version of the installed harness.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import datasets  # noqa: F401
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            expected="the packages lm-eval and datasets for this task",
+            got=str(error),
+            remedy="pip install 'hgsp[eval]'",
+        ) from error
+    return metadata.version("lm_eval")
+
+
+def load_task(spec: HarnessSpec, data_dir: str | Path | None) -> HarnessTask:
+    """The harness's task on local rows if ``data_dir`` has them, else on the hub's.
+
+    Raises:
+        InputError: the harness is not installed, neither a local file nor the hub has the rows, or the file has none.
+    """
+    harness_version()
+    _quiet()
+    from lm_eval import tasks
+
+    manager = tasks.TaskManager(
+        include_defaults=False, include_path=str(Path(tasks.__file__).parent / spec.folder), metadata={}
+    )
+    found = _local_file(spec, data_dir)
+    if found is not None:
+        path, local = found
+        loaded = _from_file(manager, spec, path, local)
+        source = {
+            "source": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "split": spec.split + (f" ({local.note})" if local.note else ""),
+        }
+    else:
+        loaded = _from_hub(manager, spec, data_dir)
+        source = {}
+    (task,) = loaded["tasks"].values()
+    task.set_config(key="num_fewshot", value=0)
+    if found is None:
+        source = {"source": " ".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME))), "split": spec.split}
+    return HarnessTask(spec, task, source)
+
+
+def _local_file(spec: HarnessSpec, data_dir: str | Path | None) -> tuple[Path, LocalFile] | None:
+    for local in spec.files if data_dir is not None else ():
+        path = Path(str(data_dir)) / local.name
+        if path.is_file():
+            return path, local
+    return None
+
+
+def _from_file(manager: Any, spec: HarnessSpec, path: Path, local: LocalFile) -> Any:
+    try:
+        rows = local.read(path)
+        if not rows:
+            raise ValueError("no rows")
+        return manager.load([_on_rows(spec, local, rows)])
+    except InputError:
+        raise
+    except (AttributeError, *UNREADABLE) as error:
+        expected = f"rows of {spec.name} as docs/DATA.md has them"
+        raise not_rows(path, expected, error, "fetch the file again, or move it away to take the hub's rows") from error
+
+
+def _on_rows(spec: HarnessSpec, local: LocalFile, rows: list[Row]) -> dict[str, Any]:
+    """The harness's own task with another origin of rows: all it scores is one split, made of ``rows``."""
+
+    def dataset(**_: Any) -> Any:
+        from datasets import Dataset
+
+        return {spec.split: Dataset.from_list(rows)}
+
+    splits = {f"{split}_split": None for split in ("training", "validation", "test")}
+    splits[f"{spec.split}_split"] = spec.split  # type: ignore[assignment]
+    change = {"task": spec.name, "custom_dataset": dataset, **splits, **local.overrides}
+    return {"group": "local", "task": [change]}
+
+
+def _from_hub(manager: Any, spec: HarnessSpec, data_dir: str | Path | None) -> Any:
+    try:
+        return manager.load([spec.name])
+    except (OSError, ValueError, RuntimeError) as error:
+        looked = "no data folder" if data_dir is None else f"no {spec.files[0].name} in {data_dir}"
+        raise InputError(
+            expected=f"the rows of {spec.name}",
+            got=f"{looked}, and the hub did not answer ({type(error).__name__}: {str(error).splitlines()[0][:120]})",
+            remedy=f"put {spec.files[0].name} under a folder given as --data_dir or HGSP_DATA_DIR, or go online",
+        ) from error
+
+
+@wide_products()
+def run_task(
+    task: HarnessTask, model: Any, tokenizer: Any, *, batch_size: int, limit: int | None, progress: Progress = silent
+) -> dict[str, Score] | None:
+    """Score the first ``limit`` items (all without one); our metric names -> scores.
+
+    Under ``accelerate launch`` the items are shared out; only the main process gets scores, the others None.
+
+    Raises:
+        NumericalError: a log-likelihood is not finite.
+    """
+    from lm_eval import evaluator
+
+    lm = _language_model(model, tokenizer, batch_size)
+    label, total = task.spec.name, _num_sequences(task, limit)
+    lm.ticks = iter(progress(range(total), label, total))
+    found = evaluator.evaluate(
+        lm, {"tasks": {task.spec.name: task.task}}, limit=limit, bootstrap_iters=0, log_samples=True
+    )
+    if found is None:
+        return None
+    samples = found["samples"][task.spec.name]
+    _check_finite(task.spec.name, samples)
+    values = found["results"][task.spec.name]
+    scores = {}
+    for metric, (name, _, _) in task.spec.metrics.items():
+        items = [float(sample[metric]) for sample in samples]
+        scores[name] = Score(float(values[f"{metric},none"]), _stderr(metric, items), len(items))
+    return scores
+
+
+def _num_sequences(task: HarnessTask, limit: int | None) -> int:
+    """About how many sequences the model will see: choices of the first item times the number of items."""
+    docs = task.task.eval_docs
+    choices = len(task.task.doc_to_choice(docs[0])) if task.task.config.doc_to_choice is not None else 1
+    return choices * min(len(docs), limit or len(docs))
+
+
+def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """The model as the harness sees it. The tokenizer is a copy: the harness gives it a padding token."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    class CountingLM(HFLM):  # type: ignore[misc]
+        """Tells how many sequences have been scored."""
+
+        ticks: Iterator[int] = iter(())
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def _model_call(self, inps: Any, *arguments: Any, **named: Any) -> Any:
+            logits = super()._model_call(inps, *arguments, **named)
+            for _ in range(len(inps)):
+                next(self.ticks, None)
+            return logits
+
+    lm = CountingLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch_size)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from accelerate import Accelerator
+
+        lm.accelerator = Accelerator(cpu=model.device.type == "cpu")
+        lm._rank, lm._world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return lm
+
+
+def _check_finite(name: str, samples: Sequence[Mapping[str, Any]]) -> None:
+    for sample in samples:
+        for log_likelihood, _ in sample["filtered_resps"]:
+            if not math.isfinite(log_likelihood):
+                raise NumericalError(
+                    f"a log-likelihood on item {sample['doc_id']} of {name} is {log_likelihood}; "
+                    "a bf16-trained model may overflow in float16"
+                )
+
+
+def _stderr(metric: str, items: Sequence[float]) -> float | None:
+    """Of a mean: sample deviation over sqrt(n), as the harness has it. Of exp(-mean): the same by the delta method."""
+    if len(items) < 2:
+        return None
+    stderr = statistics.stdev(items) / math.sqrt(len(items))
+    return stderr * math.exp(-statistics.fmean(items)) if metric == "perplexity" else stderr
+
+
+def _quiet() -> None:
+    """The harness and datasets comment on every step; what matters of it we say ourselves."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    import datasets
+
+    datasets.disable_progress_bars()

@@ -1,0 +1,27 @@
+"""LAMBADA, OpenAI version: last-word accuracy and perplexity as the lm-eval harness defines them.
+
+The context is the text without its last word; the target is a space and that word. ``acc`` counts items on which greedy
+decoding yields every token of the target; ``target_ppl`` is exp of minus the mean log-likelihood of whole targets: per
+WORD, not per token, so it is not comparable with ``token_ppl``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hgsp.data.rows import read_rows
+from hgsp.evaluation.metrics.harness import HarnessSpec, LocalFile, Row
+
+
+def read_lambada(path: Path) -> list[Row]:
+    """``{"text"}`` per line, as ``EleutherAI/lambada_openai`` has it."""
+    return [{"text": row["text"]} for row in read_rows(path)]
+
+
+LAMBADA = HarnessSpec(
+    name="lambada_openai",
+    folder="lambada",
+    split="test",
+    files=(LocalFile("lambada/lambada_test.jsonl", read_lambada),),
+    metrics={"acc": ("acc", "", True), "perplexity": ("target_ppl", "", False)},
+)

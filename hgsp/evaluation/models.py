@@ -1,0 +1,156 @@
+"""The models of one evaluation: which there are, refused early where one cannot be there, loaded when needed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hgsp.errors import InputError
+from hgsp.evaluation.config import EvaluationConfig
+from hgsp.evaluation.metrics.ppl import bos_token, window_length
+from hgsp.evaluation.results import DENSE, PRUNED, RECOVERED, canonical_path, model_identity
+from hgsp.evaluation.tasks import EFFICIENCY, is_text
+from hgsp.layerwise.distributed import join_processes
+from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
+from hgsp.models.devices import resolve_device
+from hgsp.models.loading import DTYPES, check_vocabulary, inspect_model, load_dense
+
+LOG = logging.getLogger("hgsp.evaluation")
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+#: Other processes wait while the main one measures perplexity: as long as it takes.
+PATIENCE = timedelta(weeks=1)
+
+
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """One column: a role, what the user called the model, its config, and the identity of its weights."""
+
+    role: str
+    name: str
+    config: Any
+    identity: str
+
+    @property
+    def path(self) -> str:
+        """One name for one model, however it was given."""
+        return canonical_path(self.name)
+
+
+def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
+    """The columns asked for, dense first.
+
+    Raises:
+        InputError: a path does not exist, a folder holds no weights, a config cannot be had, or a window is longer than
+            a model allows.
+    """
+    names = {
+        DENSE: config.base_model if config.compare else None,
+        PRUNED: config.model_path,
+        RECOVERED: config.recovered_model,
+    }
+    for name in (config.base_model, *names.values()):
+        if name is not None:
+            refuse_missing(name)
+    models = [_looked_at(role, name) for role, name in names.items() if name is not None]
+    if config.seq_len is not None and any(is_text(task) for task in config.task_names):
+        for model, length in itertools.product(models, config.seq_len):
+            window_length(model.config, length)
+    return models
+
+
+def refuse_missing(name: str) -> None:
+    """Refuse a path where no model is.
+
+    Raises:
+        InputError: nothing there, or a folder without weights.
+    """
+    path = Path(name)
+    if not path.exists():
+        if HUB_ID.fullmatch(name) and not name.endswith(WEIGHTS):
+            return
+        raise InputError(
+            expected="a model file, folder or hub id", got=f"'{name}', which is not there", remedy="check the path"
+        )
+    if path.is_dir() and not any(file.name.endswith(WEIGHTS) for file in path.iterdir()):
+        raise InputError(
+            expected=f"weights in '{name}' ({', '.join(WEIGHTS)})",
+            got="a folder without",
+            remedy="check that pruning finished, and pass the folder that holds model.safetensors",
+        )
+
+
+def _looked_at(role: str, name: str) -> ModelUnderTest:
+    """The config first: that it is in the cache is what tells a hub id's commit."""
+    config = inspect_model(name).config if name.endswith(".gguf") else config_of(name)
+    return ModelUnderTest(role, name, config, model_identity(name))
+
+
+def overflow_warnings(models: Sequence[ModelUnderTest], dtype: str | None) -> list[str]:
+    """Say so where float16 may not hold what a model computes: bfloat16 reaches as far as float32, float16 to 65504."""
+    stored = {model.name: model.config.dtype for model in models}
+    names = [name for name, own in stored.items() if dtype == "float16" and own == torch.bfloat16]
+    return [f"--dtype float16: {name} is stored in bfloat16 and may overflow; prefer bfloat16" for name in names]
+
+
+def own_device(device: str | None) -> str:
+    """The device to run on; under ``accelerate launch`` this process's own, after joining the others."""
+    own = resolve_device(device)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        if own.startswith("cuda"):
+            own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            torch.cuda.set_device(own)
+        if int(os.environ.get("RANK", "0")) == 0:
+            LOG.info(
+                "%d processes share out the items of lm-eval tasks, each with a whole copy of the model; perplexity "
+                "and efficiency are measured by the first process alone, which is also the only one that writes",
+                processes,
+            )
+    join_processes(own, PATIENCE)
+    return own
+
+
+def load_model(name: str, dtype: str | None, device: str) -> Any:
+    """A dense or pruned model, eval mode; ``dtype=None`` as stored (a .gguf file: bfloat16).
+
+    Raises:
+        InputError: the files do not hold the model's weights.
+    """
+    if name.endswith(".gguf"):
+        return load_dense(inspect_model(name), dtype or "bfloat16", device)
+    return load_pruned(name, device=device, dtype=None if dtype is None else DTYPES[dtype])
+
+
+def tokenizer_of(config: EvaluationConfig, models: Sequence[ModelUnderTest]) -> Any:
+    """The dense model's tokenizer if it is named, else the one saved with the model.
+
+    Raises:
+        InputError: there is none, or none with the BOS token that was asked for, or it is not for one of the models.
+    """
+    tokenizer = load_tokenizer_of(config.base_model or config.model_path)
+    if config.add_bos:
+        bos_token(tokenizer)
+    if config.task_names != (EFFICIENCY,):
+        for model in models:
+            check_vocabulary(model.config.get_text_config().vocab_size, tokenizer)
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Equal for tokenizers with the same vocabulary that split a probe sentence alike, special tokens included."""
+    probe = tokenizer("The quick brown fox\n\n  didn't jump 12345 times over naïve 日本.")["input_ids"]
+    facts = [sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens, probe]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""Perplexity and a greedy sample of a model before and after it was pruned or trained, for the recipes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from hgsp.console.progress import terminal
+from hgsp.data.texts import EVALUATE, Text, load_text
+from hgsp.evaluation.metrics.ppl import perplexity, window_length, windows_of
+from hgsp.evaluation.runner import FAILURES, reason_of
+from hgsp.pipeline.config import CPU_EVAL_WINDOWS, MeasureConfig
+from hgsp.pipeline.report import COLLAPSE_FACTOR, has_collapsed
+
+LOG = logging.getLogger("hgsp.evaluation")
+PROMPT = "The most important thing about the ocean is that"
+SAMPLE_TOKENS = 32
+#: Enough of a text to see that it has tokens.
+CHECKED_CHARACTERS = 1000
+
+
+class BeforeAfter:
+    """Measures the same texts the same way before and after.
+
+    Texts are read when it is made, so that a missing one is reported before anything expensive.
+
+    ``results``: "before"/"after" -> dataset -> measurement; ``samples``: the same keys -> greedy continuation or None.
+    """
+
+    def __init__(self, config: MeasureConfig, *, offloaded: bool) -> None:
+        self._config = config
+        self._offloaded = offloaded
+        self._texts = [load_text(name, EVALUATE, config.data_dir) for name in config.evaluation_texts]
+        self._max_windows = config.eval_max_windows or None
+        self._limited_by_default = False
+        self.results: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
+        self.samples: dict[str, str | None] = {}
+        self._failed_samples: dict[str, str] = {}
+        self.warnings: list[str] = []
+
+    def overlap_warnings(self, used: Text, use: str = "calibrated") -> list[str]:
+        """Say so when the model is calibrated, or trained, on what it is evaluated on."""
+        warnings = []
+        for text in self._texts:
+            if text.content == used.content:
+                warnings.append(f"{use} on the very text that is evaluated ({text.name}): its PPL flatters the model")
+            elif text.name == used.name:
+                warnings.append(f"{use} and evaluated on the same corpus ({text.name}), different splits")
+        return warnings
+
+    def check(self, model_config: Any, tokenizer: Any) -> None:
+        """Refuse what could not be measured.
+
+        Raises:
+            InputError: a window longer than the model allows, or a text with fewer than two tokens.
+        """
+        seq_len = window_length(model_config, self._config.eval_seq_len)
+        for text in self._texts:
+            windows_of(replace(text, content=text.content[:CHECKED_CHARACTERS]), tokenizer, seq_len)
+
+    def before(self, model: Any, tokenizer: Any) -> None:
+        if self._config.eval_max_windows is None and model.get_input_embeddings().weight.device.type == "cpu":
+            self._max_windows = CPU_EVAL_WINDOWS
+            self._limited_by_default = True
+        self._measure("before", model, tokenizer)
+
+    def after(self, model: Any, tokenizer: Any) -> None:
+        self._measure("after", model, tokenizer)
+        self.warnings = [*self._failed_samples.values()]
+        if self._limited_by_default and self._texts:
+            self.warnings.append(
+                f"on a CPU, PPL is of the first {CPU_EVAL_WINDOWS} windows of a text (--eval_max_windows 0 takes all)"
+            )
+        if has_collapsed(self.results):
+            self.warnings.append(
+                f"COLLAPSED: perplexity grew more than {COLLAPSE_FACTOR:.0f} times; prune less, or recover by training"
+            )
+
+    def _measure(self, when: str, model: Any, tokenizer: Any) -> None:
+        if self._config.skip_evaluation:
+            return
+        for text in self._texts:
+            result = perplexity(
+                model,
+                tokenizer,
+                text,
+                seq_len=self._config.eval_seq_len,
+                max_windows=self._max_windows,
+                progress=terminal,
+            )
+            self.results[when][text.name] = asdict(result)
+            LOG.info("%s: PPL %.4f, %s", when, result.ppl, result.protocol())
+        self.samples[when] = None if self._offloaded else self._sample(when, model, tokenizer)
+        if self.samples[when] is not None:
+            LOG.info("%s, greedy: %s", when, self.samples[when])
+
+    def _sample(self, when: str, model: Any, tokenizer: Any) -> str | None:
+        """A greedy continuation; a model that cannot be made to write one is pruned and measured all the same."""
+        self._failed_samples.pop(when, None)
+        try:
+            return greedy_sample(model, tokenizer)
+        except FAILURES as error:
+            self._failed_samples[when] = f"no greedy sample {when}: {reason_of(error)}"
+            return None
+
+
+@torch.inference_mode()
+def greedy_sample(model: Any, tokenizer: Any, prompt: str = PROMPT, max_new_tokens: int = SAMPLE_TOKENS) -> str:
+    """The prompt and its greedy continuation."""
+    input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.get_input_embeddings().weight.device)
+    output = model.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
+    return str(tokenizer.decode(output[0], skip_special_tokens=True))

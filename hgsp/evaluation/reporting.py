@@ -1,0 +1,197 @@
+"""The end of an evaluation: where results go, what there is to warn about, and the two files and the table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hgsp
+from hgsp.console.log_file import show
+from hgsp.console.result_folders import refuse_unwritable
+from hgsp.data.texts import texts_of
+from hgsp.evaluation.config import EvaluationConfig
+from hgsp.evaluation.results import (
+    DENSE,
+    DONE,
+    PRUNED,
+    RECOVERED,
+    Results,
+    TaskResult,
+    canonical_path,
+    write_atomically,
+)
+from hgsp.evaluation.tables import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
+from hgsp.evaluation.tasks import EFFICIENCY, is_text
+from hgsp.pipeline.report import COLLAPSE_FACTOR
+
+LOG = logging.getLogger("hgsp.evaluation")
+
+#: Median over fastest round; 1.9 to 2.9 was seen beside two other jobs on two cores, with times ten times too long.
+MAX_UNREST = 1.5
+
+
+def output_folder(config: EvaluationConfig) -> Path:
+    """``--output``, else ``evaluation/`` in the model's folder; without one ``results/{name}/evaluation``.
+
+    Raises:
+        InputError: results could not be written there.
+    """
+    path = Path(canonical_path(config.model_path))
+    if config.output is not None:
+        folder = Path(config.output)
+    elif path.is_dir():
+        folder = path / "evaluation"
+    else:
+        folder = Path("results") / path.name / "evaluation"
+    refuse_unwritable(folder, "--output")
+    return folder
+
+
+def provenance(command: str, device: str) -> dict[str, Any]:
+    """Command, versions and hardware of the last run that added to the file."""
+    return {
+        "command": command,
+        "environment": {
+            "hgsp": hgsp.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("torch", "transformers", "lm-eval", "datasets")},
+            "platform": platform.platform(),
+            "device": device,
+            "device_name": device_name(device),
+            "threads": torch.get_num_threads(),
+            "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        },
+    }
+
+
+def device_name(device: str) -> str:
+    """The GPU's name, or the processor's."""
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def finish(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
+    """Write results.json and results.md, show the table."""
+    analysis = pruning_analysis(results)
+    collapsed = has_collapsed(results.results, analysis)
+    warnings = same_corpus_warnings(results.results, analysis)
+    warnings += harm_warnings(results.results) + busy_warnings(results.results)
+    if collapsed:
+        warnings.append(
+            f"COLLAPSED: token perplexity is more than {COLLAPSE_FACTOR:.0f} times the dense model's; "
+            "prune less, or recover by training"
+        )
+    results.write(
+        {
+            "collapsed": collapsed,
+            "zero_shot_average": zero_shot_averages(results),
+            "comparison": comparisons_as_dicts(results),
+            "warnings": warnings,
+            **origin,
+        }
+    )
+    title = f"{Path(results.models[PRUNED]['path']).name}: evaluation"
+    device = origin["environment"]["device_name"]
+    write_atomically(folder / "results.md", markdown(results, title, [*warnings, f"last measured on {device}"]))
+    for warning in warnings:
+        LOG.warning("%s", warning)
+    show(terminal_table(results, title))
+    LOG.info("results: %s", folder / "results.json")
+
+
+def pruning_analysis(results: Results) -> dict[str, Any]:
+    """What pruning said about the measured model; empty if it was not pruned here."""
+    path = Path(results.models[PRUNED]["path"]) / "pruning_analysis.json"
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def has_collapsed(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> bool | None:
+    """Whether a perplexity is above ``COLLAPSE_FACTOR`` times the dense one by the same protocol.
+
+    The dense one comes from this file, else from the pruning run. None if there is none to compare with.
+    """
+    verdicts = []
+    for item in results:
+        if item.role == DENSE or item.status != DONE or not is_text(item.task):
+            continue
+        dense = _dense_ppl(item, results, analysis)
+        if dense is not None:
+            verdicts.append(item.by_name["token_ppl"].value > COLLAPSE_FACTOR * dense)
+    return any(verdicts) if verdicts else None
+
+
+def _dense_ppl(item: TaskResult, results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> float | None:
+    for other in results:
+        if (other.role, other.key, other.status) == (DENSE, item.key, DONE):
+            return other.by_name["token_ppl"].value
+    before = analysis.get("evaluation", {}).get("before", {}).get(item.task)
+    same = ("sha256", "seq_len", "windows", "tokens", "bos", "dtype")
+    if before is not None and all(before.get(name) == item.protocol.get(name) for name in same):
+        return float(before["ppl"])
+    return None
+
+
+def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> list[str]:
+    """Say so where a model was calibrated on the corpus it is evaluated on."""
+    calibration = (analysis.get("scoring") or {}).get("calibration")
+    if not calibration:
+        return []
+    evaluated = {
+        item.task: item.protocol["split"]
+        for item in results
+        if item.role == PRUNED and item.status == DONE and is_text(item.task)
+    }
+    return [
+        f"calibrated on {calibration['source']}, evaluated on {corpus} ({evaluated[corpus]}): the same corpus, which "
+        "flatters the pruned model"
+        for corpus in texts_of(calibration)
+        if corpus in evaluated
+    ]
+
+
+def harm_warnings(results: Sequence[TaskResult]) -> list[str]:
+    """Say so where the recovered model's perplexity is higher than the pruned one's by the same protocol."""
+    ppl = {
+        (item.role, item.key): item.by_name["token_ppl"].value
+        for item in results
+        if item.status == DONE and is_text(item.task)
+    }
+    harmed = (
+        item.task for item in results if ppl.get((RECOVERED, item.key), 0) > ppl.get((PRUNED, item.key), math.inf)
+    )
+    worse = ", ".join(dict.fromkeys(harmed))
+    return [f"RECOVERY MADE IT WORSE: perplexity on {worse} is higher than the pruned model's"] if worse else []
+
+
+def busy_warnings(results: Sequence[TaskResult]) -> list[str]:
+    """Say so where something else kept the machine busy while models were timed."""
+    unrest = max((item.protocol.get("unrest", 1.0) for item in results if item.task == EFFICIENCY), default=1.0)
+    if unrest <= MAX_UNREST:
+        return []
+    return [
+        f"efficiency: half of the rounds took more than {unrest:.1f} times the fastest, so the machine was busy with "
+        "something else; do not trust the times, measure again (--rerun) when it is idle"
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,196 @@
+"""What was measured, as data: results with their protocols, kept in ``results.json`` and written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hgsp.errors import InputError, NumericalError
+from hgsp.models.checkpoint import BIN_NAME
+
+SCHEMA_VERSION = 1
+DENSE, PRUNED, RECOVERED = "dense", "pruned", "recovered"
+#: Columns in this order. ``pruned`` is the model under ``--model_path``, whatever it is.
+ROLES = (DENSE, PRUNED, RECOVERED)
+DONE, FAILED = "done", "failed"
+
+#: Files that decide what a model computes.
+MODEL_FILES = (".safetensors", ".bin", ".gguf", ".model", "config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number. ``unit`` may be empty; ``stderr`` is in the same unit; ``higher_is_better`` None = neither.
+
+    Raises:
+        NumericalError: the value is not finite. A failure is never a number.
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    stderr: float | None = None
+    higher_is_better: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise NumericalError(f"{self.name} is {self.value}")
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task on one model.
+
+    ``request`` is what was asked for: two results are comparable, and need not be measured twice, when their requests
+    are equal. ``model`` identifies the weights. ``protocol`` says what was really measured, ``summary`` the same in a
+    few words. A failed task has a ``reason`` and no metrics.
+    """
+
+    role: str
+    task: str
+    status: str
+    model: str
+    request: Mapping[str, Any]
+    metrics: tuple[Metric, ...] = ()
+    num_items: int | None = None
+    summary: str = ""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    seconds: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for results that measure the same thing, on whichever model."""
+        return json.dumps([self.task, self.request], sort_keys=True)
+
+    @property
+    def by_name(self) -> dict[str, Metric]:
+        return {metric.name: metric for metric in self.metrics}
+
+
+@dataclass
+class Results:
+    """The content of one ``results.json``. ``models``: role -> {"path", "identity"}."""
+
+    path: Path
+    models: dict[str, dict[str, str]] = field(default_factory=dict)
+    results: list[TaskResult] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> Results:
+        """Read what is there, or start empty.
+
+        Raises:
+            InputError: the file is not ours or the folder cannot be written.
+        """
+        path = folder / "results.json"
+        if not path.exists():
+            return cls(path)
+        try:
+            content = json.loads(path.read_text())
+            if content["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"schema_version {content['schema_version']}")
+            results = [
+                TaskResult(**{**item, "metrics": tuple(Metric(**metric) for metric in item["metrics"])})
+                for item in content["results"]
+            ]
+            return cls(path, content["models"], results, {})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                expected=f"{path} to be absent or written by this version",
+                got=f"another file ({type(error).__name__}: {error})",
+                remedy="move it away or choose another --output",
+            ) from error
+
+    def enter(self, role: str, path: str, identity: str) -> None:
+        """Say which model a role is from now on; results of other weights in that role are let go.
+
+        The same weights under another path are the same model, moved.
+
+        Raises:
+            InputError: the measured model is another one than the file's.
+        """
+        known = self.models.get(role)
+        if role == PRUNED and known is not None and known["path"] != path and known["identity"] != identity:
+            raise InputError(
+                expected=f"{self.path} to hold results of {path}",
+                got=f"results of {known['path']}",
+                remedy="choose another --output",
+            )
+        self.results = [item for item in self.results if item.role != role or item.model == identity]
+        self.models[role] = {"path": path, "identity": identity}
+
+    def done(self, role: str, key: str) -> TaskResult | None:
+        """The finished result of a role for a key."""
+        found = (item for item in self.results if item.role == role and item.key == key and item.status == DONE)
+        return next(found, None)
+
+    def add(self, result: TaskResult) -> None:
+        """Put a result in place of the one with the same role and key, and of failures before anything was measured."""
+
+        def replaced(item: TaskResult) -> bool:
+            never_ran = item.status == FAILED and item.task == result.task and not item.request
+            return item.role == result.role and (item.key == result.key or never_ran)
+
+        self.results = [item for item in self.results if not replaced(item)]
+        self.results.append(result)
+
+    def write(self, extra: Mapping[str, Any]) -> None:
+        """Write strict JSON (no NaN, no infinity) in one step: a reader sees the old file or the new one."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "models": self.models,
+            "results": [asdict(item) for item in self.results],
+            **extra,
+            **self.provenance,
+        }
+        write_atomically(self.path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file as a whole; on failure the old one stays and nothing is left beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as sink:
+            sink.write(text)
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def canonical_path(name: str) -> str:
+    """One name for one model: a ``pruned_model.bin`` beside its folder's config is that folder."""
+    path = Path(name)
+    if not path.exists():
+        return name
+    if path.name == BIN_NAME and (path.parent / "config.json").exists():
+        path = path.parent
+    return str(path.resolve())
+
+
+def model_identity(name: str) -> str:
+    """A short name of a model's weights: of a local path its files' sizes and times, of a hub id its cached commit."""
+    path = Path(canonical_path(name))
+    if path.exists():
+        files: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
+        facts = [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for file in files
+            if file.is_file() and file.name.endswith(MODEL_FILES)
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json")
+    return f"{name}@{Path(cached).parent.name}" if isinstance(cached, str) else name

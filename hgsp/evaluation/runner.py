@@ -1,0 +1,141 @@
+"""Runs jobs on models, writes after every one, and keeps what others yielded when one fails."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from hgsp.errors import InputError, NumericalError
+from hgsp.evaluation.config import EvaluationConfig
+from hgsp.evaluation.jobs import Job, Measured
+from hgsp.evaluation.models import ModelUnderTest, load_model
+from hgsp.evaluation.results import DONE, FAILED, Results, TaskResult
+from hgsp.evaluation.tables import format_metric
+from hgsp.layerwise.distributed import is_main_process, wait_for_all
+
+LOG = logging.getLogger("hgsp.evaluation")
+
+#: What a task may fail with while the others go on. Anything else is a defect of ours and stops the run.
+FAILURES = (ArithmeticError, ImportError, LookupError, MemoryError, OSError, RuntimeError, ValueError)
+
+
+class Runner:
+    """Measures what is missing in ``results``. Only the main process records and writes.
+
+    ``has_failed``: whether a task of this run did; ``results`` may hold failures of earlier ones.
+    """
+
+    def __init__(
+        self, config: EvaluationConfig, device: str, tokenizer: Any, fingerprint: str, results: Results
+    ) -> None:
+        self._config, self._device, self._tokenizer = config, device, tokenizer
+        self._fingerprint, self.results = fingerprint, results
+        self.has_failed = False
+
+    def run(self, models: Sequence[ModelUnderTest], jobs: Sequence[Job]) -> None:
+        """All jobs on all models, one model in memory at a time."""
+        for model in models:
+            pending = _agree([index for index, job in enumerate(jobs) if self._pending(model, job)])
+            if not pending:
+                continue
+            LOG.info("%s: loading %s", model.role, model.name)
+            loaded = load_model(model.name, self._config.dtype, self._device)
+            for index in pending:
+                self._run_one(model, loaded, jobs[index])
+            del loaded
+            release_memory()
+
+    def fail(self, models: Sequence[ModelUnderTest], failures: Mapping[str, str]) -> None:
+        """Record tasks that could not be prepared."""
+        for model in models:
+            for task, reason in failures.items():
+                self.record(TaskResult(model.role, task, FAILED, model.identity, {}, reason=reason))
+
+    def record(self, result: TaskResult) -> None:
+        """Add a result, say it and write the file. Does nothing but in the main process."""
+        if not is_main_process():
+            return
+        self.results.add(result)
+        self.results.write({})
+        if result.status == FAILED:
+            self.has_failed = True
+            LOG.error("%s, %s: FAILED: %s", result.role, result.task, result.reason)
+        else:
+            values = ", ".join(f"{metric.name} {format_metric(metric)}" for metric in result.metrics)
+            LOG.info("%s, %s: %s; %s", result.role, result.task, values, result.protocol.get("description", ""))
+
+    def request(self, job_request: Mapping[str, Any]) -> dict[str, Any]:
+        """A job's request with the tokenizer's fingerprint: without it numbers are not comparable."""
+        return {**job_request, "tokenizer": self._fingerprint}
+
+    def _pending(self, model: ModelUnderTest, job: Job) -> bool:
+        """Whether a job is still to do. What another role has measured on the same weights is taken over."""
+        wanted = TaskResult(model.role, job.task, FAILED, model.identity, self.request(job.request))
+        if not self._config.rerun and self.results.done(model.role, wanted.key) is not None:
+            LOG.info("%s, %s: done before with the same protocol; --rerun measures again", model.role, job.task)
+            return False
+        return not self._taken_over(model, wanted.key)
+
+    def _taken_over(self, model: ModelUnderTest, key: str) -> bool:
+        for item in self.results.results:
+            if item.role != model.role and (item.model, item.key, item.status) == (model.identity, key, DONE):
+                self.record(replace(item, role=model.role))
+                return True
+        return False
+
+    def _run_one(self, model: ModelUnderTest, loaded: Any, job: Job) -> None:
+        base = TaskResult(model.role, job.task, FAILED, model.identity, self.request(job.request))
+        start = time.perf_counter()
+        if job.shared_out or is_main_process():
+            try:
+                measured = job.run(loaded, self._tokenizer)
+            except FAILURES as error:
+                if job.shared_out and dist.is_initialized() and not isinstance(error, NumericalError):
+                    raise  # the other processes wait for this one's share: stop them all
+                self.record(replace(base, reason=reason_of(error)))
+            else:
+                if measured is not None:
+                    self.record(done(base, measured, time.perf_counter() - start))
+        wait_for_all()
+
+
+def done(base: TaskResult, measured: Measured, seconds: float) -> TaskResult:
+    """A finished result."""
+    return replace(
+        base,
+        status=DONE,
+        metrics=measured.metrics,
+        num_items=measured.num_items,
+        summary=measured.summary,
+        protocol=measured.protocol,
+        seconds=round(seconds, 2),
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """One line: a numerical error speaks for itself, another one is named."""
+    first = " ".join(str(error).split())[:300] or type(error).__name__
+    return first if isinstance(error, (InputError, NumericalError)) else f"{type(error).__name__}: {first}"
+
+
+def release_memory() -> None:
+    """Give back what a deleted model held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _agree(pending: list[int]) -> list[int]:
+    """The main process's list in every process: another may read results.json after it was written to."""
+    if not dist.is_initialized():
+        return pending
+    shared = [pending]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]

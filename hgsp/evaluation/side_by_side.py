@@ -1,0 +1,125 @@
+"""Efficiency of all models in one run: they are loaded together and timed in turns, so that ratios mean something.
+
+A result counts as done only if it was measured beside the same models; the same weights in two roles are measured once,
+which is why a model compared with itself has ratio 1 in everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from hgsp.console.progress import terminal
+from hgsp.evaluation.config import EvaluationConfig
+from hgsp.evaluation.jobs import Measured
+from hgsp.evaluation.metrics.efficiency import Static, Timing, Workload, measure_timings, static_costs
+from hgsp.evaluation.models import ModelUnderTest, load_model
+from hgsp.evaluation.reporting import device_name
+from hgsp.evaluation.results import FAILED, Metric, TaskResult
+from hgsp.evaluation.runner import FAILURES, Runner, done, reason_of, release_memory
+from hgsp.evaluation.tasks import EFFICIENCY
+
+LOG = logging.getLogger("hgsp.evaluation")
+
+
+def run_efficiency(runner: Runner, models: Sequence[ModelUnderTest], config: EvaluationConfig, device: str) -> None:
+    """Measure all models unless that is done, and record the results; a failure is one for all of them."""
+    workload = Workload(config.prompt_len, config.decode_len, config.repeats)
+    request = efficiency_request(workload, config, device, models)
+    blank = {model.role: TaskResult(model.role, EFFICIENCY, FAILED, model.identity, request) for model in models}
+    results = runner.results
+    if not config.rerun and all(results.done(role, result.key) is not None for role, result in blank.items()):
+        LOG.info("efficiency: done before beside the same models; --rerun measures again")
+        return
+    kept = [item for item in results.results if item.task != EFFICIENCY or not _same_but_company(item.request, request)]
+    start = time.perf_counter()
+    try:
+        measured = measure({model.identity: model.name for model in models}, workload, config, device)
+    except FAILURES as error:
+        for result in blank.values():
+            runner.record(TaskResult(**{**vars(result), "reason": reason_of(error)}))
+        return
+    finally:
+        release_memory()
+    results.results = kept
+    for model in models:
+        runner.record(done(blank[model.role], measured[model.identity], time.perf_counter() - start))
+
+
+def measure(names: Mapping[str, str], workload: Workload, config: EvaluationConfig, device: str) -> dict[str, Measured]:
+    """Identity -> what was measured, for models by identity and name."""
+    loaded = {identity: load_model(name, config.dtype, device) for identity, name in names.items()}
+    static = {identity: static_costs(model) for identity, model in loaded.items()}
+    timings = measure_timings(loaded, workload, terminal)
+    on = f"{device_name(device)}, {torch.get_num_threads()} CPU threads"
+    return {
+        identity: _measured(static[identity], timings[identity], workload, str(model.dtype), on)
+        for identity, model in loaded.items()
+    }
+
+
+def _measured(static: Static, timings: Mapping[int, Timing], workload: Workload, dtype: str, on: str) -> Measured:
+    dtype = dtype.removeprefix("torch.")
+    shape = f"prompt {workload.prompt_len}, decode {workload.decode_len}"
+    description = (
+        f"{shape} tokens, median of {workload.repeats} rounds after one to warm up, the models of this run in turns, "
+        f"{dtype}, {on}; peak = weights + most bytes that tensors held on top; linear MACs include the head; attention "
+        "MACs are times the context length"
+    )
+    unrest = max(timing.unrest for timing in timings.values())
+    protocol = {**asdict(workload), "dtype": dtype, "device_name": on, "unrest": unrest, "description": description}
+    return Measured(
+        (*static_metrics(static), *timing_metrics(timings, workload)),
+        workload.repeats,
+        f"{shape}, {dtype}, {on}",
+        protocol,
+    )
+
+
+def static_metrics(static: Static) -> tuple[Metric, ...]:
+    """Sizes and counts; smaller is the point of pruning."""
+    units = {"weight_bytes": "B", "kv_cache_bytes_per_token": "B"}
+    return tuple(
+        Metric(name, value, units.get(name, "count"), higher_is_better=False) for name, value in asdict(static).items()
+    )
+
+
+def timing_metrics(timings: Mapping[int, Timing], workload: Workload) -> tuple[Metric, ...]:
+    """Latency of prefill (whole batch) and of one decode step, throughput in tokens of the whole batch, peak memory."""
+    metrics: list[Metric] = []
+    for batch, timing in timings.items():
+        prefill_rate = 1000 * batch * workload.prompt_len / timing.prefill_ms
+        decode_rate = 1000 * batch / timing.decode_ms
+        metrics += [
+            Metric(f"prefill_ms_batch{batch}", timing.prefill_ms, "ms", higher_is_better=False),
+            Metric(f"prefill_rate_batch{batch}", prefill_rate, "tokens/s", higher_is_better=True),
+            Metric(f"decode_ms_batch{batch}", timing.decode_ms, "ms", higher_is_better=False),
+            Metric(f"decode_rate_batch{batch}", decode_rate, "tokens/s", higher_is_better=True),
+            Metric(f"peak_bytes_batch{batch}", timing.peak_bytes, "B", higher_is_better=False),
+        ]
+    return tuple(metrics)
+
+
+def efficiency_request(
+    workload: Workload, config: EvaluationConfig, device: str, models: Sequence[ModelUnderTest]
+) -> dict[str, Any]:
+    """Everything the numbers depend on, the other models of the run included."""
+    return {
+        "prompt_len": workload.prompt_len,
+        "decode_len": workload.decode_len,
+        "repeats": workload.repeats,
+        "batch_sizes": list(workload.batch_sizes),
+        "dtype": config.dtype,
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "side_by_side": sorted({model.identity for model in models}),
+    }
+
+
+def _same_but_company(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return not old or {**old, "side_by_side": None} == {**new, "side_by_side": None}

@@ -1,0 +1,217 @@
+"""Results side by side: dense | pruned | recovered with differences, for the terminal and as Markdown.
+
+Only results of identical requests stand in one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
+from hgsp.evaluation.results import DENSE, DONE, FAILED, ROLES, Metric, Results, TaskResult
+
+ACCURACIES = ("acc", "acc_norm")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one request over the models. ``failed``: roles in which the task failed."""
+
+    task: str
+    metric: str
+    summary: str
+    values: Mapping[str, Metric]
+    failed: frozenset[str]
+
+    def ratio(self, role: str) -> float | None:
+        """Value over the dense model's; None where one of them is missing or the dense value is 0."""
+        if role not in self.values or DENSE not in self.values or self.values[DENSE].value == 0:
+            return None
+        return self.values[role].value / self.values[DENSE].value
+
+    def difference(self, role: str) -> float | None:
+        """Value minus the dense model's."""
+        if role not in self.values or DENSE not in self.values:
+            return None
+        return self.values[role].value - self.values[DENSE].value
+
+
+def comparison(results: Results) -> list[Row]:
+    """All rows, in the order in which their tasks were first measured; a failed task is one row."""
+    groups: dict[str, list[TaskResult]] = {}
+    for item in results.results:
+        groups.setdefault(item.key, []).append(item)
+    rows = []
+    for items in groups.values():
+        done = [item for item in items if item.status == DONE]
+        failed = frozenset(item.role for item in items if item.status == FAILED)
+        names = dict.fromkeys(metric.name for item in done for metric in item.metrics) or {"": None}
+        summary = done[0].summary if done else ""
+        for name in names:
+            values = {item.role: item.by_name[name] for item in done}
+            rows.append(Row(items[0].task, name, summary, values, failed))
+    return rows + _average_rows(results)
+
+
+def _average_rows(results: Results) -> list[Row]:
+    means = zero_shot_averages(results)
+    rows = []
+    for name in ACCURACIES if means else ():
+        some = next(iter(means.values()))
+        note = f"mean over {', '.join(some['tasks'])}"
+        if name == "acc_norm" and some["acc_norm_is_acc_for"]:
+            note += f"; acc for {', '.join(some['acc_norm_is_acc_for'])}"
+        values = {role: Metric(name, mean[name], higher_is_better=True) for role, mean in means.items()}
+        rows.append(Row("zero-shot average", name, note, values, frozenset()))
+    return rows
+
+
+def zero_shot_averages(results: Results) -> dict[str, dict[str, Any]]:
+    """Role -> averages over the zero-shot tasks that every role has, by identical requests; the last request counts."""
+    by_role: dict[str, dict[str, TaskResult]] = {}
+    for item in results.results:
+        if item.status == DONE and item.task in ZERO_SHOT:
+            by_role.setdefault(item.role, {})[item.task] = item
+    common = [
+        task
+        for task in ZERO_SHOT
+        if by_role
+        and all(task in found for found in by_role.values())
+        and len({found[task].key for found in by_role.values()}) == 1
+    ]
+    means = {}
+    for role in (role for role in ROLES if role in by_role):
+        scores = {task: {m.name: m.value for m in by_role[role][task].metrics} for task in common}
+        mean = averages(scores)
+        if mean is not None:
+            means[role] = mean
+    return means
+
+
+def terminal_table(results: Results, title: str) -> Table:
+    """The table of the whole file: one section per measurement, its protocol below under the section's number."""
+    roles = _roles(results)
+    table = Table(title=title, box=box.SIMPLE_HEAD, min_width=80, caption_justify="left", pad_edge=False)
+    table.add_column("")
+    for role in roles:
+        table.add_column(role, justify="right")
+        if role != DENSE and DENSE in roles:
+            table.add_column("vs dense", justify="right")
+    protocols: list[str] = []
+    previous = ("", "")
+    for row in comparison(results):
+        task, metric, *cells, summary = _cells(row, roles)
+        if (task, summary) != previous:
+            table.add_section()
+            reference = ""
+            if summary:
+                protocols.append(f"({len(protocols) + 1}) {task}: {summary}")
+                reference = f" ({len(protocols)})"
+            table.add_row(f"[bold]{task}[/bold]{reference}", *([""] * len(cells) if metric else cells))
+        if metric:
+            table.add_row(f"  {metric}", *cells)
+        previous = (task, summary)
+    table.caption = escape("\n".join([*protocols, *_footnotes(results)]))
+    return table
+
+
+def markdown(results: Results, title: str, notes: Sequence[str] = ()) -> str:
+    """The same as a Markdown page, followed by the full protocol of every number."""
+    roles = _roles(results)
+    headings = ["task", "metric"]
+    for role in roles:
+        headings += [role, "vs dense"] if role != DENSE and DENSE in roles else [role]
+    lines = [f"# {title}", "", *_markdown_row([*headings, "protocol"]), "|" + "---|" * (len(headings) + 1)]
+    for row in comparison(results):
+        lines += _markdown_row(_cells(row, roles))
+    lines += ["", *(f"* {note}" for note in [*notes, *_footnotes(results)])]
+    lines += ["", "## Protocols", ""]
+    described = {item.key: item for item in results.results if item.status == DONE}
+    lines += [f"* **{item.task}**: {item.protocol.get('description', '')}" for item in described.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _roles(results: Results) -> list[str]:
+    present = {item.role for item in results.results}
+    return [role for role in ROLES if role in present]
+
+
+def _cells(row: Row, roles: Iterable[str]) -> list[str]:
+    roles = list(roles)
+    cells = [row.task, row.metric]
+    for role in roles:
+        missing = "failed" if role in row.failed else "-"
+        cells.append(format_metric(row.values[role]) if role in row.values else missing)
+        if role != DENSE and DENSE in roles:
+            cells.append(_change(row, role))
+    return [*cells, row.summary]
+
+
+def format_metric(metric: Metric) -> str:
+    """The value as people read it, with its unit or standard error."""
+    if metric.unit in ("B", "count"):
+        return (_with_prefix(metric.value) + ("B" if metric.unit == "B" else "")).rstrip()
+    if metric.unit:
+        return f"{metric.value:.4g} {metric.unit}"
+    decimals = 4 if metric.name in ACCURACIES else 3
+    stderr = "" if metric.stderr is None else f" ±{metric.stderr:.{decimals}f}"
+    return f"{metric.value:.{decimals}f}{stderr}"
+
+
+def _with_prefix(value: float) -> str:
+    """Four digits and a decimal prefix: 134.5 M."""
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.4g} {prefix}"
+    return f"{value:.4g} "
+
+
+def _change(row: Row, role: str) -> str:
+    """``x0.94``, and for accuracies the difference in points too."""
+    ratio, difference = row.ratio(role), row.difference(role)
+    if difference is None:
+        return ""
+    times = "" if ratio is None else f"x{ratio:.2f}"
+    return f"{times} ({100 * difference:+.1f})".lstrip() if row.metric in ACCURACIES else times
+
+
+def _footnotes(results: Results) -> list[str]:
+    notes = [f"{role}: {Path(model['path']).name} ({model['path']})" for role, model in results.models.items()]
+    failed: dict[tuple[str, str | None], list[str]] = {}
+    for item in results.results:
+        if item.status == FAILED:
+            failed.setdefault((item.task, item.reason), []).append(item.role)
+    notes += [f"FAILED {task} ({', '.join(roles)}): {reason}" for (task, reason), roles in failed.items()]
+    if any(item.task in ZERO_SHOT and item.status == DONE for item in results.results):
+        notes.append(
+            "± is one standard error, (+-) percentage points; acc_norm divides each choice's log-likelihood by its "
+            "length in characters"
+        )
+    return notes
+
+
+def _markdown_row(cells: Iterable[str]) -> list[str]:
+    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"]
+
+
+def comparisons_as_dicts(results: Results) -> list[dict[str, Any]]:
+    """Differences and ratios for ``results.json``, for rows that have a dense value."""
+    return [
+        {
+            "task": row.task,
+            "metric": row.metric,
+            "role": role,
+            "difference": row.difference(role),
+            "ratio": row.ratio(role),
+        }
+        for row in comparison(results)
+        for role in ROLES
+        if role != DENSE and row.difference(role) is not None
+    ]

@@ -1,0 +1,61 @@
+"""The names of everything that can be measured. Costs no torch: unknown names are refused before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from hgsp.data.texts import DATASET_CHOICES, dataset_names
+from hgsp.errors import InputError
+
+TEXTS = tuple(DATASET_CHOICES)
+LAMBADA = "lambada"
+ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+EFFICIENCY = "efficiency"
+TASKS = (*TEXTS, LAMBADA, *ZERO_SHOT, EFFICIENCY)
+
+ALIASES = {
+    "wikitext": ("wikitext2",),
+    "lambada_openai": (LAMBADA,),
+    "arc_e": ("arc_easy",),
+    "arc_c": ("arc_challenge",),
+    "obqa": ("openbookqa",),
+    "zeroshot": ZERO_SHOT,
+}
+
+
+def parse_tasks(names: str) -> tuple[str, ...]:
+    """Task names from a comma list, aliases resolved, each once, in the order given.
+
+    Raises:
+        InputError: nothing named, or an unknown name; the message has the nearest ones.
+    """
+    tasks: dict[str, None] = {}
+    for name in filter(None, dataset_names(names)):
+        lowered = name.lower().replace("-", "_")
+        if lowered in ALIASES:
+            tasks.update(dict.fromkeys(ALIASES[lowered]))
+        elif lowered in TASKS:
+            tasks[lowered] = None
+        elif Path(name).is_file():
+            tasks[name] = None
+        else:
+            raise _unknown(name)
+    if not tasks:
+        raise InputError(expected="--tasks to name something", got=repr(names), remedy=f"name some of {_choices()}")
+    return tuple(tasks)
+
+
+def is_text(task: str) -> bool:
+    """Whether a task is the perplexity of a text: a named one or the user's own file."""
+    return task in TEXTS or task not in TASKS
+
+
+def _unknown(name: str) -> InputError:
+    near = difflib.get_close_matches(name.lower(), [*TASKS, *ALIASES], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "check the spelling"
+    return InputError(expected=f"--tasks from {_choices()}, or a text file", got=f"unknown task '{name}'", remedy=hint)
+
+
+def _choices() -> str:
+    return ", ".join([*TASKS, *ALIASES])

@@ -1,0 +1,1 @@
+"""Forward and backward passes one layer at a time, and where activations go when memory is short."""

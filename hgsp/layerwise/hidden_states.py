@@ -1,0 +1,71 @@
+"""Activations between decoder layers: beside the weights, in main memory or on disk.
+
+N sequences | T tokens | H hidden
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hgsp.models.devices import free_bytes
+
+
+class Boundaries:
+    """Layer-boundary activations, one [N, T, H] array each, in files of ``spill_dir`` or in memory.
+
+    In memory they lie on ``device``, that of the weights, as long as they take no more than a quarter of what was free
+    there at first; then in main memory. Between the two every layer's activations would be copied twice.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], dtype: torch.dtype, spill_dir: Path | None, device: torch.device
+    ) -> None:
+        self._shape, self._dtype, self._device = shape, dtype, device
+        self._num_bytes = math.prod(shape) * dtype.itemsize
+        self._room = free_bytes(device) // 4
+        if spill_dir is not None:
+            spill_dir.mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.TemporaryDirectory(dir=spill_dir, prefix="hgsp-spill-") if spill_dir else None
+        self._arrays: dict[int, Tensor | None] = {}
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._arrays
+
+    def open(self, index: int) -> Tensor:
+        """The array that enters layer ``index``, allocated on first use. A spilled one is mapped while it is held."""
+        array = self._arrays.get(index)
+        if array is None and self._folder is None:
+            array = self._arrays[index] = torch.empty(self._shape, dtype=self._dtype, device=self._place())
+        elif array is None:
+            self._arrays[index] = None
+            size = math.prod(self._shape)
+            array = torch.from_file(str(self._file(index)), shared=True, size=size, dtype=self._dtype).view(self._shape)
+        return array
+
+    def drop(self, index: int) -> None:
+        if index in self._arrays:
+            array = self._arrays.pop(index)
+            if self._folder is not None:
+                self._file(index).unlink()
+            elif array is not None and not array.is_cpu:
+                self._room += self._num_bytes
+
+    def close(self) -> None:
+        self._arrays.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _place(self) -> torch.device:
+        if self._num_bytes > self._room:
+            return torch.device("cpu")
+        self._room -= self._num_bytes
+        return self._device
+
+    def _file(self, index: int) -> Path:
+        assert self._folder is not None
+        return Path(self._folder.name) / f"boundary-{index}.bin"

@@ -1,0 +1,280 @@
+"""The checkpoint format: a Hugging Face folder, and the same model in one ``pruned_model.bin``.
+
+The folder holds safetensors with stock tensor names, ``config.json`` (``per_layer_config`` where layers differ, and
+then ``modeling_hgsp.py`` beside it), generation config and tokenizer files. The .bin holds tensors and plain values.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import CHAT_TEMPLATE_DIR
+
+from hgsp.errors import InputError
+from hgsp.models import modeling_hgsp
+from hgsp.models.families import FAMILIES
+from hgsp.models.loading import load_complete, load_tokenizer, refuse_adapter
+
+BIN_NAME = "pruned_model.bin"
+BIN_FORMAT = "hgsp-checkpoint-1"
+DEFAULT_SHARD_BYTES = 5 * 10**9
+
+
+def save_pruned(model: Any, tokenizer: Any, folder: Path, *, with_bin: bool = True) -> None:
+    """Write a model that is in memory, with everything that belongs to it, into an existing folder."""
+    state = model.state_dict()
+    save_streamed(model, state.__getitem__, tokenizer, folder, model.generation_config)
+    if with_bin:
+        stored = {name: state[name] for name in _stored_names(model)}
+        torch.save(_bin_content(folder, stored), folder / BIN_NAME)
+
+
+def save_streamed(
+    skeleton: Any,
+    read: Callable[[str], Tensor],
+    tokenizer: Any,
+    folder: Path,
+    generation_config: Any,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Write a model whose tensors are asked for by name, one shard's at a time.
+
+    Args:
+        skeleton: gives names, sizes and config; its tensors may be on the meta device.
+        read: gives a tensor by name, in the dtype it is stored in.
+        max_shard_bytes: most bytes per file, unless one tensor alone is larger.
+    """
+    shards = _plan_shards(skeleton, max_shard_bytes)
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
+        file = f"model{suffix}.safetensors"
+        save_file({name: read(name).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors creates files that only their owner can read
+        weight_map.update(dict.fromkeys(names, file))
+    if len(shards) > 1:
+        total = sum(_num_bytes(tensor) for name, tensor in skeleton.state_dict().items() if name in weight_map)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    (folder / "config.json").write_text(json.dumps(config_as_dict(skeleton.config), indent=2, sort_keys=True) + "\n")
+    if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
+        shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
+    if generation_config is not None:
+        # as it is: save_pretrained would refuse what some published models have, such as a temperature without sampling
+        generation_config.to_json_file(folder / "generation_config.json")
+    tokenizer.save_pretrained(folder)
+
+
+def config_as_dict(config: Any) -> dict[str, Any]:
+    """``config.json`` of a pruned model: auto_map where the class is ours, and rope settings old readers know too."""
+    content: dict[str, Any] = config.to_diff_dict()
+    for family in FAMILIES.values():
+        if config.model_type == family.pruned_model_type:
+            module = modeling_hgsp.__name__.rpartition(".")[2]
+            content["auto_map"] = {
+                "AutoConfig": f"{module}.{family.pruned_config}",
+                "AutoModel": f"{module}.{family.pruned_model.replace('ForCausalLM', 'Model')}",
+                "AutoModelForCausalLM": f"{module}.{family.pruned_model}",
+            }
+    rope = content.get("rope_parameters")
+    if rope:
+        content["rope_theta"] = rope["rope_theta"]
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        content["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
+    return content
+
+
+def save_bin_streamed(skeleton: Any, read: Callable[[str], Tensor], folder: Path) -> None:
+    """Write ``pruned_model.bin`` one tensor at a time: first a file with room for every tensor, then the bytes.
+
+    The file's structure is torch's own (``torch.serialization.skip_data``); it holds one zip record per tensor, in the
+    order they were pickled.
+    """
+    tensors = skeleton.state_dict()
+    stored = {name: (tensors[name].shape, tensors[name].dtype) for name in _stored_names(skeleton)}
+    with FakeTensorMode():
+        room = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in stored.items()}
+    content = _bin_content(folder, room)
+    tokenizer_files = content["tokenizer_files"]
+    path = folder / BIN_NAME
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save(content, path)
+    with zipfile.ZipFile(path) as archive:
+        offsets = {int(record.filename.rpartition("/")[2]): record.header_offset for record in _data_records(archive)}
+    with path.open("r+b") as sink:
+        for number, name in enumerate([*tokenizer_files, *room]):
+            sink.seek(offsets[number] + 26)  # a local zip header: 30 bytes, the last four are the lengths that follow
+            name_length, extra_length = struct.unpack("<HH", sink.read(4))
+            sink.seek(offsets[number] + 30 + name_length + extra_length)
+            tensor = tokenizer_files[name] if number < len(tokenizer_files) else read(name)
+            assert number < len(tokenizer_files) or (tensor.shape, tensor.dtype) == stored[name]
+            sink.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _data_records(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
+    return (record for record in archive.infolist() if "/data/" in record.filename)
+
+
+def _bin_content(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What ``pruned_model.bin`` holds: the folder's small files and the tensors."""
+    tokenizer_files = [
+        path
+        for path in sorted([*folder.iterdir(), *(folder / CHAT_TEMPLATE_DIR).glob("*")])
+        if path.is_file() and path.suffix not in (".safetensors", ".bin", ".py") and path.name not in _MODEL_FILES
+    ]
+    generation_config = folder / "generation_config.json"
+    return {
+        "format": BIN_FORMAT,
+        "config": (folder / "config.json").read_text(),
+        "generation_config": generation_config.read_text() if generation_config.exists() else None,
+        "tokenizer_files": {
+            path.relative_to(folder).as_posix(): torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+            for path in tokenizer_files
+        },
+        "state_dict": dict(state),
+    }
+
+
+_MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+
+
+def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
+    """A model from ``pruned_model.bin``, its folder, or any Hugging Face folder or hub id; eval mode.
+
+    Raises:
+        InputError: nothing there, weights missing, or a .bin that holds more than tensors and plain values.
+    """
+    if is_bin(path):
+        content = _read_bin(Path(path))
+        config = AutoConfig.for_model(**json.loads(content["config"]))
+        state = content["state_dict"]
+        if dtype is not None:
+            config.dtype = dtype
+            state = {name: tensor.to(dtype) for name, tensor in state.items()}
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        _check_names(model, state, Path(path))
+        model.load_state_dict(state, assign=True, strict=False)
+        model.tie_weights()
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # float32, whatever the weights are
+        if content["generation_config"] is not None:
+            model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
+        return model.to(device).eval()
+    try:
+        model = load_complete(path, dtype=dtype or "auto")
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _not_a_model(path, error) from error
+    return model.to(device).eval()
+
+
+def is_bin(path: str | Path) -> bool:
+    """Whether a path names a single file of weights, such as ``pruned_model.bin``."""
+    return str(path).endswith((".bin", ".pt", ".pth"))
+
+
+def config_of(path: str | Path) -> Any:
+    """The config of what ``load_pruned`` would load; no weights are read.
+
+    Raises:
+        InputError: there is no model, or an adapter.
+    """
+    if is_bin(path):
+        return AutoConfig.for_model(**json.loads(_read_bin(Path(path))["config"]))
+    refuse_adapter(path)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _not_a_model(path, error) from error
+
+
+def load_tokenizer_of(path: str | Path) -> Any:
+    """The tokenizer saved with a model, from the same places ``load_pruned`` takes.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not is_bin(path):
+        return load_tokenizer(str(path))
+    files = _read_bin(Path(path))["tokenizer_files"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / CHAT_TEMPLATE_DIR).mkdir()
+        for name, content in files.items():
+            own = CHAT_TEMPLATE_DIR if Path(name).parent == Path(CHAT_TEMPLATE_DIR) else ""
+            Path(folder, own, Path(name).name).write_bytes(content.numpy().tobytes())
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def _not_a_model(path: str | Path, error: Exception) -> InputError:
+    return InputError(
+        expected=f"{BIN_NAME}, its folder, or a Hugging Face folder or hub id",
+        got=f"'{path}' ({str(error).strip().splitlines()[0][:200]})",
+        remedy="check the path",
+    )
+
+
+def _check_names(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
+    different = set(state) ^ set(_stored_names(model))
+    if different:
+        raise InputError(
+            expected=f"exactly the model's weights in {path}",
+            got=f"{len(different)} missing or unknown, such as {sorted(different)[0]}",
+            remedy="write the file anew",
+        )
+
+
+def _read_bin(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(expected="a pruned_model.bin", got=f"no file {path}", remedy="check the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # unpickling raises whatever the file's author chose; nothing was executed
+        raise InputError(
+            expected="a file of tensors and plain values",
+            got=f"{path}, which torch refuses to load safely ({type(error).__name__})",
+            remedy="pickled objects are never executed; load that model where it was made and save its state_dict",
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != BIN_FORMAT:
+        raise InputError(
+            expected=f"a {BIN_NAME} written by this tool",
+            got=str(path),
+            remedy="pass the folder of a Hugging Face model",
+        )
+    return content
+
+
+def _stored_names(skeleton: Any) -> list[str]:
+    """Names of all tensors in order; a tied head is not stored."""
+    tied = skeleton.config.tie_word_embeddings
+    return [name for name in skeleton.state_dict() if not (tied and name == "lm_head.weight")]
+
+
+def _plan_shards(skeleton: Any, max_bytes: int) -> list[list[str]]:
+    """Names per file, in order."""
+    tensors = skeleton.state_dict()
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name in _stored_names(skeleton):
+        if shards[-1] and filled + _num_bytes(tensors[name]) > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += _num_bytes(tensors[name])
+    return shards
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,140 @@
+"""A model whose layers stay in their safetensors files and are read one at a time (``--offload``)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from hgsp.errors import InputError
+from hgsp.models.decoder import Decoder
+from hgsp.models.families import LAYER_PREFIX
+from hgsp.models.loading import DTYPES, ModelSource, refuse_own_head, refuse_unplaced_weights, single_device
+from hgsp.models.weight_files import open_weights, shards_of, weight_files
+
+
+class SafetensorFiles:
+    """Tensors of a checkpoint folder by name, read when asked for. A file is mapped only while a tensor is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file_of: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in weight_files(folder):
+            with open_weights(file) as tensors:
+                for name in sorted(tensors.keys()):
+                    self._file_of[name] = file
+                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        with open_weights(self._file_of[name]) as tensors:
+            return tensors.get_tensor(name)
+
+    def read_first_row(self, name: str) -> Tensor:
+        """The first row of a matrix, [1, I], without reading the rest."""
+        with open_weights(self._file_of[name]) as tensors:
+            return tensors.get_slice(name)[:1]
+
+
+class OffloadedLayers:
+    """Layers read from safetensors files when they are needed; one is held at a time.
+
+    The model itself can be called too, as for evaluation: every layer then reads its weights before it runs and drops
+    them after, so that each call reads the whole model once.
+    """
+
+    def __init__(self, model: Any, files: SafetensorFiles, dtype: torch.dtype, device: torch.device) -> None:
+        self._layers = model.model.layers
+        self._files, self._dtype, self._device = files, dtype, device
+        self._in_use: int | None = None
+        for index, module in enumerate(self._layers):
+            module.register_forward_pre_hook(lambda _module, _args, index=index: self._enter_call(index))
+            module.register_forward_hook(lambda _module, _args, _out, index=index: self._leave_call(index))
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        self._in_use = index
+        self._read_layer(index)
+        try:
+            yield self._layers[index]
+        finally:
+            self._in_use = None
+            self._layers[index].to("meta")
+
+    def _enter_call(self, index: int) -> None:
+        if index != self._in_use:
+            self._read_layer(index)
+
+    def _leave_call(self, index: int) -> None:
+        if index != self._in_use:
+            self._layers[index].to("meta")
+
+    def _read_layer(self, index: int) -> None:
+        module = self._layers[index]
+        prefix = f"{LAYER_PREFIX}{index}."
+        module.load_state_dict({name: self._read(prefix + name) for name in module.state_dict()}, assign=True)
+        module.requires_grad_(False)
+
+    def _read(self, name: str) -> Tensor:
+        return self._files.read(name).to(self._device, self._dtype)
+
+
+def open_offloaded(
+    source: ModelSource, dtype: str, device: str | torch.device | None
+) -> tuple[Decoder, SafetensorFiles]:
+    """A decoder that holds embeddings, final norm and head, and reads one layer at a time from the files.
+
+    Raises:
+        InputError: no safetensors, or tensors in them are missing, of another shape, without a place in the
+            model, or not what config.json says.
+    """
+    if source.is_gguf:
+        raise InputError(
+            expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
+        )
+    files = SafetensorFiles(_local_folder(source.name))
+    model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
+    model.config.dtype = DTYPES[dtype]
+    tied = model.config.tie_word_embeddings
+    wanted = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if name in files.shapes or not (tied and name == "lm_head.weight")
+    }
+    missing = sorted(wanted.keys() - files.shapes.keys())
+    wrong = [name for name, shape in wanted.items() if files.shapes.get(name, shape) != shape]
+    if missing or wrong:
+        got = f"{len(missing)} missing, such as {missing[0]}" if missing else f"another shape of {wrong[0]}"
+        raise InputError(
+            expected=f"every weight of '{source.name}' in its safetensors files, of the shape that config.json says",
+            got=got,
+            remedy="check that the download is complete; config.json and the weights belong together",
+        )
+    refuse_unplaced_weights(source.name, files.shapes.keys() - wanted.keys(), model.config)
+    on = single_device(device)
+    held = {name: files.read(name).to(on, DTYPES[dtype]) for name in wanted if not name.startswith(LAYER_PREFIX)}
+    model.load_state_dict(held, strict=False, assign=True)
+    if "lm_head.weight" in held:
+        refuse_own_head(model)
+    model.tie_weights()
+    with suppress(OSError):  # without the file it is made from the config, as the skeleton's is
+        model.generation_config = GenerationConfig.from_pretrained(source.name)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
+    return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
+
+
+def _local_folder(name: str) -> Path:
+    """The folder with the model's files; from the hub come those that are read, not every copy of the weights."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    index = Path(snapshot_download(name, allow_patterns=[SAFE_WEIGHTS_INDEX_NAME])) / SAFE_WEIGHTS_INDEX_NAME
+    shards = shards_of(index) if index.is_file() else []
+    return Path(snapshot_download(name, allow_patterns=[SAFE_WEIGHTS_NAME, *shards]))

@@ -1,0 +1,283 @@
+"""What the user asked for: frozen, validated dataclasses that are also the command line. Costs no torch to import."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
+from hgsp.data.texts import check_dataset_name, dataset_names
+
+IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
+NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
+RECONSTRUCTIONS = ("none", "bias", "lstsq", "blocks")
+DEFAULT_RECONSTRUCT_NSAMPLES = 256
+DEFAULT_SEARCH_NSAMPLES = 16
+#: The same where every plan is reconstructed before it is judged; a quarter of them judges.
+DEFAULT_PROFILE_NSAMPLES = 96
+LAYER_IMPORTANCES = ("cosine", "perplexity")
+LABELS = ("text", "model")
+DEFAULT_EPSILON = 0.15
+#: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
+CPU_EVAL_WINDOWS = 16
+DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
+#: What measurement favours where the cut is reconstructed (docs/QUALITY.md).
+REBUILDING = {"importance_method": "fisher_token", "temperature": 0.0, "depth_slope": 0.5, "reconstruct": "lstsq"}
+DTYPE_NAMES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """What every command that reads named texts can be asked."""
+
+    data_dir: str | None = option(None, help="folder with local texts (docs/DATA.md); also HGSP_DATA_DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig(TextConfig):
+    """What every recipe that measures perplexity before and after can be asked."""
+
+    skip_evaluation: bool = option(False, help="no evaluation")
+    eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
+    eval_seq_len: int | None = option(
+        None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
+    )
+    eval_max_windows: int | None = option(
+        None,
+        help="only the first windows of each text, 0 = all "
+        f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
+        type=int,
+    )
+
+    def __post_init__(self) -> None:
+        require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
+        require(
+            self.eval_max_windows is None or self.eval_max_windows >= 0,
+            "--eval_max_windows",
+            "at least 0",
+            self.eval_max_windows,
+        )
+        for task in self.evaluation_texts:
+            check_dataset_name(task, "--eval_tasks", "evaluation/run_evaluation.py measures other tasks")
+
+    @property
+    def evaluation_texts(self) -> tuple[str, ...]:
+        """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
+        return () if self.skip_evaluation else tuple(filter(None, dataset_names(self.eval_tasks)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig(TextConfig):
+    """What every command that scores a model can be asked."""
+
+    base_model: str = option(help="hub id, local folder, or a .gguf file (de-quantised)")
+    importance_method: str = option("taylor", help="how groups are scored", choices=IMPORTANCE_METHODS)
+    dataset: str = option(
+        "wikitext2",
+        help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file; a comma list takes as "
+        "many sequences of each",
+    )
+    labels: str = option(
+        "text", help="next tokens that gradients are of: the text's, or drawn from the model itself", choices=LABELS
+    )
+    nsamples: int = option(128, help="calibration sequences; fewer = less memory and time", type=int)
+    seq_len: int = option(256, help="tokens of a calibration sequence", type=int)
+    batch_size: int = option(4, help="sequences at a time, for scoring", type=int)
+    layer_importance: str = option(
+        "cosine", help="what the H-GSP prior measures layers and blocks by", choices=LAYER_IMPORTANCES
+    )
+    use_gradient_checkpointing: bool = option(False, help="less memory while scoring, same numbers, more time")
+    offload: bool = option(False, help="read one layer at a time from the safetensors files, when scoring and saving")
+    spill_dir: str | None = option(None, help="folder for activations that should not stay in memory")
+    device: str | None = option(None, help="cuda:0, cpu, mps, or auto for several; unset = the best there is")
+    dtype: str = option("bfloat16", help="dtype of weights and result", choices=DTYPE_NAMES)
+    seed: int = option(42, help="seed of calibration samples and random scores", type=int)
+    overwrite: bool = option(False, help="replace an existing result")
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("importance_method", IMPORTANCE_METHODS),
+            ("layer_importance", LAYER_IMPORTANCES),
+            ("labels", LABELS),
+            ("dtype", DTYPE_NAMES),
+        ):
+            require(getattr(self, name) in choices, f"--{name}", f"one of {', '.join(choices)}", getattr(self, name))
+        require_counts(self, "nsamples", "batch_size")
+        require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
+        for name in self.datasets:
+            check_dataset_name(name, "--dataset")
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        require(self.nsamples >= processes, "--nsamples", f"at least {processes}, one per process", self.nsamples)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the calibration texts."""
+        return dataset_names(self.dataset)
+
+    @property
+    def measures_influence(self) -> bool:
+        """Whether layers and blocks are measured for the H-GSP prior."""
+        return True
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether scoring reads text: all but two methods do, and so does the prior."""
+        return self.importance_method not in ("magnitude", "random") or self.measures_influence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ScoringConfig):
+    """Everything ``hgsp score`` can be asked."""
+
+    output: str = option(help="the scores file to write, such as scores.npz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(ScoringConfig, MeasureConfig):
+    """Everything ``run_global_pruning.py`` can be asked."""
+
+    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "fast": {"importance_method": "fisher", "temperature": 0.0},
+        "balanced": REBUILDING,
+        "best": {**REBUILDING, "reconstruct": "blocks", "nsamples": 256, "reconstruct_nsamples": 1024, "search": 10},
+    }
+
+    output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")
+    pruning_ratio: tuple[float, ...] = option(
+        help="fraction of ALL parameters to remove, in [0, 1); several make several results from one scoring pass",
+        type=float,
+        nargs="+",
+    )
+    temperature: float = option(
+        1.0, help="H-GSP temperature: 0 = global importance only, 1 = full H-GSP, more = stronger", type=float
+    )
+    tau: float | None = option(
+        None, help="H-GSP gate; unset = 25th percentile, 0 = block-wise only, inf = layer-wise only", type=float
+    )
+    epsilon: float | None = option(
+        None,
+        help="a layer that would keep less than this fraction of its parameters is removed whole "
+        f"(unset: {DEFAULT_EPSILON} when temperature > 0, else no layer is removed)",
+        type=float,
+    )
+    score_normalization: str = option(
+        "auto",
+        help="how importances of different layers are made comparable; auto = the method's own",
+        choices=NORMALIZATIONS,
+    )
+    depth_slope: float = option(
+        0.0,
+        help="MLP scores are multiplied by e^-S in the first layer up to e^S in the last: what early layers lose, a "
+        "reconstruction of later ones makes good",
+        type=float,
+    )
+    freeze_first_n_layers: int = option(0, help="first layers never touched", type=int)
+    freeze_last_n_layers: int = option(0, help="last layers never touched", type=int)
+    min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
+    min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
+    scores: str | None = option(None, help="a scores.npz of the same model: cut without calibration")
+    reconstruct: str = option(
+        "none",
+        help="refit o_proj and down_proj to what the dense model writes, no training: lstsq = least squares, blocks = "
+        "and then gate_proj and up_proj too, block by block, bias = nothing but a bias that they are given",
+        choices=RECONSTRUCTIONS,
+    )
+    reconstruct_nsamples: int | None = option(
+        None,
+        help=f"calibration sequences to reconstruct from (unset: {DEFAULT_RECONSTRUCT_NSAMPLES}; a shorter text gives "
+        "what it has)",
+        type=int,
+    )
+    rounds: int = option(
+        1,
+        help="cut in this many parts; after each, reconstruct (with --reconstruct) and score what is left again",
+        type=int,
+    )
+    search: int = option(
+        0, help="steps of the budget search: widths per layer and kind that lower KL(dense || pruned)", type=int
+    )
+    search_nsamples: int | None = option(
+        None,
+        help=f"calibration sequences of the search (unset: {DEFAULT_SEARCH_NSAMPLES} to judge by; with --reconstruct "
+        f"{DEFAULT_PROFILE_NSAMPLES}, of which a quarter judges; a shorter text gives what it has)",
+        type=int,
+    )
+    finetune: bool = option(False, help="LoRA recovery right after pruning; the result goes to ..._finetuned/")
+    finetune_data_path: str = option(DEFAULT_INSTRUCTIONS, help="instruction data, as --data_path of finetune_lora.py")
+    finetune_epochs: float = option(3, help="recovery epochs", type=float)
+    finetune_lr: float = option(3e-4, help="recovery learning rate", type=float)
+    finetune_batch_size: int = option(128, help="effective recovery batch", type=int)
+    finetune_micro_batch_size: int = option(4, help="recovery batch per step", type=int)
+    lora_r: int = option(8, help="LoRA rank", type=int)
+    lora_alpha: int = option(16, help="LoRA alpha", type=int)
+    results_dir: str = option("results", help="where results go")
+    dry_run: bool = option(False, help="print what would be pruned from; load no weights, write nothing")
+    no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
+
+    def __post_init__(self) -> None:
+        ScoringConfig.__post_init__(self)
+        MeasureConfig.__post_init__(self)
+        ratios = self.pruning_ratio if isinstance(self.pruning_ratio, (tuple, list)) else (self.pruning_ratio,)
+        object.__setattr__(self, "pruning_ratio", tuple(ratios))
+        for ratio in ratios:
+            require(0 <= ratio < 1, "--pruning_ratio", "in [0, 1)", ratio, "0.2 removes 20 % of all parameters")
+        require(len(set(ratios)) == len(ratios), "--pruning_ratio", "different values", ratios)
+        known = self.score_normalization in NORMALIZATIONS
+        require(known, "--score_normalization", f"one of {', '.join(NORMALIZATIONS)}", self.score_normalization)
+        known = self.reconstruct in RECONSTRUCTIONS
+        require(known, "--reconstruct", f"one of {', '.join(RECONSTRUCTIONS)}", self.reconstruct)
+        if self.reconstruct_nsamples is not None:
+            require(self.reconstruct_nsamples >= 2, "--reconstruct_nsamples", "at least 2", self.reconstruct_nsamples)
+            together = self.reconstruct != "none"
+            require(together, "--reconstruct_nsamples", "given together with --reconstruct", self.reconstruct_nsamples)
+        require(self.search >= 0, "--search", "at least 0", self.search)
+        if self.search_nsamples is not None:
+            require_counts(self, "search_nsamples")
+            require(self.search > 0, "--search_nsamples", "given together with --search", self.search_nsamples)
+        require_counts(self, "rounds", "min_kv_groups", "min_mlp_width", "lora_r", "lora_alpha")
+        require_counts(self, "finetune_batch_size", "finetune_micro_batch_size")
+        batch, micro = self.finetune_batch_size, self.finetune_micro_batch_size
+        expected, nearest = f"a multiple of --finetune_micro_batch_size {micro}", nearest_multiples(batch, micro)
+        require(not self.finetune or batch % micro == 0, "--finetune_batch_size", expected, batch, nearest)
+        require_positive(self, "finetune_epochs", "finetune_lr")
+        for name in ("freeze_first_n_layers", "freeze_last_n_layers"):
+            require(getattr(self, name) >= 0, f"--{name}", "at least 0", getattr(self, name))
+        finite = math.isfinite(self.temperature) and self.temperature >= 0
+        require(finite, "--temperature", "a finite number >= 0", self.temperature, "0 switches the prior off")
+        require(self.tau is None or self.tau >= 0, "--tau", ">= 0, or inf", self.tau, "leave it out for the percentile")
+        require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
+        require(abs(self.depth_slope) <= 10, "--depth_slope", "in [-10, 10]", self.depth_slope)
+        # whatever it names is deleted by --overwrite: never the results folder itself, nor anything outside
+        inside = not {"", ".", ".."} & set(self.output_name.split("/"))
+        require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
+
+    @property
+    def measures_influence(self) -> bool:
+        """Layer and block analysis is skipped when the temperature is 0."""
+        return self.temperature > 0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text is read, for scoring, the search or the reconstruction."""
+        return self.reconstruct != "none" or self.search > 0 or self.scores_text
+
+    @property
+    def scores_text(self) -> bool:
+        """Whether scoring reads text: a scores file spares that, unless later rounds score again."""
+        return self.needs_calibration and (self.scores is None or self.rounds > 1)
+
+    @property
+    def collapse_epsilon(self) -> float | None:
+        """The collapse threshold in force, None when no layer is to be removed whole."""
+        if self.epsilon is not None:
+            return self.epsilon
+        return DEFAULT_EPSILON if self.temperature > 0 else None
+
+    def output_name_for(self, ratio: float) -> str:
+        """The result folder's name; several ratios get their percentage appended."""
+        if len(self.pruning_ratio) == 1:
+            return self.output_name
+        return f"{self.output_name}_{ratio * 100:g}"

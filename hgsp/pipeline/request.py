@@ -1,0 +1,154 @@
+"""A request, checked before anything expensive: the model's config, the device, ratios, folders, the text."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hgsp.console import result_folders as folders
+from hgsp.data.calibration import Calibration, build_calibration
+from hgsp.data.texts import Text
+from hgsp.errors import InputError
+from hgsp.models.devices import resolve_device
+from hgsp.models.geometry import Geometry
+from hgsp.models.loading import ModelSource, check_positions, inspect_model
+from hgsp.pipeline.config import (
+    DEFAULT_PROFILE_NSAMPLES,
+    DEFAULT_RECONSTRUCT_NSAMPLES,
+    DEFAULT_SEARCH_NSAMPLES,
+    PruneConfig,
+)
+from hgsp.pruning.select import Floors, budget_for_ratio
+from hgsp.reconstruction.reconstruct import check_enough
+from hgsp.search.by_profile import check_enough_to_judge
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A configuration that has been checked against the model it names; nothing is loaded yet."""
+
+    config: PruneConfig
+    source: ModelSource
+    device: str
+    floors: Floors
+    budgets: tuple[int, ...]  # parameters to remove, one per ratio
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.source.geometry
+
+    @property
+    def frozen_layers(self) -> frozenset[int]:
+        """Indices of the layers that are never touched."""
+        num_layers, last = self.geometry.num_layers, self.floors.freeze_last
+        return frozenset({*range(self.floors.freeze_first), *range(num_layers - last, num_layers)})
+
+    def streams_dir(self, folder: Path) -> Path | None:
+        """Where the residual streams of a reconstruction lie: in the unfinished result's folder if not in memory."""
+        if self.config.spill_dir:
+            return Path(self.config.spill_dir)
+        return folder if self.config.offload else None
+
+    def folder(self, ratio: float) -> Path:
+        return Path(self.config.results_dir) / self.config.output_name_for(ratio)
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """What the steps of pruning read of one text; None for a step that reads nothing."""
+
+    scoring: Calibration | None = None
+    searching: Calibration | None = None
+    rebuilding: Calibration | None = None
+
+
+def prepare(config: PruneConfig) -> Request:
+    """Check the request against the model's config: every refusal that can come early comes here.
+
+    Raises:
+        InputError: unprunable model, unknown device, ratio out of reach, too many frozen layers, existing results,
+            sequences longer than the model's positions.
+    """
+    device = resolve_device(config.device)
+    if not config.dry_run:
+        for ratio in config.pruning_ratio:
+            target = Path(config.results_dir) / config.output_name_for(ratio)
+            folders.check_target(target, config.overwrite, "--results_dir or --output_name", _read_by(config))
+        if config.spill_dir:
+            folders.refuse_unwritable(Path(config.spill_dir), "--spill_dir")
+    source = inspect_model(config.base_model, config.dtype)
+    if config.reads_text:
+        check_positions(source.config, "--seq_len", config.seq_len)
+    if config.evaluation_texts:
+        check_positions(source.config, "--eval_seq_len", config.eval_seq_len)
+    frozen = config.freeze_first_n_layers + config.freeze_last_n_layers
+    if frozen > source.geometry.num_layers:
+        raise InputError(
+            expected=f"at most {source.geometry.num_layers} frozen layers", got=str(frozen), remedy="freeze fewer"
+        )
+    floors = Floors(
+        config.min_kv_groups, config.min_mlp_width, config.freeze_first_n_layers, config.freeze_last_n_layers
+    )
+    budgets = tuple(budget_for_ratio(source.geometry, ratio, floors) for ratio in config.pruning_ratio)
+    return Request(config, source, device, floors, budgets)
+
+
+def _read_by(config: PruneConfig) -> tuple[str | None, ...]:
+    """Names of all that a run reads, where it is on this machine."""
+    return (config.base_model, config.scores, config.data_dir, config.finetune_data_path) + (
+        config.datasets + config.evaluation_texts
+    )
+
+
+def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any) -> Calibrations:
+    """What scoring, the budget search and the reconstruction read of the same texts.
+
+    Raises:
+        InputError: a text is too short to score with, or has fewer than two sequences to reconstruct from.
+    """
+    scoring = searching = rebuilding = None
+    if config.scores_text:
+        scoring = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
+        LOG.info("calibration: %s", scoring.describe())
+    if config.search:
+        reconstructs = config.reconstruct != "none"
+        wanted = config.search_nsamples or (DEFAULT_PROFILE_NSAMPLES if reconstructs else DEFAULT_SEARCH_NSAMPLES)
+        searching = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed + 1, at_most=True)
+        if reconstructs:
+            check_enough_to_judge(searching)
+        LOG.info("budget search (%d sequences wanted): %s", wanted, searching.describe())
+    if config.reconstruct != "none":
+        wanted = config.reconstruct_nsamples or DEFAULT_RECONSTRUCT_NSAMPLES
+        rebuilding = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
+        check_enough(rebuilding)
+        LOG.info("reconstruction (%d sequences wanted): %s", wanted, rebuilding.describe())
+    return Calibrations(scoring, searching, rebuilding)
+
+
+def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path]:
+    """A folder to fill that becomes ``results/{output_name}`` when the block ends well, and vanishes otherwise."""
+    return folders.new_folder(request.folder(ratio), request.config.overwrite)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where what takes long keeps its state until the result is written: beside it, for its folder is not there yet."""
+
+    search: Path
+    reconstruction: Path  # a folder
+
+    def remove(self) -> None:
+        self.search.unlink(missing_ok=True)
+        shutil.rmtree(self.reconstruction, ignore_errors=True)
+
+
+def unfinished(request: Request, ratio: float) -> Unfinished:
+    folder = request.folder(ratio)
+    return Unfinished(folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction"))

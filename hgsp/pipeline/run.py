@@ -1,0 +1,252 @@
+"""The stages in order, for the recipes and for Python: score, cut and search, reconstruct, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hgsp.console.progress import Progress, Timings, silent
+from hgsp.data.calibration import Calibration
+from hgsp.layerwise.disk_tensors import SpilledTensors
+from hgsp.models import checkpoint
+from hgsp.models.loading import inspect_model
+from hgsp.models.offload import open_offloaded
+from hgsp.pipeline.config import PruneConfig, ScoringConfig
+from hgsp.pipeline.decision import Cut, cut, search_budget
+from hgsp.pipeline.loaded import OpenModel
+from hgsp.pipeline.request import Calibrations, Request, Unfinished
+from hgsp.pruning.select import PrunePlan, kept_mask
+from hgsp.pruning.surgery import Surgery, apply_plan
+from hgsp.pruning.zero_padded import decoder_as_cut
+from hgsp.reconstruction.reconstruct import Reconstruction, reconstruct
+from hgsp.reconstruction.resume import FinishedLayers
+from hgsp.scoring.methods import METHODS
+from hgsp.scoring.prior import perplexity_influence
+from hgsp.scoring.score import ScoringOptions, score_groups
+from hgsp.scoring.scores import Scores
+
+LOG = logging.getLogger(__name__)
+
+#: Boundary activations of a model on the CPU stay in memory up to this size, or up to an eighth of its weights.
+MAX_RESIDENT_BOUNDARY_BYTES = 2**31
+#: Most bytes of a file of the pruned model when it is written without being in memory whole.
+OFFLOAD_SHARD_BYTES = 10**9
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Reconstructed layers of the pruned model, in files, and what the reconstruction found."""
+
+    layers: FinishedLayers
+    found: Reconstruction
+
+    @property
+    def tensors(self) -> SpilledTensors:
+        return self.layers.tensors
+
+
+def score(
+    config: ScoringConfig, opened: OpenModel, calibration: Calibration | None, progress: Progress = silent
+) -> Scores:
+    """Score every group by the configured method, and measure the layers' influence if the config asks for it.
+
+    Raises:
+        InputError, NumericalError: as ``score_groups``.
+    """
+    by_cosine = config.measures_influence and config.layer_importance == "cosine"
+    spill_dir = Path(config.spill_dir) if config.spill_dir else None
+    if spill_dir is None and calibration is not None and _boundaries_crowd_memory(opened.model, calibration):
+        spill_dir = Path(tempfile.gettempdir())
+        LOG.info("layer-boundary activations go to %s (--spill_dir chooses another folder)", spill_dir)
+    options = ScoringOptions(config.batch_size, config.use_gradient_checkpointing, spill_dir)
+    found = score_groups(
+        opened.decoder,
+        METHODS[config.importance_method],
+        calibration,
+        with_influence=by_cosine,
+        options=options,
+        seed=config.seed,
+        labels=config.labels,
+        progress=progress,
+    )
+    influence = found.influence
+    if config.measures_influence and not by_cosine and calibration is not None:
+        influence = perplexity_influence(opened.decoder, calibration.input_ids)
+    provenance = {
+        "base_model": config.base_model,
+        "importance_method": config.importance_method,
+        "calibration": None if calibration is None else calibration.describe(),
+        "labels": config.labels,
+        "calibration_loss": found.calibration_loss,
+        "seed": config.seed,
+        "dtype": config.dtype,
+    }
+    return Scores(found.by_layer, influence, opened.weight_sample(), provenance)
+
+
+def load_scores(request: Request) -> Scores:
+    """Read ``--scores``; whether they are of the very weights is seen when those are open (``check_belongs_to``).
+
+    Raises:
+        InputError: no scores file, of a model of other sizes, or without the influence that a temperature needs.
+    """
+    scores = Scores.read(Path(str(request.config.scores)))
+    scores.check_belongs_to(request.geometry, scores.weight_sample, request.config.dtype)
+    scores.check_offers(request.config.temperature)
+    return scores
+
+
+def overruled_by(scores: Scores, config: PruneConfig) -> list[str]:
+    """Warnings of what was asked of scoring and is settled by ``--scores``; a default was not asked for."""
+    made = {**scores.provenance, "layer_importance": None if scores.influence is None else scores.influence.measure}
+    names = ["importance_method", "labels"] + ["layer_importance"] * config.measures_influence
+    settled = [(name, getattr(config, name), getattr(PruneConfig, name)) for name in names]
+    return [
+        f"the scores were made with --{name} {made.get(name, default)}: {asked}, which was asked for, changes nothing"
+        for name, asked, default in settled
+        if asked not in (default, made.get(name, default))
+    ]
+
+
+def cut_in_rounds(
+    request: Request,
+    opened: OpenModel,
+    scores: Scores,
+    budget: int,
+    calibrations: Calibrations,
+    folder: Path,
+    unfinished: Unfinished,
+    timings: Timings,
+    progress: Progress = silent,
+) -> tuple[Cut, Rebuilt | None]:
+    """Cut and, if asked for, search and reconstruct; with several rounds, a part of the budget at a time.
+
+    Every round starts from the dense model: it is scored as the last round left it, cut down to this round's share of
+    the budget, and reconstructed. One round is the plain cut. The last one's plan is what the search starts from.
+
+    Raises:
+        InputError, NumericalError: as ``score_groups`` and ``reconstruct``.
+    """
+    earlier, rounds = None, request.config.rounds
+    made = scores.provenance
+    config = replace(
+        request.config, importance_method=made["importance_method"], labels=made.get("labels", request.config.labels)
+    )
+    for number in range(1, rounds + 1):
+        with timings.stage("cut"):
+            decision = cut(request, scores, budget * number // rounds, earlier)
+        if number == rounds and calibrations.searching is not None:
+            with timings.stage("search"):
+                decision = search_budget(
+                    request, opened, decision, calibrations.searching, folder, unfinished.search, progress
+                )
+        rebuilt = None
+        if calibrations.rebuilding is not None:
+            with timings.stage("reconstruct"):
+                rebuilt = reconstruct_writers(
+                    request, opened, decision.plan, calibrations.rebuilding, folder, unfinished.reconstruction, progress
+                )
+        if number == rounds:
+            break
+        with timings.stage("score"):
+            surgery = opened.surgery(decision.plan, None if rebuilt is None else rebuilt.tensors)
+            left = replace(opened, decoder=decoder_as_cut(opened.decoder, surgery))
+            scores, earlier = score(config, left, calibrations.scoring, progress), decision.plan
+        if rebuilt is not None:
+            rebuilt.layers.close()
+    return decision, rebuilt
+
+
+def reconstruct_writers(
+    request: Request,
+    opened: OpenModel,
+    plan: PrunePlan,
+    calibration: Calibration,
+    folder: Path,
+    state_folder: Path,
+    progress: Progress = silent,
+) -> Rebuilt:
+    """Refit the writers of the pruned model that the plan makes; the dense one is only read.
+
+    The new weights are kept in ``state_folder`` layer by layer, where an interrupted reconstruction goes on; with
+    ``--offload`` the two residual streams lie in ``folder``, unless ``--spill_dir`` names another one.
+
+    Raises:
+        InputError, NumericalError: as ``reconstruct``.
+    """
+    layers = FinishedLayers(state_folder, _fingerprint(request, opened, plan, calibration))
+    found = reconstruct(
+        opened.decoder,
+        opened.surgery(plan, layers.tensors),
+        calibration,
+        batch_size=request.config.batch_size,
+        spill_dir=request.streams_dir(folder),
+        frozen=request.frozen_layers,
+        whole_blocks=request.config.reconstruct == "blocks",
+        finished=layers,
+        progress=progress,
+    )
+    return Rebuilt(layers, found)
+
+
+def _fingerprint(request: Request, opened: OpenModel, plan: PrunePlan, calibration: Calibration) -> str:
+    """Of everything that reconstructed weights depend on."""
+    config = request.config
+    kept = [asdict(keep) for keep in plan.layers]
+    asked = [config.reconstruct, config.batch_size, sorted(request.frozen_layers), config.dtype]
+    text = json.dumps([kept, asked, calibration.sha256, calibration.seed])
+    return hashlib.sha256(text.encode() + opened.weight_sample().tobytes()).hexdigest()
+
+
+def write_result(
+    request: Request,
+    opened: OpenModel,
+    decision: Cut,
+    scores: Scores,
+    tokenizer: Any,
+    folder: Path,
+    rebuilt: Rebuilt | None = None,
+) -> Any:
+    """Surgery and saving: checkpoint, plan, group table and scores. Returns the pruned model for evaluation.
+
+    A resident dense model is consumed. With ``--offload`` the checkpoint goes from file to file, and the model that is
+    returned reads its layers from the new files.
+    """
+    with_bin = not request.config.no_bin
+    if opened.files is None:
+        pruned = apply_plan(opened.model, decision.plan, None if rebuilt is None else rebuilt.tensors)
+        checkpoint.save_pruned(pruned, tokenizer, folder, with_bin=with_bin)
+    else:
+        surgery = opened.surgery(decision.plan, None if rebuilt is None else rebuilt.tensors)
+        _write_streamed(surgery, opened.model.generation_config, tokenizer, folder, with_bin)
+        pruned = open_offloaded(inspect_model(str(folder)), request.config.dtype, request.device)[0].model
+    decision.plan.write_json(folder / "prune_plan.json")
+    decision.table.write_csv(folder / "global_group_table.csv", kept_mask(decision.table, decision.plan))
+    scores.write(folder / "scores.npz")
+    return pruned
+
+
+def _write_streamed(surgery: Surgery, generation_config: Any, tokenizer: Any, folder: Path, with_bin: bool) -> None:
+    """One shard of the pruned model is all that is in memory beside embeddings and head."""
+    checkpoint.save_streamed(
+        surgery.skeleton, surgery.tensor, tokenizer, folder, generation_config, OFFLOAD_SHARD_BYTES
+    )
+    if with_bin:
+        checkpoint.save_bin_streamed(surgery.skeleton, surgery.tensor, folder)
+
+
+def _boundaries_crowd_memory(model: Any, calibration: Calibration) -> bool:
+    """Whether the activations between all layers would take a notable share of a CPU model's memory.
+
+    Those of a model on a GPU lie beside it as far as there is room, and in main memory, where its weights are not.
+    """
+    embedding = model.model.embed_tokens.weight
+    boundaries = calibration.input_ids.numel() * embedding.shape[1] * (len(model.model.layers) + 1)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    num_bytes = boundaries * embedding.element_size()
+    return embedding.device.type == "cpu" and num_bytes > MAX_RESIDENT_BOUNDARY_BYTES and boundaries > weights / 8

@@ -1,0 +1,1 @@
+"""Refits the weights that remain to the dense model's outputs, layer by layer, without training."""

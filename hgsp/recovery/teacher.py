@@ -1,0 +1,198 @@
+"""The dense parent whose distributions are learned: asked as training runs, or once before with its answers on disk.
+
+T tokens | V vocab | k tokens kept of the parent
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hgsp.console.progress import Progress, silent
+from hgsp.errors import InputError
+from hgsp.layerwise.distributed import is_main_process, wait_for_all
+from hgsp.models.loading import ModelSource, inspect_model, load_dense
+from hgsp.models.offload import open_offloaded
+from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.losses import ParentTop, top_of
+from hgsp.recovery.samples import Collator, Sample
+
+LOG = logging.getLogger(__name__)
+
+PARENT_DTYPE = "bfloat16"
+CACHED_BYTES_PER_TOKEN = 2 + 4  # float16 log-probability and int32 token id
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model in eval mode that is asked for the distributions of a batch."""
+
+    model: Any
+    top_k: int
+    temperature: float
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor | ParentTop:
+        """Logits [B, T, V], or their top, on the device of ``inputs``."""
+        device = self.model.get_input_embeddings().weight.device
+        logits = self.model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False).logits
+        if self.top_k:
+            return ParentTop(
+                *(part.to(inputs["input_ids"].device) for part in top_of(logits, self.top_k, self.temperature))
+            )
+        return logits.to(inputs["input_ids"].device)
+
+
+@dataclass(frozen=True)
+class CachedParent:
+    """The parent's top k at every position of every sequence, mapped from files."""
+
+    values: NDArray[np.float16]
+    tokens: NDArray[np.int32]
+    offsets: tuple[int, ...]
+
+    def of(self, index: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities float32 [T, k] and ids int64 [T, k] of one sequence."""
+        rows = slice(self.offsets[index], self.offsets[index + 1])
+        values, tokens = self.values[rows].astype(np.float32), self.tokens[rows].astype(np.int64)
+        return torch.from_numpy(values), torch.from_numpy(tokens)
+
+
+def inspect_parent(config: RecoveryConfig, vocabulary: int) -> ModelSource | None:
+    """The parent that was asked for, not loaded yet.
+
+    Raises:
+        InputError: not a model we know, or another vocabulary than the student's, so that no token means the same.
+    """
+    if config.distill_from is None:
+        return None
+    source = inspect_model(config.distill_from)
+    found = source.config.vocab_size
+    if found != vocabulary:
+        raise InputError(
+            expected=f"a parent with the student's vocabulary of {vocabulary} tokens",
+            got=f"{found} in {config.distill_from}",
+            remedy="pass the dense model that was pruned",
+        )
+    if config.distill_top_k >= found:
+        raise InputError(
+            expected=f"--distill_top_k below {found}", got=str(config.distill_top_k), remedy="0 takes all tokens"
+        )
+    return source
+
+
+def load_parent(config: RecoveryConfig, source: ModelSource, device: str) -> Parent:
+    """In bfloat16 unless ``--dtype`` says otherwise, whole or read layer by layer."""
+    device, dtype = config.distill_device or device, config.dtype or PARENT_DTYPE
+    if config.distill_offload:
+        model = open_offloaded(source, dtype, device)[0].model
+    else:
+        model = load_dense(source, dtype, device)
+    return Parent(model.requires_grad_(False), config.distill_top_k, config.distill_temperature)
+
+
+def parent_answers(
+    config: RecoveryConfig,
+    source: ModelSource | None,
+    sets: Sequence[Sequence[Sample]],
+    collator: Collator,
+    device: str,
+    progress: Progress = silent,
+) -> tuple[Parent | None, list[CachedParent | None]]:
+    """The parent to ask in training, or its cached answers to each of the sets; neither without ``--distill_from``.
+
+    With several processes the first one asks, the others wait for its files.
+    """
+    nothing: list[CachedParent | None] = [None] * len(sets)
+    if source is None:
+        return None, nothing
+    if not config.distill_cache:
+        return load_parent(config, source, device), nothing
+    folders = [config.work_dir / "parent" / str(number) for number in range(len(sets))]
+    missing = [pair for pair in zip(folders, sets, strict=True) if _open_cache(*pair, config) is None]
+    if missing and is_main_process():
+        parent = load_parent(config, source, device)
+        for folder, samples in missing:
+            _write_cache(folder, parent, samples, config, collator, progress)
+    wait_for_all()
+    return None, [_open_cache(*pair, config) for pair in zip(folders, sets, strict=True)]
+
+
+def _open_cache(folder: Path, samples: Sequence[Sample], config: RecoveryConfig) -> CachedParent | None:
+    """The parent's answers to exactly these sequences, if they are in ``folder``."""
+    description = folder / "cache.json"
+    if not description.is_file() or json.loads(description.read_text()) != _description(samples, config):
+        return None
+    values, tokens = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("values", "tokens"))
+    return CachedParent(values, tokens, _offsets(samples))
+
+
+def _write_cache(
+    folder: Path,
+    parent: Parent,
+    samples: Sequence[Sample],
+    config: RecoveryConfig,
+    collator: Collator,
+    progress: Progress,
+) -> None:
+    """Ask the parent about every sequence. The description is written last: it makes the cache valid.
+
+    Raises:
+        InputError: the disk is too small for it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    offsets = _offsets(samples)
+    needed = offsets[-1] * config.distill_top_k * CACHED_BYTES_PER_TOKEN
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            expected=f"{needed / 2**30:.1f} GiB on the disk of {folder} for --distill_cache",
+            got=f"{free / 2**30:.1f} GiB",
+            remedy="use a smaller --distill_top_k, or leave --distill_cache out",
+        )
+    LOG.info("the parent's top %d of %d tokens: %.2f GiB on disk", config.distill_top_k, offsets[-1], needed / 2**30)
+    shape = (offsets[-1], config.distill_top_k)
+    values = np.lib.format.open_memmap(folder / "values.npy", "w+", dtype=np.float16, shape=shape)
+    tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype=np.int32, shape=shape)
+    starts = range(0, len(samples), config.micro_batch_size)
+    for start in progress(starts, "parent", len(starts)):
+        part = samples[start : start + config.micro_batch_size]
+        batch = collator([{"sample": sample} for sample in part])
+        del batch["labels"]
+        top = parent(batch)
+        assert isinstance(top, ParentTop)
+        for row, sample in enumerate(part):
+            length = len(sample.input_ids)
+            rows = slice(offsets[start + row], offsets[start + row] + length)
+            values[rows] = top.values[row, :length].cpu().numpy()
+            tokens[rows] = top.tokens[row, :length].cpu().numpy()
+    values.flush()
+    tokens.flush()
+    (folder / "cache.json").write_text(json.dumps(_description(samples, config)))
+
+
+def _offsets(samples: Sequence[Sample]) -> tuple[int, ...]:
+    return tuple(np.cumsum([0, *(len(sample.input_ids) for sample in samples)]).tolist())
+
+
+def _description(samples: Sequence[Sample], config: RecoveryConfig) -> dict[str, Any]:
+    content = hashlib.sha256()
+    for sample in samples:
+        content.update(sample.input_ids.tobytes() + repr(sample.starts).encode())
+    return {
+        "parent": config.distill_from,
+        "top_k": config.distill_top_k,
+        "temperature": config.distill_temperature,
+        "sequences": content.hexdigest(),
+    }

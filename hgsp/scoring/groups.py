@@ -1,0 +1,145 @@
+"""The table of all groups: one row per KV group and per SwiGLU channel of the dense model.
+
+G groups in all | L layers. Rows are ordered by layer, attention before MLP, then group index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hgsp.errors import NumericalError
+from hgsp.models.geometry import Geometry
+
+ATTENTION, MLP = 0, 1
+KIND_NAMES = ("attention", "mlp")
+CSV_COLUMNS = ("layer", "kind", "group", "importance", "cost", "base_score", "prior", "score", "kept")
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+def depth_profile(num_layers: int, kind: int, power: int) -> Floats:
+    """How a change of one kind's scores is spread over the layers, [L, 2]: the depth, which runs from -1 to 1, to that
+    power and less its mean; 1 everywhere for power 0."""
+    profile_LK = np.zeros((num_layers, 2))
+    depth_L = np.linspace(-1, 1, num_layers) ** power
+    profile_LK[:, kind] = depth_L - depth_L.mean() if power else depth_L
+    return profile_LK
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """Parallel arrays of length G. ``cost`` is in parameters; ``score = base_score * prior``.
+
+    ``base_score`` is the (possibly normalised) importance over cost; ``prior`` is 1 where there is none. Rows given in
+    another order are put into the table's own, which selection counts on.
+    """
+
+    layer: Ints
+    kind: Ints
+    group: Ints
+    importance: Floats
+    cost: Ints
+    base_score: Floats
+    prior: Floats
+    score: Floats
+
+    def __post_init__(self) -> None:
+        order = np.lexsort((self.group, self.kind, self.layer))
+        if (np.diff(order) != 1).any():
+            for item in fields(self):
+                object.__setattr__(self, item.name, getattr(self, item.name)[order])
+        for name in ("importance", "base_score", "prior", "score"):
+            _require_finite(name, getattr(self, name), self.layer, self.kind)
+        assert (self.cost > 0).all()
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def with_prior(self, prior_LK: Floats) -> GroupTable:
+        """The same table with ``prior`` taken from an array [L, 2] (attention, mlp) and the score multiplied by it."""
+        prior = prior_LK[self.layer, self.kind]
+        return replace(self, prior=prior, score=self.base_score * prior)
+
+    def reweighted(self, factor_LK: Floats) -> GroupTable:
+        """The same table with prior and score multiplied by an array [L, 2] (attention, mlp)."""
+        factor = factor_LK[self.layer, self.kind]
+        return replace(self, prior=self.prior * factor, score=self.score * factor)
+
+    def with_depth_slope(self, slope: float) -> GroupTable:
+        """The same table with scores of MLP channels multiplied by e^-slope in the first layer up to e^slope in the
+        last: later layers, reconstructed, make good for what earlier ones lose."""
+        profile_LK = depth_profile(int(self.layer[-1]) + 1, MLP, power=1)
+        return self.reweighted(np.exp(slope * profile_LK))
+
+    def worthless_unless(self, kept: npt.NDArray[np.bool_]) -> GroupTable:
+        """The same table in which groups outside the mask of length G score 0, so that they leave first."""
+        return replace(self, base_score=self.base_score * kept, score=self.score * kept)
+
+    def write_csv(self, path: Path, kept: npt.NDArray[np.bool_]) -> None:
+        """One row per group in the column order of ``CSV_COLUMNS``; ``kept`` is a mask of length G."""
+        kinds = [KIND_NAMES[kind] for kind in self.kind.tolist()]
+        columns = (self.layer, kinds, self.group, self.importance, self.cost, self.base_score, self.prior, self.score)
+        as_lists = [column if isinstance(column, list) else column.tolist() for column in columns]
+        with path.open("w") as sink:  # nothing here needs quoting, and half a million rows are written
+            sink.write(",".join(CSV_COLUMNS) + "\n")
+            sink.writelines(
+                f"{layer},{kind},{group},{importance!r},{cost},{base!r},{prior!r},{score!r},{stays}\n"
+                for layer, kind, group, importance, cost, base, prior, score, stays in zip(
+                    *as_lists, kept.astype(int).tolist(), strict=True
+                )
+            )
+
+
+def build_group_table(
+    importance: Sequence[Mapping[str, Floats]],
+    geometry: Geometry,
+    base_importance: Sequence[Mapping[str, Floats]] | None = None,
+) -> GroupTable:
+    """Lay per-layer importances out as a table, with exact costs.
+
+    Args:
+        importance: per layer ``{"attention": [K], "mlp": [M]}``, float64, any common unit.
+        geometry: of the dense model; gives the cost of each group in parameters.
+        base_importance: what the base score is computed from when it is not the raw importance (a normalised copy).
+
+    Raises:
+        NumericalError: an importance is not finite; the message names layer and kind.
+    """
+    layers, kinds, groups, values, bases, costs = [], [], [], [], [], []
+    cost_of = {"attention": geometry.kv_group_params, "mlp": geometry.mlp_channel_params}
+    for index, by_kind in enumerate(importance):
+        for kind, name in enumerate(KIND_NAMES):
+            block = np.asarray(by_kind[name], dtype=np.float64)
+            layers.append(np.full(len(block), index))
+            kinds.append(np.full(len(block), kind))
+            groups.append(np.arange(len(block)))
+            costs.append(np.full(len(block), cost_of[name]))
+            values.append(block)
+            bases.append(block if base_importance is None else base_importance[index][name])
+    cost = np.concatenate(costs).astype(np.int64)
+    base_score = np.concatenate(bases) / cost
+    return GroupTable(
+        layer=np.concatenate(layers).astype(np.int64),
+        kind=np.concatenate(kinds).astype(np.int64),
+        group=np.concatenate(groups).astype(np.int64),
+        importance=np.concatenate(values),
+        cost=cost,
+        base_score=base_score,
+        prior=np.ones(len(cost)),
+        score=base_score,
+    )
+
+
+def _require_finite(name: str, values: Floats, layer: Ints, kind: Ints) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        where = f"layer {layer[bad[0]]}, {KIND_NAMES[kind[bad[0]]]}"
+        raise NumericalError(
+            f"{name} of {len(bad)} groups is not finite, first in {where}; use --dtype bfloat16 or float32"
+        )

@@ -1,0 +1,20 @@
+"""Importance methods, one file each. A method scores one Linear and knows nothing of heads, layers or GQA.
+
+I in_features | O out_features | S samples | G groups
+"""
+
+from hgsp.scoring.methods.fisher import FISHER
+from hgsp.scoring.methods.fisher_token import FISHER_TOKEN
+from hgsp.scoring.methods.flap import FLAP
+from hgsp.scoring.methods.magnitude import MAGNITUDE
+from hgsp.scoring.methods.random import RANDOM
+from hgsp.scoring.methods.taylor import TAYLOR
+from hgsp.scoring.methods.taylor_2nd import TAYLOR_2ND
+from hgsp.scoring.methods.types import ColumnMethod, GateMethod, GroupMethod, Method, WeightMethod
+from hgsp.scoring.methods.wanda import WANDA
+
+METHODS: dict[str, Method] = {
+    method.name: method for method in (TAYLOR, TAYLOR_2ND, WANDA, MAGNITUDE, FISHER, FISHER_TOKEN, FLAP, RANDOM)
+}
+
+__all__ = ["METHODS", "ColumnMethod", "GateMethod", "GroupMethod", "Method", "WeightMethod"]

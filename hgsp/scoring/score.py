@@ -1,0 +1,223 @@
+"""From statistics of single Linears to the importance of groups, and from there to the table of all groups.
+
+K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width | L layers | N sequences | T tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hgsp.console.progress import Progress, silent
+from hgsp.data.calibration import Calibration
+from hgsp.errors import InputError, not_finite
+from hgsp.layerwise.distributed import own_share, sum_over_processes
+from hgsp.layerwise.walk import LayerWalk, Objective
+from hgsp.models.decoder import Decoder, weight_not_finite
+from hgsp.models.families import ATTENTION_WRITER, LINEARS, MLP_WRITER
+from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.models.half_precision import wide_products
+from hgsp.scoring.groups import KIND_NAMES
+from hgsp.scoring.methods import METHODS, ColumnMethod, GateMethod, GroupMethod, Method, WeightMethod
+from hgsp.scoring.normalization import LayerImportance
+from hgsp.scoring.prior import Influence, InfluenceWatch
+from hgsp.scoring.statistics import (
+    BACKWARD_STATISTICS,
+    FORWARD_STATISTICS,
+    LayerStatistics,
+    gather_backward,
+    gather_forward,
+)
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How to walk. None of these changes a score beyond float rounding.
+
+    ``batch_size`` sequences go through a layer together; ``checkpointing`` keeps fewer boundary activations and
+    computes them again; ``spill_dir`` puts them on disk.
+    """
+
+    batch_size: int = 4
+    checkpointing: bool = False
+    spill_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Importances:
+    """What one scoring pass found: importance of every group, per layer, and the layers' influence if asked for.
+
+    ``calibration_loss`` is the mean token loss in nats of the calibration text, where the method computed it.
+    """
+
+    by_layer: tuple[LayerImportance, ...]
+    influence: Influence | None
+    calibration_loss: float | None
+
+
+@wide_products()
+def score_groups(
+    decoder: Decoder,
+    method: Method | str,
+    calibration: Calibration | None = None,
+    *,
+    with_influence: bool = False,
+    options: ScoringOptions | None = None,
+    seed: int = 42,
+    labels: str = "text",
+    progress: Progress = silent,
+) -> Importances:
+    """Importance of every group of the model, float64, in the method's own unit.
+
+    Walks the decoder once forward and, if the method needs gradients, once backward; holds one layer's statistics at a
+    time. Gradients are accumulated in float32 over all sequences. With several processes each walks its share. With
+    ``labels="model"`` gradients are of tokens that the model draws itself, seeded: ``fisher`` then estimates the Fisher
+    information of its output, which is the curvature of the KL divergence, whatever the text says next.
+
+    Raises:
+        InputError: the method needs text and there is no calibration.
+        NumericalError: a statistic is not finite; names layer and projection.
+    """
+    method = METHODS[method] if isinstance(method, str) else method
+    options = options or ScoringOptions()
+    geometry = geometry_of(decoder.model)
+    decoder.model.requires_grad_(False)
+    if calibration is None and (method.needs or with_influence):
+        raise InputError(expected=f"calibration text for {method.name}", got="none", remedy="pass a Calibration")
+    found: dict[int, LayerImportance] = {}
+    if calibration is None or not (method.needs or with_influence):
+        for index in range(decoder.num_layers):
+            with decoder.layer(index) as module:
+                found[index] = _layer_importance(method, LayerStatistics(index, module), geometry, seed)
+        return Importances(_in_order(found), None, None)
+
+    share = own_share(len(calibration.input_ids))
+    seq_len = calibration.input_ids.shape[1]
+    backward = bool(method.needs & BACKWARD_STATISTICS)
+    group_columns = {ATTENTION_WRITER: geometry.queries_per_kv * geometry.head_dim, MLP_WRITER: 1}
+    walk = LayerWalk(
+        decoder,
+        calibration.input_ids[share.rows],
+        batch_size=1 if "grad_sq" in method.needs else options.batch_size,
+        keep_boundaries=backward,
+        checkpointing=options.checkpointing,
+        spill_dir=options.spill_dir,
+    )
+    watch = InfluenceWatch(decoder.num_layers) if with_influence else None
+    with walk:
+        for layer_pass in progress(walk.forward(), "forward", decoder.num_layers):
+            with watch.on(layer_pass) if watch else nullcontext():
+                linears = _linears(layer_pass.module, method)
+                needs = method.needs & FORWARD_STATISTICS
+                statistics = gather_forward(layer_pass, linears, needs, share, seq_len)
+            if not backward:
+                found[layer_pass.index] = _layer_importance(method, statistics, geometry, seed)
+        if backward:
+            objective = None if labels == "text" else _of_drawn_labels(walk, seed + share.rows.start)
+            for back in progress(walk.backward(objective), f"{method.name} scores", decoder.num_layers):
+                linears = _linears(back.module, method)
+                needs = method.needs & BACKWARD_STATISTICS
+                statistics = gather_backward(back, linears, needs, share, seq_len, group_columns)
+                found[back.index] = _layer_importance(method, statistics, geometry, seed)
+                del statistics  # or two layers' gradients would be held
+    influence = watch.influence(share.num_sequences * seq_len) if watch else None
+    loss = None
+    if backward and labels == "text":
+        loss = float(sum_over_processes(walk.losses.sum())) / (share.num_sequences * (seq_len - 1))
+    return Importances(_in_order(found), influence, loss)
+
+
+def _of_drawn_labels(walk: LayerWalk, first_seed: int) -> Objective:
+    """The loss of labels drawn from the model; a sequence's labels depend on its own seed alone."""
+
+    def objective(hidden_BTH: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
+        seeds = range(first_seed + batch.start, first_seed + batch.stop)
+        return walk.decoder.loss_and_gradient(hidden_BTH, walk.input_ids[batch], seeds)
+
+    return objective
+
+
+def fold_weights(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> dict[str, Tensor]:
+    """Sum per-weight saliency over everything that leaves the model with a group.
+
+    ``saliency(key)`` returns float32 for a Linear's weight, or for its bias under ``name + ".bias"`` (zeros where there
+    is none). Returns attention [K] and MLP [M], float64, and, of each, the part that lies in the Linear which writes
+    the block's output (``attention.output``, ``mlp.output``). Query heads of KV head k are rows k*R*D to (k+1)*R*D:
+    they lie together, because that is how ``repeat_kv`` lays them out.
+    """
+
+    def rows(name: str) -> Tensor:
+        return _wide_sum(saliency(name), 1) + saliency(f"{name}.bias").cpu().double()
+
+    def columns(name: str) -> Tensor:
+        return _wide_sum(saliency(name), 0)
+
+    attention_readers_K = (
+        rows("self_attn.q_proj").view(K, R * D).sum(1)
+        + rows("self_attn.k_proj").view(K, D).sum(1)
+        + rows("self_attn.v_proj").view(K, D).sum(1)
+    )
+    attention_output_K = columns("self_attn.o_proj").view(K, R * D).sum(1)
+    mlp_output_M = columns("mlp.down_proj")
+    return {
+        "attention": attention_readers_K + attention_output_K,
+        "mlp": rows("mlp.gate_proj") + rows("mlp.up_proj") + mlp_output_M,
+        "attention.output": attention_output_K,
+        "mlp.output": mlp_output_M,
+    }
+
+
+def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geometry, seed: int) -> LayerImportance:
+    shape = geometry.shapes[statistics.index]
+    K, R, D = shape.num_kv_groups, geometry.queries_per_kv, geometry.head_dim
+    linears: dict[str, Any] = {name: statistics.module.get_submodule(name) for name in LINEARS}
+
+    if isinstance(method, GroupMethod):
+        generator = torch.Generator().manual_seed(seed + statistics.index)
+        sizes = {"attention": (K, geometry.kv_group_params), "mlp": (shape.mlp_width, geometry.mlp_channel_params)}
+        importance = {kind: method.groups(*sizes[kind], generator) for kind in KIND_NAMES}
+    elif isinstance(method, ColumnMethod):
+        columns = {
+            name: method.columns(linears[name].weight, statistics.values.get(name, {})).cpu().double()
+            for name in (ATTENTION_WRITER, MLP_WRITER)
+        }
+        attention_K = columns[ATTENTION_WRITER].unflatten(0, (K, R * D)).sum(1)
+        importance = {"attention": attention_K, "mlp": columns[MLP_WRITER]}
+    elif isinstance(method, GateMethod):
+        writers = {"attention": ATTENTION_WRITER, "mlp": MLP_WRITER}
+        importance = {kind: statistics.values[name][method.statistic].cpu().double() for kind, name in writers.items()}
+    else:
+
+        def saliency(key: str) -> Tensor:
+            name = key.removesuffix(".bias")
+            parameter = linears[name].bias if key.endswith(".bias") else linears[name].weight
+            if parameter is None:
+                return linears[name].weight.new_zeros(len(linears[name].weight), dtype=torch.float32)
+            return method.saliency(parameter, statistics.values.get(key, {}))
+
+        importance = fold_weights(saliency, K, R, D)
+    for kind in KIND_NAMES:
+        if not importance[kind].isfinite().all():
+            where = weight_not_finite(statistics.module)
+            raise not_finite("weight" if where else f"{method.name} importance", statistics.index, where or kind)
+    return {kind: values.numpy() for kind, values in importance.items()}
+
+
+def _wide_sum(values: Tensor, dim: int) -> Tensor:
+    """Sum as float64 on the CPU; over one matrix torch adds float32 in pairs, exact enough."""
+    return values.sum(dim).cpu().double()
+
+
+def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:
+    names = LINEARS if isinstance(method, WeightMethod) else (ATTENTION_WRITER, MLP_WRITER)
+    return {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
+
+
+def _in_order(found: Mapping[int, LayerImportance]) -> tuple[LayerImportance, ...]:
+    return tuple(found[index] for index in sorted(found))

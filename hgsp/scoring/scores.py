@@ -1,0 +1,157 @@
+"""Scores on disk: score once, cut at any ratio, temperature, tau, epsilon or floor in seconds.
+
+L layers | K kv groups | M mlp width
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from hgsp.errors import InputError
+from hgsp.models.families import LAYER_PREFIX, LINEARS
+from hgsp.models.geometry import Geometry
+from hgsp.scoring.groups import KIND_NAMES, GroupTable, build_group_table
+from hgsp.scoring.normalization import LayerImportance, normalize
+from hgsp.scoring.prior import Influence, prior_of
+
+SCHEMA = 1
+SAMPLED_VALUES = 16
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Importances of every group, the influence of layers and blocks if it was measured, and where both come from.
+
+    ``weight_sample`` [L, 7, 16] float32 holds the first weights of every Linear, to recognise the model again in
+    whatever dtype it is loaded.
+    """
+
+    by_layer: tuple[LayerImportance, ...]
+    influence: Influence | None
+    weight_sample: npt.NDArray[np.float32]
+    provenance: Mapping[str, Any]
+
+    def write(self, path: Path) -> None:
+        arrays: dict[str, Any] = {
+            f"{index}.{part}": values for index, layer in enumerate(self.by_layer) for part, values in layer.items()
+        }
+        if self.influence is not None:
+            arrays |= {f"influence.{part}": getattr(self.influence, part) for part in ("layer", "attention", "mlp")}
+        measure = None if self.influence is None else self.influence.measure
+        head = {
+            "schema": SCHEMA,
+            "num_layers": len(self.by_layer),
+            "measure": measure,
+            "provenance": dict(self.provenance),
+        }
+        with path.open("wb") as sink:
+            np.savez(sink, weight_sample=self.weight_sample, head=np.array(json.dumps(head)), **arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> Scores:
+        """Read a file that ``write`` made.
+
+        Raises:
+            InputError: missing, not such a file, or of another schema.
+        """
+        try:
+            # opened here: numpy forgets to close a file that is no archive
+            with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
+                head = json.loads(str(arrays["head"]))
+                if head["schema"] != SCHEMA:
+                    raise KeyError(f"schema {head['schema']}")
+                layers = range(head["num_layers"])
+                by_layer = tuple(
+                    {name.partition(".")[2]: arrays[name] for name in arrays.files if name.startswith(f"{index}.")}
+                    for index in layers
+                )
+                if not all(kind in layer for layer in by_layer for kind in KIND_NAMES):
+                    raise KeyError("importances of some layers are missing")
+                influence = None
+                if head["measure"] is not None:
+                    layer, attention, mlp = (arrays[f"influence.{part}"] for part in ("layer", "attention", "mlp"))
+                    influence = Influence(layer, attention, mlp, head["measure"])
+                return cls(by_layer, influence, arrays["weight_sample"], head["provenance"])
+        except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+            raise InputError(
+                expected="--scores to be a scores.npz written by this version",
+                got=f"{path} ({error})",
+                remedy="score the model again",
+            ) from error
+
+    def check_belongs_to(self, geometry: Geometry, sample: npt.NDArray[np.float32], dtype: str) -> None:
+        """Refuse scores of another model or of other weights; ``sample`` holds weights of the given dtype.
+
+        Raises:
+            InputError: sizes or sampled weights differ by more than a change of dtype explains.
+        """
+        same_dtype = self.provenance.get("dtype") == dtype
+        rtol, atol = (0.0, 0.0) if same_dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
+        sizes = [(len(layer["attention"]), len(layer["mlp"])) for layer in self.by_layer]
+        if sizes != [(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes]:
+            what = "a model of other sizes"
+        elif not np.allclose(self.weight_sample, sample, rtol=rtol, atol=atol):
+            what = "a model of the same sizes with other weights"
+        else:
+            return
+        raise InputError(
+            expected="scores of the model that is to be cut",
+            got=f"scores of {what} ({self.provenance.get('base_model')})",
+            remedy="pass the model the scores were made from, or score this one",
+        )
+
+    def check_offers(self, temperature: float) -> None:
+        """Refuse scores without influence where the prior needs it.
+
+        Raises:
+            InputError: a temperature above 0 and scores without influence.
+        """
+        if temperature > 0 and self.influence is None:
+            raise InputError(
+                expected="scores with layer influence for a temperature above 0",
+                got="scores made with --temperature 0",
+                remedy="use --temperature 0, or score again with a temperature above 0",
+            )
+
+    def table(
+        self, geometry: Geometry, normalization: str, temperature: float, tau: float | None
+    ) -> tuple[GroupTable, list[str]]:
+        """The table of all groups with its final scores, and each layer's H-GSP mode ("none" without a prior).
+
+        Raises:
+            InputError: a temperature above 0 and scores without influence.
+        """
+        base = normalize(self.by_layer, geometry, normalization)
+        table = build_group_table(self.by_layer, geometry, base)
+        if temperature == 0:
+            return table, ["none"] * len(self.by_layer)
+        self.check_offers(temperature)
+        assert self.influence is not None
+        prior_LK, modes = prior_of(self.influence, temperature, tau)
+        return table.with_prior(prior_LK), modes
+
+
+def sample_weights(read_first_rows: Callable[[str], Tensor], num_layers: int) -> npt.NDArray[np.float32]:
+    """First weights of every Linear of every layer, [L, 7, 16] float32; ``read_first_rows(name)`` gives [>=1, I]."""
+    return np.stack(
+        [
+            np.stack([_first_values(read_first_rows(f"{LAYER_PREFIX}{index}.{name}.weight")) for name in LINEARS])
+            for index in range(num_layers)
+        ]
+    )
+
+
+def _first_values(rows: Tensor) -> npt.NDArray[np.float32]:
+    values = np.zeros(SAMPLED_VALUES, np.float32)
+    first = rows.flatten()[:SAMPLED_VALUES].float().cpu().numpy()
+    values[: len(first)] = first
+    return values

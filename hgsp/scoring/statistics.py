@@ -1,0 +1,166 @@
+"""Per-layer statistics that importance methods ask for by name, gathered while the decoder is walked.
+
+All are float32, are sums over the calibration tokens or sequences until ``finish`` turns them into means, and never
+depend on the batch size. With several processes each holds a share of the sequences and the sums are added up. A gate
+is what would scale all columns of a group together; its gradient at a token is the sum over them of input times
+gradient of the input, and at a sequence the sum over its tokens.
+
+B batch | T tokens of a sequence | I in_features | O out_features | G groups
+
+| name              | shape  | meaning                                                                      | pass     |
+|-------------------|--------|------------------------------------------------------------------------------|----------|
+| ``input_sq``      | [I]    | mean over tokens of the squared input of a Linear                            | forward  |
+| ``input_mean``    | [I]    | mean over tokens of that input                                               | forward  |
+| ``grad``          | [O, I] | gradient of the calibration loss (mean over sequences of mean token loss)    | backward |
+| ``grad_sq``       | [O, I] | mean over sequences of the squared gradient of one sequence's mean loss      | backward |
+| ``gate_sq``       | [G]    | mean over sequences of the squared gradient of a gate, of the same loss      | backward |
+| ``gate_token_sq`` | [G]    | mean over sequences of the sum over tokens of a gate's squared gradient      | backward |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hgsp.errors import not_finite
+from hgsp.layerwise.distributed import Share, sum_over_processes
+from hgsp.layerwise.walk import BackwardPass, ForwardPass
+from hgsp.models.decoder import weight_not_finite
+
+FORWARD_STATISTICS = frozenset({"input_sq", "input_mean"})
+WEIGHT_GRADIENTS = frozenset({"grad", "grad_sq"})
+GATE_GRADIENTS = frozenset({"gate_sq", "gate_token_sq"})
+BACKWARD_STATISTICS = WEIGHT_GRADIENTS | GATE_GRADIENTS
+
+
+@dataclass
+class LayerStatistics:
+    """Statistics of one layer: ``values[linear][name]``; weight gradients of biases under ``linear + ".bias"``."""
+
+    index: int
+    module: nn.Module
+    values: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def add(self, key: str, name: str, amount: Tensor, factor: float = 1.0) -> None:
+        """Add ``factor * amount`` in place to a float32 sum, creating it on first use."""
+        sums = self.values.setdefault(key, {})
+        if name in sums:
+            sums[name].add_(amount, alpha=factor)
+        else:
+            sums[name] = amount.to(torch.float32, copy=True).mul_(factor)
+
+    def finish(self, counts: Mapping[str, int]) -> None:
+        """Add up over processes and divide each sum by its count.
+
+        Raises:
+            NumericalError: a statistic is not finite; the message names layer, projection and statistic.
+        """
+        for key in sorted(self.values):
+            for name in sorted(self.values[key]):
+                value = sum_over_processes(self.values[key][name]).div_(counts[name])
+                self.values[key][name] = value
+                if not torch.stack(value.aminmax()).isfinite().all():  # NaN is both; no copy of the whole matrix
+                    culprit = weight_not_finite(self.module)  # attention can hide a NaN until the way back
+                    raise not_finite("weight" if culprit else name, self.index, culprit or key)
+
+
+def gather_forward(
+    layer_pass: ForwardPass, linears: Mapping[str, nn.Linear], needs: frozenset[str], share: Share, seq_len: int
+) -> LayerStatistics:
+    """Run one layer forward and gather input statistics of the given Linears."""
+    statistics = LayerStatistics(layer_pass.index, layer_pass.module)
+
+    def observe(name: str, input_BTI: Tensor) -> None:
+        tokens = input_BTI.detach().flatten(0, -2).float()
+        if "input_sq" in needs:
+            statistics.add(name, "input_sq", tokens.square().sum(0))
+        if "input_mean" in needs:
+            statistics.add(name, "input_mean", tokens.sum(0))
+
+    with watch_inputs(linears, observe):
+        layer_pass.run()
+    tokens = share.num_sequences * seq_len
+    statistics.finish({"input_sq": tokens, "input_mean": tokens})
+    return statistics
+
+
+def gather_backward(
+    layer_pass: BackwardPass,
+    linears: Mapping[str, nn.Linear],
+    needs: frozenset[str],
+    share: Share,
+    seq_len: int,
+    group_columns: Mapping[str, int],
+) -> LayerStatistics:
+    """Run one layer backward and gather gradient statistics of the given Linears.
+
+    ``group_columns`` says how many columns of a Linear a gate scales. ``grad_sq`` needs batches of one sequence (the
+    caller sees to it): gradients are squared before they are averaged.
+    """
+    statistics = LayerStatistics(layer_pass.index, layer_pass.module)
+    parameters = {} if not needs & WEIGHT_GRADIENTS else _parameters_of(linears)
+    mean_token = 1.0 / (seq_len - 1)  # the walk gives gradients of token SUMS
+
+    def observe(name: str, input_BTI: Tensor) -> None:
+        values_BTI = input_BTI.detach()  # holding the input itself would be a cycle, which keeps its graph until gc
+
+        def on_gradient(gradient_BTI: Tensor) -> None:
+            product_BTI = values_BTI.float() * gradient_BTI.float()
+            gate_BTG = product_BTI.unflatten(2, (-1, group_columns[name])).sum(3)
+            if "gate_sq" in needs:
+                statistics.add(name, "gate_sq", gate_BTG.sum(1).square().sum(0), mean_token**2)
+            if "gate_token_sq" in needs:
+                statistics.add(name, "gate_token_sq", gate_BTG.square().sum((0, 1)), mean_token**2)
+
+        if needs & GATE_GRADIENTS and input_BTI.requires_grad:
+            input_BTI.register_hook(on_gradient)
+
+    with watch_inputs(linears, observe), _requiring_gradients(parameters):
+        for gradients in layer_pass.run(list(parameters.values())):
+            for key, gradient in zip(parameters, gradients, strict=True):
+                if "grad" in needs:
+                    statistics.add(key, "grad", gradient, mean_token)
+                if "grad_sq" in needs:
+                    statistics.add(key, "grad_sq", gradient.float().square(), mean_token**2)
+    statistics.finish(dict.fromkeys(BACKWARD_STATISTICS, share.num_sequences))
+    return statistics
+
+
+@contextmanager
+def watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``observe(name, input)`` whenever one of the Linears runs."""
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _module, args: observe(name, args[0])
+
+    handles = [linear.register_forward_pre_hook(hook_for(name)) for name, linear in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _requiring_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+
+
+def _parameters_of(linears: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
+    parameters: dict[str, nn.Parameter] = {}
+    for name, linear in linears.items():
+        parameters[name] = cast(nn.Parameter, linear.weight)
+        if linear.bias is not None:
+            parameters[f"{name}.bias"] = linear.bias
+    return parameters

@@ -1,0 +1,75 @@
+"""KL divergence from the dense model's next-token distributions, and its gradient where the head begins.
+
+N sequences | B of them in a batch | T tokens | H hidden | V vocab
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hgsp.layerwise.walk import LayerWalk
+from hgsp.models.decoder import MAX_LOGITS, Decoder
+
+
+class DivergenceFromDense:
+    """KL(dense || other) of every token's next-token distribution on fixed text.
+
+    Of the dense model only its last hidden states are kept, [N, T, H] in its dtype, in ``spill_dir`` if there is one;
+    logits are computed again for a few positions at a time. Use as a context manager.
+    """
+
+    def __init__(self, decoder: Decoder, input_ids_NT: Tensor, batch_size: int, spill_dir: Path | None) -> None:
+        self._model = decoder.model
+        self._walk = LayerWalk(decoder, input_ids_NT, batch_size, spill_dir=spill_dir)
+        for layer_pass in self._walk.forward():
+            layer_pass.run()
+
+    def __enter__(self) -> DivergenceFromDense:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._walk.__exit__()
+
+    def per_token(self, walk: LayerWalk) -> float:
+        """Mean over all tokens of what another model makes of the same text, in nats; walks it to its end."""
+        for layer_pass in walk.forward():
+            layer_pass.run()
+        total = sum(float(self.summed(walk.last()[batch], batch).sum()) for batch in walk.batches)
+        return total / walk.input_ids.numel()
+
+    def summed(self, hidden_BTH: Tensor, batch: slice) -> Tensor:
+        """Sum over a sequence's tokens in nats, float64 [B], of the sequences that ``batch`` names."""
+        return self._measure(hidden_BTH, batch, None)
+
+    def with_gradient(self, hidden_BTH: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
+        """The same, and its gradient with respect to the last hidden states in their dtype, [B, T, H]."""
+        gradient_BTH = torch.zeros_like(hidden_BTH)
+        return self._measure(hidden_BTH, batch, gradient_BTH), gradient_BTH
+
+    def _measure(self, hidden_BTH: Tensor, batch: slice, gradient_BTH: Tensor | None) -> Tensor:
+        sums_B = torch.zeros(len(hidden_BTH), dtype=torch.float64)
+        dense_BTH = self._walk.last()[batch]
+        positions = max(1, MAX_LOGITS // (2 * self._model.lm_head.weight.shape[0]))
+        for row in range(len(hidden_BTH)):
+            for chunk in torch.arange(hidden_BTH.shape[1]).split(positions):
+                with torch.no_grad():
+                    dense = self._log_probabilities(dense_BTH[row, chunk])
+                last = hidden_BTH[row, chunk].detach().requires_grad_(gradient_BTH is not None)
+                with torch.set_grad_enabled(gradient_BTH is not None):
+                    own = self._log_probabilities(last)
+                    divergence = nn.functional.kl_div(own, dense, reduction="sum", log_target=True)
+                if gradient_BTH is not None:
+                    gradient_BTH[row, chunk] = torch.autograd.grad(divergence, last)[0].to(gradient_BTH)
+                sums_B[row] += divergence.item()
+        return sums_B
+
+    def _log_probabilities(self, hidden_TH: Tensor) -> Tensor:
+        head = self._model.lm_head
+        logits = head(self._model.model.norm(hidden_TH.to(head.weight.device)))
+        return logits.float().log_softmax(-1)

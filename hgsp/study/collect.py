@@ -1,0 +1,230 @@
+"""Finds results in folders and reads what they measured: sizes, perplexities with their protocols, accuracies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hgsp.data.texts import texts_of
+from hgsp.study.matrix import ANALYSIS, RECOVERY_ANALYSIS
+
+SCHEMA_VERSION = 1
+DENSE, PRUNED, RECOVERED = "dense", "pruned", "recovered"
+ROLES = (DENSE, PRUNED, RECOVERED)
+PPL = "token_ppl"
+#: Parts of a report's scoring section that are no settings.
+RESULTS_OF_SCORING = ("base_model", "calibration_loss")
+#: What reading a file raises that is damaged, or not one of ours.
+UNREADABLE = (OSError, KeyError, TypeError, ValueError, AttributeError)
+#: Metrics of evaluation/results.json that go into the table beside perplexity.
+TASK_METRICS = ("acc", "acc_norm", "target_ppl")
+
+
+@dataclass(frozen=True, order=True)
+class Quantity:
+    """What was measured: equal for numbers that may be compared. ``detail`` is the part of the protocol not shown."""
+
+    metric: str
+    task: str
+    protocol: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One pruned model, and what it became by recovery where it did.
+
+    ``folder`` holds the pruned model, or the recovered one where the pruned one was not found. ``values``: what was
+    measured -> role -> number. Sizes are of the pruned model; ``gqa_ratio`` is query heads per KV head.
+    """
+
+    folder: Path
+    recovered_folder: Path | None
+    model: str  # the dense model's name without its owner or folders
+    gqa_ratio: float
+    method: str
+    temperature: float
+    calibration: str | None  # texts, sequences x tokens
+    seed: int
+    asked_ratio: float
+    reached_ratio: float
+    params_before: int
+    params: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    seconds: float
+    recovery: str | None
+    recovery_seconds: float | None
+    scoring: str  # everything that decided the scores and the order of groups
+    pruning: str  # the report without recovery: equal for a pruned folder and those recovered from it
+    values: Mapping[Quantity, Mapping[str, float]]
+
+    @property
+    def setting(self) -> str:
+        """How it was pruned, apart from the ratio."""
+        return f"{self.method}, T={self.temperature:g}"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A folder that should hold a result and does not."""
+
+    folder: Path
+    reason: str
+
+
+def collect(roots: Sequence[Path]) -> tuple[list[Result], list[Skipped]]:
+    """All results below the folders, by model, setting and ratio, and the folders that should hold one and do not."""
+    found: list[Result] = []
+    skipped: list[Skipped] = []
+    for folder in _candidates(roots):
+        reason = _unfinished(folder)
+        if reason is None:
+            try:
+                found.append(read_result(folder))
+                continue
+            except UNREADABLE as error:
+                reason = _in_words(error)
+        skipped.append(Skipped(folder, reason))
+    results = [_with_evaluation(result, skipped) for result in _joined(found)]
+    return sorted(results, key=lambda r: (r.model, r.setting, r.asked_ratio, str(r.folder))), skipped
+
+
+def _candidates(roots: Sequence[Path]) -> list[Path]:
+    folders = {
+        path.parent
+        for root in roots
+        for name in (ANALYSIS, RECOVERY_ANALYSIS, "prune_plan.json", "pruned_model.bin")
+        for path in root.rglob(name)
+    }
+    for root in roots:
+        folders |= {path for pattern in (".*.partial", "*.training") for path in root.rglob(pattern) if path.is_dir()}
+    inside = {folder for folder in folders for parent in folder.parents if parent in folders and _unfinished(parent)}
+    return sorted(folders - inside)
+
+
+def _unfinished(folder: Path) -> str | None:
+    if folder.name.endswith(".partial"):
+        return "unfinished: still being written, or left by a run that was killed"
+    if folder.name.endswith(".training"):
+        return "unfinished: recovery is at work, or was interrupted (--resume goes on)"
+    if not (folder / ANALYSIS).is_file():
+        return f"no {ANALYSIS}"
+    return None
+
+
+def read_result(folder: Path) -> Result:
+    """Read one folder's report.
+
+    Raises:
+        OSError, KeyError, TypeError, ValueError, AttributeError: it is not one of ours, or is damaged.
+    """
+    report = json.loads((folder / ANALYSIS).read_text())
+    if report["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {report['schema_version']}, not {SCHEMA_VERSION}")
+    recovery = report.get("recovery")
+    return Result(
+        folder=folder,
+        recovered_folder=folder if (folder / RECOVERY_ANALYSIS).is_file() else None,
+        model=Path(report["base_model"]).name,
+        gqa_ratio=float(report["gqa_ratio"]),
+        method=str(report["importance_method"]),
+        temperature=float(report["scoring"]["temperature"]),
+        calibration=_calibration_of(report["scoring"]["calibration"]),
+        seed=int(report["scoring"]["seed"]),
+        asked_ratio=float(report["asked_ratio"]),
+        reached_ratio=float(report["reached_ratio"]),
+        params_before=int(report["params_before"]),
+        params=int(report["params_after"]),
+        weight_bytes=int(report["weight_bytes_after"]),
+        kv_bytes_per_token=int(report["kv_cache_bytes_per_token_after"]),
+        seconds=float(sum(report["timings_s"].values())),
+        recovery=None if recovery is None else _way_of(recovery),
+        recovery_seconds=None if recovery is None else float(sum(recovery["timings_s"].values())),
+        scoring=json.dumps({key: value for key, value in report["scoring"].items() if key not in RESULTS_OF_SCORING}),
+        pruning=json.dumps({key: value for key, value in report.items() if key != "recovery"}),
+        values=_perplexities(report["evaluation"], {} if recovery is None else recovery["evaluation"]),
+    )
+
+
+def _calibration_of(described: Mapping[str, Any] | None) -> str | None:
+    """None for methods that read no text."""
+    if described is None:
+        return None
+    return f"{' + '.join(texts_of(described))}, {described['sequences']} x {described['seq_len']}"
+
+
+def _way_of(recovery: Mapping[str, Any]) -> str:
+    name = {"lora": "LoRA", "full": "all parameters"}[recovery["method"]]
+    parent = ", distilled" if recovery["distilled_from"] is not None else ""
+    return f"{name}{parent}, {recovery['data']['source']}, {recovery['steps']} steps"
+
+
+def _perplexities(pruning: Mapping[str, Any], recovery: Mapping[str, Any]) -> dict[Quantity, dict[str, float]]:
+    values: dict[Quantity, dict[str, float]] = {}
+    for role, stage in (
+        (DENSE, pruning.get("before")),
+        (PRUNED, pruning.get("after")),
+        (PRUNED, recovery.get("before")),
+        (RECOVERED, recovery.get("after")),
+    ):
+        for text, protocol in (stage or {}).items():
+            values.setdefault(perplexity_of(text, protocol), {}).setdefault(role, float(protocol["ppl"]))
+    return values
+
+
+def perplexity_of(text: str, protocol: Mapping[str, Any]) -> Quantity:
+    """What a stored perplexity measures. A text read to its end is ``all``: its windows depend on the tokenizer."""
+    to_the_end = protocol["tokens"] < protocol["windows"] * (protocol["seq_len"] - (0 if protocol["bos"] else 1))
+    windows = "all" if to_the_end else protocol["windows"]
+    marks = (" BOS" if protocol["bos"] else "") + ("" if protocol.get("last_window", "scored") == "scored" else " cut")
+    detail = f"{protocol['split']}, {protocol['sha256'][:8]}, {protocol['dtype']}"
+    return Quantity(PPL, text, f"{windows} x {protocol['seq_len']}{marks}", detail)
+
+
+def _joined(found: Sequence[Result]) -> Iterator[Result]:
+    """A recovered folder carries the pruned one's report: the two are one result, or one per way of recovery."""
+    pruned = {result.pruning: result.folder for result in found if result.recovered_folder is None}
+    recovered = [result for result in found if result.recovered_folder is not None]
+    yield from (replace(result, folder=pruned.get(result.pruning, result.folder)) for result in recovered)
+    known = {result.pruning for result in recovered}
+    yield from (result for result in found if result.pruning not in known)
+
+
+def _with_evaluation(result: Result, skipped: list[Skipped]) -> Result:
+    """Add what run_evaluation.py measured of the pruned and of the recovered model."""
+    values = {quantity: dict(numbers) for quantity, numbers in result.values.items()}
+    sources = [] if result.folder == result.recovered_folder else [(result.folder, {role: role for role in ROLES})]
+    if result.recovered_folder is not None:  # there, the model that was named is the recovered one
+        sources.append((result.recovered_folder, {DENSE: DENSE, PRUNED: RECOVERED}))
+    for folder, roles in sources:
+        path = folder / "evaluation" / "results.json"
+        try:
+            measured = list(evaluated(json.loads(path.read_text()))) if path.is_file() else []
+        except UNREADABLE as error:
+            skipped.append(Skipped(path.parent, f"results.json: {_in_words(error)}"))
+            continue
+        for role, quantity, value in measured:
+            if role in roles:
+                values.setdefault(quantity, {}).setdefault(roles[role], value)
+    return replace(result, values=values)
+
+
+def _in_words(error: Exception) -> str:
+    return f"not readable ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+
+
+def evaluated(content: Mapping[str, Any]) -> Iterator[tuple[str, Quantity, float]]:
+    """Role, quantity and value of everything in a results.json that belongs into the table."""
+    for item in content["results"]:
+        if item["status"] != "done":
+            continue
+        for metric in item["metrics"]:
+            if metric["name"] == PPL:
+                yield item["role"], perplexity_of(item["task"], item["protocol"]), float(metric["value"])
+            elif metric["name"] in TASK_METRICS:
+                quantity = Quantity(metric["name"], item["task"], f"{item['num_items']} items", item["summary"])
+                yield item["role"], quantity, float(metric["value"])

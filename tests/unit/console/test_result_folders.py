@@ -1,0 +1,99 @@
+"""Folders of results appear whole or not at all, and never in place of something nobody wanted replaced."""
+
+import stat
+
+import pytest
+
+from hgsp.console.result_folders import check_target, new_folder
+from hgsp.errors import InputError
+
+
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
+    target = tmp_path / "a" / "b"
+    with new_folder(target, overwrite=False) as partial:
+        (partial / "file").write_text("content")
+        assert not target.exists()
+    assert (target / "file").read_text() == "content"
+    assert [path.name for path in target.parent.iterdir()] == ["b"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_failure_or_interrupt_leaves_nothing_new_and_what_was_there(tmp_path, error, overwrite):
+    target = tmp_path / "result"
+    if overwrite:
+        target.mkdir()
+        (target / "old").write_text("old")
+
+    def fail_halfway():
+        with new_folder(target, overwrite) as partial:
+            (partial / "new").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail_halfway()
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == ({"result", "result/old"} if overwrite else set())
+
+
+def test_overwrite_replaces_the_whole_folder(tmp_path):
+    (tmp_path / "old").write_text("old")
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with new_folder(target, overwrite=True) as partial:
+        (partial / "new").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_an_existing_folder_is_refused_before_anything_is_done(tmp_path):
+    with pytest.raises(InputError, match="--overwrite"), new_folder(tmp_path, overwrite=False):
+        pytest.fail("the block must not run")
+
+
+def test_a_linked_folder_is_replaced_where_it_is_and_stays_linked(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "old").write_text("old")
+    link = tmp_path / "result"
+    link.symlink_to("disk")
+    with new_folder(link, overwrite=True) as partial:
+        (partial / "new").write_text("new")
+    assert link.is_symlink()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "disk",
+        "disk/new",
+        "result",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "got"),
+    [
+        ("work", "work to be replaced"),
+        ("models", "models/dense in it"),
+        ("models/dense", "models/dense in it"),
+        ("notes", "holds something else"),
+        ("file/result", "file, which cannot"),
+        ("file", "file, which cannot"),
+    ],
+)
+def test_overwrite_spares_what_is_needed_and_what_is_no_result(tmp_path, monkeypatch, target, got):
+    """A folder of models holds a report as well here: what is read below it counts more."""
+    for name in ("work/pruning_analysis.json", "models/pruning_analysis.json", "models/dense/x", "notes/x", "file"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    monkeypatch.chdir(tmp_path / "work")
+    reads = ("some/hub-id", None, "../models/dense", str(tmp_path / "missing"))
+    with pytest.raises(InputError, match=rf"{got}.*--output_dir"):
+        check_target(tmp_path / target, True, "--output_dir", reads)
+
+
+@pytest.mark.parametrize("content", [[], ["pruning_analysis.json", "more"], ["recovery_analysis.json"]])
+def test_results_and_empty_folders_may_be_replaced(tmp_path, content):
+    (tmp_path / "result").mkdir()
+    for name in content:
+        (tmp_path / "result" / name).write_text("{}")
+    check_target(tmp_path / "result", True, "--output_dir", [str(tmp_path / "dense")])
+    with pytest.raises(InputError, match="use another name or --overwrite"):
+        check_target(tmp_path / "result", False, "--output_dir")

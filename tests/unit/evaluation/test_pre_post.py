@@ -1,0 +1,59 @@
+"""What a recipe measures before and after: a sample that fails costs nothing else, a collapse is said."""
+
+import copy
+
+import pytest
+import torch
+
+from hgsp.evaluation.pre_post import BeforeAfter
+from hgsp.pipeline.config import MeasureConfig
+from hgsp.pipeline.report import COLLAPSE_FACTOR, has_collapsed
+
+QUICK = MeasureConfig(eval_tasks="builtin", eval_seq_len=64, eval_max_windows=1)
+
+
+def test_a_tokenizer_with_token_type_ids_writes_the_same_sample(make, tokenizer):
+    with_types = copy.deepcopy(tokenizer)
+    with_types.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    assert "token_type_ids" in with_types("text")
+    measure, model = BeforeAfter(QUICK, offloaded=False), make("llama-8q4kv")
+    measure.before(model, tokenizer)
+    measure.after(model, with_types)
+    assert measure.samples["before"] == measure.samples["after"] is not None
+    assert measure.warnings == []
+
+
+def test_a_sample_that_fails_is_a_warning_and_costs_no_measurement(make, tokenizer, monkeypatch):
+    measure, model = BeforeAfter(QUICK, offloaded=False), make("llama-8q4kv")
+    monkeypatch.setattr(model, "generate", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+    measure.before(model, tokenizer)
+    monkeypatch.undo()
+    for _ in range(2):  # as for several ratios
+        measure.after(model, tokenizer)
+        assert measure.samples["before"] is None
+        assert measure.samples["after"] is not None
+        (warning,) = measure.warnings
+        assert warning.startswith("no greedy sample before: RuntimeError")
+    assert measure.results["before"] == measure.results["after"]
+
+
+@pytest.mark.parametrize(("after", "verdict"), [(COLLAPSE_FACTOR * 10.0, False), (COLLAPSE_FACTOR * 10.0 + 1, True)])
+def test_a_collapse_is_a_perplexity_grown_beyond_the_factor(after, verdict):
+    measured = {
+        "before": {"c4": {"ppl": 10.0}, "ptb": {"ppl": 10.0}},
+        "after": {"c4": {"ppl": 10.0}, "ptb": {"ppl": after}},
+    }
+    assert has_collapsed(measured) is verdict
+    assert has_collapsed({"after": measured["after"]}) is has_collapsed({}) is False
+
+
+def test_a_collapsed_model_is_called_so(make, tokenizer):
+    measure, model = BeforeAfter(QUICK, offloaded=False), make("llama-8q4kv")
+    measure.before(model, tokenizer)
+    measure.after(model, tokenizer)
+    assert measure.warnings == []
+    with torch.no_grad():
+        model.lm_head.weight.mul_(100)  # random, and sure of it
+    measure.after(model, tokenizer)
+    (warning,) = measure.warnings
+    assert warning.startswith("COLLAPSED")

@@ -1,0 +1,177 @@
+"""Tables and verdicts: only like is compared with like, averages say what they average, a collapse is said loudly."""
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
+from hgsp.evaluation.reporting import busy_warnings, harm_warnings, has_collapsed, same_corpus_warnings
+from hgsp.evaluation.results import DENSE, DONE, FAILED, PRUNED, RECOVERED, Metric, Results, TaskResult
+from hgsp.evaluation.tables import comparison, comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
+
+PROTOCOL = {
+    "sha256": "abc",
+    "seq_len": 128,
+    "windows": 2,
+    "tokens": 254,
+    "bos": False,
+    "dtype": "bfloat16",
+    "split": "wikitext-2-raw-v1/test",
+    "description": "token PPL on wikitext2, 2 windows of 128 tokens",
+}
+
+
+def ppl(role, value, **request):
+    metrics = (Metric("token_ppl", value, stderr=0.25, higher_is_better=False),)
+    return TaskResult(role, "wikitext2", DONE, role, request, metrics, 2, "2 x 128 tokens", PROTOCOL)
+
+
+def accuracy(role, task, acc, acc_norm=None, **request):
+    values = {"acc": acc} if acc_norm is None else {"acc": acc, "acc_norm": acc_norm}
+    metrics = tuple(Metric(name, value, "", 0.01, True) for name, value in values.items())
+    return TaskResult(role, task, DONE, role, request, metrics, 100, "100 items", {"description": f"{task} v1"})
+
+
+def stored(tmp_path, *items):
+    results = Results(tmp_path / "results.json", {role: {"path": f"x/{role}", "identity": role} for role in "ab"})
+    for item in items:
+        results.add(item)
+    return results
+
+
+def test_differences_and_ratios_are_to_the_dense_model(tmp_path):
+    results = stored(tmp_path, ppl(DENSE, 10.0), ppl(PRUNED, 25.0), ppl(RECOVERED, 12.0))
+    (row,) = comparison(results)
+    assert (row.ratio(PRUNED), row.difference(PRUNED)) == (2.5, 15.0)
+    assert row.ratio(RECOVERED) == pytest.approx(1.2)
+    assert [item["ratio"] for item in comparisons_as_dicts(results)] == [2.5, pytest.approx(1.2)]
+
+
+def test_results_of_different_requests_are_not_compared(tmp_path):
+    rows = comparison(stored(tmp_path, ppl(DENSE, 10.0, limit=None), ppl(PRUNED, 25.0, limit=2)))
+    assert len(rows) == 2
+    assert [row.ratio(PRUNED) for row in rows] == [None, None]
+
+
+def test_ratio_to_zero_is_left_out(tmp_path):
+    (row,) = comparison(stored(tmp_path, accuracy(DENSE, "lambada", 0.0), accuracy(PRUNED, "lambada", 0.5)))
+    assert (row.ratio(PRUNED), row.difference(PRUNED)) == (None, 0.5)
+
+
+def test_tables_show_all_columns_differences_and_protocols(tmp_path):
+    failed = TaskResult(PRUNED, "ptb", FAILED, PRUNED, {}, reason="no ptb.test.txt | offline")
+    results = stored(
+        tmp_path,
+        *(ppl(role, value) for role, value in ((DENSE, 10.0), (PRUNED, 25.0), (RECOVERED, 12.0))),
+        *(accuracy(role, "piqa", value, 0.5) for role, value in ((DENSE, 0.6), (PRUNED, 0.45), (RECOVERED, 0.5))),
+        failed,
+    )
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(terminal_table(results, "title"))
+    for page in (captured.get(), markdown(results, "title", ["a note"])):
+        for part in (
+            "10.000 ±0.25",
+            "x2.50",
+            "x1.20",
+            "x0.75 (-15.0)",
+            "2 x 128 tokens",
+            "failed",
+            "no ptb.test.txt",
+        ):
+            assert part in page
+    page = markdown(results, "title", ["a note"])
+    assert "* **wikitext2**: token PPL on wikitext2, 2 windows of 128 tokens" in page
+    assert "* a note" in page
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    assert {line.replace("\\|", "").count("|") for line in table} == {9}  # 8 columns
+
+
+def test_one_protocol_stands_once_beside_several_metrics(tmp_path):
+    console = Console(width=160)
+    with console.capture() as captured:
+        console.print(terminal_table(stored(tmp_path, accuracy(PRUNED, "piqa", 0.4, 0.5)), "title"))
+    lines = [line.strip() for line in captured.get().splitlines()]
+    assert [line for line in lines if line.startswith(("piqa", "(1)"))] == ["piqa (1)", "(1) piqa: 100 items"]
+    assert len([line for line in lines if line.startswith("acc")]) == 4  # two here, two averages
+
+
+def test_averages_name_their_tasks_and_metric():
+    found = averages({"boolq": {"acc": 0.6}, "piqa": {"acc": 0.5, "acc_norm": 0.9}})
+    assert found == {"tasks": ["boolq", "piqa"], "acc": 0.55, "acc_norm": 0.75, "acc_norm_is_acc_for": ["boolq"]}
+    assert averages({}) is None
+
+
+def test_the_average_is_over_tasks_that_every_model_has_by_the_same_request(tmp_path):
+    results = stored(
+        tmp_path,
+        accuracy(DENSE, "piqa", 0.6, 0.7),
+        accuracy(PRUNED, "piqa", 0.4, 0.5),
+        accuracy(DENSE, "boolq", 0.9),
+        accuracy(DENSE, "winogrande", 0.9, limit=1),
+        accuracy(PRUNED, "winogrande", 0.9, limit=2),
+    )
+    assert {role: mean["tasks"] for role, mean in zero_shot_averages(results).items()} == {
+        DENSE: ["piqa"],
+        PRUNED: ["piqa"],
+    }
+    row = next(row for row in comparison(results) if row.task == "zero-shot average" and row.metric == "acc_norm")
+    assert (row.values[DENSE].value, row.values[PRUNED].value) == (0.7, 0.5)
+    assert "mean over piqa" in row.summary
+
+
+def test_the_printed_average_says_where_acc_stands_in(tmp_path):
+    rows = comparison(stored(tmp_path, *(accuracy(PRUNED, task, 0.5) for task in ZERO_SHOT)))
+    (note,) = (row.summary for row in rows if row.task == "zero-shot average" and row.metric == "acc_norm")
+    assert note.startswith(f"mean over {', '.join(ZERO_SHOT)}; acc for ")
+
+
+@pytest.mark.parametrize(("pruned", "verdict"), [(1000.0, False), (1000.1, True)])
+def test_collapse_is_more_than_a_hundred_times_the_dense_perplexity(pruned, verdict):
+    assert has_collapsed([ppl(DENSE, 10.0), ppl(PRUNED, pruned)], {}) is verdict
+
+
+def test_collapse_is_judged_by_the_pruning_run_if_the_protocol_is_the_same():
+    before = {**PROTOCOL, "ppl": 10.0}
+    analysis = {"evaluation": {"before": {"wikitext2": before}}}
+    assert has_collapsed([ppl(PRUNED, 2000.0)], analysis) is True
+    assert has_collapsed([ppl(PRUNED, 20.0)], analysis) is False
+    other = {"evaluation": {"before": {"wikitext2": {**before, "seq_len": 2048}}}}
+    assert has_collapsed([ppl(PRUNED, 2000.0)], other) is None
+    assert has_collapsed([ppl(DENSE, 10.0, limit=1), ppl(PRUNED, 2000.0, limit=2)], {}) is None
+
+
+def test_calibrating_on_the_evaluated_corpus_is_said():
+    source = "wikitext2, wikitext-2-raw-v1/train, wiki.train.raw"
+    analysis = {"scoring": {"calibration": {"source": source}}}
+    (warning,) = same_corpus_warnings([ppl(PRUNED, 20.0)], analysis)
+    assert source in warning
+    assert "wikitext-2-raw-v1/test" in warning
+    assert same_corpus_warnings([ppl(DENSE, 20.0)], analysis) == []
+    assert same_corpus_warnings([ppl(PRUNED, 20.0)], {"scoring": {"calibration": None}}) == []
+    assert same_corpus_warnings([ppl(PRUNED, 20.0)], {"scoring": {"calibration": {"source": "c4, train"}}}) == []
+
+
+@pytest.mark.parametrize("listed", [{"texts": ["c4", "wikitext2"]}, {}], ids=["listed", "older report"])
+def test_every_text_of_a_calibration_counts(listed):
+    source = "c4, en/train, file.gz + wikitext2, wikitext-2-raw-v1/train, wiki.train.raw"
+    analysis = {"scoring": {"calibration": {"source": source, **listed}}}
+    c4 = replace(ppl(PRUNED, 20.0), task="c4")
+    warnings = same_corpus_warnings([ppl(PRUNED, 20.0), c4], analysis)
+    assert [warning.partition("evaluated on ")[2].partition(" ")[0] for warning in warnings] == ["c4", "wikitext2"]
+
+
+def test_a_recovery_that_does_harm_is_said():
+    """S24."""
+    c4 = replace(ppl(RECOVERED, 21.0, limit=1), task="c4")
+    (warning,) = harm_warnings([ppl(PRUNED, 20.0), ppl(RECOVERED, 20.1), ppl(DENSE, 30.0), c4])
+    assert "wikitext2 is higher" in warning
+    for others in ([ppl(RECOVERED, 20.0)], [ppl(RECOVERED, 30.0, limit=1)], [ppl(DENSE, 30.0)], []):
+        assert harm_warnings([ppl(PRUNED, 20.0), *others]) == []
+
+
+@pytest.mark.parametrize(("unrest", "said"), [(1.5, False), (1.6, True)])
+def test_times_of_a_busy_machine_are_not_to_be_trusted(unrest, said):
+    timed = TaskResult(PRUNED, "efficiency", DONE, PRUNED, {}, protocol={"unrest": unrest})
+    assert [f"more than {unrest} times the fastest" in warning for warning in busy_warnings([timed])] == [True] * said

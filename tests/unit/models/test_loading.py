@@ -1,0 +1,498 @@
+"""Loading: what can be pruned is looked at before it is loaded, and the rest is refused in one clear line."""
+
+import dataclasses
+import json
+import shutil
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig
+
+from conftest import TINY, make_tiny
+from hgsp.errors import InputError
+from hgsp.models.checkpoint import load_pruned, save_pruned
+from hgsp.models.geometry import LayerShape, geometry_of
+from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.models.offload import open_offloaded
+from hgsp.pruning.surgery import apply_plan
+from plans import mixed_plan, plan_dropping
+
+
+def edit_config(folder, **changes):
+    """Change keys of config.json; None removes the key."""
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No test asks the hub: an unknown name must fail at once, with or without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_geometry_is_known_before_any_weight_is_read(saved, name):
+    """The weights' file is not even there."""
+    model = make_tiny(name)
+    folder = saved(model)
+    (folder / "model.safetensors").unlink()
+    source = inspect_model(str(folder))
+    assert source.geometry == geometry_of(model)
+    assert all(parameter.is_meta for parameter in source.skeleton.parameters())
+    assert source.warnings == ()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_loaded_model_is_the_saved_one(saved, tokens, name):
+    """S01, S28: every family, bit for bit."""
+    model = make_tiny(name)
+    loaded = load_dense(inspect_model(str(saved(model))), "float32", "cpu")
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_every_weight_has_the_dtype_asked_for(saved, dtype):
+    """S17: a float32 file does not become a float32 model unless asked, nor the other way round."""
+    loaded = load_dense(inspect_model(str(saved(make_tiny("qwen2-14q2kv")))), dtype, "cpu")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {getattr(torch, dtype)}
+    assert loaded.config.dtype == getattr(torch, dtype)
+
+
+def test_sharded_folders_load_equal(saved, tokens):
+    """S15."""
+    model = make_tiny("llama-8q4kv")
+    folder = saved(model, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) >= 3
+    assert torch.equal(load_dense(inspect_model(str(folder)), "float32", "cpu")(tokens).logits, model(tokens).logits)
+
+
+def test_device_auto_loads_equal(saved, tokens):
+    """S15."""
+    model = make_tiny("llama-8q4kv")
+    loaded = load_dense(inspect_model(str(saved(model))), "float32", "auto")
+    assert torch.equal(loaded(tokens.to(loaded.device)).logits.cpu(), model(tokens).logits)
+
+
+def test_a_pruned_folder_can_be_pruned_again(saved, tokenizer, tokens, tmp_path):
+    model = make_tiny("mistral-8q4kv")
+    pruned = apply_plan(model, mixed_plan(model))
+    folder = tmp_path / "pruned"
+    folder.mkdir()
+    save_pruned(pruned, tokenizer, folder)
+    source = inspect_model(str(folder))
+    assert source.geometry == geometry_of(pruned)
+    assert torch.equal(load_dense(source, "float32", "cpu")(tokens).logits, pruned(tokens).logits)
+
+
+def test_a_config_without_kv_heads_is_multi_head_attention_with_a_warning(saved):
+    folder = saved(make_tiny("llama-mha-biased"))
+    edit_config(folder, num_key_value_heads=None)
+    source = inspect_model(str(folder))
+    assert source.geometry.queries_per_kv == 1
+    assert source.geometry.shapes[0] == LayerShape(4, 96)
+    (warning,) = source.warnings
+    assert "num_key_value_heads" in warning
+
+
+@pytest.mark.parametrize(
+    ("stored", "used", "warns"),
+    [("bfloat16", "float16", True), ("bfloat16", "bfloat16", False), ("float32", "float16", False)],
+)
+def test_float16_of_a_bfloat16_checkpoint_is_a_warning(saved, stored, used, warns):
+    """S47: what was trained in bfloat16 may overflow in float16."""
+    folder = saved(make_tiny("llama-8q4kv").to(getattr(torch, stored)))
+    assert any("overflow" in warning for warning in inspect_model(str(folder), used).warnings) == warns
+
+
+REFUSED = {
+    "gpt2": (GPT2Config(n_layer=1, n_embd=16, n_head=2), "unsupported architecture 'gpt2'"),
+    "mixtral": (MixtralConfig(), r"'mixtral' \(mixture of experts\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_architectures_we_do_not_know_are_refused_by_name(tmp_path, name):
+    """S28."""
+    config, message = REFUSED[name]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=message) as refusal:
+        inspect_model(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+    assert "llama, qwen2, mistral" in str(refusal.value)
+
+
+def test_a_gpt2_model_is_not_taken_for_a_llama(tmp_path):
+    """S28: with weights and all."""
+    GPT2LMHeadModel(REFUSED["gpt2"][0]).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="unsupported architecture"):
+        inspect_model(str(tmp_path))
+
+
+def test_sliding_window_mistral_is_refused_and_v03_is_not(saved):
+    """S28."""
+    folder = saved(make_tiny("mistral-8q4kv"))
+    assert inspect_model(str(folder)).geometry.num_layers == 3
+    edit_config(folder, sliding_window=8)
+    with pytest.raises(InputError, match=r"sliding_window=8.*Mistral-7B-v0\.3"):
+        inspect_model(str(folder))
+
+
+def test_a_window_that_the_config_class_brings_is_refused_too(saved):
+    """A Mistral config.json without the key has a window of 4096."""
+    folder = saved(make_tiny("mistral-8q4kv"))
+    config = json.loads((folder / "config.json").read_text())
+    del config["sliding_window"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r'sliding_window=4096.*"sliding_window": null'):
+        inspect_model(str(folder))
+
+
+def test_a_qwen2_window_that_is_switched_off_does_not_matter(saved):
+    """Qwen2.5 configs name a window and do not use it."""
+    folder = saved(make_tiny("qwen2-14q2kv"))
+    edit_config(folder, sliding_window=32768, use_sliding_window=False)
+    assert inspect_model(str(folder)).geometry.queries_per_kv == 7
+    edit_config(folder, use_sliding_window=True)
+    with pytest.raises(InputError, match="sliding"):
+        inspect_model(str(folder))
+
+
+def test_quantised_weights_are_refused(saved):
+    folder = saved(make_tiny("llama-8q4kv"))
+    edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(InputError, match="already quantised weights"):
+        inspect_model(str(folder))
+
+
+def test_layers_without_attention_or_mlp_are_refused(tokenizer, tmp_path):
+    model = make_tiny("llama-8q4kv")
+    save_pruned(apply_plan(model, plan_dropping(model, kv={0: range(4)})), tokenizer, tmp_path)
+    with pytest.raises(InputError, match="start from the dense model"):
+        inspect_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "nobody/no-such-model", "no-such-file.gguf"])
+def test_a_name_where_nothing_is_says_so(name):
+    with pytest.raises(InputError, match=name) as refusal:
+        inspect_model(name)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_without_config_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json"):
+        inspect_model(str(tmp_path))
+
+
+def test_missing_weights_files_are_refused(saved):
+    folder = saved(make_tiny("llama-8q4kv"))
+    source = inspect_model(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="check that the download is complete"):
+        load_dense(source, "float32", "cpu")
+
+
+def test_a_missing_weight_is_refused_and_never_made_up(saved):
+    folder = saved(make_tiny("llama-8q4kv"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.2.self_attn.k_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"1 missing, such as model\.layers\.2\.self_attn\.k_proj\.weight"):
+        load_dense(inspect_model(str(folder)), "float32", "cpu")
+
+
+READERS = {
+    "resident": lambda folder: load_dense(inspect_model(str(folder)), "float32", "cpu"),
+    "spread": lambda folder: load_dense(inspect_model(str(folder)), "float32", "auto"),
+    "offloaded": lambda folder: open_offloaded(inspect_model(str(folder)), "float32", "cpu")[0].model,
+    "evaluated or trained": load_pruned,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_weights_of_another_shape_are_refused_and_never_made_up(saved, reader):
+    """S12, F6."""
+    folder = saved(make_tiny("llama-8q4kv"))
+    edit_config(folder, intermediate_size=80)
+    with pytest.raises(InputError, match="another shape"):
+        READERS[reader](folder)
+
+
+def add_tensors(folder, tensors):
+    stored = load_file(folder / "model.safetensors")
+    save_file({**stored, **tensors}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+UNPLACED = {
+    "biases of attention": "model.layers.0.self_attn.q_proj.bias",
+    "biases of the MLP": "model.layers.1.mlp.down_proj.bias",
+    "more layers": "model.layers.3.input_layernorm.weight",
+    "norms of another architecture": "model.layers.0.self_attn.q_norm.weight",
+    "another head": "score.weight",
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("kind", UNPLACED)
+def test_weights_that_the_config_has_no_place_for_are_refused_by_name(saved, kind, reader):
+    """Dropped in silence, they would leave another model than the one that was saved."""
+    folder = saved(make_tiny("llama-8q4kv"))
+    add_tensors(folder, {UNPLACED[kind]: torch.zeros(8)})
+    with pytest.raises(InputError, match=f"1 more, such as {UNPLACED[kind]}") as refusal:
+        READERS[reader](folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_fewer_layers_in_the_config_than_in_the_file_are_refused(saved, reader):
+    folder = saved(make_tiny("llama-8q4kv"), max_shard_size="100KB")
+    edit_config(folder, num_hidden_layers=2)
+    with pytest.raises(InputError, match=r"9 more, such as model\.layers\.2\.input_layernorm\.weight"):
+        READERS[reader](folder)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_rotary_frequencies_in_the_file_are_let_through(saved, tokens, reader):
+    """Checkpoints of older versions have them; every model computes its own."""
+    model = make_tiny("llama-8q4kv")
+    folder = saved(model)
+    add_tensors(folder, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)})
+    loaded = READERS[reader](folder)
+    assert torch.equal(loaded(tokens.to(loaded.device)).logits.cpu(), model(tokens).logits)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_adapter_beside_a_whole_model_is_refused(saved, reader):
+    """peft would apply it a second time to weights it is merged into."""
+    folder = saved(make_tiny("llama-8q4kv"))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"a model and an adapter \(adapter_config\.json\).*remove"):
+        READERS[reader](folder)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_adapter_alone_is_to_be_merged_first(tmp_path, reader):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"an adapter \(adapter_config\.json\).*merge it first"):
+        READERS[reader](tmp_path)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+DAMAGE = {
+    "broken off": (lambda whole: whole[: len(whole) // 2], "check that the download is complete"),
+    "empty": (lambda whole: b"", "check that the download is complete"),
+    "a pointer": (lambda whole: LFS_POINTER, "git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_file_of_weights_that_cannot_be_read_is_refused_by_name(saved, damage, reader):
+    folder = saved(make_tiny("llama-8q4kv"), max_shard_size="100KB")
+    change, remedy = DAMAGE[damage]
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.write_bytes(change(shard.read_bytes()))
+    with pytest.raises(InputError, match=rf"{shard.name}.*{remedy}") as refusal:
+        READERS[reader](folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("reader", [name for name in READERS if name != "offloaded"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_so_is_an_older_checkpoint(tmp_path, damage, reader):
+    model, (change, remedy) = make_tiny("llama-8q4kv"), DAMAGE[damage]
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "pytorch_model.bin").write_bytes(change((tmp_path / "pytorch_model.bin").read_bytes()))
+    with pytest.raises(InputError, match=rf"pytorch_model\.bin.*{remedy}"):
+        READERS[reader](tmp_path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_shard_that_is_missing_is_refused_by_name(saved, reader):
+    folder = saved(make_tiny("llama-8q4kv"), max_shard_size="100KB")
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(InputError, match=shard.name):
+        READERS[reader](folder)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_index_that_cannot_be_read_is_refused(saved, reader):
+    folder = saved(make_tiny("llama-8q4kv"), max_shard_size="100KB")
+    (folder / "model.safetensors.index.json").write_bytes(LFS_POINTER)
+    with pytest.raises(InputError, match="dense"):
+        READERS[reader](folder)
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
+def test_offloaded_layers_come_from_the_model_s_own_files(saved, tokens, tmp_path, max_shard_size):
+    """Shards of another save and a copy of other weights beside them are not read, as transformers does not."""
+    model, folder = make_tiny("llama-8q4kv"), tmp_path / "dense"
+    make_tiny("llama-8q4kv", seed=1).save_pretrained(folder, max_shard_size="80KB")
+    (folder / "model.safetensors.index.json").unlink()
+    make_tiny("llama-8q4kv", seed=2).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", folder / "zz_consolidated.safetensors")
+    shards = {file.name: file.read_bytes() for file in folder.glob("model-*.safetensors")}
+    saved(model, max_shard_size=max_shard_size)  # transformers clears shards it does not write
+    for name, content in shards.items():
+        (folder / name).write_bytes(content)
+    assert torch.equal(READERS["resident"](folder)(tokens).logits, model(tokens).logits)
+    assert torch.equal(READERS["offloaded"](folder)(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
+def test_the_hub_is_asked_for_the_files_that_are_read_and_no_other_copy(saved, monkeypatch, max_shard_size):
+    """Mistral-7B-v0.3 holds its weights a second time in consolidated.safetensors."""
+    folder, asked = saved(make_tiny("llama-8q4kv"), max_shard_size=max_shard_size), []
+    own = {file.name for file in folder.glob("*.safetensors")}
+    shutil.copy(folder / min(own), folder / "consolidated.safetensors")
+
+    def snapshot_download(name, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    source = dataclasses.replace(inspect_model(str(folder)), name="some/model")
+    open_offloaded(source, "float32", "cpu")
+    assert set(asked) == {"model.safetensors", "model.safetensors.index.json", *own}
+
+
+def with_own_head(folder, change):
+    """Give the checkpoint of a tied model an ``lm_head.weight``: the embedding, changed."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = change(tensors["model.embed_tokens.weight"])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_head_of_its_own_is_refused_where_the_config_says_tied(saved, reader):
+    """S16: written anew, such a model would lose its head."""
+    folder = with_own_head(saved(make_tiny("llama-9q3kv-tied")), lambda embedding: embedding + 1)
+    with pytest.raises(InputError, match=r"tie_word_embeddings.*own.*config\.json"):
+        READERS[reader](folder)
+    edit_config(folder, tie_word_embeddings=False)
+    model = READERS[reader](folder)
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight + 1)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_tied_head_that_is_stored_too_is_the_embedding(saved, tokens, reader):
+    """S16: as many checkpoints have it."""
+    model = make_tiny("llama-9q3kv-tied")
+    loaded = READERS[reader](with_own_head(saved(model), torch.clone))
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+
+
+def test_surgery_does_not_drop_a_head_of_its_own():
+    model = make_tiny("llama-9q3kv-tied")
+    plan = mixed_plan(model)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + 1)
+    with pytest.raises(InputError, match="tie_word_embeddings"):
+        apply_plan(model, plan)
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_tokenizer_is_the_models_own_whatever_its_class(saved, tokenizer):
+    """S49: AutoTokenizer only; no pad token is added and nothing is resized."""
+    folder = saved(make_tiny("llama-8q4kv"))
+    read = load_tokenizer(str(folder))
+    assert read.pad_token_id is None
+    assert len(read) == len(tokenizer)
+    assert read("plain text")["input_ids"] == tokenizer("plain text")["input_ids"]
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    make_tiny("llama-8q4kv").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="tokenizer files"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_config_that_contradicts_itself_is_refused(saved):
+    folder = saved(make_tiny("llama-8q4kv"))
+    edit_config(folder, num_attention_heads=7)
+    with pytest.raises(InputError, match="hidden size"):
+        inspect_model(str(folder))
+
+
+def write_gguf(model, path, tokenizer_model=None):
+    """The model as llama.cpp's converter writes it, in float32: rows of q and k interleaved for its rotary layout."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    if tokenizer_model is not None:
+        writer.add_tokenizer_model(tokenizer_model)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(model.model.layers))
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        rows = tensor.numpy()
+        if name.split(".")[-2] in heads:
+            rows = rows.reshape(heads[name.split(".")[-2]], 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+        writer.add_tensor(names.get_name(name.removesuffix(".weight")) + ".weight", rows)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_the_model_it_was_made_from(tmp_path, tokens):
+    """The de-quantised model computes the same and is plain again: it can be pruned and saved."""
+    model = make_tiny("llama-8q4kv")
+    path = tmp_path / "tiny.gguf"
+    write_gguf(model, path)
+    source = inspect_model(str(path))
+    assert source.is_gguf
+    assert source.geometry == geometry_of(model)
+    loaded = load_dense(source, "float32", "cpu")
+    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert not hasattr(loaded.config, "quantization_config")
+    pruned = apply_plan(loaded, mixed_plan(model))
+    pruned.save_pretrained(tmp_path / "pruned")
+    assert (tmp_path / "pruned" / "model.safetensors").is_file()
+
+
+def test_a_gguf_with_more_layers_than_its_header_says_is_refused(tmp_path):
+    model = make_tiny("llama-8q4kv")
+    model.config.num_hidden_layers = 2
+    write_gguf(model, tmp_path / "tiny.gguf")
+    with pytest.raises(InputError, match=r"9 more, such as blk\.2\.attn_k\.weight"):
+        load_dense(inspect_model(str(tmp_path / "tiny.gguf")), "float32", "cpu")
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"not a model" * 100)
+    with pytest.raises(InputError, match=r"broken\.gguf"):
+        inspect_model(str(path))
+
+
+@pytest.mark.parametrize("tokenizer_model", [None, "llama"])
+def test_a_gguf_without_a_tokenizer_is_refused(tmp_path, tokenizer_model):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(make_tiny("llama-8q4kv"), path, tokenizer_model)
+    with pytest.raises(InputError, match=r"a tokenizer in '.*tiny\.gguf'"):
+        load_tokenizer(str(path))
+
+
+def test_a_gguf_needs_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.modeling_gguf_pytorch_utils.is_gguf_available", lambda *_args: False)
+    path = tmp_path / "tiny.gguf"
+    write_gguf(make_tiny("llama-8q4kv"), path)
+    for read in (load_tokenizer, inspect_model):
+        with pytest.raises(InputError, match=r"hgsp\[gguf\]"):
+            read(str(path))

@@ -1,0 +1,86 @@
+"""The dense model as a plan leaves it: computes what the pruned model computes, and scores it group by group."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from hgsp.data.calibration import Calibration
+from hgsp.models.decoder import Decoder
+from hgsp.models.geometry import geometry_of
+from hgsp.pruning.select import kept_mask
+from hgsp.pruning.surgery import Surgery, apply_plan
+from hgsp.pruning.zero_padded import decoder_as_cut
+from hgsp.reconstruction.reconstruct import reconstruct
+from hgsp.scoring.groups import build_group_table
+from hgsp.scoring.methods import METHODS
+from hgsp.scoring.score import score_groups
+from plans import mixed_plan, plan_dropping
+
+IDS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(3))
+TEXT = Calibration(IDS, "random bytes", 3)
+LONGER = Calibration(torch.randint(0, 256, (64, 32), generator=torch.Generator().manual_seed(4)), "random bytes", 4)
+
+
+def cut_model(model, plan, *, rebuilt=True):
+    """(decoder as cut, the pruned model itself)."""
+    dense = Decoder(model)
+    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
+    if rebuilt:
+        reconstruct(dense, surgery, LONGER)
+        assert surgery.replaced
+    return decoder_as_cut(dense, surgery), apply_plan(copy.deepcopy(model), plan, dict(surgery.replaced))
+
+
+@torch.no_grad()
+def last_hidden(decoder):
+    hidden = decoder.embed(IDS)
+    for index in range(decoder.num_layers):
+        with decoder.layer(index) as module:
+            hidden = decoder.call(module, hidden)
+    return decoder.model.model.norm(hidden)
+
+
+@pytest.mark.parametrize("rebuilt", [False, True, "bias"])
+def test_it_computes_what_the_pruned_model_computes(tiny, rebuilt):
+    before = copy.deepcopy(tiny.state_dict())
+    decoder, pruned = cut_model(tiny, replace(mixed_plan(tiny), writer_bias=rebuilt == "bias"), rebuilt=rebuilt)
+    with torch.no_grad():
+        expected = pruned.model(IDS).last_hidden_state
+    torch.testing.assert_close(last_hidden(decoder), expected, atol=1e-5, rtol=1e-4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "random"])
+def test_what_was_dropped_is_worth_nothing_and_the_rest_what_it_is_worth_in_the_pruned_model(tiny, method):
+    plan = mixed_plan(tiny)
+    decoder, pruned = cut_model(tiny, plan, rebuilt=True)
+    found = score_groups(decoder, method, TEXT).by_layer
+    table = build_group_table(found, geometry_of(tiny))
+    kept = kept_mask(table, plan)
+    assert (table.importance[~kept] == 0).all()
+    assert (table.importance[kept] > 0).all()
+    own = score_groups(Decoder(pruned), method, TEXT).by_layer
+    for index, (wide, narrow) in enumerate(zip(found, own, strict=True)):
+        for kind in ("attention", "mlp"):
+            np.testing.assert_allclose(wide[kind][wide[kind] > 0], narrow[kind], rtol=2e-3, err_msg=f"{index} {kind}")
+
+
+def test_layers_and_blocks_that_are_gone(make):
+    model = make("llama-8q4kv", num_hidden_layers=4)
+    plan = plan_dropping(model, layers=[1], kv={0: range(4)}, mlp={2: range(96), 3: range(10)})
+    decoder, pruned = cut_model(model, plan, rebuilt=True)
+    with torch.no_grad():
+        expected = pruned.model(IDS).last_hidden_state
+    torch.testing.assert_close(last_hidden(decoder), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_interrupted_layer_is_dense_again(make):
+    model = make("llama-8q4kv")
+    before = copy.deepcopy(model.state_dict())
+    decoder, _ = cut_model(model, mixed_plan(model), rebuilt=False)
+    with pytest.raises(KeyboardInterrupt), decoder.layer(0):
+        raise KeyboardInterrupt
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

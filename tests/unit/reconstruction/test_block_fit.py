@@ -1,0 +1,134 @@
+"""Gradient steps on one SwiGLU block against targets that it can reach, cannot reach, and must not forget."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from hgsp.reconstruction.block_fit import BlockText, fit_block
+
+HIDDEN, WIDTH, BATCH = 16, 24, 256
+
+
+def block_of(seed, dtype=torch.float32, **options):
+    torch.manual_seed(seed)
+    config = LlamaConfig(hidden_size=HIDDEN, intermediate_size=WIDTH, num_attention_heads=2, **options)
+    block = LlamaMLP(config).requires_grad_(False)
+    for weight in block.parameters():
+        weight.normal_(std=0.3)
+    return block.to(dtype)
+
+
+def text_of(block, wanted_of, num_batches=16, seed=0):
+    """Normal inputs; ``wanted_of(inputs)`` is what the block should write. The last two batches judge."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs_TH = torch.randn(num_batches * BATCH, HIDDEN, generator=generator)
+    inputs_TH = inputs_TH.to(next(block.parameters()).dtype)
+    wanted_TH = wanted_of(inputs_TH.float()).float()
+    batches = [slice(start, start + BATCH) for start in range(0, len(inputs_TH), BATCH)]
+    return BlockText(lambda batch: (inputs_TH[batch], wanted_TH[batch]), batches[:-2], batches[-2:])
+
+
+def moved(block, size=0.05):
+    """The same block with all weights a little elsewhere, in float32."""
+    other, generator = copy.deepcopy(block).float(), torch.Generator().manual_seed(1)
+    for weight in other.parameters():
+        weight += size * torch.randn(weight.shape, generator=generator)
+    return other
+
+
+def energy_of(block, text):
+    batches = [text.read(batch) for batch in text.judging]
+    return sum(float((block(inputs).float() - wanted).square().sum()) for inputs, wanted in batches)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"mlp_bias": True}])
+def test_what_the_block_can_reach_is_reached_and_the_errors_are_what_it_then_makes(dtype, options):
+    block = block_of(0, dtype, **options)
+    text, before_fit = text_of(block, moved(block)), copy.deepcopy(block)
+    before, after = fit_block(block, text, seed=7)
+    assert before.energy == pytest.approx(energy_of(before_fit, text), rel=1e-5)
+    assert after.energy == pytest.approx(energy_of(block, text), rel=1e-5)
+    assert after.energy < 0.6 * before.energy
+    assert after.share < before.share
+    for name, weight in block.named_parameters():
+        assert weight.dtype == dtype
+        assert not weight.requires_grad
+        assert not torch.equal(weight, before_fit.get_parameter(name))
+
+
+def test_noise_leaves_the_old_weights(monkeypatch):
+    """Steps that only fit noise make held-out errors worse, and the block stays bit for bit."""
+    monkeypatch.setattr("hgsp.reconstruction.block_fit.STEP_SIZE", 1.0)
+    block = block_of(0)
+    text = text_of(block, lambda inputs: block(inputs) + torch.randn(inputs.shape) * 0.1, num_batches=3)
+    old = {name: (weight, weight.clone()) for name, weight in block.named_parameters()}
+    before, after = fit_block(block, text, seed=7)
+    assert after == before
+    for name, weight in block.named_parameters():
+        same_object, value = old[name]
+        assert weight is same_object
+        assert torch.equal(weight, value)
+
+
+def test_a_block_that_writes_what_it_should_is_not_touched():
+    block = block_of(0)
+    before, after = fit_block(block, text_of(block, block), seed=7)
+    assert before == after
+    assert after.energy == 0
+
+
+def test_old_parameters_may_be_somebody_elses():
+    """They are replaced, never written to."""
+    block = block_of(0)
+    old, text = dict(block.named_parameters()), text_of(block, moved(block))
+    values = {name: weight.clone() for name, weight in old.items()}
+    fit_block(block, text, seed=7)
+    assert all(torch.equal(old[name], value) for name, value in values.items())
+    assert all(weight is not old[name] for name, weight in block.named_parameters())
+
+
+def test_tokens_of_great_energy_do_not_drown_the_others():
+    """One token in 64 writes a thousand times what it should get, as attention sinks do; the others still gain."""
+
+    def with_sinks(inputs, other):
+        wanted = other(inputs)
+        wanted[::64] *= 1000
+        return wanted
+
+    block = block_of(0)
+    text, unfitted = text_of(block, partial(with_sinks, other=moved(block))), copy.deepcopy(block)
+    fit_block(block, text, seed=7)
+    inputs_TH, wanted_TH = text.read(text.judging[0])
+    ordinary = torch.arange(len(inputs_TH)) % 64 != 0
+    before, after = (float((model(inputs_TH) - wanted_TH)[ordinary].square().sum()) for model in (unfitted, block))
+    assert after < 0.7 * before
+
+
+def test_the_seed_orders_the_text():
+    fitted = []
+    for seed in (7, 7, 8):
+        block = block_of(0)
+        fit_block(block, text_of(block, moved(block)), seed)
+        fitted.append(block.gate_proj.weight)
+    assert torch.equal(fitted[0], fitted[1])
+    assert not torch.equal(fitted[0], fitted[2])
+
+
+@pytest.mark.parametrize(("enough", "epochs"), [(5, 1), (14, 1), (15, 2), (1000, 3)])
+def test_a_long_text_is_gone_through_less_often(monkeypatch, enough, epochs):
+    """14 batches of one step each fit; each is read once more to weigh its tokens."""
+    monkeypatch.setattr("hgsp.reconstruction.block_fit.MIN_STEPS", enough)
+    block, reads = block_of(0), []
+    text = text_of(block, moved(block))
+
+    def read(batch):
+        reads.append(batch)
+        return text.read(batch)
+
+    fit_block(block, BlockText(read, text.fitting, text.judging), seed=7)
+    assert [reads.count(batch) for batch in text.fitting] == [1 + epochs] * 14

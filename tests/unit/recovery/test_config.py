@@ -1,0 +1,132 @@
+"""What a user can ask of recovery: names and defaults of the contract, and how batches are shared out."""
+
+import shlex
+
+import pytest
+
+from hgsp.console.flags import arguments_of, parse
+from hgsp.errors import InputError
+from hgsp.evaluation.config import EvaluationConfig
+from hgsp.pipeline.config import PruneConfig
+from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
+from hgsp.recovery.outputs import next_command
+from hgsp.recovery.resume import last_complete_state, unfinished_run
+from hgsp.recovery.training import num_updates, steps_between_evaluations
+
+REQUIRED = ["--pruned_model", "results/M/p20/pruned_model.bin", "--output_dir", "results/M/p20_finetuned"]
+
+#: The contract's command, by hand.
+PROMISED = {
+    "data_path": "yahma/alpaca-cleaned",
+    "num_epochs": 3,
+    "learning_rate": 3e-4,
+    "batch_size": 128,
+    "micro_batch_size": 4,
+    "lora_r": 8,
+    "lora_alpha": 16,
+    "device": None,
+}
+
+
+def parsed(*argv):
+    return parse(RecoveryConfig, [*REQUIRED, *argv], prog="prog", description="")
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_defaults_are_those_of_the_contract(name):
+    assert getattr(parsed(), name) == PROMISED[name]
+
+
+def test_all_seven_projections_get_adapters_unless_told_otherwise():
+    assert len(parsed().lora_target_modules) == 7
+    assert parsed("--lora_target_modules", "q_proj", "v_proj").lora_target_modules == ("q_proj", "v_proj")
+
+
+def test_the_pruning_recipes_flags_arrive(tmp_path):
+    asked = {"finetune_data_path": "d", "finetune_epochs": 2, "finetune_lr": 1e-3, "finetune_batch_size": 16}
+    asked |= {"finetune_micro_batch_size": 8, "lora_r": 4, "lora_alpha": 32}
+    common = {"seed": 7, "no_bin": True, "overwrite": True, "device": "cpu", "eval_max_windows": 3}
+    config = PruneConfig(base_model="m", output_name="o", pruning_ratio=0.2, dataset="builtin", **asked, **common)
+    recovery = recovery_after_pruning(config, tmp_path / "p20")
+    assert (recovery.pruned_model, recovery.output_dir) == (str(tmp_path / "p20"), str(tmp_path / "p20_finetuned"))
+    translated = {"finetune_data_path": "data_path", "finetune_epochs": "num_epochs", "finetune_lr": "learning_rate"}
+    for name, value in (asked | common).items():
+        assert getattr(recovery, translated.get(name, name.removeprefix("finetune_"))) == value
+
+
+@pytest.mark.parametrize(("batch", "micro", "processes", "steps"), [(128, 4, 1, 32), (128, 4, 8, 4), (4, 4, 1, 1)])
+def test_the_batch_is_shared_out_over_processes_and_steps(batch, micro, processes, steps):
+    config = parsed("--batch_size", str(batch), "--micro_batch_size", str(micro))
+    assert steps_per_update(config, processes) == steps
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do():
+    with pytest.raises(InputError, match=r"multiple of 12 .*3 processes.*the nearest are 120 or 132"):
+        steps_per_update(parsed(), 3)
+
+
+@pytest.mark.parametrize(
+    ("sequences", "flags", "updates"),
+    [
+        (1000, [], 24),  # 250 micro batches, 32 per update: 8 updates per epoch
+        (1000, ["--num_epochs", "0.5"], 4),
+        (10, [], 3),  # fewer than one batch: one update per epoch
+        (1000, ["--max_steps", "5"], 5),
+    ],
+)
+def test_the_number_of_updates_is_known_before(sequences, flags, updates):
+    assert num_updates(sequences, parsed(*flags), 1) == updates
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "held_out", "every"),
+    [(1000, 128, 128, 100), (60, 8, 128, 60), (60, 8, 16, 10), (1, 128, 128, 1), (5, 4, 0, 1)],
+)
+def test_evaluation_never_costs_more_than_a_share_of_training(steps, batch, held_out, every):
+    """480 sequences trained on pay for no evaluation of 128 but the last."""
+    assert steps_between_evaluations(steps, batch, held_out) == every
+
+
+def test_the_next_command_can_be_pasted_whatever_the_paths_are():
+    config = parsed("--output_dir", "my models/out", "--distill_from", "the parent")
+    program, _, *flags = shlex.split(next_command(config))
+    assert program == "python"
+    given = parse(EvaluationConfig, flags, prog="prog", description="")
+    assert (given.model_path, given.recovered_model) == (config.pruned_model, config.output_dir)
+    assert (given.base_model, given.compare) == ("the parent", True)
+
+
+def test_a_state_that_was_not_written_to_its_end_is_not_taken(tmp_path):
+    for step, content in ((2, "{}"), (4, "{}"), (6, '{"ha')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
+    (tmp_path / "checkpoint-8").mkdir()
+    assert last_complete_state(tmp_path) == tmp_path / "checkpoint-4"
+    assert last_complete_state(tmp_path / "nowhere") is None
+
+
+def test_a_configuration_can_be_written_as_the_command_line_that_makes_it():
+    config = RecoveryConfig(
+        pruned_model="my model", output_dir="out", packing=True, lora_target_modules=("q_proj", "v_proj"), max_steps=3
+    )
+    arguments = arguments_of(config)
+    assert parse(RecoveryConfig, arguments, prog=None, description="") == config
+    expected = ["--pruned_model", "my model", "--output_dir", "out", "--max_steps", "3", "--packing"]
+    assert sorted(arguments) == sorted([*expected, "--lora_target_modules", "q_proj", "v_proj"])
+
+
+@pytest.mark.parametrize(
+    ("saved", "stays"),
+    [("settings.json", False), ("states/checkpoint-2/trainer_state.json", True), ("parent/0/cache.json", True)],
+)
+def test_a_run_that_fails_leaves_only_what_can_be_resumed(saved, stays, tmp_path):
+    config = parsed("--output_dir", str(tmp_path / "out"))
+
+    def save_and_fail():
+        (config.work_dir / saved).parent.mkdir(parents=True, exist_ok=True)
+        (config.work_dir / saved).write_text("{}")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), unfinished_run(config):
+        save_and_fail()
+    assert config.work_dir.exists() == stays

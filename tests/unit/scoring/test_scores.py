@@ -1,0 +1,165 @@
+"""Scores on disk: what is read is what was written, and a file that does not belong to the model is refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import make_tiny
+from hgsp.data.calibration import Calibration
+from hgsp.errors import InputError
+from hgsp.models.decoder import Decoder
+from hgsp.models.families import LINEARS
+from hgsp.models.geometry import geometry_of
+from hgsp.scoring.prior import prior_of
+from hgsp.scoring.score import score_groups
+from hgsp.scoring.scores import Scores, sample_weights
+
+TEXT = Calibration(torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(5)), "random", 0)
+
+
+def sample_of(model):
+    return sample_weights(model.state_dict().__getitem__, len(model.model.layers))
+
+
+def scores_of(model, method="taylor", with_influence=True):
+    found = score_groups(Decoder(model), method, TEXT, with_influence=with_influence)
+    return Scores(found.by_layer, found.influence, sample_of(model), {"base_model": "some/model", "dtype": "float32"})
+
+
+@pytest.fixture
+def model():
+    return make_tiny("qwen2-14q2kv")
+
+
+@pytest.mark.parametrize("method", ["taylor", "flap"])  # with and without the writer's part
+@pytest.mark.parametrize("with_influence", [True, False])
+def test_what_is_read_is_what_was_written(model, tmp_path, method, with_influence):
+    written = scores_of(model, method, with_influence)
+    written.write(tmp_path / "any name")
+    read = Scores.read(tmp_path / "any name")
+    assert [path.name for path in tmp_path.iterdir()] == ["any name"]
+    assert read.provenance == written.provenance
+    np.testing.assert_array_equal(read.weight_sample, written.weight_sample)
+    for expected, got in zip(written.by_layer, read.by_layer, strict=True):
+        assert got.keys() == expected.keys()
+        assert ("mlp.output" in got) == (method == "taylor")
+        for part, values in expected.items():
+            assert got[part].dtype == np.float64
+            np.testing.assert_array_equal(got[part], values)
+    assert (read.influence is not None) == with_influence
+    if with_influence:
+        assert read.influence.measure == "cosine"
+        for part in ("layer", "attention", "mlp"):
+            np.testing.assert_array_equal(getattr(read.influence, part), getattr(written.influence, part))
+
+
+def test_more_than_ten_layers_are_not_mixed_up(tmp_path):
+    """Layer 1 is not layers 10 and 11."""
+    by_layer = tuple({"attention": np.full(2, float(i)), "mlp": np.full(3, float(i))} for i in range(12))
+    Scores(by_layer, None, np.zeros((12, 7, 16), np.float32), {}).write(tmp_path / "s.npz")
+    for index, layer in enumerate(Scores.read(tmp_path / "s.npz").by_layer):
+        assert {part: set(values) for part, values in layer.items()} == {"attention": {index}, "mlp": {index}}
+
+
+def write_head(path, head):
+    np.savez(path, head=np.array(json.dumps(head)), weight_sample=np.zeros((1, 7, 16), np.float32))
+
+
+def flip(path, after, offset, bits):
+    content = bytearray(path.read_bytes())
+    content[content.index(after) + offset] ^= bits
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "empty": lambda path: path.write_bytes(b""),
+    "some text": lambda path: path.write_text("layer,kind,group"),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one array": lambda path: (np.save(path.with_suffix(".npy"), np.zeros(3)), path.with_suffix(".npy").replace(path)),
+    "another archive": lambda path: np.savez(path, weights=np.zeros(3)),
+    "pickled objects": lambda path: np.savez(path, head=np.array([{"schema": 1}], dtype=object)),
+    "a head that is a list": lambda path: write_head(path, [1]),
+    "layers that are no number": lambda path: write_head(path, {"schema": 1, "num_layers": "1", "measure": None}),
+    "no layers": lambda path: write_head(path, {"schema": 1, "num_layers": 1, "measure": None, "provenance": {}}),
+    "a bit that says encrypted": lambda path: flip(path, b"PK\x01\x02", 8, 1),
+    "a bit of the compression method": lambda path: flip(path, b"PK\x01\x02", 10, 1),
+    "another schema": lambda path: write_head(path, {"schema": 2, "num_layers": 0, "measure": None, "provenance": {}}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_file_that_is_not_one_is_refused_by_its_name(model, tmp_path, damage):
+    path = tmp_path / "scores.npz"
+    scores_of(model).write(path)
+    DAMAGES[damage](path)
+    with pytest.raises(InputError, match=r"scores\.npz.*score the model again"):
+        Scores.read(path)
+
+
+def test_a_changed_byte_is_noticed(model, tmp_path):
+    """Archives carry checksums: no importance is silently another."""
+    path = tmp_path / "scores.npz"
+    scores_of(model).write(path)
+    flip(path, b"1.mlp.npy", 200, 1)
+    with pytest.raises(InputError, match="CRC"):
+        Scores.read(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_same_model_is_recognised_in_any_dtype(model, dtype):
+    """Scored in float32, cut in bfloat16, or the other way round."""
+    scores, other = scores_of(model), make_tiny("qwen2-14q2kv").to(getattr(torch, dtype))
+    scores.check_belongs_to(geometry_of(other), sample_of(other), dtype)
+
+
+STRANGERS = {
+    "sizes: more layers": ({"num_hidden_layers": 4}, "other sizes"),
+    "sizes: a wider MLP": ({"intermediate_size": 97}, "other sizes"),
+    "sizes: more KV heads": ({"num_key_value_heads": 7}, "other sizes"),
+    "weights: another seed": ({"seed": 1}, "other weights"),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_scores_of_another_model_are_refused(model, stranger):
+    changes, complaint = STRANGERS[stranger]
+    other = make_tiny("qwen2-14q2kv", **changes)
+    with pytest.raises(InputError, match=rf"{complaint} \(some/model\)"):
+        scores_of(model).check_belongs_to(geometry_of(other), sample_of(other), "float32")
+
+
+@pytest.mark.parametrize("linear", LINEARS)
+@pytest.mark.parametrize(("dtype", "change"), [("float32", 1.0001), ("bfloat16", 1.1)])
+def test_one_linear_with_other_weights_is_noticed_in_any_layer(model, linear, dtype, change):
+    """As in a model that was fine-tuned a little, in the last layers only: the same dtype has the same values."""
+    scores, last = scores_of(model), model.model.layers[-1].get_submodule(linear)
+    last.weight.data[0] *= change
+    with pytest.raises(InputError, match="other weights"):
+        scores.check_belongs_to(geometry_of(model), sample_of(model), dtype)
+
+
+@pytest.mark.parametrize("tau", [None, 0.0, 1e-3, math.inf])
+def test_the_table_multiplies_by_the_prior_only_above_temperature_zero(model, tau):
+    scores, geometry = scores_of(model), geometry_of(model)
+    plain, modes = scores.table(geometry, "none", 0.0, tau)
+    assert modes == ["none"] * 3
+    np.testing.assert_array_equal(plain.prior, 1)
+    np.testing.assert_array_equal(plain.score, plain.importance / plain.cost)
+    table, modes = scores.table(geometry, "none", 2.0, tau)
+    prior_LK, expected_modes = prior_of(scores.influence, 2.0, tau)
+    assert modes == expected_modes
+    np.testing.assert_array_equal(table.base_score, plain.score)
+    np.testing.assert_array_equal(table.score, plain.score * prior_LK[table.layer, table.kind])
+    assert set(modes) == {None: {"layer", "block"}, 0.0: {"block"}, math.inf: {"layer"}}.get(tau, set(expected_modes))
+
+
+def test_a_prior_without_measured_influence_is_refused(model):
+    scores = scores_of(model, with_influence=False)
+    scores.table(geometry_of(model), "none", 0.0, None)
+    with pytest.raises(InputError, match="scores made with --temperature 0"):
+        scores.table(geometry_of(model), "none", 0.5, None)
