@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgsp.cli.main import guarded, quiet_libraries
+from hgsp.cli.main import quiet_libraries, run_guarded
 from hgsp.console.flags import arguments_of, parse
 from hgsp.errors import InputError
 from hgsp.pipeline.config import PruneConfig
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(RecoveryConfig, arguments, prog="finetune_lora.py", description=__doc__ or "")
         return finetune(config, shlex.join(["finetune_lora.py", *arguments]))
 
-    return guarded(run, OUT_OF_MEMORY, INTERRUPTED)
+    return run_guarded(run, OUT_OF_MEMORY, INTERRUPTED)
 
 
 def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = None) -> int:
@@ -55,26 +55,26 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
     from hgsp.console.progress import Timings, terminal
     from hgsp.console.result_folders import new_folder
     from hgsp.evaluation.models import own_device
-    from hgsp.evaluation.pre_post import BeforeAfter
+    from hgsp.evaluation.pre_post import PrePostEvaluation
     from hgsp.layerwise.distributed import is_main_process, leave_processes, wait_for_all
     from hgsp.models.checkpoint import load_pruned
     from hgsp.recovery import outputs as outcome
     from hgsp.recovery import training
-    from hgsp.recovery.resume import unfinished_run
+    from hgsp.recovery.resume import resumable_run
     from hgsp.recovery.samples import Collator, load_training_text
-    from hgsp.recovery.teacher import inspect_parent
+    from hgsp.recovery.teacher import inspect_teacher
 
     tokenizer, model_config = check_request(config)
     text = text or load_training_text(config, tokenizer)
-    parent_source = inspect_parent(config, model_config.vocab_size)
-    measure = BeforeAfter(config, offloaded=False)
+    teacher_source = inspect_teacher(config, model_config.vocab_size)
+    measure = PrePostEvaluation(config, offloaded=False)
     measure.check(model_config, tokenizer)
     device = own_device(config.device)
     dtype = outcome.stored_dtype(config, model_config)
     is_main = is_main_process()
     timings = Timings()
     with (
-        unfinished_run(config) if is_main else nullcontext(),
+        resumable_run(config) if is_main else nullcontext(),
         LogFile(config.work_dir / "training.log") if is_main else nullcontext() as log,
     ):
         wait_for_all()
@@ -89,7 +89,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
             wait_for_all()
         with timings.stage("train"):
             collator = Collator(outcome.padding_token(tokenizer), config.packing)
-            trained = training.train(model, text, config, collator, device, parent_source, terminal)
+            trained = training.train(model, text, config, collator, device, teacher_source, terminal)
         del model
         leave_processes()
         if not is_main:
@@ -196,7 +196,7 @@ def recover_all(recoveries: Sequence[tuple[RecoveryConfig, TrainingText]], comma
     One that fails ends it, and the user is told how to go on: what is pruned is there and stays.
     """
     for config, text in recoveries:
-        code = guarded(partial(finetune, config, command, text), OUT_OF_MEMORY, INTERRUPTED)
+        code = run_guarded(partial(finetune, config, command, text), OUT_OF_MEMORY, INTERRUPTED)
         if code:
             alone = shlex.join(["python", "finetune_lora.py", *arguments_of(config)])
             print(f"{config.pruned_model} is complete; its recovery by itself: {alone}", file=sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hgsp.cli.main import guarded, quiet_libraries
+from hgsp.cli.main import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
 from hgsp.pipeline.config import PruneConfig
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(PruneConfig, arguments, prog="run_global_pruning.py", description=__doc__ or "")
         return prune(config, shlex.join(["run_global_pruning.py", *arguments]))
 
-    return guarded(run)
+    return run_guarded(run)
 
 
 def prune(config: PruneConfig, command: str) -> int:
@@ -36,14 +36,14 @@ def prune(config: PruneConfig, command: str) -> int:
     from hgsp.console.log_file import LogFile, show
     from hgsp.console.progress import Timings, terminal
     from hgsp.data.texts import CALIBRATE, load_text
-    from hgsp.evaluation.pre_post import BeforeAfter
+    from hgsp.evaluation.pre_post import PrePostEvaluation
     from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
     from hgsp.models.loading import load_own_tokenizer
     from hgsp.pipeline import report
     from hgsp.pipeline import run as pipeline
     from hgsp.pipeline.decision import cut
-    from hgsp.pipeline.loaded import open_model
-    from hgsp.pipeline.request import Calibrations, draw_calibrations, prepare, result_folder, unfinished
+    from hgsp.pipeline.loaded import load_for_pruning
+    from hgsp.pipeline.request import Calibrations, draw_calibrations, prepare, result_folder, resume_paths
 
     request = prepare(config)
     warnings = list(request.source.warnings)
@@ -62,7 +62,7 @@ def prune(config: PruneConfig, command: str) -> int:
     timings = Timings()
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
         LOG.info("command: %s", command)
-        measure = BeforeAfter(config, offloaded=config.offload)
+        measure = PrePostEvaluation(config, offloaded=config.offload)
         tokenizer = load_own_tokenizer(request.source)
         measure.check(request.source.config, tokenizer)
         recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
@@ -73,31 +73,31 @@ def prune(config: PruneConfig, command: str) -> int:
             calibrations = draw_calibrations(config, texts, tokenizer)
         join_processes(request.device)
         with timings.stage("load"):
-            opened = open_model(config, request.source, request.device)
+            loaded = load_for_pruning(config, request.source, request.device)
         with timings.stage("score"):
             if scores is None:
-                scores = pipeline.score(config, opened, calibrations.scoring, terminal)
+                scores = pipeline.score(config, loaded, calibrations.scoring, terminal)
             else:
-                scores.check_belongs_to(request.geometry, opened.weight_sample(), config.dtype)
+                scores.check_belongs_to(request.geometry, loaded.weight_sample(), config.dtype)
         is_main = is_main_process()
         leave_processes()
         if not is_main:
             return 0
         with timings.stage("evaluate"):
-            measure.before(opened.model, tokenizer)
+            measure.before(loaded.model, tokenizer)
 
         for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
             seconds = Timings(timings)
             if number and not config.offload:
                 with seconds.stage("load"):
-                    opened = open_model(config, request.source, request.device)  # surgery consumed the last one
-            state = unfinished(request, ratio)
+                    loaded = load_for_pruning(config, request.source, request.device)  # surgery consumed the last one
+            state = resume_paths(request, ratio)
             with result_folder(request, ratio) as folder:
-                decision, rebuilt = pipeline.cut_in_rounds(
-                    request, opened, scores, budget, calibrations, folder, state, seconds, terminal
+                decision, reconstructed = pipeline.prune_in_rounds(
+                    request, loaded, scores, budget, calibrations, folder, state, seconds, terminal
                 )
                 with seconds.stage("save"):
-                    pruned = pipeline.write_result(request, opened, decision, scores, tokenizer, folder, rebuilt)
+                    pruned = pipeline.write_result(request, loaded, decision, scores, tokenizer, folder, reconstructed)
                 with seconds.stage("evaluate"):
                     measure.after(pruned, tokenizer)
                 content = report.analysis(
@@ -110,12 +110,12 @@ def prune(config: PruneConfig, command: str) -> int:
                     samples=measure.samples,
                     timings_s=seconds,
                     warnings=warnings + measure.warnings,
-                    rebuilt=rebuilt,
+                    reconstructed=reconstructed,
                 )
                 _finish(content, folder, log, request.folder(ratio))
             state.remove()
             del pruned
-    del opened
+    del loaded
     return recover_all(recoveries, command)
 
 

@@ -21,7 +21,7 @@ from quality import Bench
 
 from hgsp.cli.main import quiet_libraries
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
-from hgsp.models.half_precision import wide_products
+from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.pipeline.config import PruneConfig
 
 #: Name -> what differs from WikiText-2 and C4 in sequences of 256 tokens.
@@ -34,7 +34,7 @@ CALIBRATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@wide_products()
+@fp32_matmul_fallback()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base_model", required=True)

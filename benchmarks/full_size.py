@@ -29,11 +29,11 @@ from transformers import AutoModelForCausalLM
 
 from hgsp.models.checkpoint import save_streamed
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_WRITER, MLP_WRITER
+from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
-from hgsp.models.offload import open_offloaded
-from hgsp.pruning.select import Floors, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.models.offload import load_offloaded
+from hgsp.pruning.select import MinimumSizes, PrunePlan, budget_for_ratio, kept_mask, select_groups
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.scores import Scores
 
@@ -110,8 +110,8 @@ def check(dense_folder: Path, pruned_folder: Path) -> dict[str, Any]:
     """Difference of last-token logits between the pruned model and the masked dense one, relative to their spread."""
     plan = PrunePlan.read_json(pruned_folder / "prune_plan.json")
     input_ids = torch.randint(0, 256, (1, 16), generator=torch.Generator().manual_seed(0))
-    pruned = logits(open_offloaded(inspect_model(str(pruned_folder)), "bfloat16", "cpu")[0], input_ids, None)
-    masked = logits(open_offloaded(inspect_model(str(dense_folder)), "bfloat16", "cpu")[0], input_ids, plan)
+    pruned = logits(load_offloaded(inspect_model(str(pruned_folder)), "bfloat16", "cpu")[0], input_ids, None)
+    masked = logits(load_offloaded(inspect_model(str(dense_folder)), "bfloat16", "cpu")[0], input_ids, plan)
     report = json.loads((pruned_folder / "pruning_analysis.json").read_text())
     difference = float((pruned - masked).abs().max() / masked.std())
     if difference > 0.1:  # bf16 sums in another order
@@ -134,9 +134,9 @@ def logits(decoder: Decoder, input_ids: Tensor, plan: PrunePlan | None) -> Tenso
                 width = geometry.queries_per_kv * geometry.head_dim
                 groups = torch.tensor(plan.layers[index].kv_groups)
                 columns = (groups[:, None] * width + torch.arange(width)).flatten()
-                hooks.enter_context(reading_only(module.get_submodule(ATTENTION_WRITER), columns))
+                hooks.enter_context(reading_only(module.get_submodule(ATTENTION_OUTPUT), columns))
                 channels = torch.tensor(plan.layers[index].mlp_channels)
-                hooks.enter_context(reading_only(module.get_submodule(MLP_WRITER), channels))
+                hooks.enter_context(reading_only(module.get_submodule(MLP_OUTPUT), channels))
             hidden = decoder.call(module, hidden)
     return decoder.model.lm_head(decoder.model.model.norm(hidden[:, -1]))[0].float()
 
@@ -163,7 +163,7 @@ def time_the_table(pruned_folder: Path, dense_folder: Path) -> dict[str, Any]:
     scores = Scores.read(pruned_folder / "scores.npz")
     start = time.perf_counter()
     table = build_group_table(scores.by_layer, geometry)
-    plan = select_groups(table, geometry, budget_for_ratio(geometry, RATIO, Floors()), Floors())
+    plan = select_groups(table, geometry, budget_for_ratio(geometry, RATIO, MinimumSizes()), MinimumSizes())
     cut_s = time.perf_counter() - start
     start = time.perf_counter()
     table.write_csv(pruned_folder / "global_group_table.csv", kept_mask(table, plan))

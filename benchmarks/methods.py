@@ -24,7 +24,7 @@ from hgsp.data.texts import CALIBRATE, EVALUATE, load_text
 from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.models.decoder import Decoder
 from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
-from hgsp.pruning.select import Floors, select_groups
+from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.score import ScoringOptions, score_groups
@@ -90,7 +90,7 @@ class Bench:
         denominator = geometry.decoder_params if self._options.denominator == "decoder" else geometry.total_params
         name = METHODS[method].normalization if normalization == "auto" else normalization
         table, _ = self._scores[method].table(geometry, name, temperature, None)
-        plan = select_groups(table, geometry, int(ratio * denominator), Floors())
+        plan = select_groups(table, geometry, int(ratio * denominator), MinimumSizes())
         pruned = apply_plan(load_dense(self._source, "bfloat16", self._options.device), plan)
         return {
             **self._perplexity(pruned),

@@ -25,7 +25,7 @@ from typing import Any
 from divergence import DenseReference
 from machine import provenance
 from quality_report import draw, markdown, mean_accuracy
-from quality_ways import WAYS, Maker
+from quality_ways import SETTINGS, Maker
 
 from hgsp.cli.main import quiet_libraries
 from hgsp.data.calibration import tokenize
@@ -34,14 +34,14 @@ from hgsp.evaluation.metrics.harness import load_task, run_task
 from hgsp.evaluation.metrics.ppl import split_windows
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.evaluation.tasks import parse_tasks
-from hgsp.models.half_precision import wide_products
+from hgsp.models.half_precision import fp32_matmul_fallback
 
 
-@wide_products()
+@fp32_matmul_fallback()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base_model", required=True)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["fisher", "fisher+lstsq"])
+    parser.add_argument("--ways", nargs="+", choices=SETTINGS, default=["fisher", "fisher+lstsq"])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.3, 0.5], help="of the decoder layers")
     parser.add_argument("--calibrate", nargs="+", default=["wikitext2"], help="several give as many sequences each")
     parser.add_argument("--nsamples", type=int, default=64)
@@ -73,7 +73,7 @@ def main() -> None:
     options.output.write_text(json.dumps(result, indent=2) + "\n")
     for way, ratio in itertools.product(options.ways, options.ratios):
         if (way, ratio) not in done:
-            make = functools.partial(WAYS[way], bench.maker)
+            make = functools.partial(SETTINGS[way], bench.maker)
             result["rows"].append({"way": way, "ratio": ratio, **bench.measure(make, ratio)})
             print(json.dumps(result["rows"][-1]), flush=True)
             options.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -22,16 +22,16 @@ from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
 from hgsp.pipeline.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
-from hgsp.pruning.select import Floors
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.reconstruction.reconstruct import reconstruct
-from hgsp.reconstruction.resume import FinishedLayers
+from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.score import ScoringOptions, score_groups
 from hgsp.scoring.scores import Scores, sample_weights
-from hgsp.search.by_gradient import GradientMoves
-from hgsp.search.by_profile import ProfileMoves
-from hgsp.search.search import Budgeted, Moves, search
+from hgsp.search.by_gradient import GradientProposals
+from hgsp.search.by_profile import ProfileProposals
+from hgsp.search.search import Proposals, SearchProblem, search
 
 SEED = 42
 DTYPE = "bfloat16"
@@ -85,22 +85,22 @@ class Maker:
         geometry = self.source.geometry
         scores = self._scores(method, labels, num_sequences or self._options.nsamples)
         table, _ = scores.table(geometry, METHODS[method].normalization, 0.0, None)
-        start = Budgeted(table.with_depth_slope(depth_slope), geometry, budget, Floors())
+        start = SearchProblem(table.with_depth_slope(depth_slope), geometry, budget, MinimumSizes())
         if not search_steps:
             return start.plan(np.zeros((geometry.num_layers, 2)))
         state_file = self._options.output.with_suffix(f".{method}.{budget}.search.json")
-        state = search(self._moves(start, refit), start, search_steps, state_file=state_file)
+        state = search(self._proposals(start, refit), start, search_steps, state_file=state_file)
         self.found["search_kl"] = [round(divergence, 4) for divergence in state.divergences]
         self.found["log_factors"] = np.round(state.log_factors, 2).tolist()
         return start.plan(np.array(state.log_factors))
 
-    def _moves(self, start: Budgeted, refit: bool) -> Moves:
+    def _proposals(self, start: SearchProblem, refit: bool) -> Proposals:
         model, batch_size = self.dense(), self._options.batch_size
         calibration = self.calibration(DEFAULT_PROFILE_NSAMPLES if refit else DEFAULT_SEARCH_NSAMPLES, SEED + 1)
         if not refit:
-            return GradientMoves(Decoder(model), start, calibration, batch_size=batch_size)
+            return GradientProposals(Decoder(model), start, calibration, batch_size=batch_size)
         surgery_of = functools.partial(surgery, model)
-        return ProfileMoves(Decoder(model), start, calibration, surgery_of, batch_size=batch_size)
+        return ProfileProposals(Decoder(model), start, calibration, surgery_of, batch_size=batch_size)
 
     def reconstructed(self, model: Any, plan: Any, num_sequences: int | None = None, whole_blocks: bool = False) -> Any:
         """The pruned model with its writers, or blocks, refitted; consumes the dense one."""
@@ -108,7 +108,7 @@ class Maker:
         calibration = self.calibration(num_sequences or options.reconstruct_nsamples)
         asked = [[asdict(keep) for keep in plan.layers], plan.writer_bias, whole_blocks, calibration.sha256]
         fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        finished = FinishedLayers(options.output.with_suffix(f".{fingerprint[:12]}"), fingerprint)
+        finished = ResumeState(options.output.with_suffix(f".{fingerprint[:12]}"), fingerprint)
         reconstruct(
             Decoder(model),
             surgery(model, plan, finished.tensors),
@@ -170,7 +170,7 @@ def published(maker: Maker, budget: int, name: str) -> Any:
     return maker.baseline(name, budget)
 
 
-WAYS: dict[str, Callable[[Maker, int], Any]] = {
+SETTINGS: dict[str, Callable[[Maker, int], Any]] = {
     "fisher, labels drawn": functools.partial(cut_only, method="fisher", labels="model"),
     **{method: functools.partial(cut_only, method=method) for method in METHODS},
     **{f"{method}+lstsq": functools.partial(cut_and_reconstruct, method=method) for method in METHODS},

@@ -27,7 +27,7 @@ from hgsp.recovery.outputs import padding_token
 from hgsp.recovery.samples import Collator, load_training_text
 
 #: Way -> its flags; PARENT stands for the dense model. The learning rates are the best of a few tried for each.
-WAYS = {
+SETTINGS = {
     "LoRA": ["--learning_rate", "3e-3"],
     "LoRA, distilled": ["--learning_rate", "3e-3", "--distill_from", "PARENT"],
     "LoRA, half distilled": ["--learning_rate", "3e-3", "--distill_from", "PARENT", "--distill_weight", "0.5"],
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--instructions", required=True, help="training rows")
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--prune_flags", nargs="*", default=[], help="without dashes: name=value")
     parser.add_argument("--max_steps", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=8)
@@ -92,7 +92,7 @@ class Bench:
         """The recovered folder, and the seconds its training took, evaluation on held-out rows included."""
         folder = pruned.with_name(f"{pruned.name} {way}".replace(", ", "_").replace(" ", "_"))
         if not folder.exists():
-            flags = [self._options.base_model if flag == "PARENT" else flag for flag in WAYS[way]]
+            flags = [self._options.base_model if flag == "PARENT" else flag for flag in SETTINGS[way]]
             paths = ["--pruned_model", str(pruned), "--output_dir", str(folder), "--overwrite"]
             _succeed(finetune_lora.main([*paths, *self._training_flags(), *flags]))
         analysis = json.loads((folder / "recovery_analysis.json").read_text())

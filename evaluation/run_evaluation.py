@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, Python looks for modules beside this file instead of in the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from hgsp.cli.main import guarded, quiet_libraries
+from hgsp.cli.main import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
 from hgsp.evaluation.config import EvaluationConfig
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(EvaluationConfig, arguments, prog="run_evaluation.py", description=__doc__ or "")
         return evaluate(config, shlex.join(["run_evaluation.py", *arguments]))
 
-    return guarded(run, "what was measured before is kept. Try a smaller model or --dtype bfloat16")
+    return run_guarded(run, "what was measured before is kept. Try a smaller model or --dtype bfloat16")
 
 
 def evaluate(config: EvaluationConfig, command: str) -> int:

@@ -17,7 +17,7 @@ METHODS = ("taylor", "taylor_2nd", "fisher", "fisher_token", "wanda", "flap", "m
 KINDS = {
     "WeightMethod": "saliency of single weights, added up over a group",
     "ColumnMethod": "saliency of the columns that read a group, combined over them",
-    "GateMethod": "the statistic that is the importance of groups",
+    "MaskMethod": "the statistic that is the importance of groups",
     "GroupMethod": "importance of whole groups",
 }
 

@@ -4,7 +4,7 @@ import json
 
 from safetensors.torch import load_file
 
-REBUILDING = {
+BALANCED = {
     "--pruning_ratio": "0.2",
     "--temperature": "0.0",
     "--nsamples": "4",

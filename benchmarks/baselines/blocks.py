@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from baselines.widths import plan_keeping, uniform_shapes
 from hgsp.data.calibration import Calibration
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_WRITER, MLP_WRITER
+from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.pruning.select import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.statistics import watch_inputs
 
 #: The Linear of each block that writes into the residual stream.
-WRITERS = {"attention": ATTENTION_WRITER, "mlp": MLP_WRITER}
+OUTPUT_PROJECTIONS = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def walk_blocks(model: Any, input_ids_NT: Tensor, batch_size: int) -> Iterator[B
     stream = [decoder.embed(input_ids_BT) for input_ids_BT in input_ids_NT.split(batch_size)]
     for index in range(decoder.num_layers):
         with decoder.layer(index) as layer:
-            for kind, name in WRITERS.items():
+            for kind, name in OUTPUT_PROJECTIONS.items():
                 writer: Any = layer.get_submodule(name)
                 yield Block(index, kind, writer, partial(_writer_inputs, decoder, layer, kind, writer, stream))
                 stream = [decoder.call_block(layer, kind, hidden_BTH) for hidden_BTH in stream]

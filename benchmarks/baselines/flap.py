@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines.blocks import WRITERS, Block, columns_of_group, walk_blocks
+from baselines.blocks import OUTPUT_PROJECTIONS, Block, columns_of_group, walk_blocks
 from baselines.widths import Scores, global_plan
 from hgsp.data.calibration import Calibration
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import Floors, LayerKeep, PrunePlan
+from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan
 from hgsp.pruning.surgery import apply_plan
 
 
@@ -36,7 +36,9 @@ def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: 
         means[block.index, block.kind], variance_I = mean_and_variance(block)
         columns = columns_of_group(geometry, block.kind)
         scores[block.index][block.kind] = group_scores(block.writer.weight, variance_I, columns)
-    has_bias = {kind: model.model.layers[0].get_submodule(name).bias is not None for kind, name in WRITERS.items()}
+    has_bias = {
+        kind: model.model.layers[0].get_submodule(name).bias is not None for kind, name in OUTPUT_PROJECTIONS.items()
+    }
     plan = plan_paying_for_biases(scores, geometry, budget_params, has_bias)
     biases = {
         (index, kind): _compensated_bias(model.model.layers[index], kind, means[index, kind], keep, geometry)
@@ -45,7 +47,7 @@ def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: 
     }
     pruned = apply_plan(model, plan)
     for (index, kind), bias_H in biases.items():
-        writer = pruned.model.layers[index].get_submodule(WRITERS[kind])
+        writer = pruned.model.layers[index].get_submodule(OUTPUT_PROJECTIONS[kind])
         writer.bias = nn.Parameter(bias_H.to(writer.weight), requires_grad=False)
     return pruned
 
@@ -74,7 +76,7 @@ def plan_paying_for_biases(
     """The plan that removes the budget and, on top, as many parameters as the biases it needs add."""
     added = 0
     while True:
-        plan = global_plan(scores, geometry, budget_params + added, Floors(1, 1))
+        plan = global_plan(scores, geometry, budget_params + added, MinimumSizes(1, 1))
         kinds = [kind for index, keep in enumerate(plan.layers) for kind in _cut_kinds(keep, index, geometry)]
         needed = geometry.hidden_size * sum(not has_bias[kind] for kind in kinds)
         if needed <= added:
@@ -86,12 +88,12 @@ def _cut_kinds(keep: LayerKeep, index: int, geometry: Geometry) -> list[str]:
     """The blocks of a layer that lose something."""
     dense = geometry.shapes[index]
     cut = {"attention": keep.shape.num_kv_groups < dense.num_kv_groups, "mlp": keep.shape.mlp_width < dense.mlp_width}
-    return [kind for kind in WRITERS if cut[kind]]
+    return [kind for kind in OUTPUT_PROJECTIONS if cut[kind]]
 
 
 def _compensated_bias(layer: nn.Module, kind: str, mean_I: Tensor, keep: LayerKeep, geometry: Geometry) -> Tensor:
     """The dense writer's bias plus what its removed columns write on average, float64 [H]."""
-    writer: Any = layer.get_submodule(WRITERS[kind])
+    writer: Any = layer.get_submodule(OUTPUT_PROJECTIONS[kind])
     kept = torch.tensor(keep.kv_groups if kind == "attention" else keep.mlp_channels)
     columns = columns_of_group(geometry, kind)
     lost_I = torch.ones(len(mean_I) // columns, dtype=torch.float64).index_fill_(0, kept, 0).repeat_interleave(columns)

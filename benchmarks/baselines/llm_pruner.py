@@ -27,7 +27,7 @@ from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import Floors
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.statistics import gather_backward
 
@@ -49,8 +49,8 @@ def prune(
     scores = group_scores(model, calibration, batch_size, strided)
     layers = band(geometry.num_layers)
     if globally:
-        floors = Floors(1, 1, freeze_first=layers.start, freeze_last=geometry.num_layers - layers.stop)
-        return apply_plan(model, global_plan(scores, geometry, budget_params, floors))
+        minimum_sizes = MinimumSizes(1, 1, freeze_first=layers.start, freeze_last=geometry.num_layers - layers.stop)
+        return apply_plan(model, global_plan(scores, geometry, budget_params, minimum_sizes))
     return apply_plan(model, uniform_plan(scores, geometry, budget_params, layers))
 
 
@@ -66,7 +66,7 @@ def group_scores(model: Any, calibration: Calibration, batch_size: int, strided:
     num_sequences, seq_len = calibration.input_ids.shape
     share = Share(0, 1, num_sequences)
     found: dict[int, dict[str, Tensor]] = {}
-    with LayerWalk(Decoder(model), calibration.input_ids, batch_size, keep_boundaries=True) as walk:
+    with LayerWalk(Decoder(model), calibration.input_ids, batch_size, keep_hidden_states=True) as walk:
         for layer_pass in walk.forward():
             layer_pass.run()
         for back in walk.backward():

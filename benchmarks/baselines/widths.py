@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import Floors, LayerKeep, PrunePlan, select_groups
+from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, select_groups
 from hgsp.scoring.groups import build_group_table
 
 #: Per layer ``{"attention": [K], "mlp": [M]}``; the lowest leave.
@@ -74,10 +74,10 @@ def uniform_plan(scores: Scores, geometry: Geometry, budget_params: int, band: r
     )
 
 
-def global_plan(scores: Scores, geometry: Geometry, budget_params: int, floors: Floors) -> PrunePlan:
+def global_plan(scores: Scores, geometry: Geometry, budget_params: int, minimum_sizes: MinimumSizes) -> PrunePlan:
     """Groups leave in ascending score, whatever they cost, until the budget is spent; costs are the true ones."""
     cost = {"attention": geometry.kv_group_params, "mlp": geometry.mlp_channel_params}
     raw = [{kind: scores_G.double().numpy() for kind, scores_G in by_kind.items()} for by_kind in scores]
     by_cost = [{kind: values * cost[kind] for kind, values in by_kind.items()} for by_kind in raw]
     # the table divides by the cost, which these methods do not
-    return select_groups(build_group_table(raw, geometry, by_cost), geometry, budget_params, floors)
+    return select_groups(build_group_table(raw, geometry, by_cost), geometry, budget_params, minimum_sizes)

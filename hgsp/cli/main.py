@@ -27,7 +27,7 @@ COMMANDS = {
 }
 
 
-def guarded(
+def run_guarded(
     run: Callable[[], int],
     out_of_memory: str | None = None,
     interrupted: str = "interrupted; nothing half-written is left",

@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from hgsp.cli.main import guarded, quiet_libraries
+from hgsp.cli.main import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
 from hgsp.pipeline.config import ScoreConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 done, 2 bad input (nothing written), 1 failure."""
-    return guarded(lambda: score(parse(ScoreConfig, argv, prog="hgsp score", description=__doc__ or "")))
+    return run_guarded(lambda: score(parse(ScoreConfig, argv, prog="hgsp score", description=__doc__ or "")))
 
 
 def score(config: ScoreConfig) -> int:
@@ -28,7 +28,7 @@ def score(config: ScoreConfig) -> int:
     from hgsp.models.devices import resolve_device
     from hgsp.models.loading import check_positions, inspect_model, load_own_tokenizer
     from hgsp.pipeline import run as pipeline
-    from hgsp.pipeline.loaded import open_model
+    from hgsp.pipeline.loaded import load_for_pruning
 
     target = Path(config.output)
     check_file_target(target, config.overwrite, "--output")
@@ -41,8 +41,8 @@ def score(config: ScoreConfig) -> int:
     tokenizer = load_own_tokenizer(source)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
     join_processes(device)
-    opened = open_model(config, source, device)
-    scores = pipeline.score(config, opened, calibration, terminal)
+    loaded = load_for_pruning(config, source, device)
+    scores = pipeline.score(config, loaded, calibration, terminal)
     is_main = is_main_process()
     leave_processes()
     if is_main:

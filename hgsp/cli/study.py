@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hgsp.cli.main import guarded
+from hgsp.cli.main import run_guarded
 from hgsp.errors import InputError
 from hgsp.study import run as running
 from hgsp.study.matrix import RESULTS_DIR, SMOKE_RESULTS_DIR, SMOKE_STUDY, Cell, planned, smoke_cells, study_cells
@@ -26,7 +26,7 @@ INTERRUPTED = "interrupted; finished cells are kept: the same command goes on wi
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 all cells are there, 1 some failed, 2 bad input (nothing was run)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: study(*options(arguments)), interrupted=INTERRUPTED)
+    return run_guarded(lambda: study(*options(arguments)), interrupted=INTERRUPTED)
 
 
 def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

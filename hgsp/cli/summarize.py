@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hgsp.cli.main import guarded
+from hgsp.cli.main import run_guarded
 from hgsp.console.flags import option, parse, require
 from hgsp.errors import InputError
 
@@ -34,7 +34,7 @@ class SummaryConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 done, 2 no result there (nothing written)."""
-    return guarded(lambda: summarize(parse(SummaryConfig, argv, prog="hgsp summarize", description=__doc__ or "")))
+    return run_guarded(lambda: summarize(parse(SummaryConfig, argv, prog="hgsp summarize", description=__doc__ or "")))
 
 
 def summarize(config: SummaryConfig) -> int:

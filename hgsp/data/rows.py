@@ -84,8 +84,8 @@ def _objects_in(path: Path, columns: list[str] | None) -> Iterator[Any]:
 
 def _opened(path: Path, newline: str | None = None) -> Any:
     """An open text file; what Windows programs put in front of UTF-8, a byte order mark, is left out."""
-    opened: Any = gzip.open if path.suffix == ".gz" else Path.open
-    return opened(path, "rt", encoding="utf-8-sig", newline=newline)
+    loaded: Any = gzip.open if path.suffix == ".gz" else Path.open
+    return loaded(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
 def not_rows(path: Path, expected: str, error: Exception, remedy: str) -> InputError:

@@ -22,7 +22,7 @@ SAMPLE_TOKENS = 32
 CHECKED_CHARACTERS = 1000
 
 
-class BeforeAfter:
+class PrePostEvaluation:
     """Measures the same texts the same way before and after.
 
     Texts are read when it is made, so that a missing one is reported before anything expensive.

@@ -36,7 +36,7 @@ from hgsp.pipeline.report import COLLAPSE_FACTOR
 LOG = logging.getLogger("hgsp.evaluation")
 
 #: Median over fastest round; 1.9 to 2.9 was seen beside two other jobs on two cores, with times ten times too long.
-MAX_UNREST = 1.5
+MAX_TIMING_SPREAD = 1.5
 
 
 def output_folder(config: EvaluationConfig) -> Path:
@@ -181,12 +181,14 @@ def harm_warnings(results: Sequence[TaskResult]) -> list[str]:
 
 def busy_warnings(results: Sequence[TaskResult]) -> list[str]:
     """Say so where something else kept the machine busy while models were timed."""
-    unrest = max((item.protocol.get("unrest", 1.0) for item in results if item.task == EFFICIENCY), default=1.0)
-    if unrest <= MAX_UNREST:
+    timing_spread = max(
+        (item.protocol.get("timing_spread", 1.0) for item in results if item.task == EFFICIENCY), default=1.0
+    )
+    if timing_spread <= MAX_TIMING_SPREAD:
         return []
     return [
-        f"efficiency: half of the rounds took more than {unrest:.1f} times the fastest, so the machine was busy with "
-        "something else; do not trust the times, measure again (--rerun) when it is idle"
+        f"efficiency: half of the rounds took more than {timing_spread:.1f} times the fastest, so the machine was "
+        "busy; do not trust the times, measure again (--rerun) when it is idle"
     ]
 
 

@@ -71,8 +71,14 @@ def _measured(static: Static, timings: Mapping[int, Timing], workload: Workload,
         f"{dtype}, {on}; peak = weights + most bytes that tensors held on top; linear MACs include the head; attention "
         "MACs are times the context length"
     )
-    unrest = max(timing.unrest for timing in timings.values())
-    protocol = {**asdict(workload), "dtype": dtype, "device_name": on, "unrest": unrest, "description": description}
+    timing_spread = max(timing.timing_spread for timing in timings.values())
+    protocol = {
+        **asdict(workload),
+        "dtype": dtype,
+        "device_name": on,
+        "timing_spread": timing_spread,
+        "description": description,
+    }
     return Measured(
         (*static_metrics(static), *timing_metrics(timings, workload)),
         workload.repeats,

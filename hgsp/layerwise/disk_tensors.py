@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
-class SpilledTensors(MutableMapping[str, Tensor]):
+class DiskTensors(MutableMapping[str, Tensor]):
     """Tensors by name in files of one folder, so that none of them stays in memory. ``close`` removes the folder.
 
     Those that are in the folder already are among them; one that is not there is made for the first.

@@ -15,7 +15,7 @@ from torch import Tensor
 from hgsp.models.devices import free_bytes
 
 
-class Boundaries:
+class HiddenStateCache:
     """Layer-boundary activations, one [N, T, H] array each, in files of ``spill_dir`` or in memory.
 
     In memory they lie on ``device``, that of the weights, as long as they take no more than a quarter of what was free

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.errors import NumericalError, not_finite
-from hgsp.layerwise.hidden_states import Boundaries
+from hgsp.layerwise.hidden_states import HiddenStateCache
 from hgsp.models.decoder import Decoder, device_of, weight_not_finite
 
 #: From last hidden states [B, T, H] and the rows they belong to, to the loss of each sequence [B] and its gradient.
@@ -53,7 +53,7 @@ class LayerWalk:
         decoder: the model.
         input_ids: calibration tokens, int64 [N, T], no padding.
         batch_size: sequences per call of a layer.
-        keep_boundaries: needed for ``backward``.
+        keep_hidden_states: needed for ``backward``.
         checkpointing: keep only every sqrt(L)-th boundary and compute the others again: less memory, one more forward.
         spill_dir: folder for boundaries on disk; None keeps them in memory.
     """
@@ -61,25 +61,25 @@ class LayerWalk:
     decoder: Decoder
     input_ids: Tensor
     batch_size: int
-    keep_boundaries: bool = False
+    keep_hidden_states: bool = False
     checkpointing: bool = False
     spill_dir: Path | None = None
     losses: Tensor = field(init=False)
-    _boundaries: Boundaries = field(init=False)
+    _hidden_states: HiddenStateCache = field(init=False)
 
     def __post_init__(self) -> None:
         weight = self.decoder.model.model.embed_tokens.weight
         num_sequences, seq_len = self.input_ids.shape
         self.losses = torch.zeros(num_sequences, dtype=torch.float64)
         shape = (num_sequences, seq_len, weight.shape[1])
-        self._boundaries = Boundaries(shape, weight.dtype, self.spill_dir, weight.device)
+        self._hidden_states = HiddenStateCache(shape, weight.dtype, self.spill_dir, weight.device)
         self._stride = math.isqrt(self.decoder.num_layers) if self.checkpointing else 1
 
     def __enter__(self) -> LayerWalk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._boundaries.close()
+        self._hidden_states.close()
 
     @property
     def batches(self) -> list[slice]:
@@ -88,18 +88,18 @@ class LayerWalk:
 
     def forward(self) -> Iterator[ForwardPass]:
         """Yield every layer in order. The caller must call ``run`` once before asking for the next."""
-        first = self._boundaries.open(0)
+        first = self._hidden_states.open(0)
         for batch in self.batches:
             first[batch] = self.decoder.embed(self.input_ids[batch]).to(first)
             if not first[batch].isfinite().all():
                 raise NumericalError("what enters the first layer is not finite: look at the embeddings")
         for index in range(self.decoder.num_layers):
             yield from self._forward_layer(index)
-            if not (self.keep_boundaries and index % self._stride == 0):
-                self._boundaries.drop(index)
+            if not (self.keep_hidden_states and index % self._stride == 0):
+                self._hidden_states.drop(index)
 
     def _forward_layer(self, index: int) -> Iterator[ForwardPass]:
-        entering, leaving = self._boundaries.open(index), self._boundaries.open(index + 1)
+        entering, leaving = self._hidden_states.open(index), self._hidden_states.open(index + 1)
         with self.decoder.layer(index) as module:
 
             @torch.no_grad()
@@ -114,7 +114,7 @@ class LayerWalk:
 
     def last(self) -> Tensor:
         """Hidden states after the last layer, [N, T, H], once ``forward`` was exhausted."""
-        return self._boundaries.open(self.decoder.num_layers)
+        return self._hidden_states.open(self.decoder.num_layers)
 
     def backward(self, objective: Objective | None = None) -> Iterator[BackwardPass]:
         """Yield every layer from the last to the first, after ``forward`` was exhausted.
@@ -123,7 +123,7 @@ class LayerWalk:
         the values of the objective: unless one is given, the next-token loss.
         """
         objective = objective or self._next_token_loss
-        upstream = torch.empty_like(self._boundaries.open(0))
+        upstream = torch.empty_like(self._hidden_states.open(0))
         last = self.last()
         for batch in self.batches:
             self.losses[batch], upstream[batch] = objective(last[batch], batch)
@@ -132,12 +132,12 @@ class LayerWalk:
                 "the calibration loss is not finite although every layer's output is: look at the final norm and the "
                 "head, or use --dtype bfloat16"
             )
-        self._boundaries.drop(self.decoder.num_layers)
+        self._hidden_states.drop(self.decoder.num_layers)
         for index in reversed(range(self.decoder.num_layers)):
-            if index not in self._boundaries:
+            if index not in self._hidden_states:
                 self._recompute_up_to(index)
             yield from self._backward_layer(index, upstream)
-            self._boundaries.drop(index)
+            self._hidden_states.drop(index)
 
     def _next_token_loss(self, hidden_BTH: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
         return self.decoder.loss_and_gradient(hidden_BTH, self.input_ids[batch])
@@ -148,7 +148,7 @@ class LayerWalk:
                 layer_pass.run()
 
     def _backward_layer(self, index: int, upstream: Tensor) -> Iterator[BackwardPass]:
-        entering = self._boundaries.open(index)
+        entering = self._hidden_states.open(index)
         with self.decoder.layer(index) as module:
 
             def run(parameters: Sequence[nn.Parameter]) -> Iterator[tuple[Tensor, ...]]:

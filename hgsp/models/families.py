@@ -13,11 +13,11 @@ from typing import Any
 from hgsp.errors import InputError
 
 #: Linears whose ROWS leave with a group, and the one whose COLUMNS leave with it.
-ATTENTION_READERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-ATTENTION_WRITER = "self_attn.o_proj"
-MLP_READERS = ("mlp.gate_proj", "mlp.up_proj")
-MLP_WRITER = "mlp.down_proj"
-LINEARS = (*ATTENTION_READERS, ATTENTION_WRITER, *MLP_READERS, MLP_WRITER)
+ATTENTION_INPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION_OUTPUT = "self_attn.o_proj"
+MLP_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
+MLP_OUTPUT = "mlp.down_proj"
+LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *MLP_INPUTS, MLP_OUTPUT)
 LAYER_PREFIX = "model.layers."
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hgsp.errors import InputError
-from hgsp.models.families import ATTENTION_READERS, ATTENTION_WRITER, MLP_READERS, MLP_WRITER
+from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, MLP_INPUTS, MLP_OUTPUT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,8 +85,8 @@ def geometry_of(model: nn.Module) -> Geometry:
             got=f"{num_queries} query heads over {num_kv} KV heads",
             remedy="check the model's config.json",
         )
-    attention_groups = _params(full, *ATTENTION_READERS) + full.get_submodule(ATTENTION_WRITER).weight.numel()
-    mlp_groups = _params(full, *MLP_READERS) + full.get_submodule(MLP_WRITER).weight.numel()
+    attention_groups = _params(full, *ATTENTION_INPUTS) + full.get_submodule(ATTENTION_OUTPUT).weight.numel()
+    mlp_groups = _params(full, *MLP_INPUTS) + full.get_submodule(MLP_OUTPUT).weight.numel()
     return Geometry(
         hidden_size=config.hidden_size,
         head_dim=head_dim,

@@ -20,21 +20,21 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 #: Weights widened at a time: 64 MiB in float32.
-MAX_WIDENED = 1 << 24
+MAX_CAST_VALUES = 1 << 24
 
 
 @contextmanager
-def wide_products() -> Iterator[None]:
+def fp32_matmul_fallback() -> Iterator[None]:
     """Within it, Linears and attention on a CPU without half precision multiply in float32; also a decorator."""
-    if slow := slow_dtypes():
-        with WideProducts(slow):
+    if slow := emulated_dtypes():
+        with Fp32MatmulMode(slow):
             yield
     else:
         yield
 
 
 @cache
-def slow_dtypes() -> frozenset[torch.dtype]:
+def emulated_dtypes() -> frozenset[torch.dtype]:
     """The half precisions that this CPU multiplies by emulation."""
     if not torch.backends.mkldnn.is_available():
         return frozenset({torch.bfloat16, torch.float16})
@@ -45,7 +45,7 @@ def slow_dtypes() -> frozenset[torch.dtype]:
     return frozenset(dtype for dtype, has_instructions in supported.items() if not has_instructions())
 
 
-class WideProducts(TorchFunctionMode):
+class Fp32MatmulMode(TorchFunctionMode):
     """Sends every product of a Linear or of attention on the CPU in one of these dtypes through float32."""
 
     def __init__(self, dtypes: Collection[torch.dtype]) -> None:
@@ -57,7 +57,7 @@ class WideProducts(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is linear and all(map(self._is_slow, args[:2])):
-            return _WideProduct.apply(*args, *[None] * (3 - len(args)), **kwargs)
+            return _Fp32Linear.apply(*args, *[None] * (3 - len(args)), **kwargs)
         if func is scaled_dot_product_attention and all(map(self._is_slow, args[:3])):
             wide = {name: _widened(value) for name, value in kwargs.items()}
             return func(*map(_widened, args), **wide).to(args[0].dtype)
@@ -67,7 +67,7 @@ class WideProducts(TorchFunctionMode):
         return tensor.is_cpu and tensor.dtype in self._dtypes
 
 
-class _WideProduct(torch.autograd.Function):
+class _Fp32Linear(torch.autograd.Function):
     """``linear``; the backward pass widens the weight again instead of keeping a float32 copy of it."""
 
     @staticmethod
@@ -101,7 +101,7 @@ def _widened(value: Any) -> Any:
 
 
 def _rows(weight_OI: Tensor) -> int:
-    return max(1, MAX_WIDENED // weight_OI.shape[1])
+    return max(1, MAX_CAST_VALUES // weight_OI.shape[1])
 
 
 def _parts(weight_OI: Tensor) -> tuple[Tensor, ...]:

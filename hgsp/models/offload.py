@@ -85,7 +85,7 @@ class OffloadedLayers:
         return self._files.read(name).to(self._device, self._dtype)
 
 
-def open_offloaded(
+def load_offloaded(
     source: ModelSource, dtype: str, device: str | torch.device | None
 ) -> tuple[Decoder, SafetensorFiles]:
     """A decoder that holds embeddings, final norm and head, and reads one layer at a time from the files.

@@ -25,7 +25,7 @@ DEFAULT_EPSILON = 0.15
 CPU_EVAL_WINDOWS = 16
 DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
 #: What measurement favours where the cut is reconstructed (docs/QUALITY.md).
-REBUILDING = {"importance_method": "fisher_token", "temperature": 0.0, "depth_slope": 0.5, "reconstruct": "lstsq"}
+BALANCED = {"importance_method": "fisher_token", "temperature": 0.0, "depth_slope": 0.5, "reconstruct": "lstsq"}
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
 
 
@@ -141,8 +141,8 @@ class PruneConfig(ScoringConfig, MeasureConfig):
 
     RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "fast": {"importance_method": "fisher", "temperature": 0.0},
-        "balanced": REBUILDING,
-        "best": {**REBUILDING, "reconstruct": "blocks", "nsamples": 256, "reconstruct_nsamples": 1024, "search": 10},
+        "balanced": BALANCED,
+        "best": {**BALANCED, "reconstruct": "blocks", "nsamples": 256, "reconstruct_nsamples": 1024, "search": 10},
     }
 
     output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")

@@ -14,23 +14,23 @@ import numpy as np
 
 from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
-from hgsp.layerwise.disk_tensors import SpilledTensors
+from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models.geometry import geometry_of
-from hgsp.pipeline.loaded import OpenModel
+from hgsp.pipeline.loaded import LoadedModel
 from hgsp.pipeline.request import Request
 from hgsp.pruning.select import PrunePlan, kept_mask, select_groups
 from hgsp.scoring.groups import GroupTable
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.scores import Scores
-from hgsp.search.by_gradient import GradientMoves
-from hgsp.search.by_profile import ProfileMoves
-from hgsp.search.search import Budgeted, Moves, search
+from hgsp.search.by_gradient import GradientProposals
+from hgsp.search.by_profile import ProfileProposals
+from hgsp.search.search import Proposals, SearchProblem, search
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Cut:
+class PruningDecision:
     """One decision about a model: the scored table, the plan, each layer's H-GSP mode, and what a search found."""
 
     table: GroupTable
@@ -39,7 +39,7 @@ class Cut:
     searched: Mapping[str, Any] | None = None
 
 
-def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None = None) -> Cut:
+def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None = None) -> PruningDecision:
     """Rank all groups and spend the budget. Seconds; needs no weights.
 
     What an ``earlier`` round dropped is worth nothing now, whatever a normalisation makes of its importance of 0.
@@ -50,7 +50,7 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
     table, modes = scores.table(request.geometry, normalization, config.temperature, config.tau)
     table = table.with_depth_slope(config.depth_slope)
     if earlier is not None:
-        table = table.worthless_unless(kept_mask(table, earlier))
+        table = table.zeroed_unless(kept_mask(table, earlier))
     provenance = {
         **scores.provenance,
         "score_normalization": normalization,
@@ -60,20 +60,20 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
         "depth_slope": config.depth_slope,
         "rounds": config.rounds,
     }
-    plan = select_groups(table, request.geometry, budget, request.floors, config.collapse_epsilon, provenance)
+    plan = select_groups(table, request.geometry, budget, request.minimum_sizes, config.collapse_epsilon, provenance)
     plan = replace(plan, writer_bias=config.reconstruct == "bias" and plan.removed_params > 0)
-    return Cut(table, plan, tuple(modes))
+    return PruningDecision(table, plan, tuple(modes))
 
 
-def search_budget(
+def search_allocation(
     request: Request,
-    opened: OpenModel,
-    decision: Cut,
+    loaded: LoadedModel,
+    decision: PruningDecision,
     calibration: Calibration,
     folder: Path,
     state_file: Path,
     progress: Progress = silent,
-) -> Cut:
+) -> PruningDecision:
     """The decision with the widths that the budget search found; plans are judged as they will be: with the
     reconstruction that the config asks for. Tensors refitted on the way wait in files below ``folder``.
 
@@ -81,14 +81,14 @@ def search_budget(
         InputError, NumericalError: as ``search`` and ``reconstruct``.
     """
     config, plan = request.config, decision.plan
-    start = Budgeted(
-        decision.table, geometry_of(opened.model), plan.budget_params, request.floors, config.collapse_epsilon
+    start = SearchProblem(
+        decision.table, geometry_of(loaded.model), plan.budget_params, request.minimum_sizes, config.collapse_epsilon
     )
-    with _moves(request, opened, start, calibration, folder) as moves:
-        state = search(moves, start, config.search, state_file=state_file, progress=progress)
+    with _proposals(request, loaded, start, calibration, folder) as proposals:
+        state = search(proposals, start, config.search, state_file=state_file, progress=progress)
     found = {
         "calibration": calibration.describe(),
-        "moves": type(moves).__name__,
+        "moves": type(proposals).__name__,
         "steps": state.steps,
         "kl_before": state.divergences[0],
         "kl_after": state.least,
@@ -97,26 +97,26 @@ def search_budget(
     LOG.info("budget search: KL(dense || cut) %.4f -> %.4f nats per token", found["kl_before"], found["kl_after"])
     factors_LK = np.array(state.log_factors)
     best = replace(start.plan(factors_LK, plan.provenance), writer_bias=plan.writer_bias)
-    return Cut(start.reweighted(factors_LK), best, decision.modes, found)
+    return PruningDecision(start.reweighted(factors_LK), best, decision.modes, found)
 
 
 @contextmanager
-def _moves(
-    request: Request, opened: OpenModel, start: Budgeted, calibration: Calibration, folder: Path
-) -> Iterator[Moves]:
+def _proposals(
+    request: Request, loaded: LoadedModel, start: SearchProblem, calibration: Calibration, folder: Path
+) -> Iterator[Proposals]:
     """How the search moves and judges, for a plain cut or for one that is reconstructed."""
     config = request.config
     spill_dir = Path(config.spill_dir) if config.spill_dir else None
     if config.reconstruct == "none":
-        yield GradientMoves(opened.decoder, start, calibration, batch_size=config.batch_size, spill_dir=spill_dir)
+        yield GradientProposals(loaded.decoder, start, calibration, batch_size=config.batch_size, spill_dir=spill_dir)
         return
-    tensors = SpilledTensors(folder / ".searched")
+    tensors = DiskTensors(folder / ".searched")
     try:
-        yield ProfileMoves(
-            opened.decoder,
+        yield ProfileProposals(
+            loaded.decoder,
             start,
             calibration,
-            lambda plan: opened.surgery(plan, tensors),
+            lambda plan: loaded.surgery(plan, tensors),
             batch_size=config.batch_size,
             spill_dir=request.streams_dir(folder),
             frozen=request.frozen_layers,

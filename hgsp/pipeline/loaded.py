@@ -11,7 +11,7 @@ from torch import Tensor
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import DTYPES, ModelSource, load_dense
-from hgsp.models.offload import SafetensorFiles, open_offloaded
+from hgsp.models.offload import SafetensorFiles, load_offloaded
 from hgsp.pipeline.config import ScoringConfig
 from hgsp.pruning.select import PrunePlan
 from hgsp.pruning.surgery import Surgery
@@ -19,7 +19,7 @@ from hgsp.scoring.scores import sample_weights
 
 
 @dataclass
-class OpenModel:
+class LoadedModel:
     """A dense model ready to be walked; ``files`` where its layers are read from disk when needed.
 
     ``dtype`` is the name of the one its weights are used in, wherever they are read from.
@@ -55,8 +55,8 @@ class OpenModel:
         return lambda name: files.read(name).to(DTYPES[self.dtype])
 
 
-def open_model(config: ScoringConfig, source: ModelSource, device: str) -> OpenModel:
+def load_for_pruning(config: ScoringConfig, source: ModelSource, device: str) -> LoadedModel:
     """Load the dense model, or open its files with ``--offload``."""
     if config.offload:
-        return OpenModel(*open_offloaded(source, config.dtype, device), config.dtype)
-    return OpenModel(Decoder(load_dense(source, config.dtype, device)), None, config.dtype)
+        return LoadedModel(*load_offloaded(source, config.dtype, device), config.dtype)
+    return LoadedModel(Decoder(load_dense(source, config.dtype, device)), None, config.dtype)

@@ -18,9 +18,9 @@ import hgsp
 from hgsp.layerwise.distributed import launched_processes
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
-from hgsp.pipeline.decision import Cut
+from hgsp.pipeline.decision import PruningDecision
 from hgsp.pipeline.request import Request
-from hgsp.pipeline.run import Rebuilt
+from hgsp.pipeline.run import ReconstructedLayers
 from hgsp.pruning.select import PrunePlan
 
 SCHEMA_VERSION = 1
@@ -54,7 +54,7 @@ def environment(device: str, dtype: str | None, seed: int) -> dict[str, Any]:
 
 def analysis(
     request: Request,
-    decision: Cut,
+    decision: PruningDecision,
     *,
     command: str,
     asked_ratio: float,
@@ -63,7 +63,7 @@ def analysis(
     samples: Mapping[str, str | None],
     timings_s: Mapping[str, float],
     warnings: Sequence[str],
-    rebuilt: Rebuilt | None = None,
+    reconstructed: ReconstructedLayers | None = None,
 ) -> dict[str, Any]:
     """The content of ``pruning_analysis.json``; counts are parameters and bytes of the models themselves."""
     geometry, plan = request.geometry, decision.plan
@@ -99,7 +99,7 @@ def analysis(
         "layers": layers,
         "scoring": dict(plan.provenance),
         "search": decision.searched,
-        "reconstruction": None if rebuilt is None else rebuilt.found.describe(),
+        "reconstruction": None if reconstructed is None else reconstructed.found.describe(),
         "evaluation": dict(evaluation),
         "collapsed": has_collapsed(evaluation),
         "samples": dict(samples),

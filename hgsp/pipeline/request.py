@@ -23,9 +23,9 @@ from hgsp.pipeline.config import (
     DEFAULT_SEARCH_NSAMPLES,
     PruneConfig,
 )
-from hgsp.pruning.select import Floors, budget_for_ratio
+from hgsp.pruning.select import MinimumSizes, budget_for_ratio
 from hgsp.reconstruction.reconstruct import check_enough
-from hgsp.search.by_profile import check_enough_to_judge
+from hgsp.search.by_profile import check_enough_to_search
 
 LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Request:
     config: PruneConfig
     source: ModelSource
     device: str
-    floors: Floors
+    minimum_sizes: MinimumSizes
     budgets: tuple[int, ...]  # parameters to remove, one per ratio
 
     @property
@@ -47,8 +47,8 @@ class Request:
     @property
     def frozen_layers(self) -> frozenset[int]:
         """Indices of the layers that are never touched."""
-        num_layers, last = self.geometry.num_layers, self.floors.freeze_last
-        return frozenset({*range(self.floors.freeze_first), *range(num_layers - last, num_layers)})
+        num_layers, last = self.geometry.num_layers, self.minimum_sizes.freeze_last
+        return frozenset({*range(self.minimum_sizes.freeze_first), *range(num_layers - last, num_layers)})
 
     def streams_dir(self, folder: Path) -> Path | None:
         """Where the residual streams of a reconstruction lie: in the unfinished result's folder if not in memory."""
@@ -65,8 +65,8 @@ class Calibrations:
     """What the steps of pruning read of one text; None for a step that reads nothing."""
 
     scoring: Calibration | None = None
-    searching: Calibration | None = None
-    rebuilding: Calibration | None = None
+    search_text: Calibration | None = None
+    reconstruction: Calibration | None = None
 
 
 def prepare(config: PruneConfig) -> Request:
@@ -93,11 +93,11 @@ def prepare(config: PruneConfig) -> Request:
         raise InputError(
             expected=f"at most {source.geometry.num_layers} frozen layers", got=str(frozen), remedy="freeze fewer"
         )
-    floors = Floors(
+    minimum_sizes = MinimumSizes(
         config.min_kv_groups, config.min_mlp_width, config.freeze_first_n_layers, config.freeze_last_n_layers
     )
-    budgets = tuple(budget_for_ratio(source.geometry, ratio, floors) for ratio in config.pruning_ratio)
-    return Request(config, source, device, floors, budgets)
+    budgets = tuple(budget_for_ratio(source.geometry, ratio, minimum_sizes) for ratio in config.pruning_ratio)
+    return Request(config, source, device, minimum_sizes, budgets)
 
 
 def _read_by(config: PruneConfig) -> tuple[str | None, ...]:
@@ -113,23 +113,23 @@ def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any
     Raises:
         InputError: a text is too short to score with, or has fewer than two sequences to reconstruct from.
     """
-    scoring = searching = rebuilding = None
+    scoring = search_text = reconstruction = None
     if config.scores_text:
         scoring = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
         LOG.info("calibration: %s", scoring.describe())
     if config.search:
         reconstructs = config.reconstruct != "none"
         wanted = config.search_nsamples or (DEFAULT_PROFILE_NSAMPLES if reconstructs else DEFAULT_SEARCH_NSAMPLES)
-        searching = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed + 1, at_most=True)
+        search_text = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed + 1, at_most=True)
         if reconstructs:
-            check_enough_to_judge(searching)
-        LOG.info("budget search (%d sequences wanted): %s", wanted, searching.describe())
+            check_enough_to_search(search_text)
+        LOG.info("budget search (%d sequences wanted): %s", wanted, search_text.describe())
     if config.reconstruct != "none":
         wanted = config.reconstruct_nsamples or DEFAULT_RECONSTRUCT_NSAMPLES
-        rebuilding = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
-        check_enough(rebuilding)
-        LOG.info("reconstruction (%d sequences wanted): %s", wanted, rebuilding.describe())
-    return Calibrations(scoring, searching, rebuilding)
+        reconstruction = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
+        check_enough(reconstruction)
+        LOG.info("reconstruction (%d sequences wanted): %s", wanted, reconstruction.describe())
+    return Calibrations(scoring, search_text, reconstruction)
 
 
 def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path]:
@@ -138,7 +138,7 @@ def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class ResumePaths:
     """Where what takes long keeps its state until the result is written: beside it, for its folder is not there yet."""
 
     search: Path
@@ -149,6 +149,8 @@ class Unfinished:
         shutil.rmtree(self.reconstruction, ignore_errors=True)
 
 
-def unfinished(request: Request, ratio: float) -> Unfinished:
+def resume_paths(request: Request, ratio: float) -> ResumePaths:
     folder = request.folder(ratio)
-    return Unfinished(folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction"))
+    return ResumePaths(
+        folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction")
+    )

@@ -12,19 +12,19 @@ from typing import Any
 
 from hgsp.console.progress import Progress, Timings, silent
 from hgsp.data.calibration import Calibration
-from hgsp.layerwise.disk_tensors import SpilledTensors
+from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models import checkpoint
 from hgsp.models.loading import inspect_model
-from hgsp.models.offload import open_offloaded
+from hgsp.models.offload import load_offloaded
 from hgsp.pipeline.config import PruneConfig, ScoringConfig
-from hgsp.pipeline.decision import Cut, cut, search_budget
-from hgsp.pipeline.loaded import OpenModel
-from hgsp.pipeline.request import Calibrations, Request, Unfinished
+from hgsp.pipeline.decision import PruningDecision, cut, search_allocation
+from hgsp.pipeline.loaded import LoadedModel
+from hgsp.pipeline.request import Calibrations, Request, ResumePaths
 from hgsp.pruning.select import PrunePlan, kept_mask
 from hgsp.pruning.surgery import Surgery, apply_plan
-from hgsp.pruning.zero_padded import decoder_as_cut
+from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import Reconstruction, reconstruct
-from hgsp.reconstruction.resume import FinishedLayers
+from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.prior import perplexity_influence
 from hgsp.scoring.score import ScoringOptions, score_groups
@@ -33,25 +33,25 @@ from hgsp.scoring.scores import Scores
 LOG = logging.getLogger(__name__)
 
 #: Boundary activations of a model on the CPU stay in memory up to this size, or up to an eighth of its weights.
-MAX_RESIDENT_BOUNDARY_BYTES = 2**31
+MAX_RESIDENT_HIDDEN_BYTES = 2**31
 #: Most bytes of a file of the pruned model when it is written without being in memory whole.
 OFFLOAD_SHARD_BYTES = 10**9
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class ReconstructedLayers:
     """Reconstructed layers of the pruned model, in files, and what the reconstruction found."""
 
-    layers: FinishedLayers
+    layers: ResumeState
     found: Reconstruction
 
     @property
-    def tensors(self) -> SpilledTensors:
+    def tensors(self) -> DiskTensors:
         return self.layers.tensors
 
 
 def score(
-    config: ScoringConfig, opened: OpenModel, calibration: Calibration | None, progress: Progress = silent
+    config: ScoringConfig, loaded: LoadedModel, calibration: Calibration | None, progress: Progress = silent
 ) -> Scores:
     """Score every group by the configured method, and measure the layers' influence if the config asks for it.
 
@@ -60,12 +60,12 @@ def score(
     """
     by_cosine = config.measures_influence and config.layer_importance == "cosine"
     spill_dir = Path(config.spill_dir) if config.spill_dir else None
-    if spill_dir is None and calibration is not None and _boundaries_crowd_memory(opened.model, calibration):
+    if spill_dir is None and calibration is not None and _hidden_states_crowd_memory(loaded.model, calibration):
         spill_dir = Path(tempfile.gettempdir())
         LOG.info("layer-boundary activations go to %s (--spill_dir chooses another folder)", spill_dir)
     options = ScoringOptions(config.batch_size, config.use_gradient_checkpointing, spill_dir)
     found = score_groups(
-        opened.decoder,
+        loaded.decoder,
         METHODS[config.importance_method],
         calibration,
         with_influence=by_cosine,
@@ -76,7 +76,7 @@ def score(
     )
     influence = found.influence
     if config.measures_influence and not by_cosine and calibration is not None:
-        influence = perplexity_influence(opened.decoder, calibration.input_ids)
+        influence = perplexity_influence(loaded.decoder, calibration.input_ids)
     provenance = {
         "base_model": config.base_model,
         "importance_method": config.importance_method,
@@ -86,7 +86,7 @@ def score(
         "seed": config.seed,
         "dtype": config.dtype,
     }
-    return Scores(found.by_layer, influence, opened.weight_sample(), provenance)
+    return Scores(found.by_layer, influence, loaded.weight_sample(), provenance)
 
 
 def load_scores(request: Request) -> Scores:
@@ -113,17 +113,17 @@ def overruled_by(scores: Scores, config: PruneConfig) -> list[str]:
     ]
 
 
-def cut_in_rounds(
+def prune_in_rounds(
     request: Request,
-    opened: OpenModel,
+    loaded: LoadedModel,
     scores: Scores,
     budget: int,
     calibrations: Calibrations,
     folder: Path,
-    unfinished: Unfinished,
+    resume_paths: ResumePaths,
     timings: Timings,
     progress: Progress = silent,
-) -> tuple[Cut, Rebuilt | None]:
+) -> tuple[PruningDecision, ReconstructedLayers | None]:
     """Cut and, if asked for, search and reconstruct; with several rounds, a part of the budget at a time.
 
     Every round starts from the dense model: it is scored as the last round left it, cut down to this round's share of
@@ -140,37 +140,43 @@ def cut_in_rounds(
     for number in range(1, rounds + 1):
         with timings.stage("cut"):
             decision = cut(request, scores, budget * number // rounds, earlier)
-        if number == rounds and calibrations.searching is not None:
+        if number == rounds and calibrations.search_text is not None:
             with timings.stage("search"):
-                decision = search_budget(
-                    request, opened, decision, calibrations.searching, folder, unfinished.search, progress
+                decision = search_allocation(
+                    request, loaded, decision, calibrations.search_text, folder, resume_paths.search, progress
                 )
-        rebuilt = None
-        if calibrations.rebuilding is not None:
+        reconstructed = None
+        if calibrations.reconstruction is not None:
             with timings.stage("reconstruct"):
-                rebuilt = reconstruct_writers(
-                    request, opened, decision.plan, calibrations.rebuilding, folder, unfinished.reconstruction, progress
+                reconstructed = reconstruct_writers(
+                    request,
+                    loaded,
+                    decision.plan,
+                    calibrations.reconstruction,
+                    folder,
+                    resume_paths.reconstruction,
+                    progress,
                 )
         if number == rounds:
             break
         with timings.stage("score"):
-            surgery = opened.surgery(decision.plan, None if rebuilt is None else rebuilt.tensors)
-            left = replace(opened, decoder=decoder_as_cut(opened.decoder, surgery))
+            surgery = loaded.surgery(decision.plan, None if reconstructed is None else reconstructed.tensors)
+            left = replace(loaded, decoder=zero_padded_decoder(loaded.decoder, surgery))
             scores, earlier = score(config, left, calibrations.scoring, progress), decision.plan
-        if rebuilt is not None:
-            rebuilt.layers.close()
-    return decision, rebuilt
+        if reconstructed is not None:
+            reconstructed.layers.close()
+    return decision, reconstructed
 
 
 def reconstruct_writers(
     request: Request,
-    opened: OpenModel,
+    loaded: LoadedModel,
     plan: PrunePlan,
     calibration: Calibration,
     folder: Path,
     state_folder: Path,
     progress: Progress = silent,
-) -> Rebuilt:
+) -> ReconstructedLayers:
     """Refit the writers of the pruned model that the plan makes; the dense one is only read.
 
     The new weights are kept in ``state_folder`` layer by layer, where an interrupted reconstruction goes on; with
@@ -179,10 +185,10 @@ def reconstruct_writers(
     Raises:
         InputError, NumericalError: as ``reconstruct``.
     """
-    layers = FinishedLayers(state_folder, _fingerprint(request, opened, plan, calibration))
+    layers = ResumeState(state_folder, _fingerprint(request, loaded, plan, calibration))
     found = reconstruct(
-        opened.decoder,
-        opened.surgery(plan, layers.tensors),
+        loaded.decoder,
+        loaded.surgery(plan, layers.tensors),
         calibration,
         batch_size=request.config.batch_size,
         spill_dir=request.streams_dir(folder),
@@ -191,26 +197,26 @@ def reconstruct_writers(
         finished=layers,
         progress=progress,
     )
-    return Rebuilt(layers, found)
+    return ReconstructedLayers(layers, found)
 
 
-def _fingerprint(request: Request, opened: OpenModel, plan: PrunePlan, calibration: Calibration) -> str:
+def _fingerprint(request: Request, loaded: LoadedModel, plan: PrunePlan, calibration: Calibration) -> str:
     """Of everything that reconstructed weights depend on."""
     config = request.config
     kept = [asdict(keep) for keep in plan.layers]
     asked = [config.reconstruct, config.batch_size, sorted(request.frozen_layers), config.dtype]
     text = json.dumps([kept, asked, calibration.sha256, calibration.seed])
-    return hashlib.sha256(text.encode() + opened.weight_sample().tobytes()).hexdigest()
+    return hashlib.sha256(text.encode() + loaded.weight_sample().tobytes()).hexdigest()
 
 
 def write_result(
     request: Request,
-    opened: OpenModel,
-    decision: Cut,
+    loaded: LoadedModel,
+    decision: PruningDecision,
     scores: Scores,
     tokenizer: Any,
     folder: Path,
-    rebuilt: Rebuilt | None = None,
+    reconstructed: ReconstructedLayers | None = None,
 ) -> Any:
     """Surgery and saving: checkpoint, plan, group table and scores. Returns the pruned model for evaluation.
 
@@ -218,13 +224,13 @@ def write_result(
     returned reads its layers from the new files.
     """
     with_bin = not request.config.no_bin
-    if opened.files is None:
-        pruned = apply_plan(opened.model, decision.plan, None if rebuilt is None else rebuilt.tensors)
+    if loaded.files is None:
+        pruned = apply_plan(loaded.model, decision.plan, None if reconstructed is None else reconstructed.tensors)
         checkpoint.save_pruned(pruned, tokenizer, folder, with_bin=with_bin)
     else:
-        surgery = opened.surgery(decision.plan, None if rebuilt is None else rebuilt.tensors)
-        _write_streamed(surgery, opened.model.generation_config, tokenizer, folder, with_bin)
-        pruned = open_offloaded(inspect_model(str(folder)), request.config.dtype, request.device)[0].model
+        surgery = loaded.surgery(decision.plan, None if reconstructed is None else reconstructed.tensors)
+        _write_streamed(surgery, loaded.model.generation_config, tokenizer, folder, with_bin)
+        pruned = load_offloaded(inspect_model(str(folder)), request.config.dtype, request.device)[0].model
     decision.plan.write_json(folder / "prune_plan.json")
     decision.table.write_csv(folder / "global_group_table.csv", kept_mask(decision.table, decision.plan))
     scores.write(folder / "scores.npz")
@@ -240,13 +246,13 @@ def _write_streamed(surgery: Surgery, generation_config: Any, tokenizer: Any, fo
         checkpoint.save_bin_streamed(surgery.skeleton, surgery.tensor, folder)
 
 
-def _boundaries_crowd_memory(model: Any, calibration: Calibration) -> bool:
+def _hidden_states_crowd_memory(model: Any, calibration: Calibration) -> bool:
     """Whether the activations between all layers would take a notable share of a CPU model's memory.
 
     Those of a model on a GPU lie beside it as far as there is room, and in main memory, where its weights are not.
     """
     embedding = model.model.embed_tokens.weight
-    boundaries = calibration.input_ids.numel() * embedding.shape[1] * (len(model.model.layers) + 1)
+    hidden_states = calibration.input_ids.numel() * embedding.shape[1] * (len(model.model.layers) + 1)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    num_bytes = boundaries * embedding.element_size()
-    return embedding.device.type == "cpu" and num_bytes > MAX_RESIDENT_BOUNDARY_BYTES and boundaries > weights / 8
+    num_bytes = hidden_states * embedding.element_size()
+    return embedding.device.type == "cpu" and num_bytes > MAX_RESIDENT_HIDDEN_BYTES and hidden_states > weights / 8

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_WRITER, MLP_WRITER
+from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.geometry import Geometry
 from hgsp.pruning.select import LayerKeep, PrunePlan
 
 #: The Linear behind the gates of each block, in the order of ``hgsp.scoring.groups.KIND_NAMES``.
-WRITERS = (ATTENTION_WRITER, MLP_WRITER)
+OUTPUT_PROJECTIONS = (ATTENTION_OUTPUT, MLP_OUTPUT)
 
 
-class GatedLayers:
+class MaskedLayers:
     """Layers of ``dense`` in which groups that the plan drops write nothing.
 
     Such a layer computes what the pruned one would compute. Whatever goes backward through it adds to ``gradients``:
@@ -36,7 +36,7 @@ class GatedLayers:
     def layer(self, index: int) -> Iterator[nn.Module]:
         with self._dense.layer(index) as module:
             handles = []
-            for kind, name in enumerate(WRITERS):
+            for kind, name in enumerate(OUTPUT_PROJECTIONS):
                 writer: Any = module.get_submodule(name)
                 gate_I = self._gate(self._plan.layers[index], kind, writer)
                 handles.append(writer.register_forward_pre_hook(self._hook(index, kind, gate_I)))

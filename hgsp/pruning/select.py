@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Floors:
+class MinimumSizes:
     """What a layer keeps unless it is removed whole, and the layers that are never touched."""
 
     min_kv_groups: int = 1
@@ -106,14 +106,14 @@ class PrunePlan:
         return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"], writer_bias)
 
 
-def budget_for_ratio(geometry: Geometry, ratio: float, floors: Floors) -> int:
+def budget_for_ratio(geometry: Geometry, ratio: float, minimum_sizes: MinimumSizes) -> int:
     """Parameters to remove for a fraction of ALL parameters.
 
     Raises:
         InputError: floors and frozen layers make the ratio unreachable; the message holds the highest reachable one.
     """
     budget = int(ratio * geometry.total_params)
-    reachable = geometry.decoder_params - sum(geometry.layer_params(shape) for shape in floors.least(geometry))
+    reachable = geometry.decoder_params - sum(geometry.layer_params(shape) for shape in minimum_sizes.least(geometry))
     if budget > reachable:
         highest = np.floor(1e4 * reachable / geometry.total_params) / 1e4
         raise InputError(
@@ -128,7 +128,7 @@ def select_groups(
     table: GroupTable,
     geometry: Geometry,
     budget_params: int,
-    floors: Floors,
+    minimum_sizes: MinimumSizes,
     epsilon: float | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> PrunePlan:
@@ -139,13 +139,13 @@ def select_groups(
     of its parameters is removed whole, if the budget allows it, and the budget is spent again over the rest.
     """
     removed_layers: list[int] = []
-    kept = _greedy_cut(table, geometry, budget_params, floors, removed_layers)
+    kept = _greedy_cut(table, geometry, budget_params, minimum_sizes, removed_layers)
     while epsilon is not None:
-        collapsed = _collapsed_layers(table, geometry, kept, floors, epsilon, removed_layers, budget_params)
+        collapsed = _collapsed_layers(table, geometry, kept, minimum_sizes, epsilon, removed_layers, budget_params)
         if not collapsed:
             break
         removed_layers += collapsed
-        kept = _greedy_cut(table, geometry, budget_params, floors, removed_layers)
+        kept = _greedy_cut(table, geometry, budget_params, minimum_sizes, removed_layers)
     layers = _layers_of(table, kept, geometry.num_layers)
     removed = sum(
         geometry.layer_params(dense) - geometry.layer_params(keep.shape)
@@ -165,13 +165,13 @@ def kept_mask(table: GroupTable, plan: PrunePlan) -> Mask:
 
 
 def _greedy_cut(
-    table: GroupTable, geometry: Geometry, budget: int, floors: Floors, removed_layers: Sequence[int]
+    table: GroupTable, geometry: Geometry, budget: int, minimum_sizes: MinimumSizes, removed_layers: Sequence[int]
 ) -> Mask:
     """Mask of the groups that stay when whole ``removed_layers`` leave first and the rest of the budget is spent."""
     leaves_whole = np.isin(table.layer, removed_layers)
     remaining = budget - sum(geometry.layer_params(geometry.shapes[index]) for index in removed_layers)
     order = np.lexsort((table.group, table.kind, table.layer, table.score))
-    order = candidates = order[~(leaves_whole | _protected(table, geometry, floors))[order]]
+    order = candidates = order[~(leaves_whole | _protected(table, geometry, minimum_sizes))[order]]
     kept = ~leaves_whole
     while len(order := order[table.cost[order] <= remaining]):
         spent = np.cumsum(table.cost[order])
@@ -199,12 +199,12 @@ def _exchange_channels_for_a_kv_group(
         kept[channels[-num_back:]] = True
 
 
-def _protected(table: GroupTable, geometry: Geometry, floors: Floors) -> Mask:
+def _protected(table: GroupTable, geometry: Geometry, minimum_sizes: MinimumSizes) -> Mask:
     """The highest-scored groups of every (layer, kind), as many as its floor asks for. [G]"""
     block = table.layer * 2 + table.kind
     order = np.lexsort((table.group, table.score, block))
     sizes = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes]).ravel()
-    least = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in floors.least(geometry)]).ravel()
+    least = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in minimum_sizes.least(geometry)]).ravel()
     rank_from_top = np.repeat(np.cumsum(sizes), sizes) - 1 - np.arange(len(table))
     protected = np.zeros(len(table), dtype=bool)
     protected[order] = rank_from_top < np.repeat(least, sizes)
@@ -215,7 +215,7 @@ def _collapsed_layers(
     table: GroupTable,
     geometry: Geometry,
     kept: Mask,
-    floors: Floors,
+    minimum_sizes: MinimumSizes,
     epsilon: float,
     removed_layers: Sequence[int],
     budget: int,
@@ -224,7 +224,7 @@ def _collapsed_layers(
     whole = np.array([geometry.layer_params(shape) for shape in geometry.shapes])
     dropped = np.bincount(table.layer, weights=table.cost * ~kept, minlength=geometry.num_layers)
     kept_ratio = 1 - dropped / whole
-    touchable = range(floors.freeze_first, geometry.num_layers - floors.freeze_last)
+    touchable = range(minimum_sizes.freeze_first, geometry.num_layers - minimum_sizes.freeze_last)
     spent = sum(whole[index] for index in removed_layers)
     collapsed: list[int] = []
     for index in sorted(set(touchable) - set(removed_layers), key=lambda layer: (kept_ratio[layer], layer)):

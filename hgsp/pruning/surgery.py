@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hgsp.errors import InputError
 from hgsp.models.decoder import refuse_missing_weights
 from hgsp.models.families import (
-    ATTENTION_READERS,
-    ATTENTION_WRITER,
+    ATTENTION_INPUTS,
+    ATTENTION_OUTPUT,
     LAYER_PREFIX,
     LINEARS,
-    MLP_READERS,
-    MLP_WRITER,
+    MLP_INPUTS,
+    MLP_OUTPUT,
     family_of,
 )
 from hgsp.models.geometry import Geometry, LayerShape, geometry_of
@@ -62,7 +62,7 @@ class Surgery:
             new_index: (old_index, _cuts(plan.layers[old_index], geometry))
             for new_index, old_index in enumerate(surviving_layers(plan))
         }
-        own = {ATTENTION_WRITER: "attention_bias", MLP_WRITER: "mlp_bias"}
+        own = {ATTENTION_OUTPUT: "attention_bias", MLP_OUTPUT: "mlp_bias"}
         #: Biases that the plan asks for and the dense model has not: zero unless replaced.
         adds_biases = plan.writer_bias and not getattr(config, "writer_bias", False)
         self.added_biases = [
@@ -212,14 +212,14 @@ def _cuts(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
     per_kv, per_query = geometry.head_dim, geometry.queries_per_kv * geometry.head_dim
     query_rows, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
     channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
-    query, key, value = ATTENTION_READERS
+    query, key, value = ATTENTION_INPUTS
     return {
         query: (0, query_rows),
         key: (0, kv_rows),
         value: (0, kv_rows),
-        ATTENTION_WRITER: (1, query_rows),
-        **dict.fromkeys(MLP_READERS, (0, channels)),
-        MLP_WRITER: (1, channels),
+        ATTENTION_OUTPUT: (1, query_rows),
+        **dict.fromkeys(MLP_INPUTS, (0, channels)),
+        MLP_OUTPUT: (1, channels),
     }
 
 

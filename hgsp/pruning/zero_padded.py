@@ -16,7 +16,7 @@ from hgsp.models.decoder import Decoder
 from hgsp.pruning.surgery import Surgery
 
 
-class LayersAsCut:
+class ZeroPaddedLayers:
     """Layers of ``dense`` with the tensors that ``surgery`` gives the pruned model, for as long as each is in use."""
 
     def __init__(self, dense: Decoder, surgery: Surgery) -> None:
@@ -33,9 +33,9 @@ class LayersAsCut:
                 _put(module, {**dict.fromkeys(self._surgery.added_biases), **own})
 
 
-def decoder_as_cut(dense: Decoder, surgery: Surgery) -> Decoder:
+def zero_padded_decoder(dense: Decoder, surgery: Surgery) -> Decoder:
     """A decoder that computes what the pruned model computes; the dense one is read, and whole again between layers."""
-    return Decoder(dense.model, LayersAsCut(dense, surgery))
+    return Decoder(dense.model, ZeroPaddedLayers(dense, surgery))
 
 
 def _put(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hgsp.layerwise.hidden_states import Boundaries
+from hgsp.layerwise.hidden_states import HiddenStateCache
 from hgsp.models.decoder import Decoder, device_of
 from hgsp.reconstruction.block_fit import BlockText
 from hgsp.reconstruction.least_squares import Moments
@@ -25,16 +25,16 @@ def num_held_out(num_sequences: int) -> int:
     return max(1, num_sequences // HELD_OUT)
 
 
-class TwoStreams:
+class PairedForward:
     """The residual streams of the dense and of the pruned model at one block boundary, [N, T, H] each."""
 
     def __init__(self, decoder: Decoder, input_ids_NT: Tensor, batch_size: int, spill_dir: Path | None) -> None:
         embedding = decoder.model.model.embed_tokens.weight
         shape = (*input_ids_NT.shape, embedding.shape[1])
         self._decoder, self._spill_dir = decoder, spill_dir
-        self._writer_inputs: Boundaries | None = None
-        self._boundaries = [Boundaries(shape, embedding.dtype, spill_dir, embedding.device) for _ in range(2)]
-        self._dense, self._pruned = (boundaries.open(0) for boundaries in self._boundaries)
+        self._writer_inputs: HiddenStateCache | None = None
+        self._hidden_states = [HiddenStateCache(shape, embedding.dtype, spill_dir, embedding.device) for _ in range(2)]
+        self._dense, self._pruned = (hidden_states.open(0) for hidden_states in self._hidden_states)
         self._num_fit = len(input_ids_NT) - num_held_out(len(input_ids_NT))
         self._batches = [
             slice(start, min(start + batch_size, stop))
@@ -44,13 +44,13 @@ class TwoStreams:
         for batch in self._batches:
             self._dense[batch] = self._pruned[batch] = decoder.embed(input_ids_NT[batch]).to(self._dense)
 
-    def __enter__(self) -> TwoStreams:
+    def __enter__(self) -> PairedForward:
         return self
 
     def __exit__(self, *_: object) -> None:
         del self._dense, self._pruned
-        for boundaries in [*self._boundaries, *([self._writer_inputs] if self._writer_inputs else [])]:
-            boundaries.close()
+        for hidden_states in [*self._hidden_states, *([self._writer_inputs] if self._writer_inputs else [])]:
+            hidden_states.close()
 
     def pass_layer(self, dense: nn.Module, pruned: nn.Module | None) -> None:
         """A whole layer that is not refitted; the pruned stream stays where it is if the layer is gone."""
@@ -97,7 +97,7 @@ class TwoStreams:
         kept_NTI = None
         if _keeps_inputs(writer):
             shape = (*self._pruned.shape[:2], writer.in_features)
-            self._writer_inputs = Boundaries(shape, writer.weight.dtype, self._spill_dir, writer.weight.device)
+            self._writer_inputs = HiddenStateCache(shape, writer.weight.dtype, self._spill_dir, writer.weight.device)
             kept_NTI = self._writer_inputs.open(0)
         seen: list[Tensor] = []
         with watch_inputs({kind: writer}, lambda _name, input_BTI: seen.append(input_BTI)):

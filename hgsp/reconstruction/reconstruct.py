@@ -37,16 +37,16 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError, not_finite
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_WRITER, LAYER_PREFIX, MLP_WRITER
-from hgsp.models.half_precision import wide_products
+from hgsp.models.families import ATTENTION_OUTPUT, LAYER_PREFIX, MLP_OUTPUT
+from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
 from hgsp.reconstruction.least_squares import Moments, solve, wide_dtype
-from hgsp.reconstruction.paired_forward import TwoStreams, num_held_out
-from hgsp.reconstruction.resume import FinishedLayers
+from hgsp.reconstruction.paired_forward import PairedForward, num_held_out
+from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.groups import KIND_NAMES
 
-WRITERS = {"attention": ATTENTION_WRITER, "mlp": MLP_WRITER}
+OUTPUT_PROJECTIONS = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Reconstruction:
 
 
 @torch.no_grad()
-@wide_products()
+@fp32_matmul_fallback()
 def reconstruct(
     decoder: Decoder,
     surgery: Surgery,
@@ -95,7 +95,7 @@ def reconstruct(
     spill_dir: Path | None = None,
     frozen: Collection[int] = (),
     whole_blocks: bool = False,
-    finished: FinishedLayers | None = None,
+    finished: ResumeState | None = None,
     progress: Progress = silent,
 ) -> Reconstruction:
     """Refit every writer of the pruned model, first layer to last, and put the new tensors into ``surgery.replaced``.
@@ -124,7 +124,7 @@ def reconstruct(
         return Reconstruction((), calibration, method)
     new_index_of = {old: new for new, old in enumerate(surviving_layers(surgery.plan))}
     modules: list[ModuleFit] = []
-    with TwoStreams(decoder, calibration.input_ids, batch_size, spill_dir) as streams:
+    with PairedForward(decoder, calibration.input_ids, batch_size, spill_dir) as streams:
         for index in progress(range(decoder.num_layers), "reconstruction", decoder.num_layers):
             new_index = new_index_of.get(index)
             with decoder.layer(index) as dense:
@@ -166,7 +166,7 @@ def check_enough(
 
 
 def _reconstruct_block(
-    streams: TwoStreams,
+    streams: PairedForward,
     kind: str,
     index: int,
     dense: nn.Module,
@@ -178,7 +178,7 @@ def _reconstruct_block(
 
     Empty where the pruned layer has no such block.
     """
-    block, _, name = WRITERS[kind].partition(".")
+    block, _, name = OUTPUT_PROJECTIONS[kind].partition(".")
     writer = getattr(getattr(pruned, block), name, None)
     if writer is None:
         streams.pass_dense(kind, dense)
@@ -187,7 +187,7 @@ def _reconstruct_block(
     held = Moments(writer, torch.float32, bias_only=bias_only)
     streams.gather(kind, dense, pruned, writer, fit, held)
     if not (fit.are_finite and held.are_finite):
-        raise not_finite("input or output of the pruned model", index, WRITERS[kind])
+        raise not_finite("input or output of the pruned model", index, OUTPUT_PROJECTIONS[kind])
     columns = [] if bias_only else [writer.weight.detach()]
     columns += [] if writer.bias is None else [writer.bias.detach()[:, None]]
     old_HS = torch.cat(columns, dim=1)
@@ -199,7 +199,7 @@ def _reconstruct_block(
         if writer.bias is not None:
             writer.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
     errors = held.relative(held.error), held.relative(error)
-    fits = [ModuleFit(index, WRITERS[kind], ridge, *errors, changed=ridge is not None)]
+    fits = [ModuleFit(index, OUTPUT_PROJECTIONS[kind], ridge, *errors, changed=ridge is not None)]
     if seed is not None:
         before, after = fit_block(pruned.mlp, streams.block_text(pruned), seed)
         errors = held.relative(before.energy), held.relative(after.energy)

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hgsp.layerwise.disk_tensors import SpilledTensors
+from hgsp.layerwise.disk_tensors import DiskTensors
 
 LOG = logging.getLogger(__name__)
 
 
-class FinishedLayers:
+class ResumeState:
     """Refitted tensors and findings of finished layers; ``tensors`` by their names in the pruned model.
 
     What is there of the same reconstruction is gone on from, what is there of another one is dropped.
@@ -27,7 +27,7 @@ class FinishedLayers:
         self._file = folder / "finished.json"
         self._fingerprint = fingerprint
         self._layers: dict[str, dict[str, Any]] = self._read()
-        self.tensors = SpilledTensors(folder)
+        self.tensors = DiskTensors(folder)
         finished = {name for layer in self._layers.values() for name in layer["tensors"]}
         for name in set(self.tensors) - finished:
             del self.tensors[name]

@@ -20,7 +20,7 @@ FLOAT_LOGITS_ON_CPU, FLOAT_LOGITS = 1 << 22, 1 << 26
 
 
 @dataclass(frozen=True)
-class ParentTop:
+class TeacherTopK:
     """The parent's ``k`` likeliest tokens at every position, [B, T, k] each: log-probabilities, and ids."""
 
     values: Tensor
@@ -34,7 +34,7 @@ class Objective:
     weight: float = 0.0
     temperature: float = 1.0
 
-    def summed(self, logits_BTV: Tensor, labels_BT: Tensor, parent: Tensor | ParentTop | None = None) -> Tensor:
+    def summed(self, logits_BTV: Tensor, labels_BT: Tensor, parent: Tensor | TeacherTopK | None = None) -> Tensor:
         """The loss in nats, float32, summed over the positions whose next token has a label.
 
         ``parent`` is its logits [B, T, V] or their top; needed if ``weight`` is not 0. Logits become float32 a chunk at
@@ -42,7 +42,7 @@ class Objective:
         """
         shifted = torch.nn.functional.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)  # the position that predicts it
         inputs = [logits_BTV.flatten(0, 1), shifted.flatten()]
-        if isinstance(parent, ParentTop):
+        if isinstance(parent, TeacherTopK):
             inputs += [parent.values.flatten(0, 1), parent.tokens.flatten(0, 1)]
         elif parent is not None:
             inputs.append(parent.flatten(0, 1))

@@ -63,7 +63,7 @@ def check_work_dir(config: RecoveryConfig) -> None:
 
 
 @contextmanager
-def unfinished_run(config: RecoveryConfig) -> Iterator[None]:
+def resumable_run(config: RecoveryConfig) -> Iterator[None]:
     """The folder of a run, in place of an unfinished one if there is one and it is not resumed.
 
     It vanishes when the run is finished, or fails before it has saved anything to resume from.

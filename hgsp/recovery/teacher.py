@@ -23,9 +23,9 @@ from hgsp.console.progress import Progress, silent
 from hgsp.errors import InputError
 from hgsp.layerwise.distributed import is_main_process, wait_for_all
 from hgsp.models.loading import ModelSource, inspect_model, load_dense
-from hgsp.models.offload import open_offloaded
+from hgsp.models.offload import load_offloaded
 from hgsp.recovery.config import RecoveryConfig
-from hgsp.recovery.losses import ParentTop, top_of
+from hgsp.recovery.losses import TeacherTopK, top_of
 from hgsp.recovery.samples import Collator, Sample
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ CACHED_BYTES_PER_TOKEN = 2 + 4  # float16 log-probability and int32 token id
 
 
 @dataclass(frozen=True)
-class Parent:
+class Teacher:
     """A model in eval mode that is asked for the distributions of a batch."""
 
     model: Any
@@ -43,19 +43,19 @@ class Parent:
     temperature: float
 
     @torch.no_grad()
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor | ParentTop:
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor | TeacherTopK:
         """Logits [B, T, V], or their top, on the device of ``inputs``."""
         device = self.model.get_input_embeddings().weight.device
         logits = self.model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False).logits
         if self.top_k:
-            return ParentTop(
+            return TeacherTopK(
                 *(part.to(inputs["input_ids"].device) for part in top_of(logits, self.top_k, self.temperature))
             )
         return logits.to(inputs["input_ids"].device)
 
 
 @dataclass(frozen=True)
-class CachedParent:
+class CachedTeacher:
     """The parent's top k at every position of every sequence, mapped from files."""
 
     values: NDArray[np.float16]
@@ -69,7 +69,7 @@ class CachedParent:
         return torch.from_numpy(values), torch.from_numpy(tokens)
 
 
-def inspect_parent(config: RecoveryConfig, vocabulary: int) -> ModelSource | None:
+def inspect_teacher(config: RecoveryConfig, vocabulary: int) -> ModelSource | None:
     """The parent that was asked for, not loaded yet.
 
     Raises:
@@ -92,29 +92,29 @@ def inspect_parent(config: RecoveryConfig, vocabulary: int) -> ModelSource | Non
     return source
 
 
-def load_parent(config: RecoveryConfig, source: ModelSource, device: str) -> Parent:
+def load_parent(config: RecoveryConfig, source: ModelSource, device: str) -> Teacher:
     """In bfloat16 unless ``--dtype`` says otherwise, whole or read layer by layer."""
     device, dtype = config.distill_device or device, config.dtype or PARENT_DTYPE
     if config.distill_offload:
-        model = open_offloaded(source, dtype, device)[0].model
+        model = load_offloaded(source, dtype, device)[0].model
     else:
         model = load_dense(source, dtype, device)
-    return Parent(model.requires_grad_(False), config.distill_top_k, config.distill_temperature)
+    return Teacher(model.requires_grad_(False), config.distill_top_k, config.distill_temperature)
 
 
-def parent_answers(
+def teacher_outputs(
     config: RecoveryConfig,
     source: ModelSource | None,
     sets: Sequence[Sequence[Sample]],
     collator: Collator,
     device: str,
     progress: Progress = silent,
-) -> tuple[Parent | None, list[CachedParent | None]]:
+) -> tuple[Teacher | None, list[CachedTeacher | None]]:
     """The parent to ask in training, or its cached answers to each of the sets; neither without ``--distill_from``.
 
     With several processes the first one asks, the others wait for its files.
     """
-    nothing: list[CachedParent | None] = [None] * len(sets)
+    nothing: list[CachedTeacher | None] = [None] * len(sets)
     if source is None:
         return None, nothing
     if not config.distill_cache:
@@ -129,18 +129,18 @@ def parent_answers(
     return None, [_open_cache(*pair, config) for pair in zip(folders, sets, strict=True)]
 
 
-def _open_cache(folder: Path, samples: Sequence[Sample], config: RecoveryConfig) -> CachedParent | None:
+def _open_cache(folder: Path, samples: Sequence[Sample], config: RecoveryConfig) -> CachedTeacher | None:
     """The parent's answers to exactly these sequences, if they are in ``folder``."""
     description = folder / "cache.json"
     if not description.is_file() or json.loads(description.read_text()) != _description(samples, config):
         return None
     values, tokens = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("values", "tokens"))
-    return CachedParent(values, tokens, _offsets(samples))
+    return CachedTeacher(values, tokens, _offsets(samples))
 
 
 def _write_cache(
     folder: Path,
-    parent: Parent,
+    parent: Teacher,
     samples: Sequence[Sample],
     config: RecoveryConfig,
     collator: Collator,
@@ -171,7 +171,7 @@ def _write_cache(
         batch = collator([{"sample": sample} for sample in part])
         del batch["labels"]
         top = parent(batch)
-        assert isinstance(top, ParentTop)
+        assert isinstance(top, TeacherTopK)
         for row, sample in enumerate(part):
             length = len(sample.input_ids)
             rows = slice(offsets[start + row], offsets[start + row] + length)

@@ -19,13 +19,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from hgsp.console.progress import Progress, silent
 from hgsp.errors import NumericalError
 from hgsp.models.checkpoint import is_bin
-from hgsp.models.half_precision import slow_dtypes, wide_products
+from hgsp.models.half_precision import emulated_dtypes, fp32_matmul_fallback
 from hgsp.models.loading import ModelSource
 from hgsp.recovery.config import RecoveryConfig, steps_per_update
-from hgsp.recovery.losses import Objective, ParentTop
+from hgsp.recovery.losses import Objective, TeacherTopK
 from hgsp.recovery.resume import last_complete_state
 from hgsp.recovery.samples import Collator, Sample, TrainingText
-from hgsp.recovery.teacher import CachedParent, Parent, parent_answers
+from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
 
 LOG = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Sequences(Dataset[dict[str, Any]]):
     """What is trained on, with the parent's cached answers where there are any."""
 
     samples: Sequence[Sample]
-    parent: CachedParent | None = None
+    parent: CachedTeacher | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -95,14 +95,14 @@ def num_updates(num_sequences: int, config: RecoveryConfig, processes: int) -> i
     return max(1, math.ceil(per_epoch * config.num_epochs))
 
 
-@wide_products()
+@fp32_matmul_fallback()
 def train(
     model: Any,
     text: TrainingText,
     config: RecoveryConfig,
     collator: Collator,
     device: str,
-    parent_source: ModelSource | None = None,
+    teacher_source: ModelSource | None = None,
     progress: Progress = silent,
 ) -> Trained:
     """Train to the end, from the last complete state with ``--resume``; keeps the state of the lowest held-out loss.
@@ -124,7 +124,7 @@ def train(
         LOG.info("resuming from %s", last.name if last else "the beginning: no state was saved")
     state = None if last is None else TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
     if state is None or state.global_step < steps:
-        trainer = _trainer(model, text, config, collator, device, parent_source, steps, progress)
+        trainer = _trainer(model, text, config, collator, device, teacher_source, steps, progress)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         state = trainer.state
     best = state.best_model_checkpoint
@@ -139,12 +139,12 @@ def _trainer(
     config: RecoveryConfig,
     collator: Collator,
     device: str,
-    parent_source: ModelSource | None,
+    teacher_source: ModelSource | None,
     steps: int,
     progress: Progress,
 ) -> RecoveryTrainer:
     """Everything that takes part in the training of ``model``."""
-    parent, caches = parent_answers(config, parent_source, (text.train, text.held_out), collator, device, progress)
+    parent, caches = teacher_outputs(config, teacher_source, (text.train, text.held_out), collator, device, progress)
     train_set, held_out = (Sequences(*pair) for pair in zip((text.train, text.held_out), caches, strict=True))
     trainer = RecoveryTrainer(
         model=model,
@@ -152,11 +152,11 @@ def _trainer(
         train_dataset=train_set,
         eval_dataset=held_out if text.held_out else None,
         data_collator=collator,
-        callbacks=[StopOnNonFinite(), Narrator(progress), EvaluateLast()],
+        callbacks=[StopOnNonFinite(), ProgressCallback(progress), EvaluateLast()],
         objective=Objective(config.distill_weight if config.distill_from else 0.0, config.distill_temperature),
         parent=parent,
     )
-    trainer.remove_callback(PrinterCallback)  # the Narrator speaks
+    trainer.remove_callback(PrinterCallback)  # the ProgressCallback speaks
     return trainer
 
 
@@ -185,7 +185,7 @@ def training_arguments(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch",
-        bf16=config.method == "full" and config.dtype != "float32" and not (device == "cpu" and slow_dtypes()),
+        bf16=config.method == "full" and config.dtype != "float32" and not (device == "cpu" and emulated_dtypes()),
         **(checkpointing_arguments() if config.use_gradient_checkpointing else {}),
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -228,7 +228,7 @@ def checkpointing_arguments() -> dict[str, Any]:
 class RecoveryTrainer(Trainer):
     """The Trainer with our loss: cross-entropy, KL to the parent, or both, per token that counts."""
 
-    def __init__(self, *, objective: Objective, parent: Parent | None, **arguments: Any) -> None:
+    def __init__(self, *, objective: Objective, parent: Teacher | None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.model_accepts_loss_kwargs = True  # our loss is divided by the tokens of the whole update already
         self._objective, self._parent = objective, parent
@@ -239,7 +239,7 @@ class RecoveryTrainer(Trainer):
         labels = inputs.pop("labels")
         cached = [inputs.pop(name) for name in ("parent_values", "parent_tokens") if name in inputs]
         outputs = model(**inputs, use_cache=False)
-        answer = ParentTop(*cached) if cached else None if self._parent is None else self._parent(inputs)
+        answer = TeacherTopK(*cached) if cached else None if self._parent is None else self._parent(inputs)
         tokens = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] >= 0).sum()
         loss = self._objective.summed(outputs.logits, labels, answer) / tokens
         if num_items_in_batch is not None:  # those of all processes, whose losses are averaged
@@ -259,7 +259,7 @@ class StopOnNonFinite(TrainerCallback):
             )
 
 
-class Narrator(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """Progress for the eye, every logged number for the log file, held-out losses for both."""
 
     def __init__(self, progress: Progress) -> None:

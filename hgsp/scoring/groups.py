@@ -77,7 +77,7 @@ class GroupTable:
         profile_LK = depth_profile(int(self.layer[-1]) + 1, MLP, power=1)
         return self.reweighted(np.exp(slope * profile_LK))
 
-    def worthless_unless(self, kept: npt.NDArray[np.bool_]) -> GroupTable:
+    def zeroed_unless(self, kept: npt.NDArray[np.bool_]) -> GroupTable:
         """The same table in which groups outside the mask of length G score 0, so that they leave first."""
         return replace(self, base_score=self.base_score * kept, score=self.score * kept)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hgsp.layerwise.distributed import sum_over_processes
 from hgsp.layerwise.walk import ForwardPass
 from hgsp.models.decoder import Decoder
-from hgsp.models.half_precision import wide_products
+from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.scoring.groups import Floats
 
 
@@ -102,7 +102,7 @@ MAX_SKIP_SEQUENCES = 8
 
 
 @torch.no_grad()
-@wide_products()
+@fp32_matmul_fallback()
 def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
     """Perplexity lost when a layer, its attention or its MLP is skipped, each on its own; 0 where none is lost.
 

@@ -20,11 +20,11 @@ from hgsp.errors import InputError, not_finite
 from hgsp.layerwise.distributed import own_share, sum_over_processes
 from hgsp.layerwise.walk import LayerWalk, Objective
 from hgsp.models.decoder import Decoder, weight_not_finite
-from hgsp.models.families import ATTENTION_WRITER, LINEARS, MLP_WRITER
+from hgsp.models.families import ATTENTION_OUTPUT, LINEARS, MLP_OUTPUT
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.models.half_precision import wide_products
+from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.scoring.groups import KIND_NAMES
-from hgsp.scoring.methods import METHODS, ColumnMethod, GateMethod, GroupMethod, Method, WeightMethod
+from hgsp.scoring.methods import METHODS, ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod
 from hgsp.scoring.normalization import LayerImportance
 from hgsp.scoring.prior import Influence, InfluenceWatch
 from hgsp.scoring.statistics import (
@@ -61,7 +61,7 @@ class Importances:
     calibration_loss: float | None
 
 
-@wide_products()
+@fp32_matmul_fallback()
 def score_groups(
     decoder: Decoder,
     method: Method | str,
@@ -100,12 +100,12 @@ def score_groups(
     share = own_share(len(calibration.input_ids))
     seq_len = calibration.input_ids.shape[1]
     backward = bool(method.needs & BACKWARD_STATISTICS)
-    group_columns = {ATTENTION_WRITER: geometry.queries_per_kv * geometry.head_dim, MLP_WRITER: 1}
+    group_columns = {ATTENTION_OUTPUT: geometry.queries_per_kv * geometry.head_dim, MLP_OUTPUT: 1}
     walk = LayerWalk(
         decoder,
         calibration.input_ids[share.rows],
         batch_size=1 if "grad_sq" in method.needs else options.batch_size,
-        keep_boundaries=backward,
+        keep_hidden_states=backward,
         checkpointing=options.checkpointing,
         spill_dir=options.spill_dir,
     )
@@ -185,12 +185,12 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
     elif isinstance(method, ColumnMethod):
         columns = {
             name: method.columns(linears[name].weight, statistics.values.get(name, {})).cpu().double()
-            for name in (ATTENTION_WRITER, MLP_WRITER)
+            for name in (ATTENTION_OUTPUT, MLP_OUTPUT)
         }
-        attention_K = columns[ATTENTION_WRITER].unflatten(0, (K, R * D)).sum(1)
-        importance = {"attention": attention_K, "mlp": columns[MLP_WRITER]}
-    elif isinstance(method, GateMethod):
-        writers = {"attention": ATTENTION_WRITER, "mlp": MLP_WRITER}
+        attention_K = columns[ATTENTION_OUTPUT].unflatten(0, (K, R * D)).sum(1)
+        importance = {"attention": attention_K, "mlp": columns[MLP_OUTPUT]}
+    elif isinstance(method, MaskMethod):
+        writers = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
         importance = {kind: statistics.values[name][method.statistic].cpu().double() for kind, name in writers.items()}
     else:
 
@@ -215,7 +215,7 @@ def _wide_sum(values: Tensor, dim: int) -> Tensor:
 
 
 def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:
-    names = LINEARS if isinstance(method, WeightMethod) else (ATTENTION_WRITER, MLP_WRITER)
+    names = LINEARS if isinstance(method, WeightMethod) else (ATTENTION_OUTPUT, MLP_OUTPUT)
     return {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
 
 

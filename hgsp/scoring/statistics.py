@@ -7,14 +7,14 @@ gradient of the input, and at a sequence the sum over its tokens.
 
 B batch | T tokens of a sequence | I in_features | O out_features | G groups
 
-| name              | shape  | meaning                                                                      | pass     |
-|-------------------|--------|------------------------------------------------------------------------------|----------|
-| ``input_sq``      | [I]    | mean over tokens of the squared input of a Linear                            | forward  |
-| ``input_mean``    | [I]    | mean over tokens of that input                                               | forward  |
-| ``grad``          | [O, I] | gradient of the calibration loss (mean over sequences of mean token loss)    | backward |
-| ``grad_sq``       | [O, I] | mean over sequences of the squared gradient of one sequence's mean loss      | backward |
-| ``gate_sq``       | [G]    | mean over sequences of the squared gradient of a gate, of the same loss      | backward |
-| ``gate_token_sq`` | [G]    | mean over sequences of the sum over tokens of a gate's squared gradient      | backward |
+| name                   | shape  | meaning                                                                 | pass     |
+|------------------------|--------|-------------------------------------------------------------------------|----------|
+| ``input_sq``           | [I]    | mean over tokens of the squared input of a Linear                       | forward  |
+| ``input_mean``         | [I]    | mean over tokens of that input                                          | forward  |
+| ``grad``               | [O, I] | gradient of the calibration loss, mean over sequences of token means    | backward |
+| ``grad_sq``            | [O, I] | mean over sequences of the squared gradient of one sequence's mean loss | backward |
+| ``mask_grad_sq``       | [G]    | mean over sequences of the squared gradient of a mask, of the same loss | backward |
+| ``mask_grad_token_sq`` | [G]    | mean over sequences of the sum over tokens of a mask's squared gradient | backward |
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from hgsp.models.decoder import weight_not_finite
 
 FORWARD_STATISTICS = frozenset({"input_sq", "input_mean"})
 WEIGHT_GRADIENTS = frozenset({"grad", "grad_sq"})
-GATE_GRADIENTS = frozenset({"gate_sq", "gate_token_sq"})
-BACKWARD_STATISTICS = WEIGHT_GRADIENTS | GATE_GRADIENTS
+MASK_GRADIENTS = frozenset({"mask_grad_sq", "mask_grad_token_sq"})
+BACKWARD_STATISTICS = WEIGHT_GRADIENTS | MASK_GRADIENTS
 
 
 @dataclass
@@ -112,12 +112,12 @@ def gather_backward(
         def on_gradient(gradient_BTI: Tensor) -> None:
             product_BTI = values_BTI.float() * gradient_BTI.float()
             gate_BTG = product_BTI.unflatten(2, (-1, group_columns[name])).sum(3)
-            if "gate_sq" in needs:
-                statistics.add(name, "gate_sq", gate_BTG.sum(1).square().sum(0), mean_token**2)
-            if "gate_token_sq" in needs:
-                statistics.add(name, "gate_token_sq", gate_BTG.square().sum((0, 1)), mean_token**2)
+            if "mask_grad_sq" in needs:
+                statistics.add(name, "mask_grad_sq", gate_BTG.sum(1).square().sum(0), mean_token**2)
+            if "mask_grad_token_sq" in needs:
+                statistics.add(name, "mask_grad_token_sq", gate_BTG.square().sum((0, 1)), mean_token**2)
 
-        if needs & GATE_GRADIENTS and input_BTI.requires_grad:
+        if needs & MASK_GRADIENTS and input_BTI.requires_grad:
             input_BTI.register_hook(on_gradient)
 
     with watch_inputs(linears, observe), _requiring_gradients(parameters):

@@ -20,11 +20,11 @@ import numpy as np
 from hgsp.data.calibration import Calibration
 from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
-from hgsp.pruning.masked import GatedLayers
+from hgsp.pruning.masked import MaskedLayers
 from hgsp.pruning.select import PrunePlan, kept_mask
 from hgsp.scoring.groups import ATTENTION, MLP, Floats
 from hgsp.search.kl import DivergenceFromDense
-from hgsp.search.search import Budgeted
+from hgsp.search.search import SearchProblem
 
 #: A block's worth is at most this many times e above or below the others', whatever the gradient says.
 LARGEST_LOG = 2.0
@@ -32,7 +32,7 @@ LARGEST_LOG = 2.0
 BAND = 0.08
 
 
-class GradientMoves:
+class GradientProposals:
     """Judges plans by the divergence of the cut model, and moves along its gradient at the best plan so far.
 
     A step costs one forward pass over the text, and two more where it is accepted. Holds the dense model's last
@@ -53,7 +53,7 @@ class GradientMoves:
     def __init__(
         self,
         decoder: Decoder,
-        start: Budgeted,
+        start: SearchProblem,
         calibration: Calibration,
         *,
         batch_size: int = 4,
@@ -64,7 +64,7 @@ class GradientMoves:
         self._batch_size, self._spill_dir = batch_size, spill_dir
         self.fingerprint = f"gradient {calibration.sha256}"
 
-    def __enter__(self) -> GradientMoves:
+    def __enter__(self) -> GradientProposals:
         self._judge = DivergenceFromDense(self._decoder, self._input_ids, self._batch_size, self._spill_dir)
         return self
 
@@ -74,9 +74,9 @@ class GradientMoves:
     def measure(self, log_factors_LK: Floats, below: float) -> float:
         """The divergence in nats per token; where it is lower than ``below``, moves go on from these factors."""
         plan = self._start.plan(log_factors_LK)
-        gates = GatedLayers(self._decoder, self._start.geometry, plan)
+        gates = MaskedLayers(self._decoder, self._start.geometry, plan)
         gated = Decoder(self._decoder.model, gates)
-        walk = LayerWalk(gated, self._input_ids, self._batch_size, keep_boundaries=True, spill_dir=self._spill_dir)
+        walk = LayerWalk(gated, self._input_ids, self._batch_size, keep_hidden_states=True, spill_dir=self._spill_dir)
         with walk:
             divergence = self._judge.per_token(walk)
             if divergence < below:
@@ -101,7 +101,7 @@ class GradientMoves:
         return np.clip(direction_LK, -LARGEST_LOG, LARGEST_LOG)
 
 
-def _worth(start: Budgeted, plan: PrunePlan, gates: GatedLayers) -> Floats:
+def _worth(start: SearchProblem, plan: PrunePlan, gates: MaskedLayers) -> Floats:
     """How much one more parameter in each block lowers the divergence sum, by the gates next to the cut. [L, 2]"""
     table, kept = start.table, kept_mask(start.table, plan)
     bounds = np.searchsorted(table.layer * 2 + table.kind, np.arange(2 * start.geometry.num_layers + 1))

@@ -20,11 +20,11 @@ from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
 from hgsp.pruning.select import PrunePlan
 from hgsp.pruning.surgery import Surgery
-from hgsp.pruning.zero_padded import decoder_as_cut
+from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import check_enough, reconstruct
 from hgsp.scoring.groups import ATTENTION, MLP, Floats, depth_profile
 from hgsp.search.kl import DivergenceFromDense
-from hgsp.search.search import Budgeted
+from hgsp.search.search import SearchProblem
 
 #: One of this many sequences judges; a plan is reconstructed from the others.
 JUDGING = 4
@@ -38,7 +38,7 @@ PROFILES = {
 }
 
 
-class ProfileMoves:
+class ProfileProposals:
     """Judges plans by the divergence of the reconstructed model, and moves budget over depth and between the kinds.
 
     A step costs a reconstruction from three quarters of the text and a forward pass over the last one.
@@ -63,7 +63,7 @@ class ProfileMoves:
     def __init__(
         self,
         decoder: Decoder,
-        start: Budgeted,
+        start: SearchProblem,
         calibration: Calibration,
         surgery_of: Callable[[PrunePlan], Surgery],
         *,
@@ -73,7 +73,7 @@ class ProfileMoves:
         writer_bias: bool = False,
     ) -> None:
         self._decoder, self._start, self._surgery_of = decoder, start, surgery_of
-        check_enough_to_judge(calibration)
+        check_enough_to_search(calibration)
         num_fitting = len(calibration.input_ids) - max(1, len(calibration.input_ids) // JUDGING)
         self._fitting = replace(calibration, input_ids=calibration.input_ids[:num_fitting])
         self._judging = calibration.input_ids[num_fitting:]
@@ -81,7 +81,7 @@ class ProfileMoves:
         self._writer_bias = writer_bias
         self.fingerprint = f"profile, {'bias' if writer_bias else 'lstsq'}, {calibration.sha256}"
 
-    def __enter__(self) -> ProfileMoves:
+    def __enter__(self) -> ProfileProposals:
         self._judge = DivergenceFromDense(self._decoder, self._judging, self._batch_size, self._spill_dir)
         return self
 
@@ -100,8 +100,8 @@ class ProfileMoves:
             spill_dir=self._spill_dir,
             frozen=self._frozen,
         )
-        as_cut = decoder_as_cut(self._decoder, surgery)
-        with LayerWalk(as_cut, self._judging, self._batch_size, spill_dir=self._spill_dir) as walk:
+        zero_padded = zero_padded_decoder(self._decoder, surgery)
+        with LayerWalk(zero_padded, self._judging, self._batch_size, spill_dir=self._spill_dir) as walk:
             divergence = self._judge.per_token(walk)
         surgery.replaced.clear()
         return divergence
@@ -111,7 +111,7 @@ class ProfileMoves:
         return depth_profile(self._start.geometry.num_layers, *PROFILES[name])
 
 
-def check_enough_to_judge(calibration: Calibration) -> None:
+def check_enough_to_search(calibration: Calibration) -> None:
     """Refuse a calibration of which nothing would be left to reconstruct from.
 
     Raises:

@@ -26,8 +26,8 @@ import numpy as np
 from hgsp.console.progress import Progress, silent
 from hgsp.errors import NumericalError
 from hgsp.models.geometry import Geometry
-from hgsp.models.half_precision import wide_products
-from hgsp.pruning.select import Floors, PrunePlan, select_groups
+from hgsp.models.half_precision import fp32_matmul_fallback
+from hgsp.pruning.select import MinimumSizes, PrunePlan, select_groups
 from hgsp.scoring.groups import Floats, GroupTable
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ LOG = logging.getLogger(__name__)
 GROWTH, SMALLEST_STEP = 1.3, 0.01
 
 
-class Moves(Protocol):
+class Proposals(Protocol):
     """Ways to change the factors, taken in turn, and the judge of what comes out; a context in which both work.
 
     ``names`` of the moves, ``first_step`` of each, and what its step is multiplied by ``on_failure``: a negative number
@@ -47,7 +47,7 @@ class Moves(Protocol):
     on_failure: ClassVar[float]
     fingerprint: str
 
-    def __enter__(self) -> Moves: ...
+    def __enter__(self) -> Proposals: ...
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -91,32 +91,32 @@ class SearchState:
 
 
 @dataclass(frozen=True)
-class Budgeted:
+class SearchProblem:
     """What a plan is cut from and how: the arguments of ``select_groups``."""
 
     table: GroupTable
     geometry: Geometry
     budget_params: int
-    floors: Floors
+    minimum_sizes: MinimumSizes
     epsilon: float | None = None
 
     def plan(self, log_factors_LK: Floats, provenance: Any = None) -> PrunePlan:
         table = self.reweighted(log_factors_LK)
-        return select_groups(table, self.geometry, self.budget_params, self.floors, self.epsilon, provenance)
+        return select_groups(table, self.geometry, self.budget_params, self.minimum_sizes, self.epsilon, provenance)
 
     def reweighted(self, log_factors_LK: Floats) -> GroupTable:
         return self.table.reweighted(np.exp(log_factors_LK))
 
-    def fingerprint(self, moves: Moves) -> str:
+    def fingerprint(self, proposals: Proposals) -> str:
         """Of everything a search depends on."""
-        asked = f"{self.budget_params} {self.floors} {self.epsilon} {moves.fingerprint}"
+        asked = f"{self.budget_params} {self.minimum_sizes} {self.epsilon} {proposals.fingerprint}"
         return hashlib.sha256(self.table.score.tobytes() + asked.encode()).hexdigest()
 
 
-@wide_products()
+@fp32_matmul_fallback()
 def search(
-    moves: Moves,
-    start: Budgeted,
+    proposals: Proposals,
+    start: SearchProblem,
     steps: int,
     *,
     state_file: Path | None = None,
@@ -132,12 +132,12 @@ def search(
     Raises:
         NumericalError: the divergence of the first plan is not finite.
     """
-    state = _state(start, moves, state_file)
+    state = _state(start, proposals, state_file)
     if state.divergences and (state.steps >= steps or state.is_stuck):
         return state
-    with moves:
+    with proposals:
         log_factors_LK = np.array(state.log_factors)
-        first = moves.measure(log_factors_LK, math.inf)
+        first = proposals.measure(log_factors_LK, math.inf)
         if not math.isfinite(first):
             raise NumericalError(f"the divergence of the plan that the search starts from is {first}")
         if not state.divergences:
@@ -145,14 +145,14 @@ def search(
         for _ in progress(range(state.steps, steps), "budget search", steps - state.steps):
             if state.is_stuck:
                 break
-            name = moves.names[state.steps % len(moves.names)]
-            tried_LK = log_factors_LK + state.step_sizes[name] * moves.direction(name)
-            divergence = moves.measure(tried_LK, state.least)
+            name = proposals.names[state.steps % len(proposals.names)]
+            tried_LK = log_factors_LK + state.step_sizes[name] * proposals.direction(name)
+            divergence = proposals.measure(tried_LK, state.least)
             accepted = divergence < state.least
             if accepted:
                 log_factors_LK = tried_LK
                 state.log_factors = log_factors_LK.tolist()
-            state.step_sizes[name] *= GROWTH if accepted else moves.on_failure
+            state.step_sizes[name] *= GROWTH if accepted else proposals.on_failure
             state.divergences.append(divergence)
             state.accepted.append(accepted)
             verdict = "taken" if accepted else "taken back"
@@ -162,14 +162,14 @@ def search(
     return state
 
 
-def _state(start: Budgeted, moves: Moves, state_file: Path | None) -> SearchState:
+def _state(start: SearchProblem, proposals: Proposals, state_file: Path | None) -> SearchState:
     """The state in the file if it is that of this very search, else a new one."""
-    fingerprint = start.fingerprint(moves)
+    fingerprint = start.fingerprint(proposals)
     if state_file is not None and state_file.exists():
         state = SearchState(**json.loads(state_file.read_text()))
         if state.fingerprint == fingerprint:
             LOG.info("budget search: goes on after step %d, from %s", state.steps, state_file)
             return state
         LOG.warning("budget search: %s is of another model, text, budget or floor; searching anew", state_file)
-    step_sizes = dict.fromkeys(moves.names, moves.first_step)
+    step_sizes = dict.fromkeys(proposals.names, proposals.first_step)
     return SearchState(fingerprint, [[0.0, 0.0]] * start.geometry.num_layers, step_sizes)

@@ -12,7 +12,7 @@ from evaluation import run_evaluation
 from hgsp.models.checkpoint import save_pruned
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan
-from pruning import REBUILDING
+from pruning import BALANCED
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def prune(saved, text_file, tmp_path):
             name,
         )
         reconstructs = dict(itertools.pairwise(flags)).get("--reconstruct") != "none"
-        pairs = [pair for pair in REBUILDING.items() if reconstructs or pair[0] != "--reconstruct_nsamples"]
+        pairs = [pair for pair in BALANCED.items() if reconstructs or pair[0] != "--reconstruct_nsamples"]
         settings = itertools.chain.from_iterable(pairs)
         return recipe([str(part) for part in (*settings, *paths, *flags)]), tmp_path / name
 

@@ -16,7 +16,7 @@ from hgsp.cli import main as cli
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
 from hgsp.pruning.surgery import apply_plan
 from hgsp.recovery import outputs as outcome
-from hgsp.recovery import resume as unfinished
+from hgsp.recovery import resume as resume_paths
 from hgsp.recovery import training
 from hgsp.recovery.losses import Objective
 from plans import mixed_plan, plan_dropping
@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
     assert "step 3 is not finite" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     states = tmp_path / "out.training" / "states"
-    last = unfinished.last_complete_state(states)
+    last = resume_paths.last_complete_state(states)
     assert last == states / "checkpoint-2"
     assert all(tensor.isfinite().all() for tensor in load_file(last / "adapter_model.safetensors").values())
 

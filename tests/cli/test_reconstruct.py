@@ -7,10 +7,10 @@ from transformers import AutoModelForCausalLM
 from conftest import make_tiny
 from hgsp.cli import cut
 from hgsp.models.checkpoint import load_pruned
-from hgsp.pipeline import loaded as opened
+from hgsp.pipeline import loaded as loaded
 from hgsp.pipeline import run as pipeline
 from hgsp.pruning.select import PrunePlan
-from hgsp.reconstruction.resume import FinishedLayers
+from hgsp.reconstruction.resume import ResumeState
 from pruning import analysis_of, tensors_of
 
 
@@ -52,7 +52,7 @@ def test_reconstruction_replaces_writers_only_and_is_reported(prune):
 )
 def test_a_killed_reconstruction_goes_on_to_the_same_result(prune, tmp_path, monkeypatch, flags):
     _, whole = prune("whole", *flags)
-    add = FinishedLayers.add
+    add = ResumeState.add
 
     def killed(self, index, findings, tensors):
         add(self, index, findings, tensors)
@@ -60,7 +60,7 @@ def test_a_killed_reconstruction_goes_on_to_the_same_result(prune, tmp_path, mon
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(FinishedLayers, "add", killed)
+        patch.setattr(ResumeState, "add", killed)
         code, folder = prune("again", *flags)
     assert code == 1
     assert not folder.exists()
@@ -185,7 +185,7 @@ def test_evaluating_on_the_text_of_the_reconstruction_is_a_warning(prune, text_f
 def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, tmp_path, monkeypatch, capsys, flags, complaint):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("abcd" * 10)
-    monkeypatch.setattr(opened, "open_model", None)  # calling it would be a TypeError
+    monkeypatch.setattr(loaded, "load_for_pruning", None)  # calling it would be a TypeError
     try:
         code, folder = prune("refused", *flags)
     except SystemExit as stop:  # argparse's own way out

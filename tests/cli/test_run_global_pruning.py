@@ -593,7 +593,7 @@ def test_what_cannot_end_well_is_refused_before_weights_are_read(prune, tmp_path
     (tmp_path / "file").touch()
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("a")
-    monkeypatch.setattr("hgsp.pipeline.loaded.open_model", lambda *_: pytest.fail("read weights"))
+    monkeypatch.setattr("hgsp.pipeline.loaded.load_for_pruning", lambda *_: pytest.fail("read weights"))
     assert prune(tmp_path / "results", *flags) == 2
     assert message in capsys.readouterr().err
     assert everything_in(tmp_path) == ["empty.txt", "file", "short.txt"]
@@ -647,7 +647,7 @@ def test_a_polite_kill_is_an_interrupt(where, capsys):
         return 0
 
     with ThreadPoolExecutor(1) as pool:
-        code = cli.guarded(run) if where == "main thread" else pool.submit(cli.guarded, run).result()
+        code = cli.run_guarded(run) if where == "main thread" else pool.submit(cli.run_guarded, run).result()
     assert code == (1 if where == "main thread" else 7)
     assert ("interrupted" in capsys.readouterr().err) == (where == "main thread")
     assert signal.getsignal(signal.SIGTERM) is before

@@ -128,10 +128,12 @@ def test_reconstruction_lowers_perplexity(real_model, tmp_path):
     rebuild = ["--reconstruct", "lstsq", "--reconstruct_nsamples", "64", "--scores", tmp_path / "plain" / "scores.npz"]
     for name, more in (("plain", []), ("rebuilt", rebuild)):
         assert run_global_pruning.main([str(part) for part in (*flags, "--output_name", name, *more)]) == 0
-    plain, rebuilt = (json.loads((tmp_path / n / "pruning_analysis.json").read_text()) for n in ("plain", "rebuilt"))
-    before, after = (report["evaluation"]["after"]["builtin"]["ppl"] for report in (plain, rebuilt))
+    plain, reconstructed = (
+        json.loads((tmp_path / n / "pruning_analysis.json").read_text()) for n in ("plain", "rebuilt")
+    )
+    before, after = (report["evaluation"]["after"]["builtin"]["ppl"] for report in (plain, reconstructed))
     assert after < 0.9 * before
-    assert plain["layers"] == rebuilt["layers"]
-    fitted = [module for module in rebuilt["reconstruction"]["modules"] if module["ridge"] is not None]
+    assert plain["layers"] == reconstructed["layers"]
+    fitted = [module for module in reconstructed["reconstruction"]["modules"] if module["ridge"] is not None]
     assert len(fitted) > 30
     assert all(module["error_after"] < module["error_before"] for module in fitted)

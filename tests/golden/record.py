@@ -26,7 +26,7 @@ from hgsp.data.texts import Text
 from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import Floors, PrunePlan, select_groups
+from hgsp.pruning.select import MinimumSizes, PrunePlan, select_groups
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.groups import KIND_NAMES, build_group_table
 from hgsp.scoring.score import score_groups
@@ -55,7 +55,7 @@ def numbers(name: str, tokenizer: Any) -> dict[str, Any]:
     geometry = geometry_of(model)
     importance = {method: score_groups(Decoder(model), method, calibration).by_layer for method in METHODS}
     table = build_group_table(importance["taylor"], geometry)
-    plan = select_groups(table, geometry, geometry.total_params // 3, Floors(1, 8))
+    plan = select_groups(table, geometry, geometry.total_params // 3, MinimumSizes(1, 8))
     before = perplexity(model, tokenizer, LICENCE, seq_len=64, max_windows=8)
     after = perplexity(apply_plan(model, plan), tokenizer, LICENCE, seq_len=64, max_windows=8)
     return {

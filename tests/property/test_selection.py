@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import Floors, LayerKeep, PrunePlan, kept_mask, select_groups
+from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, kept_mask, select_groups
 from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, build_group_table
 
 
-def num_unprotected(geometry, floors):
+def num_unprotected(geometry, minimum_sizes):
     """How many KV groups and how many channels may leave."""
-    pairs = list(zip(geometry.shapes, floors.least(geometry), strict=True))
+    pairs = list(zip(geometry.shapes, minimum_sizes.least(geometry), strict=True))
     return sum(s.num_kv_groups - f.num_kv_groups for s, f in pairs), sum(s.mlp_width - f.mlp_width for s, f in pairs)
 
 
@@ -36,14 +36,16 @@ def problems(draw):
         }
         for s in shapes
     ]
-    floors = Floors(draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.integers(0, 1)), draw(st.integers(0, 1)))
-    if floors.freeze_first + floors.freeze_last > len(shapes):
-        floors = replace(floors, freeze_first=0)
+    minimum_sizes = MinimumSizes(
+        draw(st.integers(1, 5)), draw(st.integers(1, 5)), draw(st.integers(0, 1)), draw(st.integers(0, 1))
+    )
+    if minimum_sizes.freeze_first + minimum_sizes.freeze_last > len(shapes):
+        minimum_sizes = replace(minimum_sizes, freeze_first=0)
     budget = draw(st.integers(0, decoder))
     if draw(st.booleans()):  # what some set of unprotected groups costs exactly: where the greedy order runs dry
-        groups, channels = num_unprotected(geometry, floors)
+        groups, channels = num_unprotected(geometry, minimum_sizes)
         budget = draw(st.integers(0, groups)) * group + draw(st.integers(0, channels)) * channel
-    return geometry, build_group_table(importance, geometry), budget, floors
+    return geometry, build_group_table(importance, geometry), budget, minimum_sizes
 
 
 epsilons = st.none() | st.floats(0, 1)
@@ -51,8 +53,8 @@ epsilons = st.none() | st.floats(0, 1)
 
 @given(problems(), epsilons)
 def test_spent_is_at_most_the_budget_and_is_what_the_shapes_say(problem, epsilon):
-    geometry, table, budget, floors = problem
-    plan = select_groups(table, geometry, budget, floors, epsilon)
+    geometry, table, budget, minimum_sizes = problem
+    plan = select_groups(table, geometry, budget, minimum_sizes, epsilon)
     left = sum(geometry.layer_params(keep.shape) for keep in plan.layers)
     assert plan.removed_params == geometry.decoder_params - left
     assert 0 <= plan.removed_params <= budget
@@ -60,10 +62,10 @@ def test_spent_is_at_most_the_budget_and_is_what_the_shapes_say(problem, epsilon
 
 @given(problems())
 def test_shortfall_is_less_than_the_cheapest_kept_unprotected_group(problem):
-    geometry, table, budget, floors = problem
-    plan = select_groups(table, geometry, budget, floors)
+    geometry, table, budget, minimum_sizes = problem
+    plan = select_groups(table, geometry, budget, minimum_sizes)
     kept = kept_mask(table, plan)
-    for layer, least in enumerate(floors.least(geometry)):
+    for layer, least in enumerate(minimum_sizes.least(geometry)):
         for kind, floor in ((ATTENTION, least.num_kv_groups), (MLP, least.mlp_width)):
             mine = (table.layer == layer) & (table.kind == kind)
             if (kept & mine).sum() > floor:
@@ -73,25 +75,25 @@ def test_shortfall_is_less_than_the_cheapest_kept_unprotected_group(problem):
 @given(problems())
 def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(problem):
     """Against all combinations of how many KV groups and how many channels may leave."""
-    geometry, table, budget, floors = problem
-    groups, channels = num_unprotected(geometry, floors)
+    geometry, table, budget, minimum_sizes = problem
+    groups, channels = num_unprotected(geometry, minimum_sizes)
     group_params, channel_params = geometry.kv_group_params, geometry.mlp_channel_params
     sums = {a * group_params + m * channel_params for a, m in product(range(groups + 1), range(channels + 1))}
     best = max(total for total in sums if total <= budget)
-    removed = select_groups(table, geometry, budget, floors).removed_params
+    removed = select_groups(table, geometry, budget, minimum_sizes).removed_params
     assert removed == best or budget - removed < channel_params
 
 
 @given(problems(), epsilons)
 def test_floors_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, epsilon):
     """S41, and a frozen layer never leaves."""
-    geometry, table, budget, floors = problem
-    plan = select_groups(table, geometry, budget, floors, epsilon)
-    past_free = geometry.num_layers - floors.freeze_last
-    for layer, (keep, least) in enumerate(zip(plan.layers, floors.least(geometry), strict=True)):
+    geometry, table, budget, minimum_sizes = problem
+    plan = select_groups(table, geometry, budget, minimum_sizes, epsilon)
+    past_free = geometry.num_layers - minimum_sizes.freeze_last
+    for layer, (keep, least) in enumerate(zip(plan.layers, minimum_sizes.least(geometry), strict=True)):
         if layer in plan.removed_layers:
             assert epsilon is not None
-            assert floors.freeze_first <= layer < past_free
+            assert minimum_sizes.freeze_first <= layer < past_free
         else:
             assert keep.shape.num_kv_groups >= least.num_kv_groups
             assert keep.shape.mlp_width >= least.mlp_width
@@ -101,8 +103,8 @@ def test_floors_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, 
 @given(problems())
 def test_in_every_block_the_best_scores_stay(problem):
     """Inside one layer and kind, nothing that is kept scores lower than anything that is dropped."""
-    geometry, table, budget, floors = problem
-    kept = kept_mask(table, select_groups(table, geometry, budget, floors))
+    geometry, table, budget, minimum_sizes = problem
+    kept = kept_mask(table, select_groups(table, geometry, budget, minimum_sizes))
     for layer, kind in product(range(geometry.num_layers), (ATTENTION, MLP)):
         mine = (table.layer == layer) & (table.kind == kind)
         dropped, stays = table.score[mine & ~kept], table.score[mine & kept]
@@ -111,34 +113,36 @@ def test_in_every_block_the_best_scores_stay(problem):
 
 @given(problems(), epsilons, st.integers(0, 2**32 - 1))
 def test_order_of_rows_is_irrelevant(problem, epsilon, seed):
-    geometry, table, budget, floors = problem
+    geometry, table, budget, minimum_sizes = problem
     rows = np.random.default_rng(seed).permutation(len(table))
     shuffled = GroupTable(*(getattr(table, item.name)[rows] for item in fields(GroupTable)))
-    expected = select_groups(table, geometry, budget, floors, epsilon)
-    assert select_groups(shuffled, geometry, budget, floors, epsilon) == expected
+    expected = select_groups(table, geometry, budget, minimum_sizes, epsilon)
+    assert select_groups(shuffled, geometry, budget, minimum_sizes, epsilon) == expected
 
 
 @given(problems(), st.floats(0.001, 1000))
 def test_scaling_all_scores_changes_nothing(problem, factor):
-    geometry, table, budget, floors = problem
+    geometry, table, budget, minimum_sizes = problem
     scaled = replace(table, score=table.score * factor)
     # underflow or rounding may create or break ties; where the order is the same, so is the plan
     order = np.lexsort((np.arange(len(table)), table.score))
     if (np.diff(scaled.score[order]) == 0).tolist() == (np.diff(table.score[order]) == 0).tolist():
-        assert select_groups(scaled, geometry, budget, floors) == select_groups(table, geometry, budget, floors)
+        assert select_groups(scaled, geometry, budget, minimum_sizes) == select_groups(
+            table, geometry, budget, minimum_sizes
+        )
 
 
 @given(problems())
 def test_a_larger_budget_removes_at_least_as_much(problem):
-    geometry, table, budget, floors = problem
-    smaller = select_groups(table, geometry, budget // 2, floors)
-    assert smaller.removed_params <= select_groups(table, geometry, budget, floors).removed_params
+    geometry, table, budget, minimum_sizes = problem
+    smaller = select_groups(table, geometry, budget // 2, minimum_sizes)
+    assert smaller.removed_params <= select_groups(table, geometry, budget, minimum_sizes).removed_params
 
 
 @given(problems())
 def test_kept_mask_and_plan_say_the_same(problem):
-    geometry, table, budget, floors = problem
-    plan = select_groups(table, geometry, budget, floors)
+    geometry, table, budget, minimum_sizes = problem
+    plan = select_groups(table, geometry, budget, minimum_sizes)
     kept = kept_mask(table, plan)
     listed = {
         (layer, kind, group)

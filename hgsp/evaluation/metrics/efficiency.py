@@ -41,14 +41,13 @@ class Static:
 class Timing:
     """Medians in milliseconds at one batch size, and bytes: weights plus the most that tensors held at once on top.
 
-    ``unrest``: median over fastest, of prefill or decode, whichever is larger. Near 1 on a machine that does nothing
-    else.
+    ``timing_spread``: median over fastest, of prefill or decode, whichever is larger; near 1 on an idle machine.
     """
 
     prefill_ms: float
     decode_ms: float
     peak_bytes: int
-    unrest: float = 1.0
+    timing_spread: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def measure_timings(
                 prefill_ms=statistics.median(prefills),
                 decode_ms=statistics.median(steps),
                 peak_bytes=peak_bytes(model, batch_size, workload),
-                unrest=max(statistics.median(times) / min(times) for times in (prefills, steps)),
+                timing_spread=max(statistics.median(times) / min(times) for times in (prefills, steps)),
             )
     return timings
 

@@ -19,7 +19,7 @@ from typing import Any
 from hgsp.console.progress import Progress, silent
 from hgsp.data.rows import UNREADABLE, not_rows
 from hgsp.errors import InputError, NumericalError
-from hgsp.models.half_precision import wide_products
+from hgsp.models.half_precision import fp32_matmul_fallback
 
 Row = dict[str, Any]
 
@@ -175,7 +175,7 @@ def _from_hub(manager: Any, spec: HarnessSpec, data_dir: str | Path | None) -> A
         ) from error
 
 
-@wide_products()
+@fp32_matmul_fallback()
 def run_task(
     task: HarnessTask, model: Any, tokenizer: Any, *, batch_size: int, limit: int | None, progress: Progress = silent
 ) -> dict[str, Score] | None:

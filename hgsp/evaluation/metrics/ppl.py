@@ -18,7 +18,7 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import tokenize
 from hgsp.data.texts import EVALUATE, Text, load_text
 from hgsp.errors import InputError, NumericalError
-from hgsp.models.half_precision import wide_products
+from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.models.loading import check_vocabulary
 
 DEFAULT_SEQ_LEN = 2048
@@ -134,7 +134,7 @@ class PPLMetric(Mapping[str, float]):
 
 
 @torch.inference_mode()
-@wide_products()
+@fp32_matmul_fallback()
 def perplexity(
     model: Any,
     tokenizer: Any,

@@ -10,11 +10,11 @@ from hgsp.scoring.methods.magnitude import MAGNITUDE
 from hgsp.scoring.methods.random import RANDOM
 from hgsp.scoring.methods.taylor import TAYLOR
 from hgsp.scoring.methods.taylor_2nd import TAYLOR_2ND
-from hgsp.scoring.methods.types import ColumnMethod, GateMethod, GroupMethod, Method, WeightMethod
+from hgsp.scoring.methods.types import ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod
 from hgsp.scoring.methods.wanda import WANDA
 
 METHODS: dict[str, Method] = {
     method.name: method for method in (TAYLOR, TAYLOR_2ND, WANDA, MAGNITUDE, FISHER, FISHER_TOKEN, FLAP, RANDOM)
 }
 
-__all__ = ["METHODS", "ColumnMethod", "GateMethod", "GroupMethod", "Method", "WeightMethod"]
+__all__ = ["METHODS", "ColumnMethod", "GroupMethod", "MaskMethod", "Method", "WeightMethod"]

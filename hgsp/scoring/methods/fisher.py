@@ -18,6 +18,6 @@ When it misleads
     describes may be long gone (on SmolLM2-135M ``taylor`` is better there, on Qwen2.5-Coder-0.5B it is not).
 """
 
-from hgsp.scoring.methods.types import GateMethod
+from hgsp.scoring.methods.types import MaskMethod
 
-FISHER = GateMethod("fisher", "gate_sq")
+FISHER = MaskMethod("fisher", "mask_grad_sq")

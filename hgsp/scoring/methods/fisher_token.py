@@ -21,6 +21,6 @@ When it misleads
 
 from __future__ import annotations
 
-from hgsp.scoring.methods.types import GateMethod
+from hgsp.scoring.methods.types import MaskMethod
 
-FISHER_TOKEN = GateMethod("fisher_token", "gate_token_sq")
+FISHER_TOKEN = MaskMethod("fisher_token", "mask_grad_token_sq")

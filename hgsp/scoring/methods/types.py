@@ -37,7 +37,7 @@ class ColumnMethod:
 
 
 @dataclass(frozen=True)
-class GateMethod:
+class MaskMethod:
     """A statistic of the gate that would scale everything a group writes: one value per group, taken as it is."""
 
     name: str
@@ -59,4 +59,4 @@ class GroupMethod:
     normalization: str = "none"
 
 
-Method = WeightMethod | ColumnMethod | GateMethod | GroupMethod
+Method = WeightMethod | ColumnMethod | MaskMethod | GroupMethod

@@ -81,7 +81,7 @@ def test_unrest_is_the_median_over_the_fastest(make, monkeypatch):
     times = iter([(1.0, [1.0]), (10.0, [4.0]), (30.0, [6.0]), (40.0, [5.0])])
     monkeypatch.setattr(efficiency, "_timed_round", lambda *arguments: next(times))
     workload = replace(SMALL, repeats=3, batch_sizes=(1,))
-    assert measure_timings({"model": make("llama-8q4kv")}, workload)["model"][1].unrest == 3
+    assert measure_timings({"model": make("llama-8q4kv")}, workload)["model"][1].timing_spread == 3
 
 
 def test_timings_are_of_real_passes(make):

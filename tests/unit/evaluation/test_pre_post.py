@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from hgsp.evaluation.pre_post import BeforeAfter
+from hgsp.evaluation.pre_post import PrePostEvaluation
 from hgsp.pipeline.config import MeasureConfig
 from hgsp.pipeline.report import COLLAPSE_FACTOR, has_collapsed
 
@@ -16,7 +16,7 @@ def test_a_tokenizer_with_token_type_ids_writes_the_same_sample(make, tokenizer)
     with_types = copy.deepcopy(tokenizer)
     with_types.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     assert "token_type_ids" in with_types("text")
-    measure, model = BeforeAfter(QUICK, offloaded=False), make("llama-8q4kv")
+    measure, model = PrePostEvaluation(QUICK, offloaded=False), make("llama-8q4kv")
     measure.before(model, tokenizer)
     measure.after(model, with_types)
     assert measure.samples["before"] == measure.samples["after"] is not None
@@ -24,7 +24,7 @@ def test_a_tokenizer_with_token_type_ids_writes_the_same_sample(make, tokenizer)
 
 
 def test_a_sample_that_fails_is_a_warning_and_costs_no_measurement(make, tokenizer, monkeypatch):
-    measure, model = BeforeAfter(QUICK, offloaded=False), make("llama-8q4kv")
+    measure, model = PrePostEvaluation(QUICK, offloaded=False), make("llama-8q4kv")
     monkeypatch.setattr(model, "generate", lambda *_, **__: torch.ones(2) @ torch.ones(3))
     measure.before(model, tokenizer)
     monkeypatch.undo()
@@ -48,7 +48,7 @@ def test_a_collapse_is_a_perplexity_grown_beyond_the_factor(after, verdict):
 
 
 def test_a_collapsed_model_is_called_so(make, tokenizer):
-    measure, model = BeforeAfter(QUICK, offloaded=False), make("llama-8q4kv")
+    measure, model = PrePostEvaluation(QUICK, offloaded=False), make("llama-8q4kv")
     measure.before(model, tokenizer)
     measure.after(model, tokenizer)
     assert measure.warnings == []

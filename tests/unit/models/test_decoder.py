@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from conftest import make_tiny
-from hgsp.layerwise import hidden_states as boundaries
-from hgsp.layerwise.hidden_states import Boundaries
+from hgsp.layerwise import hidden_states as hidden_states
+from hgsp.layerwise.hidden_states import HiddenStateCache
 from hgsp.layerwise.walk import LayerWalk
 from hgsp.models import decoder as layerwise
 from hgsp.models.decoder import Decoder
 
 
 def run_walk(model, input_ids, **options):
-    """Boundaries that leave each layer, and the gradient of each layer's first q_proj weight (summed over batches)."""
+    """Hidden states that leave each layer, and the gradient of each layer's first q_proj weight (sum over batches)."""
     model.requires_grad_(False)
     leaving, gradients = {}, {}
-    with LayerWalk(Decoder(model), input_ids, keep_boundaries=True, **options) as walk:
+    with LayerWalk(Decoder(model), input_ids, keep_hidden_states=True, **options) as walk:
         for layer in walk.forward():
             handle = layer.module.register_forward_hook(
                 lambda _module, _args, output, index=layer.index: leaving.setdefault(index, []).append(output)
@@ -76,15 +76,15 @@ def test_checkpointing_and_spilling_change_nothing(tmp_path, num_layers):
 def test_checkpointing_keeps_fewer_boundaries(monkeypatch):
     model = make_tiny("llama-mqa", num_hidden_layers=9)
     most = 0
-    opened = Boundaries.open
+    loaded = HiddenStateCache.open
 
     def watch(self, index):
         nonlocal most
-        array = opened(self, index)
+        array = loaded(self, index)
         most = max(most, len(self._arrays))
         return array
 
-    monkeypatch.setattr(Boundaries, "open", watch)
+    monkeypatch.setattr(HiddenStateCache, "open", watch)
     input_ids = torch.randint(0, 256, (2, 8))
     run_walk(model, input_ids, batch_size=2)
     all_kept, most = most, 0
@@ -95,8 +95,10 @@ def test_checkpointing_keeps_fewer_boundaries(monkeypatch):
 
 def test_activations_lie_beside_the_weights_while_a_quarter_of_what_is_free_there_holds_them(monkeypatch):
     num_bytes = 2 * 8 * 16 * 2
-    monkeypatch.setattr(boundaries, "free_bytes", lambda device: 4 * (2 * num_bytes + 1))
-    arrays = Boundaries((2, 8, 16), torch.bfloat16, None, torch.device("meta"))  # stands for a GPU: has no main memory
+    monkeypatch.setattr(hidden_states, "free_bytes", lambda device: 4 * (2 * num_bytes + 1))
+    arrays = HiddenStateCache(
+        (2, 8, 16), torch.bfloat16, None, torch.device("meta")
+    )  # stands for a GPU: has no main memory
     assert [arrays.open(index).device.type for index in (0, 1, 2, 1)] == ["meta", "meta", "cpu", "meta"]
     arrays.drop(2)
     assert arrays.open(3).device.type == "cpu"

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import hgsp.models.half_precision
-from hgsp.models.half_precision import WideProducts, slow_dtypes, wide_products
+from hgsp.models.half_precision import Fp32MatmulMode, emulated_dtypes, fp32_matmul_fallback
 
 HALF = frozenset({torch.bfloat16, torch.float16})
 
@@ -25,11 +25,13 @@ def outcome(module, inputs):
 @pytest.mark.parametrize("dtype", sorted(HALF, key=str))
 @pytest.mark.parametrize("max_widened", [1 << 24, 20])
 def test_a_linear_is_that_of_float32_rounded_once(monkeypatch, bias, dtype, max_widened):
-    monkeypatch.setattr(hgsp.models.half_precision, "MAX_WIDENED", max_widened)  # 20: three outputs at a time, of seven
+    monkeypatch.setattr(
+        hgsp.models.half_precision, "MAX_CAST_VALUES", max_widened
+    )  # 20: three outputs at a time, of seven
     torch.manual_seed(0)
     linear, inputs = nn.Linear(6, 7, bias=bias, dtype=dtype), torch.randn(2, 5, 6, dtype=dtype)
     expected = outcome(copy.deepcopy(linear).float(), inputs.float())
-    with WideProducts(HALF):
+    with Fp32MatmulMode(HALF):
         found = outcome(linear, inputs)
     assert {tensor.dtype for tensor in found} == {dtype}
     tolerance = torch.finfo(dtype).eps  # output and upstream gradient are rounded, which float32 alone is not
@@ -39,7 +41,7 @@ def test_a_linear_is_that_of_float32_rounded_once(monkeypatch, bias, dtype, max_
 
 def test_one_vector_is_taken_too():
     linear = nn.Linear(6, 7, dtype=torch.bfloat16)
-    with WideProducts(HALF):
+    with Fp32MatmulMode(HALF):
         found = outcome(linear, torch.randn(6, dtype=torch.bfloat16))
     assert [tuple(tensor.shape) for tensor in found] == [(7,), (6,), (7, 6), (7,)]
 
@@ -48,7 +50,7 @@ def test_frozen_weights_get_no_gradient_and_no_wide_copy_is_kept():
     linear = nn.Linear(6, 7, dtype=torch.bfloat16).requires_grad_(False)
     kept = []
     inputs = torch.randn(5, 6, dtype=torch.bfloat16, requires_grad=True)
-    with WideProducts(HALF), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with Fp32MatmulMode(HALF), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         linear(inputs).sum().backward()
     assert linear.weight.grad is None
     assert inputs.grad is not None
@@ -61,34 +63,34 @@ def test_attention_is_that_of_float32_with_its_mask():
     query, key, value = (torch.randn(1, 2, 4, 8, dtype=torch.bfloat16) for _ in range(3))
     mask = torch.randn(1, 1, 4, 4, dtype=torch.bfloat16)
     expected = scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask.float())
-    with WideProducts(HALF):
+    with Fp32MatmulMode(HALF):
         found = scaled_dot_product_attention(query, key, value, attn_mask=mask)
     assert torch.equal(found, expected.bfloat16())
 
 
 def test_other_dtypes_are_left_alone():
     linear, inputs = nn.Linear(6, 7), torch.randn(5, 6)
-    with WideProducts(HALF):
+    with Fp32MatmulMode(HALF):
         assert torch.equal(linear(inputs), nn.functional.linear(inputs, linear.weight, linear.bias))
         assert linear.double()(inputs.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("slow", [HALF, frozenset()])
 def test_the_mode_is_on_only_where_the_cpu_is_slow(monkeypatch, slow):
-    monkeypatch.setattr(hgsp.models.half_precision, "slow_dtypes", lambda: slow)
+    monkeypatch.setattr(hgsp.models.half_precision, "emulated_dtypes", lambda: slow)
     torch.manual_seed(0)
     linear, inputs = nn.Linear(64, 8, dtype=torch.bfloat16), torch.randn(5, 64, dtype=torch.bfloat16)
     seen = []
-    monkeypatch.setattr(hgsp.models.half_precision._WideProduct, "apply", lambda *args: seen.append(args))
-    with wide_products():
+    monkeypatch.setattr(hgsp.models.half_precision._Fp32Linear, "apply", lambda *args: seen.append(args))
+    with fp32_matmul_fallback():
         linear(inputs)
     assert bool(seen) == bool(slow)
 
 
 def test_without_mkldnn_both_are_slow(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    slow_dtypes.cache_clear()
+    emulated_dtypes.cache_clear()
     try:
-        assert slow_dtypes() == HALF
+        assert emulated_dtypes() == HALF
     finally:
-        slow_dtypes.cache_clear()
+        emulated_dtypes.cache_clear()

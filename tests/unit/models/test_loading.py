@@ -15,7 +15,7 @@ from hgsp.errors import InputError
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.geometry import LayerShape, geometry_of
 from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
-from hgsp.models.offload import open_offloaded
+from hgsp.models.offload import load_offloaded
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
 
@@ -207,7 +207,7 @@ def test_a_missing_weight_is_refused_and_never_made_up(saved):
 READERS = {
     "resident": lambda folder: load_dense(inspect_model(str(folder)), "float32", "cpu"),
     "spread": lambda folder: load_dense(inspect_model(str(folder)), "float32", "auto"),
-    "offloaded": lambda folder: open_offloaded(inspect_model(str(folder)), "float32", "cpu")[0].model,
+    "offloaded": lambda folder: load_offloaded(inspect_model(str(folder)), "float32", "cpu")[0].model,
     "evaluated or trained": load_pruned,
 }
 
@@ -358,7 +358,7 @@ def test_the_hub_is_asked_for_the_files_that_are_read_and_no_other_copy(saved, m
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     source = dataclasses.replace(inspect_model(str(folder)), name="some/model")
-    open_offloaded(source, "float32", "cpu")
+    load_offloaded(source, "float32", "cpu")
     assert set(asked) == {"model.safetensors", "model.safetensors.index.json", *own}
 
 

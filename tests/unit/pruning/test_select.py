@@ -7,12 +7,12 @@ import pytest
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import Floors, LayerKeep, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, budget_for_ratio, kept_mask, select_groups
 from hgsp.scoring.groups import build_group_table
 
 #: One KV group costs 100, one channel 10; a layer has norms of 4 + 4 parameters; 1000 parameters outside the layers.
 GROUP, CHANNEL = 100, 10
-LEAST = Floors(min_kv_groups=1, min_mlp_width=1)
+LEAST = MinimumSizes(min_kv_groups=1, min_mlp_width=1)
 
 
 def geometry_with(*shapes):
@@ -70,14 +70,14 @@ def test_an_unreachable_budget_is_spent_as_far_as_the_floors_allow():
 def test_floors_keep_the_best_groups_of_a_layer_that_scores_lowest():
     """S41: a layer whose scores are all a thousandth of the others' keeps its best groups."""
     low = table_of(TWO, ([0.001, 0.002], [0.004, 0.001, 0.003, 0.002]), ([1.0, 2.0], [1.0, 2.0, 3.0, 4.0]))
-    plan = select_groups(low, TWO, 260, Floors(min_kv_groups=1, min_mlp_width=2))
+    plan = select_groups(low, TWO, 260, MinimumSizes(min_kv_groups=1, min_mlp_width=2))
     assert plan.layers[0] == LayerKeep((1,), (0, 2))
 
 
 def test_frozen_layers_are_never_touched():
     three = geometry_with((2, 4), (2, 4), (2, 4))
     flat = table_of(three, *[([0.0, 0.0], [0.0] * 4), ([9.0, 9.0], [9.0] * 4), ([0.0, 0.0], [0.0] * 4)])
-    plan = select_groups(flat, three, 130, Floors(1, 1, freeze_first=1, freeze_last=1))
+    plan = select_groups(flat, three, 130, MinimumSizes(1, 1, freeze_first=1, freeze_last=1))
     assert kept(plan) == [((0, 1), (0, 1, 2, 3)), ((1,), (3,)), ((0, 1), (0, 1, 2, 3))]
 
 
@@ -87,16 +87,16 @@ def test_ties_go_to_the_earlier_layer_then_attention_then_the_lower_index():
     assert kept(select_groups(even, TWO, 110, LEAST)) == [((1,), (1, 2, 3)), ((0, 1), (0, 1, 2, 3))]
 
 
-@pytest.mark.parametrize("floors", [(0, 1), (1, 0)])
-def test_floors_below_one_are_refused(floors):
+@pytest.mark.parametrize("minimum_sizes", [(0, 1), (1, 0)])
+def test_floors_below_one_are_refused(minimum_sizes):
     """A block emptied by chance would take its norm along, past the budget; layers leave whole or not at all."""
     with pytest.raises(InputError, match="floors of at least one"):
-        Floors(*floors)
+        MinimumSizes(*minimum_sizes)
 
 
 def test_without_epsilon_no_layer_is_removed_whole():
-    floors = Floors(min_kv_groups=1, min_mlp_width=1)
-    plan = select_groups(RISING, TWO, 130, floors, epsilon=None)
+    minimum_sizes = MinimumSizes(min_kv_groups=1, min_mlp_width=1)
+    plan = select_groups(RISING, TWO, 130, minimum_sizes, epsilon=None)
     assert plan.removed_layers == ()
 
 
@@ -110,7 +110,7 @@ def collapsing():
 def test_a_layer_below_epsilon_is_removed_whole_and_the_rest_of_the_budget_is_spent_elsewhere():
     geometry, table = collapsing()
     whole = geometry.layer_params(geometry.shapes[1])
-    plan = select_groups(table, geometry, whole + 50, Floors(1, 2), epsilon=0.3)
+    plan = select_groups(table, geometry, whole + 50, MinimumSizes(1, 2), epsilon=0.3)
     assert plan.removed_layers == (1,)
     assert plan.removed_params == whole + 50, "the layer's norms count, too"
 
@@ -118,7 +118,7 @@ def test_a_layer_below_epsilon_is_removed_whole_and_the_rest_of_the_budget_is_sp
 def test_a_layer_is_not_removed_whole_when_the_budget_does_not_reach():
     geometry, table = collapsing()
     whole = geometry.layer_params(geometry.shapes[1])
-    plan = select_groups(table, geometry, whole - 1, Floors(1, 2), epsilon=0.9)
+    plan = select_groups(table, geometry, whole - 1, MinimumSizes(1, 2), epsilon=0.9)
     assert plan.removed_layers == ()
     assert plan.layers[1].shape.num_kv_groups >= 1
     assert plan.layers[1].shape.mlp_width >= 2
@@ -126,16 +126,16 @@ def test_a_layer_is_not_removed_whole_when_the_budget_does_not_reach():
 
 def test_epsilon_zero_removes_nothing_whole():
     geometry, table = collapsing()
-    plan = select_groups(table, geometry, geometry.layer_params(geometry.shapes[1]), Floors(1, 2), epsilon=0.0)
+    plan = select_groups(table, geometry, geometry.layer_params(geometry.shapes[1]), MinimumSizes(1, 2), epsilon=0.0)
     assert plan.removed_layers == ()
 
 
 def test_collapse_spares_frozen_layers_and_always_leaves_one():
     geometry, table = collapsing()
     budget = geometry.decoder_params
-    frozen = select_groups(table, geometry, budget, Floors(1, 2, freeze_first=2), epsilon=1.0)
+    frozen = select_groups(table, geometry, budget, MinimumSizes(1, 2, freeze_first=2), epsilon=1.0)
     assert frozen.removed_layers in ((), (2,))
-    assert select_groups(table, geometry, budget, Floors(1, 2), epsilon=1.0).removed_layers != (0, 1, 2)
+    assert select_groups(table, geometry, budget, MinimumSizes(1, 2), epsilon=1.0).removed_layers != (0, 1, 2)
 
 
 def test_ratio_is_of_all_parameters():
@@ -145,12 +145,12 @@ def test_ratio_is_of_all_parameters():
 
 def test_a_ratio_out_of_reach_is_refused_with_the_highest_there_is():
     with pytest.raises(InputError, match=r"at most 0\.\d{4} of all parameters") as refusal:
-        budget_for_ratio(TWO, 0.9, Floors(1, 2))
+        budget_for_ratio(TWO, 0.9, MinimumSizes(1, 2))
     highest = float(str(refusal.value).partition("at most ")[2].split()[0])
-    assert budget_for_ratio(TWO, highest, Floors(1, 2)) > 0
+    assert budget_for_ratio(TWO, highest, MinimumSizes(1, 2)) > 0
     # shown rounded down to four digits, and a budget is a whole number of parameters
     with pytest.raises(InputError):
-        budget_for_ratio(TWO, highest + 1e-4 + 1 / TWO.total_params, Floors(1, 2))
+        budget_for_ratio(TWO, highest + 1e-4 + 1 / TWO.total_params, MinimumSizes(1, 2))
 
 
 def test_kept_mask_marks_the_rows_the_plan_keeps():

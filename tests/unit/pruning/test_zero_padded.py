@@ -12,7 +12,7 @@ from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.select import kept_mask
 from hgsp.pruning.surgery import Surgery, apply_plan
-from hgsp.pruning.zero_padded import decoder_as_cut
+from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import reconstruct
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.methods import METHODS
@@ -24,14 +24,14 @@ TEXT = Calibration(IDS, "random bytes", 3)
 LONGER = Calibration(torch.randint(0, 256, (64, 32), generator=torch.Generator().manual_seed(4)), "random bytes", 4)
 
 
-def cut_model(model, plan, *, rebuilt=True):
+def cut_model(model, plan, *, reconstructed=True):
     """(decoder as cut, the pruned model itself)."""
     dense = Decoder(model)
     surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
-    if rebuilt:
+    if reconstructed:
         reconstruct(dense, surgery, LONGER)
         assert surgery.replaced
-    return decoder_as_cut(dense, surgery), apply_plan(copy.deepcopy(model), plan, dict(surgery.replaced))
+    return zero_padded_decoder(dense, surgery), apply_plan(copy.deepcopy(model), plan, dict(surgery.replaced))
 
 
 @torch.no_grad()
@@ -43,10 +43,12 @@ def last_hidden(decoder):
     return decoder.model.model.norm(hidden)
 
 
-@pytest.mark.parametrize("rebuilt", [False, True, "bias"])
-def test_it_computes_what_the_pruned_model_computes(tiny, rebuilt):
+@pytest.mark.parametrize("reconstructed", [False, True, "bias"])
+def test_it_computes_what_the_pruned_model_computes(tiny, reconstructed):
     before = copy.deepcopy(tiny.state_dict())
-    decoder, pruned = cut_model(tiny, replace(mixed_plan(tiny), writer_bias=rebuilt == "bias"), rebuilt=rebuilt)
+    decoder, pruned = cut_model(
+        tiny, replace(mixed_plan(tiny), writer_bias=reconstructed == "bias"), reconstructed=reconstructed
+    )
     with torch.no_grad():
         expected = pruned.model(IDS).last_hidden_state
     torch.testing.assert_close(last_hidden(decoder), expected, atol=1e-5, rtol=1e-4)
@@ -56,7 +58,7 @@ def test_it_computes_what_the_pruned_model_computes(tiny, rebuilt):
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "random"])
 def test_what_was_dropped_is_worth_nothing_and_the_rest_what_it_is_worth_in_the_pruned_model(tiny, method):
     plan = mixed_plan(tiny)
-    decoder, pruned = cut_model(tiny, plan, rebuilt=True)
+    decoder, pruned = cut_model(tiny, plan, reconstructed=True)
     found = score_groups(decoder, method, TEXT).by_layer
     table = build_group_table(found, geometry_of(tiny))
     kept = kept_mask(table, plan)
@@ -71,7 +73,7 @@ def test_what_was_dropped_is_worth_nothing_and_the_rest_what_it_is_worth_in_the_
 def test_layers_and_blocks_that_are_gone(make):
     model = make("llama-8q4kv", num_hidden_layers=4)
     plan = plan_dropping(model, layers=[1], kv={0: range(4)}, mlp={2: range(96), 3: range(10)})
-    decoder, pruned = cut_model(model, plan, rebuilt=True)
+    decoder, pruned = cut_model(model, plan, reconstructed=True)
     with torch.no_grad():
         expected = pruned.model(IDS).last_hidden_state
     torch.testing.assert_close(last_hidden(decoder), expected, atol=1e-5, rtol=1e-4)
@@ -80,7 +82,7 @@ def test_layers_and_blocks_that_are_gone(make):
 def test_an_interrupted_layer_is_dense_again(make):
     model = make("llama-8q4kv")
     before = copy.deepcopy(model.state_dict())
-    decoder, _ = cut_model(model, mixed_plan(model), rebuilt=False)
+    decoder, _ = cut_model(model, mixed_plan(model), reconstructed=False)
     with pytest.raises(KeyboardInterrupt), decoder.layer(0):
         raise KeyboardInterrupt
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

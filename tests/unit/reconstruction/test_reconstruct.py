@@ -8,14 +8,14 @@ import torch
 
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError, NumericalError
-from hgsp.layerwise.disk_tensors import SpilledTensors
+from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.surgery import Surgery, apply_plan, surviving_layers
 from hgsp.reconstruction.paired_forward import num_held_out
 from hgsp.reconstruction.reconstruct import reconstruct, solve
-from hgsp.reconstruction.resume import FinishedLayers
+from hgsp.reconstruction.resume import ResumeState
 from plans import mixed_plan, plan_dropping
 
 
@@ -28,7 +28,7 @@ def surgery_of(model, plan, replaced=None):
     return Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
 
 
-def rebuilt(model, plan, calibration=None, **options):
+def reconstructed(model, plan, calibration=None, **options):
     """What was found, and the tensors that were replaced."""
     surgery = surgery_of(model, plan)
     return reconstruct(Decoder(model), surgery, calibration or calibration_of(), **options), surgery.replaced
@@ -85,7 +85,7 @@ def with_ones(inputs, linear):
 def test_every_module_equals_dense_least_squares_with_ridge_rows(tiny):
     """All families: A, G and Cholesky give what lstsq gives on all tokens with sqrt(lam) rows that pull to the old."""
     plan, calibration = mixed_plan(tiny), calibration_of()
-    found, replaced = rebuilt(tiny, plan, calibration)
+    found, replaced = reconstructed(tiny, plan, calibration)
     after = pruned_with(tiny, plan, replaced)
     ids = calibration.input_ids[: -num_held_out(16)]
     changed = 0
@@ -110,7 +110,7 @@ def test_every_module_equals_dense_least_squares_with_ridge_rows(tiny):
 
 def test_the_held_out_error_of_a_module_never_grows_and_is_what_held_out_tokens_show(tiny):
     plan, calibration = mixed_plan(tiny), calibration_of()
-    found, replaced = rebuilt(tiny, plan, calibration)
+    found, replaced = reconstructed(tiny, plan, calibration)
     held = calibration.input_ids[-num_held_out(16) :]
     after = pruned_with(tiny, plan, replaced)
     assert len(found.modules) == 2 * len(plan.layers)
@@ -132,7 +132,7 @@ def test_the_held_out_error_of_a_module_never_grows_and_is_what_held_out_tokens_
 def test_with_bias_only_every_bias_takes_the_mean_of_what_is_missing(tiny):
     """Weights stay; the ridge, relative to the one input of 1, shrinks the mean by 1 + ridge."""
     plan, calibration = replace(mixed_plan(tiny), writer_bias=True), calibration_of()
-    found, replaced = rebuilt(tiny, plan, calibration)
+    found, replaced = reconstructed(tiny, plan, calibration)
     assert found.describe()["method"] == "bias"
     weights = [name for name in replaced if name.endswith("weight")]
     cut = pruned_with(tiny, plan, {})
@@ -159,7 +159,7 @@ def test_a_dense_block_that_writes_nothing_has_no_relative_error_and_is_refitted
     model = make("llama-8q4kv")
     model.model.layers[1].mlp.down_proj.weight.data.zero_()
     plan, calibration = plan_dropping(model, mlp={0: range(60)}), calibration_of(160, 24)
-    found, replaced = rebuilt(model, plan, calibration, whole_blocks=whole_blocks)
+    found, replaced = reconstructed(model, plan, calibration, whole_blocks=whole_blocks)
     silent = [fitted for fitted in found.modules if fitted.layer == 1 and fitted.module.startswith("mlp")]
     assert [fitted.error_after for fitted in silent] == [None] * (1 + whole_blocks)
     assert all(fitted.changed for fitted in silent)
@@ -177,7 +177,7 @@ def test_a_dense_block_that_writes_nothing_has_no_relative_error_and_is_refitted
 def test_with_biases_alone_no_block_is_refitted(make):
     model = make("llama-8q4kv")
     plan = replace(mixed_plan(model), writer_bias=True)
-    (found, expected), (asked, got) = (rebuilt(model, plan, whole_blocks=whole) for whole in (False, True))
+    (found, expected), (asked, got) = (reconstructed(model, plan, whole_blocks=whole) for whole in (False, True))
     assert asked.describe() == found.describe()
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
@@ -186,8 +186,8 @@ def test_with_biases_alone_no_block_is_refitted(make):
 def test_whole_blocks_come_nearer_than_their_writers_and_the_error_is_that_of_the_model(tiny, batch_size):
     """All families. What is reported of the last block is what the pruned model, put together, then makes."""
     plan, calibration = mixed_plan(tiny), calibration_of(160, 24)
-    writers, _ = rebuilt(tiny, plan, calibration)
-    found, replaced = rebuilt(tiny, plan, calibration, whole_blocks=True, batch_size=batch_size)
+    writers, _ = reconstructed(tiny, plan, calibration)
+    found, replaced = reconstructed(tiny, plan, calibration, whole_blocks=True, batch_size=batch_size)
     assert found.describe()["method"] == "blocks"
     blocks = [fitted for fitted in found.modules if fitted.module == "mlp"]
     assert [fitted.layer for fitted in blocks] == [fitted.layer for fitted in found.modules if "down" in fitted.module]
@@ -212,7 +212,7 @@ def test_whole_blocks_come_nearer_than_their_writers_and_the_error_is_that_of_th
 
 def test_nothing_removed_nothing_replaced(tiny):
     for whole_blocks in (False, True):
-        found, replaced = rebuilt(tiny, plan_dropping(tiny), whole_blocks=whole_blocks)
+        found, replaced = reconstructed(tiny, plan_dropping(tiny), whole_blocks=whole_blocks)
         assert not replaced
         assert found.modules == ()
 
@@ -220,7 +220,7 @@ def test_nothing_removed_nothing_replaced(tiny):
 def test_modules_before_the_first_cut_stay_as_they_are(make):
     """Their error is exactly zero, so that no rounding can enter."""
     model = make("llama-8q4kv")
-    found, replaced = rebuilt(model, plan_dropping(model, mlp={1: range(40)}), calibration_of(96, 32))
+    found, replaced = reconstructed(model, plan_dropping(model, mlp={1: range(40)}), calibration_of(96, 32))
     assert [fitted.error_before == 0 for fitted in found.modules] == [True, True, True, False, False, False]
     assert not [name for name in replaced if name.startswith(f"{LAYER_PREFIX}0.") or "layers.1.self_attn" in name]
     assert f"{LAYER_PREFIX}1.mlp.down_proj.weight" in replaced
@@ -228,7 +228,7 @@ def test_modules_before_the_first_cut_stay_as_they_are(make):
 
 def test_the_dense_model_is_not_touched(tiny):
     before = copy.deepcopy(tiny.state_dict())
-    _, replaced = rebuilt(tiny, mixed_plan(tiny))
+    _, replaced = reconstructed(tiny, mixed_plan(tiny))
     assert replaced
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
 
@@ -238,7 +238,7 @@ def test_later_layers_make_good_for_what_was_removed(make, drop):
     """A layer removed whole too: the logits on text that was not seen come nearer to the dense ones."""
     model = make("llama-8q4kv", num_hidden_layers=4)
     plan = plan_dropping(model, **drop)
-    _, replaced = rebuilt(model, plan, calibration_of(64, 32))
+    _, replaced = reconstructed(model, plan, calibration_of(64, 32))
     unseen = calibration_of(4, 32, seed=99).input_ids
     with torch.no_grad():
         dense = model(unseen).logits
@@ -249,8 +249,10 @@ def test_later_layers_make_good_for_what_was_removed(make, drop):
 def test_a_layer_without_attention_or_without_mlp(make):
     model = make("llama-8q4kv")
     plan = plan_dropping(model, kv={0: range(4)}, mlp={1: range(96)})
-    found, replaced = rebuilt(model, plan)
-    assert [module for module in rebuilt(model, plan, whole_blocks=True)[0].modules if module.layer == 1][1:] == []
+    found, replaced = reconstructed(model, plan)
+    assert [module for module in reconstructed(model, plan, whole_blocks=True)[0].modules if module.layer == 1][
+        1:
+    ] == []
     fitted = [(module.layer, module.module) for module in found.modules]
     assert fitted == [
         *((0, "mlp.down_proj"), (1, "self_attn.o_proj")),
@@ -263,7 +265,7 @@ def test_a_layer_without_attention_or_without_mlp(make):
 def test_frozen_layers_are_never_touched(make):
     model = make("llama-8q4kv")
     plan = plan_dropping(model, mlp={1: range(40)})
-    found, replaced = rebuilt(model, plan, calibration_of(96, 32), frozen={0, 2})
+    found, replaced = reconstructed(model, plan, calibration_of(96, 32), frozen={0, 2})
     assert {fitted.layer for fitted in found.modules} == {1}
     assert replaced.keys() == {f"{LAYER_PREFIX}1.mlp.down_proj.weight"}
 
@@ -271,7 +273,7 @@ def test_frozen_layers_are_never_touched(make):
 def test_fewer_tokens_than_columns_stay_finite(make):
     """Rank 8 of 96 columns: the ridge decides what the text leaves open."""
     model = make("llama-8q4kv")
-    found, replaced = rebuilt(model, mixed_plan(model), calibration_of(2, 8))
+    found, replaced = reconstructed(model, mixed_plan(model), calibration_of(2, 8))
     assert all(tensor.isfinite().all() for tensor in replaced.values())
     assert all(fitted.error_after <= fitted.error_before for fitted in found.modules)
 
@@ -279,8 +281,8 @@ def test_fewer_tokens_than_columns_stay_finite(make):
 def test_batches_and_spilled_streams_change_nothing(make, tmp_path):
     model = make("qwen2-14q2kv")
     plan = mixed_plan(model)
-    _, expected = rebuilt(model, plan, batch_size=16)
-    _, got = rebuilt(model, plan, batch_size=3, spill_dir=tmp_path)
+    _, expected = reconstructed(model, plan, batch_size=16)
+    _, got = reconstructed(model, plan, batch_size=3, spill_dir=tmp_path)
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(got[name], tensor, atol=1e-3, rtol=1e-3)  # sums in another order
@@ -292,10 +294,10 @@ def test_inputs_that_were_kept_are_those_that_would_be_computed_again(make, tmp_
     """On a CPU they are kept, beside a GPU not; the same bits either way, and a third of the calls less."""
     model, calls, genuine = make("qwen2-14q2kv").to(dtype), [], Decoder.call_block
     monkeypatch.setattr(Decoder, "call_block", lambda *args: calls.append(1) or genuine(*args))
-    _, kept = rebuilt(model, plan_dropping(model, mlp={1: range(40)}), spill_dir=tmp_path)
+    _, kept = reconstructed(model, plan_dropping(model, mlp={1: range(40)}), spill_dir=tmp_path)
     with_kept = len(calls)
     monkeypatch.setattr("hgsp.reconstruction.paired_forward._keeps_inputs", lambda _writer: False)
-    _, again = rebuilt(model, plan_dropping(model, mlp={1: range(40)}))
+    _, again = reconstructed(model, plan_dropping(model, mlp={1: range(40)}))
     assert kept.keys() == again.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in kept.items())
     assert 3 * with_kept == 2 * (len(calls) - with_kept)
@@ -303,7 +305,7 @@ def test_inputs_that_were_kept_are_those_that_would_be_computed_again(make, tmp_
 
 def test_bf16_weights_stay_bf16(make):
     model = make("llama-8q4kv").bfloat16()
-    _, replaced = rebuilt(model, mixed_plan(model))
+    _, replaced = reconstructed(model, mixed_plan(model))
     assert replaced
     assert {tensor.dtype for tensor in replaced.values()} == {torch.bfloat16}
 
@@ -311,7 +313,7 @@ def test_bf16_weights_stay_bf16(make):
 def test_one_sequence_is_refused(make):
     model = make("llama-8q4kv")
     with pytest.raises(InputError, match="at least 2 calibration sequences"):
-        rebuilt(model, mixed_plan(model), calibration_of(1))
+        reconstructed(model, mixed_plan(model), calibration_of(1))
 
 
 def test_a_pruned_stream_that_overflows_names_layer_and_module(make):
@@ -319,11 +321,11 @@ def test_a_pruned_stream_that_overflows_names_layer_and_module(make):
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0] = 3e38
     with pytest.raises(NumericalError, match=r"layer 1, mlp\.down_proj"):
-        rebuilt(model, plan_dropping(model, mlp={1: range(1, 40)}))
+        reconstructed(model, plan_dropping(model, mlp={1: range(1, 40)}))
 
 
 def test_spilled_tensors_are_a_mapping_on_disk(tmp_path):
-    spilled = SpilledTensors(tmp_path / "spilled")
+    spilled = DiskTensors(tmp_path / "spilled")
     spilled.update({"a.weight": torch.ones(2, 3).T, "b": torch.zeros(2, dtype=torch.bfloat16)})
     assert "a.weight" in spilled
     assert list(spilled) == ["a.weight", "b"]
@@ -343,15 +345,15 @@ def test_a_reconstruction_goes_on_after_the_layers_that_are_finished(make, tmp_p
     """Bit for bit the same as in one go; what a layer that was not finished had written is not taken."""
     model = make("llama-8q4kv").to(dtype)
     plan = mixed_plan(model)
-    whole, expected = rebuilt(model, plan, whole_blocks=whole_blocks)
+    whole, expected = reconstructed(model, plan, whole_blocks=whole_blocks)
 
     def start(fingerprint="mine"):
-        finished = FinishedLayers(tmp_path / "state", fingerprint)
+        finished = ResumeState(tmp_path / "state", fingerprint)
         surgery = surgery_of(model, plan, finished.tensors)
         options = {"whole_blocks": whole_blocks, "finished": finished}
         return reconstruct(Decoder(model), surgery, calibration_of(), **options), finished
 
-    add, fitted = FinishedLayers.add, []
+    add, fitted = ResumeState.add, []
 
     def killed(self, index, findings, tensors):
         if index == 1:
@@ -359,7 +361,7 @@ def test_a_reconstruction_goes_on_after_the_layers_that_are_finished(make, tmp_p
         add(self, index, findings, tensors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FinishedLayers, "add", killed)
+        patch.setattr(ResumeState, "add", killed)
         with pytest.raises(KeyboardInterrupt):
             start()
     assert any(".1." in path.name for path in (tmp_path / "state").iterdir())

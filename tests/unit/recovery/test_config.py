@@ -10,7 +10,7 @@ from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig
 from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
 from hgsp.recovery.outputs import next_command
-from hgsp.recovery.resume import last_complete_state, unfinished_run
+from hgsp.recovery.resume import last_complete_state, resumable_run
 from hgsp.recovery.training import num_updates, steps_between_evaluations
 
 REQUIRED = ["--pruned_model", "results/M/p20/pruned_model.bin", "--output_dir", "results/M/p20_finetuned"]
@@ -127,6 +127,6 @@ def test_a_run_that_fails_leaves_only_what_can_be_resumed(saved, stays, tmp_path
         (config.work_dir / saved).write_text("{}")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), unfinished_run(config):
+    with pytest.raises(KeyboardInterrupt), resumable_run(config):
         save_and_fail()
     assert config.work_dir.exists() == stays

@@ -8,9 +8,9 @@ import torch
 from hgsp.errors import InputError
 from hgsp.recovery import losses
 from hgsp.recovery.config import RecoveryConfig
-from hgsp.recovery.losses import Objective, ParentTop, top_of
+from hgsp.recovery.losses import Objective, TeacherTopK, top_of
 from hgsp.recovery.samples import IGNORED, Collator
-from hgsp.recovery.teacher import Parent, inspect_parent, parent_answers
+from hgsp.recovery.teacher import Teacher, inspect_teacher, teacher_outputs
 from recovering import sample
 
 B, T, V = 2, 7, 11
@@ -68,7 +68,7 @@ def test_the_top_with_the_rest_as_one_is_never_more_than_all_and_nearly_all_for_
     """Merging outcomes cannot raise a KL divergence."""
     logits, parent, labels = batch
     whole = Objective(1.0).summed(logits, labels, parent).item()
-    found = [Objective(1.0).summed(logits, labels, ParentTop(*top_of(parent, k, 1.0))).item() for k in (1, 4, V - 1)]
+    found = [Objective(1.0).summed(logits, labels, TeacherTopK(*top_of(parent, k, 1.0))).item() for k in (1, 4, V - 1)]
     assert found == sorted(found)
     assert found[-1] == pytest.approx(whole, rel=1e-4)
     assert 0 < found[0] < whole
@@ -84,7 +84,7 @@ def ask(make, saved, tmp_path):
             pruned_model="m", output_dir=str(tmp_path / "out"), eval_tasks="builtin", distill_from=str(parent),
             micro_batch_size=2, dtype="float32", **flags,
         )  # fmt: skip
-        return config, inspect_parent(config, 258)
+        return config, inspect_teacher(config, 258)
 
     return configuration
 
@@ -96,7 +96,7 @@ SAMPLES = (sample(1, 2, 3, 4, 5), sample(6, 7, 8), sample(9, 10, 11, 12))
 def test_cached_answers_are_those_of_the_parent(ask, make, offload):
     config, source = ask(distill_cache=True, distill_top_k=5, distill_offload=offload)
     collator = Collator(0, packed=False)
-    parent, (cache, empty) = parent_answers(config, source, (SAMPLES, ()), collator, "cpu")
+    parent, (cache, empty) = teacher_outputs(config, source, (SAMPLES, ()), collator, "cpu")
     assert parent is None
     assert empty is not None
     model = make("llama-8q4kv")
@@ -110,13 +110,13 @@ def test_cached_answers_are_those_of_the_parent(ask, make, offload):
 def test_the_cache_is_used_again_and_only_for_the_same_sequences(ask, monkeypatch):
     config, source = ask(distill_cache=True, distill_top_k=2)
     collator = Collator(0, packed=False)
-    parent_answers(config, source, (SAMPLES,), collator, "cpu")
+    teacher_outputs(config, source, (SAMPLES,), collator, "cpu")
     asked = []
-    monkeypatch.setattr(Parent, "__call__", lambda self, inputs: asked.append(inputs))
-    parent_answers(config, source, (SAMPLES,), collator, "cpu")
+    monkeypatch.setattr(Teacher, "__call__", lambda self, inputs: asked.append(inputs))
+    teacher_outputs(config, source, (SAMPLES,), collator, "cpu")
     assert not asked
     with pytest.raises(AssertionError):
-        parent_answers(config, source, (SAMPLES[:2],), collator, "cpu")
+        teacher_outputs(config, source, (SAMPLES[:2],), collator, "cpu")
     assert asked
 
 
@@ -124,13 +124,13 @@ def test_a_full_disk_is_refused_before_the_parent_is_asked(ask, monkeypatch):
     config, source = ask(distill_cache=True, distill_top_k=2)
     monkeypatch.setattr("hgsp.recovery.teacher.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(InputError, match=r"GiB on the disk.*--distill_top_k"):
-        parent_answers(config, source, (SAMPLES,), Collator(0, packed=False), "cpu")
+        teacher_outputs(config, source, (SAMPLES,), Collator(0, packed=False), "cpu")
 
 
 def test_a_parent_with_another_vocabulary_is_refused(ask):
     config, _ = ask()
     with pytest.raises(InputError, match="vocabulary of 300 tokens; got 258"):
-        inspect_parent(config, 300)
+        inspect_teacher(config, 300)
 
 
 def test_more_of_the_parent_than_there_is_is_refused(ask):

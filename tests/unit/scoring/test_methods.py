@@ -259,8 +259,8 @@ LINEAR_IN_SEQUENCES = {
     "grad_sq": WeightMethod("h", frozenset({"grad_sq"}), lambda weight, has: has["grad_sq"]),
     "input_sq": ColumnMethod("x^2", frozenset({"input_sq"}), lambda weight, has: has["input_sq"]),
     "input_mean": ColumnMethod("x", frozenset({"input_mean"}), lambda weight, has: has["input_mean"]),
-    "gate_sq": METHODS["fisher"],
-    "gate_token_sq": METHODS["fisher_token"],
+    "mask_grad_sq": METHODS["fisher"],
+    "mask_grad_token_sq": METHODS["fisher_token"],
 }
 
 

@@ -8,16 +8,16 @@ import torch
 
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
-from hgsp.layerwise.disk_tensors import SpilledTensors
+from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import LayerShape, geometry_of
-from hgsp.pruning.select import Floors
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.reconstruction.reconstruct import reconstruct
 from hgsp.scoring.groups import ATTENTION, MLP, build_group_table
 from hgsp.scoring.score import score_groups
-from hgsp.search.by_profile import PROFILES, ProfileMoves
-from hgsp.search.search import Budgeted, search
+from hgsp.search.by_profile import PROFILES, ProfileProposals
+from hgsp.search.search import SearchProblem, search
 
 IDS = torch.randint(0, 256, (16, 24), generator=torch.Generator().manual_seed(3))
 TEXT = Calibration(IDS, "random bytes", 3)
@@ -28,16 +28,18 @@ def surgery_of(model, replaced=None):
     return lambda plan: Surgery(model.config, geometry_of(model), plan, reader, replaced)
 
 
-def start_of(model, floors=None, text=TEXT):
+def start_of(model, minimum_sizes=None, text=TEXT):
     """A model whose late layers are taken for worthless by a wrong prior, and what to cut from."""
     geometry = geometry_of(model)
     table = build_group_table(score_groups(Decoder(model), "fisher", text).by_layer, geometry)
     wrong = np.array([[1, 1000], [1, 100], [1, 10], [1, 1]])
-    return Budgeted(table.with_prior(wrong), geometry, geometry.decoder_params // 4, floors or Floors(1, 8))
+    return SearchProblem(
+        table.with_prior(wrong), geometry, geometry.decoder_params // 4, minimum_sizes or MinimumSizes(1, 8)
+    )
 
 
 def moves_of(model, start, text=TEXT, replaced=None, **settings):
-    return ProfileMoves(Decoder(model), start, text, surgery_of(model, replaced), **settings)
+    return ProfileProposals(Decoder(model), start, text, surgery_of(model, replaced), **settings)
 
 
 @torch.no_grad()
@@ -55,8 +57,8 @@ def model(make):
 def test_a_plan_is_judged_by_the_reconstructed_model_on_text_it_was_not_fitted_on(make, family):
     model = make(family, num_hidden_layers=4)
     start, factors = start_of(model), np.array([[0, -1], [0, 0], [0.5, 0], [0, 1]])
-    with moves_of(model, start) as moves:
-        told = moves.measure(factors, np.inf)
+    with moves_of(model, start) as proposals:
+        told = proposals.measure(factors, np.inf)
     plan = start.plan(factors)
     surgery = surgery_of(model)(plan)
     reconstruct(Decoder(model), surgery, Calibration(IDS[:12], "random bytes", 3))
@@ -65,9 +67,9 @@ def test_a_plan_is_judged_by_the_reconstructed_model_on_text_it_was_not_fitted_o
 
 
 def test_the_divergence_falls_and_every_plan_holds_budget_floors_and_frozen_layers(model, monkeypatch):
-    start = start_of(model, Floors(1, 8, freeze_first=1))
-    plans, cut = [], Budgeted.plan
-    monkeypatch.setattr(Budgeted, "plan", lambda *arguments: plans.append(cut(*arguments)) or plans[-1])
+    start = start_of(model, MinimumSizes(1, 8, freeze_first=1))
+    plans, cut = [], SearchProblem.plan
+    monkeypatch.setattr(SearchProblem, "plan", lambda *arguments: plans.append(cut(*arguments)) or plans[-1])
     state = search(moves_of(model, start, frozen={0}), start, 10)
     assert state.least < state.divergences[0]
     lower = [now < min(state.divergences[: step + 1]) for step, now in enumerate(state.divergences[1:])]
@@ -102,7 +104,7 @@ def test_bias_and_least_squares_are_different_searches(model, tmp_path, caplog):
 
 
 def test_refitted_tensors_and_activations_on_disk_are_gone_in_the_end(model, tmp_path):
-    start, tensors = start_of(model), SpilledTensors(tmp_path / "refitted")
+    start, tensors = start_of(model), DiskTensors(tmp_path / "refitted")
     (tmp_path / "streams").mkdir()
     expected = search(moves_of(model, start), start, 2)
     spilled = moves_of(model, start, replaced=tensors, spill_dir=tmp_path / "streams", batch_size=3)
@@ -124,7 +126,7 @@ def test_a_model_with_one_layer_can_be_searched(make):
     model = make("llama-8q4kv", num_hidden_layers=1)
     geometry = geometry_of(model)
     table = build_group_table(score_groups(Decoder(model), "fisher", TEXT).by_layer, geometry)
-    start = Budgeted(table, geometry, geometry.decoder_params // 4, Floors(1, 8))
+    start = SearchProblem(table, geometry, geometry.decoder_params // 4, MinimumSizes(1, 8))
     assert search(moves_of(model, start), start, 5).steps == 5
 
 

@@ -12,14 +12,14 @@ from hgsp.errors import NumericalError
 from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import LayerShape, geometry_of
-from hgsp.pruning.masked import GatedLayers
-from hgsp.pruning.select import Floors
+from hgsp.pruning.masked import MaskedLayers
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import score_groups
-from hgsp.search.by_gradient import GradientMoves
+from hgsp.search.by_gradient import GradientProposals
 from hgsp.search.kl import DivergenceFromDense
-from hgsp.search.search import Budgeted, SearchState, search
+from hgsp.search.search import SearchProblem, SearchState, search
 from plans import mixed_plan, plan_dropping
 
 IDS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(3))
@@ -27,7 +27,7 @@ TEXT = Calibration(IDS, "random bytes", 3)
 
 
 def gated(model, plan):
-    gates = GatedLayers(Decoder(model), geometry_of(model), plan)
+    gates = MaskedLayers(Decoder(model), geometry_of(model), plan)
     return Decoder(model, gates), gates
 
 
@@ -81,7 +81,7 @@ def test_gradients_of_gates_are_those_of_the_whole_graph(make, family):
     model = make(family)
     geometry, plan = geometry_of(model), mixed_plan(model)
     decoder, gates = gated(model, plan)
-    walk = LayerWalk(decoder, IDS, 4, keep_boundaries=True)
+    walk = LayerWalk(decoder, IDS, 4, keep_hidden_states=True)
     with DivergenceFromDense(Decoder(model), IDS, 4, None) as judge, walk:
         for layer_pass in walk.forward():
             layer_pass.run()
@@ -112,7 +112,7 @@ def test_gradients_of_gates_are_those_of_the_whole_graph(make, family):
 
 
 def searched(model, start, steps, text=TEXT, state_file=None, **settings):
-    return search(GradientMoves(Decoder(model), start, text, **settings), start, steps, state_file=state_file)
+    return search(GradientProposals(Decoder(model), start, text, **settings), start, steps, state_file=state_file)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def start(make):
     table = build_group_table(score_groups(Decoder(model), "fisher", TEXT).by_layer, geometry)
     wrong = np.array([[1, 100], [10, 0.01], [0.1, 1], [1, 10]])
     budget = geometry.decoder_params // 4
-    return model, Budgeted(table.with_prior(wrong), geometry, budget, Floors(1, 8))
+    return model, SearchProblem(table.with_prior(wrong), geometry, budget, MinimumSizes(1, 8))
 
 
 def test_the_divergence_falls_and_is_that_of_the_plan(start):
@@ -145,9 +145,11 @@ def test_the_divergence_falls_and_is_that_of_the_plan(start):
 
 def test_every_plan_holds_budget_floors_and_frozen_layers(start, monkeypatch):
     model, given = start
-    budgeted = Budgeted(given.table, given.geometry, given.budget_params, Floors(1, 8, freeze_first=1, freeze_last=1))
-    plans, cut = [], Budgeted.plan
-    monkeypatch.setattr(Budgeted, "plan", lambda *arguments: plans.append(cut(*arguments)) or plans[-1])
+    budgeted = SearchProblem(
+        given.table, given.geometry, given.budget_params, MinimumSizes(1, 8, freeze_first=1, freeze_last=1)
+    )
+    plans, cut = [], SearchProblem.plan
+    monkeypatch.setattr(SearchProblem, "plan", lambda *arguments: plans.append(cut(*arguments)) or plans[-1])
     searched(model, budgeted, 6)
     assert len({plan.layers for plan in plans}) > 2
     dense = LayerShape(4, 96)
