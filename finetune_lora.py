@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgsp.cli.main import quiet_libraries, run_guarded
+from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import arguments_of, parse
 from hgsp.errors import InputError
 from hgsp.pipeline.config import PruneConfig

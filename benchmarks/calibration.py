@@ -19,7 +19,7 @@ from typing import Any
 from machine import provenance
 from quality import Bench
 
-from hgsp.cli.main import quiet_libraries
+from hgsp.console.exit_codes import quiet_libraries
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.pipeline.config import PruneConfig

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from machine import provenance
 
-from hgsp.cli.main import quiet_libraries
+from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.progress import terminal
 from hgsp.evaluation.metrics.efficiency import Workload, measure_timings, static_costs
 from hgsp.evaluation.models import load_model

@@ -18,7 +18,7 @@ from typing import Any
 
 from machine import provenance
 
-from hgsp.cli.main import quiet_libraries
+from hgsp.console.exit_codes import quiet_libraries
 from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import CALIBRATE, EVALUATE, load_text
 from hgsp.evaluation.metrics.ppl import perplexity

@@ -2,7 +2,7 @@
 """Quality after each way of making a model smaller, at the same size. No training. JSON, tables and a plot beside it.
 
 Perplexity and KL to the dense model on the same windows, and with --tasks the mean zero-shot accuracy. Ways are in
-quality_ways.py, published methods in baselines/. Cells already in the output file are not computed again, the dense
+quality_settings.py, published methods in baselines/. Cells already in the output file are not computed again, the dense
 model's included; scores, searches and finished layers of reconstructions are kept beside it.
 
     python benchmarks/quality.py --base_model MODEL --calibrate wiki.valid.raw --evaluate wiki.test.raw c4.jsonl \\
@@ -25,9 +25,9 @@ from typing import Any
 from divergence import DenseReference
 from machine import provenance
 from quality_report import draw, markdown, mean_accuracy
-from quality_ways import SETTINGS, Maker
+from quality_settings import SETTINGS, Maker
 
-from hgsp.cli.main import quiet_libraries
+from hgsp.console.exit_codes import quiet_libraries
 from hgsp.data.calibration import tokenize
 from hgsp.data.texts import EVALUATE, load_text
 from hgsp.evaluation.metrics.harness import load_task, run_task

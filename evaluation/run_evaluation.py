@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script, Python looks for modules beside this file instead of in the repository
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from hgsp.cli.main import quiet_libraries, run_guarded
+from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
 from hgsp.evaluation.config import EvaluationConfig
 

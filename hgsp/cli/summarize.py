@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hgsp.cli.main import run_guarded
+from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
 from hgsp.errors import InputError
 

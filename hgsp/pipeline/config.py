@@ -5,27 +5,28 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
 from hgsp.data.texts import check_dataset_name, dataset_names
+from hgsp.pipeline.recipes import (
+    DEFAULT_EPSILON,
+    DEFAULT_PROFILE_NSAMPLES,
+    DEFAULT_RECONSTRUCT_NSAMPLES,
+    DEFAULT_SEARCH_NSAMPLES,
+    RECIPES,
+    Recipe,
+)
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
 RECONSTRUCTIONS = ("none", "bias", "lstsq", "blocks")
-DEFAULT_RECONSTRUCT_NSAMPLES = 256
-DEFAULT_SEARCH_NSAMPLES = 16
-#: The same where every plan is reconstructed before it is judged; a quarter of them judges.
-DEFAULT_PROFILE_NSAMPLES = 96
 LAYER_IMPORTANCES = ("cosine", "perplexity")
 LABELS = ("text", "model")
-DEFAULT_EPSILON = 0.15
 #: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
 CPU_EVAL_WINDOWS = 16
 DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
-#: What measurement favours where the cut is reconstructed (docs/QUALITY.md).
-BALANCED = {"importance_method": "fisher_token", "temperature": 0.0, "depth_slope": 0.5, "reconstruct": "lstsq"}
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
 
 
@@ -74,20 +75,22 @@ class ScoringConfig(TextConfig):
     """What every command that scores a model can be asked."""
 
     base_model: str = option(help="hub id, local folder, or a .gguf file (de-quantised)")
-    importance_method: str = option("taylor", help="how groups are scored", choices=IMPORTANCE_METHODS)
+    importance_method: str = option(Recipe.importance_method, help="how groups are scored", choices=IMPORTANCE_METHODS)
     dataset: str = option(
         "wikitext2",
         help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file; a comma list takes as "
         "many sequences of each",
     )
     labels: str = option(
-        "text", help="next tokens that gradients are of: the text's, or drawn from the model itself", choices=LABELS
+        Recipe.labels,
+        help="next tokens that gradients are of: the text's, or drawn from the model itself",
+        choices=LABELS,
     )
-    nsamples: int = option(128, help="calibration sequences; fewer = less memory and time", type=int)
+    nsamples: int = option(Recipe.nsamples, help="calibration sequences; fewer = less memory and time", type=int)
     seq_len: int = option(256, help="tokens of a calibration sequence", type=int)
     batch_size: int = option(4, help="sequences at a time, for scoring", type=int)
     layer_importance: str = option(
-        "cosine", help="what the H-GSP prior measures layers and blocks by", choices=LAYER_IMPORTANCES
+        Recipe.layer_importance, help="what the H-GSP prior measures layers and blocks by", choices=LAYER_IMPORTANCES
     )
     use_gradient_checkpointing: bool = option(False, help="less memory while scoring, same numbers, more time")
     offload: bool = option(False, help="read one layer at a time from the safetensors files, when scoring and saving")
@@ -118,9 +121,14 @@ class ScoringConfig(TextConfig):
         return dataset_names(self.dataset)
 
     @property
+    def recipe(self) -> Recipe:
+        """The settings of the pipeline among the flags."""
+        return Recipe(**{item.name: getattr(self, item.name) for item in fields(Recipe) if hasattr(self, item.name)})
+
+    @property
     def measures_influence(self) -> bool:
-        """Whether layers and blocks are measured for the H-GSP prior."""
-        return True
+        """Whether the influence of layers and blocks is measured, for the H-GSP prior."""
+        return self.recipe.temperature > 0
 
     @property
     def needs_calibration(self) -> bool:
@@ -139,11 +147,7 @@ class ScoreConfig(ScoringConfig):
 class PruneConfig(ScoringConfig, MeasureConfig):
     """Everything ``run_global_pruning.py`` can be asked."""
 
-    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "fast": {"importance_method": "fisher", "temperature": 0.0},
-        "balanced": BALANCED,
-        "best": {**BALANCED, "reconstruct": "blocks", "nsamples": 256, "reconstruct_nsamples": 1024, "search": 10},
-    }
+    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: recipe.settings() for name, recipe in RECIPES.items()}
 
     output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")
     pruning_ratio: tuple[float, ...] = option(
@@ -152,24 +156,26 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         nargs="+",
     )
     temperature: float = option(
-        1.0, help="H-GSP temperature: 0 = global importance only, 1 = full H-GSP, more = stronger", type=float
+        Recipe.temperature,
+        help="H-GSP temperature: 0 = global importance only, 1 = full H-GSP, more = stronger",
+        type=float,
     )
     tau: float | None = option(
-        None, help="H-GSP gate; unset = 25th percentile, 0 = block-wise only, inf = layer-wise only", type=float
+        Recipe.tau, help="H-GSP gate; unset = 25th percentile, 0 = block-wise only, inf = layer-wise only", type=float
     )
     epsilon: float | None = option(
-        None,
+        Recipe.epsilon,
         help="a layer that would keep less than this fraction of its parameters is removed whole "
         f"(unset: {DEFAULT_EPSILON} when temperature > 0, else no layer is removed)",
         type=float,
     )
     score_normalization: str = option(
-        "auto",
+        Recipe.score_normalization,
         help="how importances of different layers are made comparable; auto = the method's own",
         choices=NORMALIZATIONS,
     )
     depth_slope: float = option(
-        0.0,
+        Recipe.depth_slope,
         help="MLP scores are multiplied by e^-S in the first layer up to e^S in the last: what early layers lose, a "
         "reconstruction of later ones makes good",
         type=float,
@@ -180,27 +186,29 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
     scores: str | None = option(None, help="a scores.npz of the same model: cut without calibration")
     reconstruct: str = option(
-        "none",
+        Recipe.reconstruct,
         help="refit o_proj and down_proj to what the dense model writes, no training: lstsq = least squares, blocks = "
         "and then gate_proj and up_proj too, block by block, bias = nothing but a bias that they are given",
         choices=RECONSTRUCTIONS,
     )
     reconstruct_nsamples: int | None = option(
-        None,
+        Recipe.reconstruct_nsamples,
         help=f"calibration sequences to reconstruct from (unset: {DEFAULT_RECONSTRUCT_NSAMPLES}; a shorter text gives "
         "what it has)",
         type=int,
     )
     rounds: int = option(
-        1,
+        Recipe.rounds,
         help="cut in this many parts; after each, reconstruct (with --reconstruct) and score what is left again",
         type=int,
     )
     search: int = option(
-        0, help="steps of the budget search: widths per layer and kind that lower KL(dense || pruned)", type=int
+        Recipe.search,
+        help="steps of the budget search: widths per layer and kind that lower KL(dense || pruned)",
+        type=int,
     )
     search_nsamples: int | None = option(
-        None,
+        Recipe.search_nsamples,
         help=f"calibration sequences of the search (unset: {DEFAULT_SEARCH_NSAMPLES} to judge by; with --reconstruct "
         f"{DEFAULT_PROFILE_NSAMPLES}, of which a quarter judges; a shorter text gives what it has)",
         type=int,
@@ -255,26 +263,14 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
 
     @property
-    def measures_influence(self) -> bool:
-        """Layer and block analysis is skipped when the temperature is 0."""
-        return self.temperature > 0
-
-    @property
     def reads_text(self) -> bool:
         """Whether calibration text is read, for scoring, the search or the reconstruction."""
-        return self.reconstruct != "none" or self.search > 0 or self.scores_text
+        return self.recipe.reconstructs or self.search > 0 or self.scores_text
 
     @property
     def scores_text(self) -> bool:
         """Whether scoring reads text: a scores file spares that, unless later rounds score again."""
         return self.needs_calibration and (self.scores is None or self.rounds > 1)
-
-    @property
-    def collapse_epsilon(self) -> float | None:
-        """The collapse threshold in force, None when no layer is to be removed whole."""
-        if self.epsilon is not None:
-            return self.epsilon
-        return DEFAULT_EPSILON if self.temperature > 0 else None
 
     def output_name_for(self, ratio: float) -> str:
         """The result folder's name; several ratios get their percentage appended."""

@@ -18,9 +18,8 @@ import hgsp
 from hgsp.layerwise.distributed import launched_processes
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
-from hgsp.pipeline.decision import PruningDecision
 from hgsp.pipeline.request import Request
-from hgsp.pipeline.run import ReconstructedLayers
+from hgsp.pipeline.stages import Pruning
 from hgsp.pruning.select import PrunePlan
 
 SCHEMA_VERSION = 1
@@ -54,7 +53,7 @@ def environment(device: str, dtype: str | None, seed: int) -> dict[str, Any]:
 
 def analysis(
     request: Request,
-    decision: PruningDecision,
+    pruning: Pruning,
     *,
     command: str,
     asked_ratio: float,
@@ -63,10 +62,10 @@ def analysis(
     samples: Mapping[str, str | None],
     timings_s: Mapping[str, float],
     warnings: Sequence[str],
-    reconstructed: ReconstructedLayers | None = None,
 ) -> dict[str, Any]:
     """The content of ``pruning_analysis.json``; counts are parameters and bytes of the models themselves."""
-    geometry, plan = request.geometry, decision.plan
+    geometry, decision = request.geometry, pruning.decision
+    plan = decision.plan
     removed = geometry.total_params - params_after
     value_bytes = DTYPES[request.config.dtype].itemsize
     after = tuple(keep.shape for keep in plan.layers)
@@ -99,7 +98,7 @@ def analysis(
         "layers": layers,
         "scoring": dict(plan.provenance),
         "search": decision.searched,
-        "reconstruction": None if reconstructed is None else reconstructed.found.describe(),
+        "reconstruction": None if pruning.reconstruction is None else pruning.reconstruction.describe(),
         "evaluation": dict(evaluation),
         "collapsed": has_collapsed(evaluation),
         "samples": dict(samples),
