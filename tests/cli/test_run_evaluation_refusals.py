@@ -85,7 +85,7 @@ def test_a_model_too_large_for_the_memory_says_what_to_try_here(evaluate, pruned
 
 
 def test_the_hubs_retries_are_not_our_output(evaluate, pruned):
-    """S30: without a network it warns about each of many attempts; our error says the same once."""
+    """Offline, the hub warns about each of many attempts; our error says the same once."""
     assert evaluate(pruned, "--tasks", "wikitext") == 0
     assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 

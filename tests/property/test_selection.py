@@ -86,7 +86,7 @@ def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(pr
 
 @given(problems(), epsilons)
 def test_floors_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, epsilon):
-    """S41, and a frozen layer never leaves."""
+    """Minimum sizes hold, and a frozen layer never leaves."""
     geometry, table, budget, minimum_sizes = problem
     plan = select_groups(table, geometry, budget, minimum_sizes, epsilon)
     past_free = geometry.num_layers - minimum_sizes.freeze_last

@@ -1,4 +1,4 @@
-"""S43: models that accelerate has spread over devices are scored and cut where their layers are."""
+"""Models that accelerate has spread over devices are scored and pruned where their layers are."""
 
 import copy
 

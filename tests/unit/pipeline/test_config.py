@@ -122,7 +122,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
 def test_nonsense_is_refused_by_the_name_of_its_flag(name, value):
-    """S33: nsamples 0 and negative among them; S05: unknown data sets among them."""
+    """Sample counts of zero or less and unknown data sets are among the refused values."""
     with pytest.raises(InputError, match=f"--{name}") as refusal:
         config(**{name: value})
     assert "\n" not in str(refusal.value)

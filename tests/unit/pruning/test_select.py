@@ -68,7 +68,7 @@ def test_an_unreachable_budget_is_spent_as_far_as_the_floors_allow():
 
 
 def test_floors_keep_the_best_groups_of_a_layer_that_scores_lowest():
-    """S41: a layer whose scores are all a thousandth of the others' keeps its best groups."""
+    """A layer whose scores are a thousandth of all others keeps its best groups."""
     low = table_of(TWO, ([0.001, 0.002], [0.004, 0.001, 0.003, 0.002]), ([1.0, 2.0], [1.0, 2.0, 3.0, 4.0]))
     plan = select_groups(low, TWO, 260, MinimumSizes(min_kv_groups=1, min_mlp_width=2))
     assert plan.layers[0] == LayerKeep((1,), (0, 2))
@@ -139,7 +139,7 @@ def test_collapse_spares_frozen_layers_and_always_leaves_one():
 
 
 def test_ratio_is_of_all_parameters():
-    """S38: the documented definition, embeddings included."""
+    """The documented definition of the ratio includes the embeddings."""
     assert budget_for_ratio(TWO, 0.125, LEAST) == int(0.125 * (TWO.decoder_params + 1000))
 
 

@@ -290,7 +290,7 @@ def test_a_batch_is_padded_and_masked():
 
 
 def test_packed_samples_do_not_see_each_other(make):
-    """S16-like: joined or apart, every sample has the same logits."""
+    """Packed or alone, every sample has the same logits."""
     model = make("llama-8q4kv")
     samples = [sample(*range(10, 22)), sample(*range(40, 47)), sample(*range(60, 75))]
     packed = pack(samples, 20)

@@ -40,7 +40,7 @@ def test_every_normalization_is_checked_here_and_can_be_asked_for():
 
 @pytest.mark.parametrize("name", sorted(set(NORMALIZERS) - {"none"}))
 def test_the_scale_of_a_block_does_not_matter(name):
-    """S41: a layer whose weights are a thousandth of the others' scores as the others do."""
+    """A layer whose weights are a thousandth of all others scores like the others."""
     expected = NORMALIZERS[name](IMPORTANCE, OUTPUT, 7)
     # one rounding of each float64 division
     np.testing.assert_allclose(NORMALIZERS[name](1e-6 * IMPORTANCE, 1e-6 * OUTPUT, 7), expected, rtol=1e-12)
