@@ -1,4 +1,4 @@
-"""The recovery recipe as users call it: what it trains, writes, says and refuses, and that nothing is lost."""
+"""The recovery recipe as users call it: training, outputs, messages and refusals; nothing is lost."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ def pruned_model(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def pruned(pruned_model):
-    """One pruned model for all tests, which must leave it as it is."""
+    """One pruned model for all tests, which must not change it."""
     return pruned_model()
 
 
@@ -83,7 +83,7 @@ def finetune(rows, pruned):
 
 @pytest.fixture(scope="module")
 def result(finetune, tmp_path_factory):
-    """One finished run, for tests that only look."""
+    """One finished run, for tests that only read it."""
     output = tmp_path_factory.mktemp("recovered") / "out"
     assert finetune(output) == 0
     return output
@@ -203,7 +203,7 @@ def test_checkpointing_changes_memory_only(finetune, result, tmp_path):
 
 
 def test_the_first_loss_is_the_mean_over_the_answers_tokens_of_the_whole_batch(result, pruned, rows, tokenizer):
-    """Accumulated over unequal micro batches, against a loop over sequences. LoRA begins as nothing."""
+    """The loss accumulated over unequal micro batches matches a loop over sequences; LoRA starts at zero."""
     from hgsp.recovery.config import RecoveryConfig
     from hgsp.recovery.samples import load_training_text
 
@@ -275,7 +275,7 @@ def test_packing_learns_the_same_tokens_in_fewer_sequences(finetune, result, tmp
 
 
 class Killed(BaseException):
-    """What no handler of ours catches, like a kill."""
+    """An exception that no handler of ours catches, like a kill."""
 
 
 def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, result, tmp_path, monkeypatch):
@@ -305,7 +305,7 @@ def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, res
 
 @pytest.mark.parametrize("held_out", ["4", "0"])
 def test_a_run_killed_after_its_last_step_is_resumed_without_another(held_out, finetune, result, tmp_path, monkeypatch):
-    """The best state is kept, or without held-out rows the last one."""
+    """The best state is kept, or the last one without held-out rows."""
 
     def kill(*_):
         raise Killed
@@ -401,7 +401,7 @@ def test_a_model_trained_on_what_it_is_evaluated_on_says_so(name, finetune, text
 
 @pytest.fixture
 def dense(saved, make):
-    """The parent of ``pruned``."""
+    """The teacher of ``pruned``."""
     return saved(make("llama-8q4kv"), "dense")
 
 

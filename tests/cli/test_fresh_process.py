@@ -1,4 +1,4 @@
-"""What only a new process can show: quick help, exit codes of the real script, and loading with and without hgsp."""
+"""New processes: fast help, exit codes of the real script, and loading with and without hgsp."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from hgsp.pruning.select import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_of
 
-#: What a machine without us lacks: hgsp and evaluation cannot be imported, however they are installed.
+#: Make hgsp and evaluation impossible to import, however they are installed.
 WITHOUT_HGSP = """
 import sys
 class Absent:
@@ -39,12 +39,12 @@ def check(folder, **kwargs):
 
 @pytest.fixture
 def python(tmp_path):
-    """``python(*arguments)`` runs a new interpreter in ``tmp_path``, without network, and returns what came of it."""
+    """``python(*arguments)`` runs a new interpreter in ``tmp_path``, without network, and returns its result."""
 
     def run(*arguments):
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("HGSP_", "PYTHON", "PYTEST"))}
         own = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        own["PYTHONPATH"] = str(REPOSITORY)  # this checkout, whichever may be installed
+        own["PYTHONPATH"] = str(REPOSITORY)  # this checkout, whatever is installed
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=tmp_path,
@@ -91,7 +91,7 @@ def test_help_is_quick_and_imports_neither_torch_nor_transformers(python, script
 
 
 def test_the_script_exits_with_2_and_one_line_for_bad_input(python, tmp_path):
-    """Both kinds: what argparse refuses, and what we do."""
+    """Refusals by argparse and by us."""
     script = REPOSITORY / "run_global_pruning.py"
     done = python(script, "--pruning_ratio", "0.2")
     assert done.returncode == 2
@@ -157,7 +157,7 @@ assert torch.equal(model(expected["tokens"]).logits, expected["ragged"])
     [
         "import transformers; import hgsp",
         COMPARE + "\nimport evaluation",
-        "import hgsp; from transformers import LlamaForCausalLM",  # imports the Auto classes before its own are there
+        "import hgsp; from transformers import LlamaForCausalLM",  # Auto classes come before hgsp registers its own
         "import hgsp; from transformers.modeling_layers import GradientCheckpointingLayer",
         "import hgsp; from transformers import AutoConfig; AutoConfig.from_pretrained('ragged')",
     ],

@@ -1,4 +1,4 @@
-"""The evaluation recipe as users call it: what it writes and says, no failure costing another's result."""
+"""The evaluation recipe as users call it: outputs and messages; no failure costs another task's result."""
 
 import copy
 import json
@@ -98,7 +98,7 @@ def test_a_result_that_was_moved_is_measured_on_there(evaluate, pruned, tmp_path
 
 
 def test_another_tokenizer_is_another_measurement(evaluate, pruned, tokenizer, tmp_path):
-    """The same model, whose vocabulary has room for both tokenizers."""
+    """The same model, with a vocabulary large enough for both tokenizers."""
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["English"])
     (tmp_path / "other").mkdir()
@@ -148,7 +148,7 @@ def test_a_failing_task_costs_no_other_its_result(evaluate, pruned, monkeypatch,
         assert found[task]["metrics"] == []
         assert file in found[task]["reason"]
         assert f"FAILED {task} (pruned)" in capsys.readouterr().out + (folder / "results.md").read_text()
-    assert evaluate(pruned, "--tasks", "wikitext") == 0  # what fails is another run's affair
+    assert evaluate(pruned, "--tasks", "wikitext") == 0  # the failed task concerns another run
 
 
 def test_a_task_that_fails_while_running_keeps_the_others(evaluate, pruned, monkeypatch):
@@ -232,7 +232,7 @@ def test_float16_for_a_bfloat16_model_is_warned_of(evaluate, saved, make, dense,
 def test_a_collapsed_model_is_called_so_loudly(evaluate, saved, make, dense, capsys):
     sharpened = make("llama-8q4kv")
     with torch.no_grad():
-        sharpened.lm_head.weight.mul_(300)  # random, and sure of it
+        sharpened.lm_head.weight.mul_(300)  # random but confident
     folder = saved(sharpened, "sharpened")
     assert evaluate(folder, "--base_model", dense, "--compare", "--tasks", "wikitext") == 0
     assert stored(folder / "evaluation")["collapsed"] is True

@@ -1,4 +1,4 @@
-"""The pruning recipe as users call it: what it writes, says and refuses, and that failure leaves nothing behind."""
+"""The pruning recipe as users call it: outputs, messages and refusals; a failure leaves no files."""
 
 import csv
 import json
@@ -67,7 +67,7 @@ def prune(dense, text_file):
 
 @pytest.fixture(scope="module")
 def result(prune, tmp_path_factory):
-    """One finished run at 20 %, for tests that only look."""
+    """One finished run at 20 %, for tests that only read it."""
     results = tmp_path_factory.mktemp("results")
     assert prune(results) == 0
     return results / "out"
@@ -240,7 +240,7 @@ def test_ratio_zero_is_the_dense_model(prune, dense, tokens, tmp_path):
 
 
 def test_full_method_by_default(prune, tmp_path):
-    """Temperature 1: layers are measured, and the table says by what each score was multiplied."""
+    """At temperature 1 layers are measured, and the table shows the factor of each score."""
     assert prune(tmp_path, "--temperature", "1.0", "--skip_evaluation") == 0
     with (tmp_path / "out" / "global_group_table.csv").open(newline="") as source:
         priors = {row["prior"] for row in csv.DictReader(source)}
@@ -412,11 +412,11 @@ def test_an_unsupported_architecture_is_exit_code_2_and_nothing_written(prune, t
 def test_a_tokenizer_larger_than_the_embedding_is_refused_before_weights_are_loaded(
     dense, text_file, tokenizer, tmp_path, capsys, monkeypatch, command
 ):
-    """Even where nothing is evaluated: ids without a row would stop the run only in the middle of scoring."""
+    """Token ids without an embedding row would otherwise stop the run in the middle of scoring."""
     base = tmp_path / "base"
     make_tiny("llama-8q4kv", vocab_size=len(tokenizer) - 1, eos_token_id=0).save_pretrained(base)
     tokenizer.save_pretrained(base)
-    (base / "model.safetensors").unlink()  # whoever loads weights fails in another way
+    (base / "model.safetensors").unlink()  # loading weights would fail differently
     before = everything_in(tmp_path)
     flags = {"--base_model": base, "--dataset": text_file, "--nsamples": 4, "--seq_len": 32, "--device": "cpu"}
     if command == "prune":
@@ -630,7 +630,7 @@ def test_seconds_of_one_ratio_are_not_counted_for_the_next(prune, tmp_path, monk
 
 @pytest.mark.parametrize("where", ["main thread", "another"])
 def test_a_polite_kill_is_an_interrupt(where, capsys):
-    """What a batch system sends at the end of its time; a thread of an application keeps what that says."""
+    """A batch system sends SIGTERM at its time limit; in another thread the application's handler stays."""
     before = signal.getsignal(signal.SIGTERM)
 
     def run():

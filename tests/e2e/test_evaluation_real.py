@@ -75,7 +75,7 @@ def lines(path):
 
 
 def hub_rows(name, data_dir):
-    """The rows as the hub has them, made here from the official files."""
+    """The hub's rows, rebuilt from the official files."""
     if name == "lambada":
         return lines(data_dir / "lambada/lambada_test.jsonl")
     if name == "piqa":
@@ -95,7 +95,7 @@ def hub_rows(name, data_dir):
 
 
 def test_perplexity_of_wikitext2_equals_ten_lines(model, real_tokenizer, data_dir):
-    """Acceptance: 1e-4 against a computation that shares nothing but the model with ours."""
+    """Within 1e-4 of an independent computation that shares only the model with ours."""
     raw = (data_dir / "wikitext2" / "wiki.test.raw").read_bytes().decode().split("\n")[:-1]
     text = "\n\n".join((line + "\n") if line.strip() else "" for line in raw)
     ids = torch.tensor(real_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -115,7 +115,7 @@ def test_perplexity_does_not_depend_on_batch_size_or_padding_side(model, real_to
         for side in (padding(real_tokenizer, "left"), padding(real_tokenizer, "right"))
         for size in (1, 3, 12)
     ]
-    assert found == pytest.approx([found[0]] * 6, rel=1e-4)  # the acceptance's tolerance, float32
+    assert found == pytest.approx([found[0]] * 6, rel=1e-4)  # float32, other batch shapes
 
 
 @pytest.mark.parametrize("name", ["lambada", "piqa", "arc_easy"])
@@ -206,7 +206,7 @@ def test_window_length_changes_perplexity_and_is_recorded(smollm, data_dir, tmp_
 
 
 def test_two_processes_give_the_numbers_of_one(smollm, data_dir, tmp_path):
-    """What ``accelerate launch`` starts, on CPUs: items are shared out, one process writes."""
+    """``accelerate launch`` on CPUs: processes share the items, and one writes."""
     found = []
     for processes in (1, 2):
         launch = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes)

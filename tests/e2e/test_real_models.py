@@ -1,4 +1,4 @@
-"""Real models end to end: SmolLM2-135M (Llama), its Mistral twin, and Qwen2.5-0.5B where it is there already."""
+"""Real models end to end: SmolLM2-135M (Llama), its Mistral twin, and Qwen2.5-0.5B if already downloaded."""
 
 import json
 
@@ -23,7 +23,7 @@ RATIOS = (0.1, 0.2, 0.5)
 
 @pytest.fixture(scope="module")
 def prune(real_model, tmp_path_factory):
-    """``prune(name, method, *ratios)`` runs the recipe once per combination; gives the folder of each ratio."""
+    """``prune(name, method, *ratios)`` runs the recipe once per combination; returns the folder of each ratio."""
     done = {}
 
     def run(name, method, *ratios):
@@ -121,7 +121,7 @@ def test_the_mistral_twin_gets_the_same_plan(prune):
 
 
 def test_reconstruction_lowers_perplexity(real_model, tmp_path):
-    """The same cut of the real model with and without: least squares on 4,096 tokens of other text than is measured."""
+    """The same plan with and without least squares, fitted on 4,096 tokens of other text than is measured."""
     flags = ["--base_model", real_model(SMOLLM), "--pruning_ratio", "0.2", "--temperature", "0", "--device", "cpu"]
     flags += ["--importance_method", "fisher", "--dataset", "builtin", "--nsamples", "8", "--seq_len", "64", "--no_bin"]
     flags += ["--eval_tasks", "builtin", "--eval_seq_len", "256", "--eval_max_windows", "4", "--results_dir", tmp_path]

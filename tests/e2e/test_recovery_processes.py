@@ -1,4 +1,4 @@
-"""Recovery over process borders: two processes learn what one learns, and a kill in the middle loses nothing."""
+"""Recovery across processes: two processes learn the same as one, and a kill halfway loses nothing."""
 
 import csv
 import json

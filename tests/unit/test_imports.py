@@ -1,4 +1,4 @@
-"""The arrows of the design, and calls that must not be found anywhere in our code."""
+"""Calls, attributes and names that must not appear anywhere in our code."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Calibration: distinct windows of real tokens, no padding, and an error where there are too few."""
+"""Calibration: distinct windows of real tokens, no padding, and an error if the text is too short."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Text sources: local first, the hub as people quote it, and never a silent substitute."""
+"""Text sources: local files first, then the hub's standard data sets, and never a silent substitute."""
 
 import gzip
 import hashlib
@@ -27,7 +27,7 @@ def no_folder_from_outside(monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for `datasets`; ``hub.rows`` is what it gives, ``hub.calls`` what it was asked."""
+    """A stand-in for `datasets`; it returns ``hub.rows`` and records its arguments in ``hub.calls``."""
     fake = SimpleNamespace(calls=[], rows=None)
 
     def load_dataset(*args, **kwargs):
@@ -128,7 +128,7 @@ def test_without_file_and_hub_the_error_says_both_ways_out(hub, monkeypatch, tmp
 
 
 def test_ptb_comes_from_its_converted_files(hub):
-    """Its own repository holds a loading script alone, which `datasets` does not run any more."""
+    """The original repository holds only a loading script, which `datasets` no longer runs."""
     hub.rows = {"sentence": ["x"]}
     load_text("ptb", EVALUATE)
     named = {"revision": "refs/convert/parquet", "split": "test"}

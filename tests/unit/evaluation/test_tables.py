@@ -1,4 +1,4 @@
-"""Tables and verdicts: only like is compared with like, averages say what they average, a collapse is said loudly."""
+"""Tables and verdicts: like is compared with like, averages name their parts, and a collapse is reported loudly."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The checkpoint: what is written is what is read, by every reader, and nothing pickled is ever executed."""
+"""The checkpoint: every reader loads exactly the saved model, and nothing pickled is ever executed."""
 
 import copy
 import json
@@ -83,7 +83,7 @@ def test_a_plain_hugging_face_folder_is_read_too(make, saved, tokens):
 
 
 def test_a_moved_bin_is_self_contained(write, folder, tokens, tokenizer, tmp_path):
-    """Model, generation config and tokenizer come from the one file; the folder it was written into is gone."""
+    """Model, generation config and tokenizer come from the file alone, after its folder is deleted."""
     pruned = write()
     moved = tmp_path / "elsewhere" / "renamed.bin"
     moved.parent.mkdir()
@@ -134,7 +134,7 @@ def test_no_bin_leaves_only_what_holds_no_code_but_ours(make, tokenizer, folder)
 
 
 class Bomb:
-    """Unpickling it makes a folder."""
+    """An object that creates a folder when unpickled."""
 
     def __init__(self, target):
         self.target = str(target)
@@ -259,7 +259,7 @@ def test_what_the_user_had_is_still_there(make, tokenizer, folder):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_bin_has_every_chat_template(make, tokenizer, folder, streamed):
-    """transformers puts all but the default one into a folder of their own."""
+    """Transformers stores every template but the default in a separate folder."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": f"tools: {CHAT_TEMPLATE}"}
     model = make("llama-8q4kv")
@@ -356,7 +356,7 @@ def test_shards_hold_at_most_what_was_asked_and_the_index_tells_the_truth(make, 
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_bin_written_tensor_by_tensor_equals_one_written_at_once(write, folder, tokens, name):
-    """The file's layout is torch's own; this is what breaks if torch changes it."""
+    """The file's layout is PyTorch's own; this test breaks if PyTorch changes it."""
     pruned = write(name)
     at_once = torch.load(folder / BIN_NAME, weights_only=True)
     (folder / BIN_NAME).unlink()
@@ -379,7 +379,7 @@ def test_files_are_readable_by_others(write, folder):
 
 
 def test_a_llama_that_became_a_mistral_can_be_pruned_again(make, tokenizer, folder):
-    """Which is refused for one with a sliding window, the default of its config class."""
+    """A Mistral with a sliding window, its config class's default, would be refused."""
     model = make("llama-8q4kv")
     save_pruned(apply_plan(model, plan_dropping(model, kv={i: [1] for i in range(3)})), tokenizer, folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "mistral"
@@ -387,7 +387,7 @@ def test_a_llama_that_became_a_mistral_can_be_pruned_again(make, tokenizer, fold
 
 
 def test_a_generation_config_that_is_not_strict_survives_the_bin_and_saving_again(make, tokenizer, tmp_path):
-    """A temperature without sampling, as some published models have; transformers refuses to save it."""
+    """Some published models set a temperature without sampling, which Transformers refuses to save."""
     model = make("llama-8q4kv")
     model.generation_config.temperature = 0.6
     for name in ("once", "again"):

@@ -98,7 +98,7 @@ def test_activations_lie_beside_the_weights_while_a_quarter_of_what_is_free_ther
     monkeypatch.setattr(hidden_states, "free_bytes", lambda device: 4 * (2 * num_bytes + 1))
     arrays = HiddenStateCache(
         (2, 8, 16), torch.bfloat16, None, torch.device("meta")
-    )  # stands for a GPU: has no main memory
+    )  # in place of a GPU: not main memory
     assert [arrays.open(index).device.type for index in (0, 1, 2, 1)] == ["meta", "meta", "cpu", "meta"]
     arrays.drop(2)
     assert arrays.open(3).device.type == "cpu"

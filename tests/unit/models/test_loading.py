@@ -1,4 +1,4 @@
-"""Loading: what can be pruned is looked at before it is loaded, and the rest is refused in one clear line."""
+"""Loading: models are inspected before they are loaded, and unsupported ones are refused in one clear line."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def offline(monkeypatch):
 
 @pytest.mark.parametrize("name", TINY)
 def test_geometry_is_known_before_any_weight_is_read(saved, name):
-    """The weights' file is not even there."""
+    """The weight file does not even exist."""
     model = make_tiny(name)
     folder = saved(model)
     (folder / "model.safetensors").unlink()
@@ -148,7 +148,7 @@ def test_a_window_that_the_config_class_brings_is_refused_too(saved):
 
 
 def test_a_qwen2_window_that_is_switched_off_does_not_matter(saved):
-    """Qwen2.5 configs name a window and do not use it."""
+    """Qwen2.5 configs name a window but do not use it."""
     folder = saved(make_tiny("qwen2-14q2kv"))
     edit_config(folder, sliding_window=32768, use_sliding_window=False)
     assert inspect_model(str(folder)).geometry.queries_per_kv == 7
@@ -233,7 +233,7 @@ UNPLACED = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", UNPLACED)
 def test_weights_that_the_config_has_no_place_for_are_refused_by_name(saved, kind, reader):
-    """Dropped in silence, they would leave another model than the one that was saved."""
+    """Silently dropping them would load a different model from the saved one."""
     folder = saved(make_tiny("llama-8q4kv"))
     add_tensors(folder, {UNPLACED[kind]: torch.zeros(8)})
     with pytest.raises(InputError, match=f"1 more, such as {UNPLACED[kind]}") as refusal:
@@ -251,7 +251,7 @@ def test_fewer_layers_in_the_config_than_in_the_file_are_refused(saved, reader):
 
 @pytest.mark.parametrize("reader", READERS)
 def test_rotary_frequencies_in_the_file_are_let_through(saved, tokens, reader):
-    """Checkpoints of older versions have them; every model computes its own."""
+    """Old checkpoints store these buffers; every model computes its own."""
     model = make_tiny("llama-8q4kv")
     folder = saved(model)
     add_tensors(folder, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)})
@@ -261,7 +261,7 @@ def test_rotary_frequencies_in_the_file_are_let_through(saved, tokens, reader):
 
 @pytest.mark.parametrize("reader", READERS)
 def test_an_adapter_beside_a_whole_model_is_refused(saved, reader):
-    """peft would apply it a second time to weights it is merged into."""
+    """PEFT would apply the adapter a second time to weights that already contain it."""
     folder = saved(make_tiny("llama-8q4kv"))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"a model and an adapter \(adapter_config\.json\).*remove"):
@@ -326,7 +326,7 @@ def test_an_index_that_cannot_be_read_is_refused(saved, reader):
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
 def test_offloaded_layers_come_from_the_model_s_own_files(saved, tokens, tmp_path, max_shard_size):
-    """Shards of another save and a copy of other weights beside them are not read, as transformers does not."""
+    """Shards of another save and copies of other weights are ignored, as in Transformers."""
     model, folder = make_tiny("llama-8q4kv"), tmp_path / "dense"
     make_tiny("llama-8q4kv", seed=1).save_pretrained(folder, max_shard_size="80KB")
     (folder / "model.safetensors.index.json").unlink()
@@ -342,7 +342,7 @@ def test_offloaded_layers_come_from_the_model_s_own_files(saved, tokens, tmp_pat
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
 def test_the_hub_is_asked_for_the_files_that_are_read_and_no_other_copy(saved, monkeypatch, max_shard_size):
-    """Mistral-7B-v0.3 holds its weights a second time in consolidated.safetensors."""
+    """Mistral-7B-v0.3 ships its weights a second time in consolidated.safetensors."""
     folder, asked = saved(make_tiny("llama-8q4kv"), max_shard_size=max_shard_size), []
     own = {file.name for file in folder.glob("*.safetensors")}
     shutil.copy(folder / min(own), folder / "consolidated.safetensors")
@@ -446,7 +446,7 @@ def write_gguf(model, path, tokenizer_model=None):
 
 
 def test_a_gguf_file_is_the_model_it_was_made_from(tmp_path, tokens):
-    """The de-quantised model computes the same and is plain again: it can be pruned and saved."""
+    """The dequantised model computes the same and can be pruned and saved like any other."""
     model = make_tiny("llama-8q4kv")
     path = tmp_path / "tiny.gguf"
     write_gguf(model, path)

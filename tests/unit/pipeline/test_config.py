@@ -1,4 +1,4 @@
-"""What a user can ask: names and defaults of the contract, and one clear line for everything that makes no sense."""
+"""Flags and defaults as the contract states them, and one clear line for every invalid value."""
 
 import dataclasses
 import math
@@ -79,7 +79,7 @@ def test_a_flag_given_twice_takes_its_last_value():
 
 
 def test_abbreviated_flags_are_refused():
-    """A later flag of the same beginning would change what an old script means."""
+    """A later flag with the same prefix would change the meaning of an old script."""
     with pytest.raises(SystemExit) as exit_:
         parsed("--temp", "0.5")
     assert exit_.value.code == 2

@@ -1,4 +1,4 @@
-"""Whole-layer removal: what collapses, that the budget is spent again, and that what is left still generates."""
+"""Whole-layer removal: which layers collapse, how the freed budget is spent, and generation afterwards."""
 
 import numpy as np
 import pytest

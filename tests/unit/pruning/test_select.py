@@ -1,4 +1,4 @@
-"""Selection on hand-made tables: the order, the budget to the last channel, floors, ties and collapse."""
+"""Selection on hand-made tables: order, budget to the last channel, minimum sizes, ties and collapse."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_budget_zero_keeps_everything():
 
 
 def test_when_channels_run_out_the_best_of_them_come_back_to_pay_for_a_kv_group():
-    """80 are left after all six channels, 20 too few for a group: two channels return, and the budget is met."""
+    """After all six channels 80 remain, 20 short of a group: two channels return, and the budget is met."""
     plan = select_groups(RISING, TWO, 140 + 100, LEAST)
     assert plan.removed_params == 240
     assert kept(plan) == [((0,), (3,)), ((1,), (1, 2, 3))]
@@ -101,7 +101,7 @@ def test_without_epsilon_no_layer_is_removed_whole():
 
 
 def collapsing():
-    """Layer 1 scores so low that it would be left with its floors only."""
+    """Layer 1 scores so low that it would keep its minimum sizes only."""
     geometry = geometry_with((4, 20), (4, 20), (4, 20))
     high, low = ([9.0] * 4, [9.0] * 20), ([0.1] * 4, [0.1] * 20)
     return geometry, table_of(geometry, high, low, high)

@@ -1,4 +1,4 @@
-"""Surgery: cutting a group equals silencing it, and the result is a smaller model in every respect but its widths."""
+"""Surgery: pruning a group equals masking it, and the result is a smaller model in every respect but its widths."""
 
 import copy
 from dataclasses import replace
@@ -14,7 +14,7 @@ from hgsp.pruning.select import LayerKeep, PrunePlan
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping, plan_of, silenced
 
-#: Cut and silenced models add the same float32 numbers in another order; 1e-5 is enough for logits of size one.
+#: Pruned and masked models add the same float32 numbers in another order; 1e-5 is enough for logits of size one.
 ROUNDING = {"atol": 1e-5, "rtol": 1e-5}
 
 UNEVEN = [name for name in TINY if name != "llama-mqa"]  # one KV group cannot differ between layers
@@ -118,7 +118,7 @@ def test_cached_generation_equals_uncached(tiny, tokens):
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("attention_free", [0, 1])
 def test_layers_without_attention_or_mlp_work(make, tokens, name, attention_free):
-    """One block of a layer may be gone: identity holds, and dynamic, static and no cache generate the same."""
+    """One block of a layer may be missing: masking still matches, and all kinds of cache generate the same."""
     model = make(name)
     num_kv = geometry_of(model).shapes[0].num_kv_groups
     plan = plan_dropping(model, kv={attention_free: range(num_kv)}, mlp={2: range(96), 1: [7]})
@@ -132,7 +132,7 @@ def test_layers_without_attention_or_mlp_work(make, tokens, name, attention_free
 
 
 def test_a_static_cache_takes_a_prompt_in_pieces(make, tokens):
-    """generate() lays such a cache out early and counts every layer, also one without attention: ours must stop it."""
+    """generate() allocates such a cache early and counts layers without attention too; our class must prevent it."""
     model = make("llama-8q4kv")
     pruned = cut(model, plan_dropping(model, kv={0: range(4), 1: [0]}))
     in_pieces = greedy(pruned, tokens, cache_implementation="static", prefill_chunk_size=10)
@@ -198,7 +198,7 @@ def test_gqa_ratio_of_every_layer_is_intact(tiny):
 
 
 def test_in_and_out_features_tell_the_truth(tiny):
-    """LoRA reads them; a Linear whose weight was swapped would lie."""
+    """LoRA reads in_features and out_features, which a swapped weight would leave stale."""
     for name, module in apply_plan(tiny, mixed_plan(tiny)).named_modules():
         if isinstance(module, torch.nn.Linear):
             assert module.weight.shape == (module.out_features, module.in_features), name
@@ -278,7 +278,7 @@ def test_llama_with_biases_and_such_a_head_count_takes_our_class(make, tokens):
 
 @pytest.mark.parametrize("name", UNEVEN)
 def test_a_pruned_model_can_be_pruned_again(make, tokens, name):
-    """Two cuts one after the other are one cut with the composed indices, bit for bit."""
+    """Pruning twice equals pruning once with the composed indices, bit for bit."""
     model = make(name)
     first = plan_dropping(model, kv={0: [0]}, mlp={0: [0, 1], 1: [9]})
     once = cut(model, first)
@@ -290,7 +290,7 @@ def test_a_pruned_model_can_be_pruned_again(make, tokens, name):
 @pytest.mark.parametrize("again", [False, True], ids=["plain plan", "plan with biases"])
 @pytest.mark.parametrize("drop", [{}, {"mlp": {0: [3]}}], ids=["nothing dropped", "a channel dropped"])
 def test_biases_of_an_earlier_reconstruction_stay(make, tokens, drop, again):
-    """Layers of one shape are not stock while their writers have biases, and biases are added only where none are."""
+    """Equal layers are not stock while their output projections have biases; existing biases are not added again."""
     model = make("llama-8q4kv")
     biased = cut(model, replace(plan_dropping(model), writer_bias=True))
     with torch.no_grad():
@@ -304,7 +304,7 @@ def test_biases_of_an_earlier_reconstruction_stay(make, tokens, drop, again):
 
 
 def test_the_dense_model_is_consumed_layer_by_layer(make):
-    """Peak memory is one model plus one layer: no dense decoder tensor is left behind in memory."""
+    """Peak memory is one model plus one layer: no dense decoder tensor stays in memory."""
     model = make("llama-8q4kv")
     apply_plan(model, mixed_plan(model))
     assert all(parameter.is_meta for parameter in model.model.layers.parameters())

@@ -1,4 +1,4 @@
-"""What each normalisation makes of importances, by hand, and that scale never decides between layers."""
+"""Normalisations against values computed by hand; scale never decides between layers."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.normalization import NORMALIZERS, normalize
 
-#: Importance of three groups, and the part of it that lies in the writer: the order of the two differs.
+#: Importance of three groups, and the output projection's part of it, which orders them differently.
 IMPORTANCE, OUTPUT = np.array([6.0, 1.0, 3.0]), np.array([0.5, 0.7, 0.1])
 
 
