@@ -1,4 +1,4 @@
-"""Tables and verdicts: only like is compared with like, averages say what they average, a collapse is said loudly."""
+"""Tables and verdicts: like is compared with like, averages name their parts, and a collapse is reported loudly."""
 
 from dataclasses import replace
 
@@ -163,7 +163,6 @@ def test_every_text_of_a_calibration_counts(listed):
 
 
 def test_a_recovery_that_does_harm_is_said():
-    """S24."""
     c4 = replace(ppl(RECOVERED, 21.0, limit=1), task="c4")
     (warning,) = harm_warnings([ppl(PRUNED, 20.0), ppl(RECOVERED, 20.1), ppl(DENSE, 30.0), c4])
     assert "wikitext2 is higher" in warning

@@ -35,7 +35,7 @@ def run_walk(model, input_ids, **options):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_forward_equals_the_hidden_states_of_the_model_bit_for_bit(tiny, batch_size, attention):
-    """S45: layers are called as the model calls them, whatever the attention implementation."""
+    """Layers are called as the model calls them, for every attention implementation."""
     tiny.set_attn_implementation(attention)
     input_ids = torch.randint(0, 256, (batch_size, 16))
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_backward_equals_the_whole_graph(tiny):
 
 @pytest.mark.parametrize("num_layers", [1, 3, 4, 7])
 def test_checkpointing_and_spilling_change_nothing(tmp_path, num_layers):
-    """S42: less memory, the same numbers; no file stays behind."""
+    """The numbers stay the same, and no file remains."""
     model = make_tiny("llama-8q4kv", num_hidden_layers=num_layers)
     input_ids = torch.randint(0, 256, (3, 12))
     _, expected, losses = run_walk(model, input_ids, batch_size=2)
@@ -98,7 +98,7 @@ def test_activations_lie_beside_the_weights_while_a_quarter_of_what_is_free_ther
     monkeypatch.setattr(hidden_states, "free_bytes", lambda device: 4 * (2 * num_bytes + 1))
     arrays = HiddenStateCache(
         (2, 8, 16), torch.bfloat16, None, torch.device("meta")
-    )  # stands for a GPU: has no main memory
+    )  # in place of a GPU: not main memory
     assert [arrays.open(index).device.type for index in (0, 1, 2, 1)] == ["meta", "meta", "cpu", "meta"]
     arrays.drop(2)
     assert arrays.open(3).device.type == "cpu"
