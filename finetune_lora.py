@@ -172,7 +172,7 @@ def prepare_after_pruning(
     Raises:
         InputError: as ``check_surroundings`` and ``load_training_text``; several processes; a model with few positions.
     """
-    from hgsp.layerwise.distributed import launched_processes
+    from hgsp.environment import launched_processes
     from hgsp.models.loading import check_positions
     from hgsp.recovery.samples import load_training_text
 

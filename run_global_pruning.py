@@ -122,7 +122,8 @@ def prune(config: PruneConfig, command: str) -> int:
 def _finish(content: dict[str, Any], folder: Path, log: Any, target: Path) -> None:
     """Write the report and the log, and tell the user what came out and what to do next."""
     from hgsp.console.log_file import show
-    from hgsp.pipeline.report import closing_table, write_json
+    from hgsp.environment import write_json
+    from hgsp.pipeline.report import closing_table
 
     write_json(content, folder / "pruning_analysis.json")
     for warning in content["warnings"]:

@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from hgsp.data.texts import Text
-    from hgsp.pipeline.report import peak_memory_bytes
+    from hgsp.environment import peak_memory_bytes
     from hgsp.recovery.config import RecoveryConfig
     from hgsp.recovery.samples import Collator, Sample, TrainingText
     from hgsp.recovery.training import train

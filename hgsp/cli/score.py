@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from hgsp.cli.main import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
+from hgsp.environment import replacing
 from hgsp.pipeline.config import ScoreConfig
 
 
@@ -46,10 +46,8 @@ def score(config: ScoreConfig) -> int:
     is_main = is_main_process()
     leave_processes()
     if is_main:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".scores-") as folder:
-            scores.write(Path(folder) / target.name)
-            (Path(folder) / target.name).replace(target)
+        with replacing(target) as partial:
+            scores.write(partial)
         print(f"scores: {target}")
         made_from = shlex.join(["--base_model", config.base_model, "--scores", str(target)])
         print(f"next: hgsp cut {made_from} --pruning_ratio 0.2 --output_name NAME")

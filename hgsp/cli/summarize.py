@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hgsp.cli.main import run_guarded
 from hgsp.console.flags import option, parse, require
+from hgsp.environment import write_atomically
 from hgsp.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,14 +59,13 @@ def summarize(config: SummaryConfig) -> int:
             remedy="prune a model first",
         )
     output = Path(config.output or config.folders[0])
-    output.mkdir(parents=True, exist_ok=True)
     written = {
         "summary.csv": tables.to_csv(results),
         "summary.md": tables.to_markdown(results, skipped),
         "summary.tex": tables.to_latex(results),
     }
     for name, text in written.items():
-        (output / name).write_text(text, encoding="utf-8")
+        write_atomically(output / name, text)
     console = Console()
     if not console.is_terminal:
         console.width = 1000  # lines as long as they are

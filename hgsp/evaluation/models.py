@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hgsp.environment import launched_processes, local_rank, process_rank
 from hgsp.errors import InputError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.metrics.ppl import bos_token, window_length
@@ -108,12 +108,12 @@ def overflow_warnings(models: Sequence[ModelUnderTest], dtype: str | None) -> li
 def own_device(device: str | None) -> str:
     """The device to run on; under ``accelerate launch`` this process's own, after joining the others."""
     own = resolve_device(device)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = launched_processes()
     if processes > 1:
         if own.startswith("cuda"):
-            own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            own = f"cuda:{local_rank()}"
             torch.cuda.set_device(own)
-        if int(os.environ.get("RANK", "0")) == 0:
+        if process_rank() == 0:
             LOG.info(
                 "%d processes share out the items of lm-eval tasks, each with a whole copy of the model; perplexity "
                 "and efficiency are measured by the first process alone, which is also the only one that writes",

@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import hgsp
 from hgsp.console.log_file import show
 from hgsp.console.result_folders import refuse_unwritable
 from hgsp.data.texts import texts_of
+from hgsp.environment import describe_environment, launched_processes, write_atomically
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.results import (
     DENSE,
@@ -27,7 +22,6 @@ from hgsp.evaluation.results import (
     Results,
     TaskResult,
     canonical_path,
-    write_atomically,
 )
 from hgsp.evaluation.tables import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 from hgsp.evaluation.tasks import EFFICIENCY, is_text
@@ -57,30 +51,9 @@ def output_folder(config: EvaluationConfig) -> Path:
 
 
 def provenance(command: str, device: str) -> dict[str, Any]:
-    """Command, versions and hardware of the last run that added to the file."""
-    return {
-        "command": command,
-        "environment": {
-            "hgsp": hgsp.__version__,
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "transformers", "lm-eval", "datasets")},
-            "platform": platform.platform(),
-            "device": device,
-            "device_name": device_name(device),
-            "threads": torch.get_num_threads(),
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        },
-    }
-
-
-def device_name(device: str) -> str:
-    """The GPU's name, or the processor's."""
-    if device.startswith("cuda"):
-        return str(torch.cuda.get_device_name(device))
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
+    """Return the command, versions and hardware of the last run that added to the file."""
+    # ``processes`` is what schema 1 calls the number that other reports call ``num_processes``
+    return {"command": command, "environment": {**describe_environment(device), "processes": launched_processes()}}
 
 
 def finish(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
@@ -190,10 +163,3 @@ def busy_warnings(results: Sequence[TaskResult]) -> list[str]:
         f"efficiency: half of the rounds took more than {timing_spread:.1f} times the fastest, so the machine was "
         "busy; do not trust the times, measure again (--rerun) when it is idle"
     ]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

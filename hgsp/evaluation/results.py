@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hgsp.environment import write_json
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.checkpoint import BIN_NAME
 
@@ -152,21 +151,7 @@ class Results:
             **extra,
             **self.provenance,
         }
-        write_atomically(self.path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole; on failure the old one stays and nothing is left beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as sink:
-            sink.write(text)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+        write_json(content, self.path)
 
 
 def canonical_path(name: str) -> str:

@@ -5,12 +5,13 @@ With one process everything here is the identity.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 
 from torch import Tensor
 from torch import distributed as dist
+
+from hgsp.environment import launched_processes
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,6 @@ class Share:
     def rows(self) -> slice:
         bounds = [self.num_sequences * rank // self.num_processes for rank in (self.rank, self.rank + 1)]
         return slice(*bounds)
-
-
-def launched_processes() -> int:
-    """How many processes the launcher started, this one included, whether they have joined or not."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_processes(device: str, timeout: timedelta | None = None) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
 from hgsp.data.texts import check_dataset_name, dataset_names
+from hgsp.environment import launched_processes
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
@@ -109,7 +109,7 @@ class ScoringConfig(TextConfig):
         require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
         for name in self.datasets:
             check_dataset_name(name, "--dataset")
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        processes = launched_processes()
         require(self.nsamples >= processes, "--nsamples", f"at least {processes}, one per process", self.nsamples)
 
     @property

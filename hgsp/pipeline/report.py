@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import resource
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
-import hgsp
-from hgsp.layerwise.distributed import launched_processes
+from hgsp.environment import describe_environment, in_gib, peak_memory_bytes
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.decision import PruningDecision
@@ -26,30 +19,6 @@ from hgsp.pruning.select import PrunePlan
 SCHEMA_VERSION = 1
 #: A pruned model whose perplexity is this many times the dense one's is called collapsed.
 COLLAPSE_FACTOR = 100.0
-
-
-def peak_memory_bytes(device: str) -> int:
-    """Most memory this process ever held: of the GPU where there is one, else of main memory (resident set)."""
-    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
-        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def environment(device: str, dtype: str | None, seed: int) -> dict[str, Any]:
-    """Versions, device and seed: what it takes to reproduce the run."""
-    versions = {name: _version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
-    return {
-        "hgsp": hgsp.__version__,
-        "python": platform.python_version(),
-        **versions,
-        "platform": platform.platform(),
-        "device": device,
-        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "num_processes": launched_processes(),
-        "dtype": dtype,
-        "seed": seed,
-    }
 
 
 def analysis(
@@ -105,14 +74,9 @@ def analysis(
         "samples": dict(samples),
         "timings_s": {stage: round(seconds, 3) for stage, seconds in timings_s.items()},
         "peak_memory_bytes": peak_memory_bytes(request.device),
-        "environment": environment(request.device, request.config.dtype, request.config.seed),
+        "environment": describe_environment(request.device, dtype=request.config.dtype, seed=request.config.seed),
         "warnings": list(warnings),
     }
-
-
-def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Strict JSON: no NaN, no infinity."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def has_collapsed(evaluation: Mapping[str, Any]) -> bool:
@@ -144,7 +108,7 @@ def closing_table(report: Mapping[str, Any]) -> Table:
     table.caption = (
         f"removed: {report['reached_ratio']:.4f} of all parameters (asked {report['asked_ratio']:.4f}), "
         f"{report['reached_ratio_decoder']:.4f} of the decoder layers; whole layers removed: {removed}\n"
-        f"seconds: {seconds}; peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB"
+        f"seconds: {seconds}; peak memory {in_gib(report['peak_memory_bytes'])}"
     )
     table.caption_justify = "left"
     return table
@@ -174,10 +138,3 @@ def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
     total = geometry.total_params
     table.add_row("all", "", "", f"{total:,}", f"{total * value_bytes:,}", f"{total_kv:,}", *[""] * (3 if after else 0))
     return table
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

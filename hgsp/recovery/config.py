@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
+from hgsp.environment import launched_processes
 from hgsp.errors import InputError
 from hgsp.pipeline.config import DEFAULT_INSTRUCTIONS, DTYPE_NAMES, MeasureConfig, PruneConfig
 
@@ -100,7 +100,7 @@ class RecoveryConfig(MeasureConfig):
         offloads_gguf = self.distill_offload and str(self.distill_from).endswith(".gguf")
         require(not offloads_gguf, "--distill_from", "a safetensors folder with --distill_offload", self.distill_from)
         require(self.device != "auto", "--device", "one device", "auto", "start one process per GPU instead")
-        steps_per_update(self, int(os.environ.get("WORLD_SIZE", "1")))
+        steps_per_update(self, launched_processes())
 
     @property
     def work_dir(self) -> Path:

@@ -16,9 +16,9 @@ import torch
 from rich.table import Table
 
 from hgsp.console.log_file import show
+from hgsp.environment import describe_environment, in_gib, peak_memory_bytes, write_atomically, write_json
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.loading import DTYPES
-from hgsp.pipeline.report import environment, peak_memory_bytes, write_json
 from hgsp.recovery.config import RecoveryConfig
 from hgsp.recovery.training import Trained
 
@@ -151,7 +151,7 @@ def analysis(
         "samples": dict(samples),
         "timings_s": {stage: round(seconds, 3) for stage, seconds in timings_s.items()},
         "peak_memory_bytes": peak_memory_bytes(device),
-        "environment": environment(device, dtype, config.seed),
+        "environment": describe_environment(device, dtype=dtype, seed=config.seed),
         "warnings": list(warnings),
     }
 
@@ -167,9 +167,7 @@ def write_analysis(content: Mapping[str, Any], pruned_model: str, folder: Path) 
 
 def add_to_report(pruned: Path, recovered: Path) -> None:
     """Give the pruned model's own report the recovery section too."""
-    temporary = pruned / f".{PRUNING_ANALYSIS}"
-    shutil.copyfile(recovered / PRUNING_ANALYSIS, temporary)
-    temporary.replace(pruned / PRUNING_ANALYSIS)
+    write_atomically(pruned / PRUNING_ANALYSIS, (recovered / PRUNING_ANALYSIS).read_text())
 
 
 def closing_table(content: Mapping[str, Any]) -> Table:
@@ -191,7 +189,7 @@ def closing_table(content: Mapping[str, Any]) -> Table:
         f"{parameters['trained']:,} of {parameters['model']:,} parameters trained; {content['steps']} steps, step "
         f"{content['kept_step']} kept; {data['train_sequences']} sequences, {data['train_tokens']:,} tokens of "
         f"{data['source']}, learned: {data['learned']}\n"
-        f"seconds: {seconds}; peak memory {content['peak_memory_bytes'] / 2**30:.2f} GiB"
+        f"seconds: {seconds}; peak memory {in_gib(content['peak_memory_bytes'])}"
     )
     table.caption_justify = "left"
     return table

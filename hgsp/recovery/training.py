@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hgsp.console.progress import Progress, silent
+from hgsp.environment import launched_processes
 from hgsp.errors import NumericalError
 from hgsp.models.checkpoint import is_bin
 from hgsp.models.half_precision import emulated_dtypes, fp32_matmul_fallback
@@ -118,7 +119,7 @@ def train(
     model = add_adapters(model, config) if config.method == "lora" else model.requires_grad_(True)
     counts["trained"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     folder = config.work_dir / "states"
-    steps = num_updates(len(text.train), config, num_processes())
+    steps = num_updates(len(text.train), config, launched_processes())
     last = last_complete_state(folder) if config.resume else None
     if config.resume:
         LOG.info("resuming from %s", last.name if last else "the beginning: no state was saved")
@@ -160,16 +161,11 @@ def _trainer(
     return trainer
 
 
-def num_processes() -> int:
-    """How many processes the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def training_arguments(
     config: RecoveryConfig, folder: Path, steps: int, num_held_out: int, device: str
 ) -> TrainingArguments:
     """Our configuration in the terms of transformers."""
-    if num_processes() == 1 and device.startswith("cuda"):
+    if launched_processes() == 1 and device.startswith("cuda"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device  # else the Trainer takes the first GPU
     every = config.eval_steps or steps_between_evaluations(steps, config.batch_size, num_held_out)
     evaluates = num_held_out > 0
@@ -178,7 +174,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=config.micro_batch_size,
         per_device_eval_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=steps_per_update(config, num_processes()),
+        gradient_accumulation_steps=steps_per_update(config, launched_processes()),
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(config.warmup_ratio * steps),
@@ -207,7 +203,7 @@ def training_arguments(
         dataloader_pin_memory=device.startswith("cuda"),
         ddp_find_unused_parameters=False,
     )
-    if num_processes() == 1:
+    if launched_processes() == 1:
         arguments._n_gpu = min(1, arguments.n_gpu)  # never DataParallel over GPUs nobody asked for
     return arguments
 
