@@ -32,17 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prune(config: PruneConfig, command: str) -> int:
     """The whole recipe for one configuration."""
     quiet_libraries()
-    from finetune_lora import prepare_after_pruning, recover_all
     from hgsp.console.log_file import LogFile, show
     from hgsp.console.progress import Timings, terminal
     from hgsp.data.texts import CALIBRATE, load_text
     from hgsp.evaluation.pre_post import PrePostEvaluation
-    from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
     from hgsp.models.loading import load_own_tokenizer
+    from hgsp.models.processes import is_main_process, join_processes, leave_processes
     from hgsp.pipeline import report
     from hgsp.pipeline import run as pipeline
     from hgsp.pipeline.decision import cut
     from hgsp.pipeline.loaded import load_for_pruning
+    from hgsp.pipeline.recover import prepare_after_pruning, recover_all
     from hgsp.pipeline.request import Calibrations, draw_calibrations, prepare, result_folder, resume_paths
 
     request = prepare(config)
@@ -122,10 +122,11 @@ def prune(config: PruneConfig, command: str) -> int:
 def _finish(content: dict[str, Any], folder: Path, log: Any, target: Path) -> None:
     """Write the report and the log, and tell the user what came out and what to do next."""
     from hgsp.console.log_file import show
+    from hgsp.console.report_schema import PRUNING_REPORT
     from hgsp.environment import write_json
     from hgsp.pipeline.report import closing_table
 
-    write_json(content, folder / "pruning_analysis.json")
+    write_json(content, folder / PRUNING_REPORT)
     for warning in content["warnings"]:
         LOG.warning("%s", warning)
     show(closing_table(content))

@@ -21,8 +21,8 @@ COMMANDS = {
     "prune": ("run_global_pruning", "score, cut, save and evaluate a model"),
     "score": ("hgsp.cli.score", "score a model and write scores.npz"),
     "cut": ("hgsp.cli.cut", "cut a model from scores.npz"),
-    "finetune": ("finetune_lora", "bring a pruned model's quality back by training"),
-    "evaluate": ("evaluation.run_evaluation", "measure a model, dense or pruned"),
+    "finetune": ("hgsp.cli.finetune", "bring a pruned model's quality back by training"),
+    "evaluate": ("hgsp.cli.evaluate", "measure a model, dense or pruned"),
     "summarize": ("hgsp.cli.summarize", "one table and two plots over many results"),
 }
 

@@ -24,9 +24,9 @@ def score(config: ScoreConfig) -> int:
     from hgsp.console.result_folders import check_file_target, refuse_unwritable
     from hgsp.data.calibration import build_calibration
     from hgsp.data.texts import CALIBRATE, load_text
-    from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
     from hgsp.models.devices import resolve_device
     from hgsp.models.loading import check_positions, inspect_model, load_own_tokenizer
+    from hgsp.models.processes import is_main_process, join_processes, leave_processes
     from hgsp.pipeline import run as pipeline
     from hgsp.pipeline.loaded import load_for_pruning
 

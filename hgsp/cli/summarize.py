@@ -46,15 +46,15 @@ def summarize(config: SummaryConfig) -> int:
     """
     from rich.console import Console
 
+    from hgsp.console.report_schema import PRUNING_REPORT
     from hgsp.study import collect as collecting
     from hgsp.study import tables
-    from hgsp.study.matrix import ANALYSIS
 
     results, skipped = collecting.collect([Path(folder) for folder in config.folders])
     if not results:
         reasons = "".join(f"; {item.folder}: {item.reason}" for item in skipped)
         raise InputError(
-            expected=f"a result with {ANALYSIS} below {', '.join(config.folders)}",
+            expected=f"a result with {PRUNING_REPORT} below {', '.join(config.folders)}",
             got=f"none{reasons}",
             remedy="prune a model first",
         )

@@ -8,17 +8,15 @@ from typing import Any
 
 from rich.table import Table
 
+from hgsp.console.report_schema import PRUNING_SCHEMA
 from hgsp.environment import describe_environment, in_gib, peak_memory_bytes
+from hgsp.evaluation.collapse import before_and_after, has_collapsed
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.decision import PruningDecision
 from hgsp.pipeline.request import Request
 from hgsp.pipeline.run import ReconstructedLayers
 from hgsp.pruning.select import PrunePlan
-
-SCHEMA_VERSION = 1
-#: A pruned model whose perplexity is this many times the dense one's is called collapsed.
-COLLAPSE_FACTOR = 100.0
 
 
 def analysis(
@@ -50,7 +48,7 @@ def analysis(
         for index, (keep, dense, mode) in enumerate(zip(plan.layers, geometry.shapes, decision.modes, strict=True))
     ]
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": PRUNING_SCHEMA,
         "command": command,
         "base_model": request.config.base_model,
         "importance_method": plan.provenance["importance_method"],
@@ -70,19 +68,13 @@ def analysis(
         "search": decision.searched,
         "reconstruction": None if reconstructed is None else reconstructed.found.describe(),
         "evaluation": dict(evaluation),
-        "collapsed": has_collapsed(evaluation),
+        "collapsed": bool(has_collapsed(before_and_after(evaluation).values())),
         "samples": dict(samples),
         "timings_s": {stage: round(seconds, 3) for stage, seconds in timings_s.items()},
         "peak_memory_bytes": peak_memory_bytes(request.device),
         "environment": describe_environment(request.device, dtype=request.config.dtype, seed=request.config.seed),
         "warnings": list(warnings),
     }
-
-
-def has_collapsed(evaluation: Mapping[str, Any]) -> bool:
-    """Whether any perplexity grew by more than ``COLLAPSE_FACTOR``."""
-    before, after = evaluation.get("before", {}), evaluation.get("after", {})
-    return any(after[name]["ppl"] > COLLAPSE_FACTOR * before[name]["ppl"] for name in after if name in before)
 
 
 def closing_table(report: Mapping[str, Any]) -> Table:

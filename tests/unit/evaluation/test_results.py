@@ -8,14 +8,11 @@ import huggingface_hub
 import pytest
 from transformers import AutoConfig
 
+from hgsp.console.report_schema import DENSE, DONE, FAILED, PRUNED
 from hgsp.errors import InputError, NumericalError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.models import models_under_test
 from hgsp.evaluation.results import (
-    DENSE,
-    DONE,
-    FAILED,
-    PRUNED,
     Metric,
     Results,
     TaskResult,
