@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
+from hgsp.data.config import TextConfig
 from hgsp.data.texts import check_dataset_name, dataset_names
+from hgsp.environment import launched_processes
+from hgsp.evaluation.config import MeasureConfig
+from hgsp.models.dtypes import DTYPE_NAMES
 from hgsp.pipeline.recipes import (
     DEFAULT_EPSILON,
     DEFAULT_PROFILE_NSAMPLES,
@@ -18,56 +21,13 @@ from hgsp.pipeline.recipes import (
     RECIPES,
     Recipe,
 )
+from hgsp.recovery.config import DEFAULT_INSTRUCTIONS
 
 IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
 NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
 RECONSTRUCTIONS = ("none", "bias", "lstsq", "blocks")
 LAYER_IMPORTANCES = ("cosine", "perplexity")
 LABELS = ("text", "model")
-#: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
-CPU_EVAL_WINDOWS = 16
-DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
-DTYPE_NAMES = ("bfloat16", "float16", "float32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """What every command that reads named texts can be asked."""
-
-    data_dir: str | None = option(None, help="folder with local texts (docs/DATA.md); also HGSP_DATA_DIR")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureConfig(TextConfig):
-    """What every recipe that measures perplexity before and after can be asked."""
-
-    skip_evaluation: bool = option(False, help="no evaluation")
-    eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
-    eval_seq_len: int | None = option(
-        None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
-    )
-    eval_max_windows: int | None = option(
-        None,
-        help="only the first windows of each text, 0 = all "
-        f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
-        type=int,
-    )
-
-    def __post_init__(self) -> None:
-        require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
-        require(
-            self.eval_max_windows is None or self.eval_max_windows >= 0,
-            "--eval_max_windows",
-            "at least 0",
-            self.eval_max_windows,
-        )
-        for task in self.evaluation_texts:
-            check_dataset_name(task, "--eval_tasks", "evaluation/run_evaluation.py measures other tasks")
-
-    @property
-    def evaluation_texts(self) -> tuple[str, ...]:
-        """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
-        return () if self.skip_evaluation else tuple(filter(None, dataset_names(self.eval_tasks)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +72,7 @@ class ScoringConfig(TextConfig):
         require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
         for name in self.datasets:
             check_dataset_name(name, "--dataset")
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        processes = launched_processes()
         require(self.nsamples >= processes, "--nsamples", f"at least {processes}, one per process", self.nsamples)
 
     @property

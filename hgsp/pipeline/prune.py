@@ -12,9 +12,11 @@ from typing import Any
 from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
 from hgsp.console.progress import Timings, terminal
+from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.data.texts import CALIBRATE, load_text
+from hgsp.environment import write_json
 from hgsp.evaluation.pre_post import PrePostEvaluation
-from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
+from hgsp.models.processes import is_main_process, join_processes, leave_processes
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.tokenizers import load_own_tokenizer
 from hgsp.pipeline import report, stages
@@ -181,7 +183,7 @@ def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_fi
 
 def _finish(content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
     """Write the report and the log, print the result and the next command."""
-    report.write(content, folder)
+    write_json(content, folder / PRUNING_REPORT)
     for warning in content["warnings"]:
         LOG.warning("%s", warning)
     show(report.closing_table(content))

@@ -159,7 +159,7 @@ def test_the_result_is_the_pruned_model_with_other_weights(what, result, pruned,
     assert {n: p.shape for n, p in recovered.named_parameters()} == {n: p.shape for n, p in before.named_parameters()}
     assert recovered.config.to_dict() | {"_name_or_path": ""} == before.config.to_dict() | {"_name_or_path": ""}
     changed = {n for n, p in recovered.named_parameters() if not torch.equal(p, before.get_parameter(n))}
-    assert {name.split(".")[-2] for name in changed} == set(training.RecoveryConfig.lora_target_modules)
+    assert {name.split(".")[-2] for name in changed} == set(training.TrainingConfig.lora_target_modules)
     assert len(load_tokenizer_of(result)) == len(load_tokenizer_of(pruned))
 
 
@@ -204,12 +204,10 @@ def test_checkpointing_changes_memory_only(finetune, result, tmp_path):
 
 def test_the_first_loss_is_the_mean_over_the_answers_tokens_of_the_whole_batch(result, pruned, rows, tokenizer):
     """The loss accumulated over unequal micro batches matches a loop over sequences; LoRA starts at zero."""
-    from hgsp.recovery.config import RecoveryConfig
+    from hgsp.recovery.config import TrainingConfig
     from hgsp.recovery.samples import load_training_text
 
-    config = RecoveryConfig(
-        pruned_model="m", output_dir="o", data_path=str(rows), val_size=4, cutoff_len=96, eval_tasks="builtin"
-    )
+    config = TrainingConfig(data_path=str(rows), val_size=4, cutoff_len=96)
     model, losses, counts = load_pruned(pruned), [], []
     order = torch.randperm(24, generator=torch.Generator().manual_seed(42)).tolist()
     for sample in load_training_text(config, tokenizer).train:
@@ -487,7 +485,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_loaded(case, finetu
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("hgsp.models.checkpoint.load_pruned", loaded)
+    monkeypatch.setattr("hgsp.pipeline.recover.load_pruned", loaded)
     assert finetune(tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: expected")

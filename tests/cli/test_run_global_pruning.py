@@ -18,10 +18,10 @@ import run_global_pruning
 from conftest import TINY, VOCAB, make_tiny
 from hgsp.cli import main as cli
 from hgsp.console import result_folders as folders
+from hgsp.evaluation.config import CPU_EVAL_WINDOWS
 from hgsp.models import checkpoint
 from hgsp.models.checkpoint import load_pruned
 from hgsp.models.geometry import geometry_of
-from hgsp.pipeline.config import CPU_EVAL_WINDOWS
 from hgsp.pruning.select import PrunePlan
 from hgsp.scoring.scores import Scores
 
@@ -320,7 +320,7 @@ def test_a_collapsed_result_is_called_so_in_its_report_and_on_the_screen(
     prune, analysis, tmp_path, monkeypatch, capsys
 ):
     assert analysis["collapsed"] is False
-    monkeypatch.setattr("hgsp.pipeline.report.COLLAPSE_FACTOR", 0.5)
+    monkeypatch.setattr("hgsp.evaluation.collapse.COLLAPSE_FACTOR", 0.5)
     assert prune(tmp_path) == 0
     report = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
     assert report["collapsed"] is True

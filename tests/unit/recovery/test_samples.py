@@ -7,7 +7,7 @@ import torch
 from transformers import ByT5Tokenizer
 
 from hgsp.errors import InputError
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.instructions import passage_of
 from hgsp.recovery.samples import IGNORED, Collator, load_training_text, pack, tokenize_passages
 from recovering import sample
@@ -49,7 +49,7 @@ def rows_file(tmp_path):
 
 
 def config(data_path, **changes):
-    return RecoveryConfig(pruned_model="m", output_dir="out", data_path=data_path, eval_tasks="builtin", **changes)
+    return TrainingConfig(data_path=data_path, **changes)
 
 
 def samples_of(rows, tokenizer, cutoff_len=512, everything=False):
