@@ -38,11 +38,11 @@ def prune(config: PruneConfig, command: str) -> int:
     from hgsp.data.texts import CALIBRATE, load_text
     from hgsp.evaluation.pre_post import PrePostEvaluation
     from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
+    from hgsp.models.loaded import load_for_pruning
     from hgsp.models.loading import load_own_tokenizer
     from hgsp.pipeline import report
     from hgsp.pipeline import run as pipeline
     from hgsp.pipeline.decision import cut
-    from hgsp.pipeline.loaded import load_for_pruning
     from hgsp.pipeline.request import Calibrations, draw_calibrations, prepare, result_folder, resume_paths
 
     request = prepare(config)
@@ -73,12 +73,12 @@ def prune(config: PruneConfig, command: str) -> int:
             calibrations = draw_calibrations(config, texts, tokenizer)
         join_processes(request.device)
         with timings.stage("load"):
-            loaded = load_for_pruning(config, request.source, request.device)
+            loaded = load_for_pruning(request.source, config.dtype, request.device, offload=config.offload)
         with timings.stage("score"):
             if scores is None:
                 scores = pipeline.score(config, loaded, calibrations.scoring, terminal)
             else:
-                scores.check_belongs_to(request.geometry, loaded.weight_sample(), config.dtype)
+                scores.check_belongs_to(request.geometry, pipeline.weight_sample(loaded), config.dtype)
         is_main = is_main_process()
         leave_processes()
         if not is_main:
@@ -90,7 +90,8 @@ def prune(config: PruneConfig, command: str) -> int:
             seconds = Timings(timings)
             if number and not config.offload:
                 with seconds.stage("load"):
-                    loaded = load_for_pruning(config, request.source, request.device)  # surgery consumed the last one
+                    # surgery consumed the last one
+                    loaded = load_for_pruning(request.source, config.dtype, request.device)
             state = resume_paths(request, ratio)
             with result_folder(request, ratio) as folder:
                 decision, reconstructed = pipeline.prune_in_rounds(

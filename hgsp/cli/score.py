@@ -26,9 +26,9 @@ def score(config: ScoreConfig) -> int:
     from hgsp.data.texts import CALIBRATE, load_text
     from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
     from hgsp.models.devices import resolve_device
+    from hgsp.models.loaded import load_for_pruning
     from hgsp.models.loading import check_positions, inspect_model, load_own_tokenizer
     from hgsp.pipeline import run as pipeline
-    from hgsp.pipeline.loaded import load_for_pruning
 
     target = Path(config.output)
     check_file_target(target, config.overwrite, "--output")
@@ -41,7 +41,7 @@ def score(config: ScoreConfig) -> int:
     tokenizer = load_own_tokenizer(source)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
     join_processes(device)
-    loaded = load_for_pruning(config, source, device)
+    loaded = load_for_pruning(source, config.dtype, device, offload=config.offload)
     scores = pipeline.score(config, loaded, calibration, terminal)
     is_main = is_main_process()
     leave_processes()

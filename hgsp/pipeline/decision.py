@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
 from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models.geometry import geometry_of
-from hgsp.pipeline.loaded import LoadedModel
+from hgsp.models.loaded import LoadedModel
 from hgsp.pipeline.request import Request
 from hgsp.pruning.select import PrunePlan, kept_mask, select_groups
+from hgsp.pruning.surgery import Surgery
 from hgsp.scoring.groups import GroupTable
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.scores import Scores
@@ -63,6 +65,11 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
     plan = select_groups(table, request.geometry, budget, request.minimum_sizes, config.collapse_epsilon, provenance)
     plan = replace(plan, writer_bias=config.reconstruct == "bias" and plan.removed_params > 0)
     return PruningDecision(table, plan, tuple(modes))
+
+
+def surgery_of(loaded: LoadedModel, plan: PrunePlan, replaced: MutableMapping[str, Tensor] | None = None) -> Surgery:
+    """Return the tensors of the pruned model, sliced from those of the loaded one; see ``Surgery``."""
+    return Surgery(loaded.model.config, geometry_of(loaded.model), plan, loaded.read, replaced)
 
 
 def search_allocation(
@@ -116,7 +123,7 @@ def _proposals(
             loaded.decoder,
             start,
             calibration,
-            lambda plan: loaded.surgery(plan, tensors),
+            lambda plan: surgery_of(loaded, plan, tensors),
             batch_size=config.batch_size,
             spill_dir=request.streams_dir(folder),
             frozen=request.frozen_layers,

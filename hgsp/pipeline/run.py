@@ -10,15 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from hgsp.console.progress import Progress, Timings, silent
 from hgsp.data.calibration import Calibration
 from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models import checkpoint
+from hgsp.models.loaded import LoadedModel
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded
 from hgsp.pipeline.config import PruneConfig, ScoringConfig
-from hgsp.pipeline.decision import PruningDecision, cut, search_allocation
-from hgsp.pipeline.loaded import LoadedModel
+from hgsp.pipeline.decision import PruningDecision, cut, search_allocation, surgery_of
 from hgsp.pipeline.request import Calibrations, Request, ResumePaths
 from hgsp.pruning.select import PrunePlan, kept_mask
 from hgsp.pruning.surgery import Surgery, apply_plan
@@ -28,7 +31,7 @@ from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.prior import perplexity_influence
 from hgsp.scoring.score import ScoringOptions, score_groups
-from hgsp.scoring.scores import Scores
+from hgsp.scoring.scores import Scores, sample_weights
 
 LOG = logging.getLogger(__name__)
 
@@ -86,7 +89,12 @@ def score(
         "seed": config.seed,
         "dtype": config.dtype,
     }
-    return Scores(found.by_layer, influence, loaded.weight_sample(), provenance)
+    return Scores(found.by_layer, influence, weight_sample(loaded), provenance)
+
+
+def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
+    """Return the first weights of every Linear, rounded to the dtype they are used in; see ``sample_weights``."""
+    return sample_weights(loaded.read_first_row, loaded.decoder.num_layers)
 
 
 def load_scores(request: Request) -> Scores:
@@ -160,7 +168,7 @@ def prune_in_rounds(
         if number == rounds:
             break
         with timings.stage("score"):
-            surgery = loaded.surgery(decision.plan, None if reconstructed is None else reconstructed.tensors)
+            surgery = surgery_of(loaded, decision.plan, None if reconstructed is None else reconstructed.tensors)
             left = replace(loaded, decoder=zero_padded_decoder(loaded.decoder, surgery))
             scores, earlier = score(config, left, calibrations.scoring, progress), decision.plan
         if reconstructed is not None:
@@ -188,7 +196,7 @@ def reconstruct_writers(
     layers = ResumeState(state_folder, _fingerprint(request, loaded, plan, calibration))
     found = reconstruct(
         loaded.decoder,
-        loaded.surgery(plan, layers.tensors),
+        surgery_of(loaded, plan, layers.tensors),
         calibration,
         batch_size=request.config.batch_size,
         spill_dir=request.streams_dir(folder),
@@ -206,7 +214,7 @@ def _fingerprint(request: Request, loaded: LoadedModel, plan: PrunePlan, calibra
     kept = [asdict(keep) for keep in plan.layers]
     asked = [config.reconstruct, config.batch_size, sorted(request.frozen_layers), config.dtype]
     text = json.dumps([kept, asked, calibration.sha256, calibration.seed])
-    return hashlib.sha256(text.encode() + loaded.weight_sample().tobytes()).hexdigest()
+    return hashlib.sha256(text.encode() + weight_sample(loaded).tobytes()).hexdigest()
 
 
 def write_result(
@@ -228,7 +236,7 @@ def write_result(
         pruned = apply_plan(loaded.model, decision.plan, None if reconstructed is None else reconstructed.tensors)
         checkpoint.save_pruned(pruned, tokenizer, folder, with_bin=with_bin)
     else:
-        surgery = loaded.surgery(decision.plan, None if reconstructed is None else reconstructed.tensors)
+        surgery = surgery_of(loaded, decision.plan, None if reconstructed is None else reconstructed.tensors)
         _write_streamed(surgery, loaded.model.generation_config, tokenizer, folder, with_bin)
         pruned = load_offloaded(inspect_model(str(folder)), request.config.dtype, request.device)[0].model
     decision.plan.write_json(folder / "prune_plan.json")
