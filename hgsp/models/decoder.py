@@ -5,7 +5,7 @@ B batch | T tokens | H hidden | V vocab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -153,6 +153,21 @@ def weight_not_finite(module: nn.Module) -> str | None:
         if not parameter.isfinite().all():
             return name.rpartition(".")[0]
     return None
+
+
+@contextmanager
+def watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``observe(name, input)`` whenever one of the Linears runs."""
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _module, args: observe(name, args[0])
+
+    handles = [linear.register_forward_pre_hook(hook_for(name)) for name, linear in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _on_device(value: Any, device: torch.device) -> Any:

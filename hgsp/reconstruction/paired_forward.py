@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hgsp.layerwise.hidden_states import HiddenStateCache
-from hgsp.models.decoder import Decoder, device_of
+from hgsp.models.decoder import Decoder, device_of, watch_inputs
 from hgsp.reconstruction.block_fit import BlockText
 from hgsp.reconstruction.least_squares import Moments
-from hgsp.scoring.statistics import watch_inputs
 
 #: One of this many sequences judges instead of fitting.
 HELD_OUT = 8
