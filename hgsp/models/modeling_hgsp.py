@@ -77,6 +77,14 @@ class _PerLayerConfig:
                 )
 
 
+def residual_block(block: Any, norm: Any, hidden_states: Any, **kwargs: Any) -> Any:
+    """Return ``hidden_states + block(norm(hidden_states))``; unchanged without a block."""
+    if block is None:
+        return hidden_states
+    output = block(norm(hidden_states), **kwargs)
+    return hidden_states + (output[0] if isinstance(output, tuple) else output)
+
+
 class _PerLayerDecoderLayer(nn.Module):
     """A stock decoder layer built from its own settings, possibly without attention or MLP."""
 
@@ -100,11 +108,8 @@ class _PerLayerDecoderLayer(nn.Module):
             _give_bias(self.mlp, "down_proj")
 
     def forward(self, hidden_states: Any, **kwargs: Any) -> Any:
-        if self.self_attn is not None:
-            hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
-        if self.mlp is not None:
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states
+        hidden_states = residual_block(self.self_attn, self.input_layernorm, hidden_states, **kwargs)
+        return residual_block(self.mlp, self.post_attention_layernorm, hidden_states)
 
 
 def _give_bias(block: Any, name: str) -> None:

@@ -259,7 +259,7 @@ def _hidden_states_crowd_memory(model: Any, calibration: Calibration) -> bool:
 
     Those of a model on a GPU lie beside it as far as there is room, and in main memory, where its weights are not.
     """
-    embedding = model.model.embed_tokens.weight
+    embedding = model.get_input_embeddings().weight
     hidden_states = calibration.input_ids.numel() * embedding.shape[1] * (len(model.model.layers) + 1)
     weights = sum(parameter.numel() for parameter in model.parameters())
     num_bytes = hidden_states * embedding.element_size()
