@@ -67,6 +67,7 @@ FAMILIES = {
     "llama": Family("llama", "hgsp_llama", "HgspLlamaConfig", "HgspLlamaForCausalLM"),
     "qwen2": Family("qwen2", "hgsp_qwen2", "HgspQwen2Config", "HgspQwen2ForCausalLM"),
     "mistral": Family("mistral", "hgsp_mistral", "HgspMistralConfig", "HgspMistralForCausalLM"),
+    "qwen3": Family("qwen3", "hgsp_qwen3", "HgspQwen3Config", "HgspQwen3ForCausalLM"),
 }
 
 
@@ -101,10 +102,13 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
             remedy="start from the bf16 checkpoint and quantise after pruning",
         )
     window = raw_config.get("sliding_window")
-    if window is not None and raw_config.get("use_sliding_window", True):
+    found = f"sliding_window={window}" if window is not None and raw_config.get("use_sliding_window", True) else ""
+    if others := sorted({*(raw_config.get("layer_types") or ())} - {"full_attention"}):
+        found = found or f"layer_types has {others[0]}"
+    if found:
         raise InputError(
             expected="full attention in every layer",
-            got=f"sliding-window attention (sliding_window={window})",
+            got=f"sliding-window attention ({found})",
             remedy='use a version without it, such as Mistral-7B-v0.3, whose config.json has "sliding_window": null',
         )
 
@@ -113,5 +117,5 @@ def _unsupported(model_type: str, detail: str) -> InputError:
     return InputError(
         expected=f"a supported architecture ({', '.join(FAMILIES)})",
         got=f"unsupported architecture '{model_type}'{detail}",
-        remedy="prune a dense Llama, Qwen2/Qwen2.5 or Mistral model",
+        remedy="prune a dense Llama, Qwen2/Qwen2.5, Qwen3 or Mistral model",
     )

@@ -1,4 +1,4 @@
-"""Llama, Qwen2 and Mistral decoders whose layers have sizes of their own.
+"""Llama, Qwen2, Mistral and Qwen3 decoders whose layers have sizes of their own.
 
 This file is self-contained: it imports torch and transformers only and is copied into every checkpoint whose layers
 differ, so that ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works without ``hgsp``.
@@ -39,6 +39,14 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2Model,
     Qwen2RMSNorm,
     Qwen2RotaryEmbedding,
+)
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3DecoderLayer,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    Qwen3RMSNorm,
+    Qwen3RotaryEmbedding,
 )
 
 
@@ -120,7 +128,7 @@ def _give_bias(block: Any, name: str) -> None:
 
 
 class _PerLayerModel(PreTrainedModel):
-    """Builds the decoder with one of the three layer classes. The stock forward is used unchanged.
+    """Builds the decoder with a layer class. The stock forward is used unchanged.
 
     The KV cache is indexed by the rank of a layer among those WITH attention, so that no cache slot stays empty.
     """
@@ -147,7 +155,7 @@ class _PerLayerModel(PreTrainedModel):
 
 
 class _PerLayerCausalLM(PreTrainedModel):
-    """The causal language model around one of the three decoders."""
+    """The causal language model around such a decoder."""
 
     _model_class: type
 
@@ -228,10 +236,32 @@ class HgspMistralForCausalLM(_PerLayerCausalLM, MistralForCausalLM):
     _model_class = HgspMistralModel
 
 
+@_revalidate
+class HgspQwen3Config(_PerLayerConfig, Qwen3Config):
+    model_type = "hgsp_qwen3"
+
+
+class HgspQwen3DecoderLayer(_PerLayerDecoderLayer, Qwen3DecoderLayer):
+    pass
+
+
+class HgspQwen3Model(_PerLayerModel, Qwen3Model):
+    config_class = HgspQwen3Config
+    _no_split_modules = ["HgspQwen3DecoderLayer"]
+    _layer_class, _norm_class, _rotary_class = HgspQwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
+
+
+class HgspQwen3ForCausalLM(_PerLayerCausalLM, Qwen3ForCausalLM):
+    config_class = HgspQwen3Config
+    _no_split_modules = ["HgspQwen3DecoderLayer"]
+    _model_class = HgspQwen3Model
+
+
 FAMILY_CLASSES = (
     (HgspLlamaConfig, HgspLlamaModel, HgspLlamaForCausalLM),
     (HgspQwen2Config, HgspQwen2Model, HgspQwen2ForCausalLM),
     (HgspMistralConfig, HgspMistralModel, HgspMistralForCausalLM),
+    (HgspQwen3Config, HgspQwen3Model, HgspQwen3ForCausalLM),
 )
 
 
