@@ -131,14 +131,14 @@ def logits(decoder: Decoder, input_ids: Tensor, plan: PrunePlan | None) -> Tenso
     for index in range(decoder.num_layers):
         with decoder.layer(index) as module, ExitStack() as hooks:
             if plan is not None:
-                width = geometry.queries_per_kv * geometry.head_dim
+                width = geometry.columns_per_group("attention")
                 groups = torch.tensor(plan.layers[index].kv_groups)
                 columns = (groups[:, None] * width + torch.arange(width)).flatten()
                 hooks.enter_context(reading_only(module.get_submodule(ATTENTION_OUTPUT), columns))
                 channels = torch.tensor(plan.layers[index].mlp_channels)
                 hooks.enter_context(reading_only(module.get_submodule(MLP_OUTPUT), channels))
             hidden = decoder.call(module, hidden)
-    return decoder.model.lm_head(decoder.model.model.norm(hidden[:, -1]))[0].float()
+    return decoder.logits(hidden[:, -1])[0].float()
 
 
 @contextmanager

@@ -15,15 +15,11 @@ from torch import Tensor, nn
 
 from baselines.widths import plan_keeping, uniform_shapes
 from hgsp.data.calibration import Calibration
-from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
-from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.models.decoder import Decoder, watch_inputs
+from hgsp.models.families import OUTPUT_PROJECTIONS
+from hgsp.models.geometry import geometry_of
 from hgsp.pruning.select import LayerKeep
 from hgsp.pruning.surgery import apply_plan
-from hgsp.scoring.statistics import watch_inputs
-
-#: The Linear of each block that writes into the residual stream.
-OUTPUT_PROJECTIONS = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,6 @@ def walk_blocks(model: Any, input_ids_NT: Tensor, batch_size: int) -> Iterator[B
                 stream = [decoder.call_block(layer, kind, hidden_BTH) for hidden_BTH in stream]
 
 
-def columns_of_group(geometry: Geometry, kind: str) -> int:
-    """How many columns of the writer belong to one group: R*D of ``o_proj``, one of ``down_proj``."""
-    return geometry.queries_per_kv * geometry.head_dim if kind == "attention" else 1
-
-
 def cut_in_turn(
     model: Any, calibration: Calibration, budget_params: int, batch_size: int, cut: Callable[[Block, int, int], Tensor]
 ) -> Any:
@@ -66,7 +57,7 @@ def cut_in_turn(
     shapes = uniform_shapes(geometry, budget_params)
     kept: dict[tuple[int, str], tuple[int, ...]] = {}
     for block in walk_blocks(model, calibration.input_ids, batch_size):
-        shape, columns = shapes[block.index], columns_of_group(geometry, block.kind)
+        shape, columns = shapes[block.index], geometry.columns_per_group(block.kind)
         num_groups = block.writer.in_features // columns
         num_kept = shape.num_kv_groups if block.kind == "attention" else shape.mlp_width
         stays = torch.arange(num_groups) if num_kept == num_groups else cut(block, columns, num_kept).cpu()

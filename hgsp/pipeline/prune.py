@@ -16,8 +16,8 @@ from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.environment import write_json
 from hgsp.evaluation.pre_post import PrePostEvaluation
-from hgsp.models.processes import is_main_process, join_processes, leave_processes
 from hgsp.models.loaded import LoadedModel, load_for_pruning
+from hgsp.models.processes import is_main_process, join_processes, leave_processes
 from hgsp.models.tokenizers import load_own_tokenizer
 from hgsp.pipeline import report, stages
 from hgsp.pipeline.config import PruneConfig

@@ -152,7 +152,8 @@ def _dispatched_like(model: Any, pruned: Any) -> Any:
         return pruned
     from accelerate import dispatch_model
 
-    parts = {"lm_head": pruned.lm_head}
+    family = family_of(pruned.config)
+    parts = {family.head: pruned.get_submodule(family.head)}
     parts |= {f"model.{name}": part for name, part in pruned.model.named_children() if name != "layers"}
     parts |= {f"{LAYER_PREFIX}{index}": layer for index, layer in enumerate(pruned.model.layers)}
     placed = {name: next(chain(part.parameters(), part.buffers())).device for name, part in parts.items()}
@@ -160,7 +161,7 @@ def _dispatched_like(model: Any, pruned: Any) -> Any:
         pruned,
         device_map=placed,
         skip_keys=pruned._skip_keys_device_placement,
-        main_device=placed["model.embed_tokens"],
+        main_device=placed[family.embedding],
         force_hooks=True,
     )
 
@@ -209,7 +210,7 @@ def surviving_layers(plan: PrunePlan) -> list[int]:
 
 def _cuts(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
     """Which dimension of each Linear is cut, and the indices it keeps: rows of readers, columns of writers."""
-    per_kv, per_query = geometry.head_dim, geometry.queries_per_kv * geometry.head_dim
+    per_kv, per_query = geometry.head_dim, geometry.columns_per_group("attention")
     query_rows, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
     channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
     query, key, value = ATTENTION_INPUTS

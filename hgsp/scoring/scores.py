@@ -17,9 +17,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hgsp.errors import InputError
-from hgsp.models.families import LAYER_PREFIX, LINEARS
+from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
 from hgsp.models.geometry import Geometry
-from hgsp.scoring.groups import KIND_NAMES, GroupTable, build_group_table
+from hgsp.scoring.groups import GroupTable, build_group_table
 from hgsp.scoring.normalization import LayerImportance, normalize
 from hgsp.scoring.prior import Influence, prior_of
 
@@ -74,7 +74,7 @@ class Scores:
                     {name.partition(".")[2]: arrays[name] for name in arrays.files if name.startswith(f"{index}.")}
                     for index in layers
                 )
-                if not all(kind in layer for layer in by_layer for kind in KIND_NAMES):
+                if not all(kind in layer for layer in by_layer for kind in KINDS):
                     raise KeyError("importances of some layers are missing")
                 influence = None
                 if head["measure"] is not None:

@@ -61,9 +61,14 @@ def python(tmp_path):
 
 @pytest.fixture
 def folders(tmp_path, tokenizer, tokens):
-    """``ragged``, ``qwen``: layers differ; ``uniform``: they do not; and ``expected.pt`` with the logits of each."""
+    """``ragged``, ``qwen2`` and ``qwen3``: layers differ; ``uniform``: not; ``expected.pt``: the logits of each."""
     expected = {"tokens": tokens}
-    for name, base in (("ragged", "llama-9q3kv-tied"), ("qwen", "qwen2-14q2kv"), ("uniform", "llama-8q4kv")):
+    for name, base in (
+        ("ragged", "llama-9q3kv-tied"),
+        ("qwen2", "qwen2-14q2kv"),
+        ("qwen3", "qwen3-8q2kv"),
+        ("uniform", "llama-8q4kv"),
+    ):
         model = make_tiny(base)
         plan = mixed_plan(model)
         if name == "uniform":  # three KV groups: six query heads, which LlamaConfig refuses at hidden size 64
@@ -142,7 +147,7 @@ def test_a_fresh_process_loads_bit_equal_wherever_the_bin_was_moved(python, fold
         "import hgsp\n"
         + COMPARE
         + """
-for folder in ("ragged", "qwen", "uniform"):
+for folder in ("ragged", "qwen2", "qwen3", "uniform"):
     check(folder)
 from hgsp.models.checkpoint import load_pruned
 model = load_pruned("moved/other.bin")
@@ -169,15 +174,15 @@ def test_the_order_of_imports_does_not_matter(python, folders, order):
 
 def test_without_hgsp_trusting_the_folders_own_file_is_enough(python, folders):
     """With trust_remote_code it is bit-equal, moved or not; a stock result needs nothing; generation works."""
-    (folders / "qwen").rename(folders / "moved")
+    (folders / "qwen2").rename(folders / "moved")
     done = python(
         "-c",
         WITHOUT_HGSP
         + COMPARE
         + """
 check("uniform")
-expected["moved"] = expected["qwen"]
-for folder in ("ragged", "moved"):
+expected["moved"] = expected["qwen2"]
+for folder in ("ragged", "moved", "qwen3"):
     model = check(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules")
 model.generate(expected["tokens"], max_new_tokens=2, do_sample=False, pad_token_id=257)

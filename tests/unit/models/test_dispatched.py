@@ -37,7 +37,7 @@ def hooked(model):
     return {name for name, module in model.named_modules() if hasattr(module, "_hf_hook")}
 
 
-@pytest.mark.parametrize("name", ["llama-9q3kv-tied", "qwen2-14q2kv"])
+@pytest.mark.parametrize("name", ["llama-9q3kv-tied", "qwen2-14q2kv", "qwen3-8q2kv"])
 @pytest.mark.parametrize("method", ["taylor", "fisher", "wanda", "magnitude"])
 def test_the_same_groups_are_kept_and_the_same_logits_come_out(name, method, tokens):
     dense = make_tiny(name)

@@ -147,13 +147,22 @@ def test_a_window_that_the_config_class_brings_is_refused_too(saved):
         inspect_model(str(folder))
 
 
-def test_a_qwen2_window_that_is_switched_off_does_not_matter(saved):
-    """Qwen2.5 configs name a window but do not use it."""
-    folder = saved(make_tiny("qwen2-14q2kv"))
+@pytest.mark.parametrize(("name", "queries_per_kv"), [("qwen2-14q2kv", 7), ("qwen3-8q2kv", 4)])
+def test_a_qwen_window_that_is_switched_off_does_not_matter(name, queries_per_kv, saved):
+    """Qwen2.5 configs name a window and do not use it."""
+    folder = saved(make_tiny(name))
     edit_config(folder, sliding_window=32768, use_sliding_window=False)
-    assert inspect_model(str(folder)).geometry.queries_per_kv == 7
+    assert inspect_model(str(folder)).geometry.queries_per_kv == queries_per_kv
     edit_config(folder, use_sliding_window=True)
-    with pytest.raises(InputError, match="sliding"):
+    with pytest.raises(InputError, match="sliding_window=32768"):
+        inspect_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["qwen2-14q2kv", "qwen3-8q2kv"])
+def test_layers_of_another_type_than_full_attention_are_refused(name, saved):
+    folder = saved(make_tiny(name))
+    edit_config(folder, layer_types=["full_attention", "sliding_attention", "full_attention"])
+    with pytest.raises(InputError, match="layer_types has sliding_attention"):
         inspect_model(str(folder))
 
 

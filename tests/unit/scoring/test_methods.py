@@ -24,7 +24,7 @@ ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_a
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 WITH_TEXT = ("taylor", "taylor_2nd", "wanda", "fisher", "fisher_token", "flap")
 BY_GATE = ("fisher", "fisher_token")
-GQA = ("llama-8q4kv", "llama-9q3kv-tied", "qwen2-14q2kv")
+GQA = ("llama-8q4kv", "llama-9q3kv-tied", "qwen2-14q2kv", "qwen3-8q2kv")
 
 #: Float32 gradients through three layers, summed in another order than the reference's: measured below 2e-5. A bias
 #: left out, a wrong head or a mean taken elsewhere changes scores by far more than this.
