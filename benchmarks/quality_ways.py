@@ -19,7 +19,6 @@ from baselines import BASELINES
 from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.models.decoder import Decoder
-from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
 from hgsp.pipeline.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.pruning.select import MinimumSizes
@@ -140,7 +139,7 @@ class Maker:
 
 def surgery(model: Any, plan: Any, replaced: Any = None) -> Surgery:
     """The pruned model's tensors, cut from a model in memory."""
-    return Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
+    return Surgery(model, plan, replaced=replaced)
 
 
 def cut_only(maker: Maker, budget: int, method: str, search_steps: int = 0, labels: str = "text") -> Any:

@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         budget_for_ratio(geometry, RATIO, minimum_sizes),
         minimum_sizes,
     )
-    surgery = Surgery(model.config, geometry, plan, lambda name: model.get_parameter(name).detach())
+    surgery = Surgery(model, plan)
     solving, fitting = Timed(solve), Timed(fit_block)
     with (
         patch("hgsp.reconstruction.reconstruct.solve", solving),

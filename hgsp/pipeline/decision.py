@@ -69,7 +69,7 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
 
 def surgery_of(loaded: LoadedModel, plan: PrunePlan, replaced: MutableMapping[str, Tensor] | None = None) -> Surgery:
     """Return the tensors of the pruned model, sliced from those of the loaded one; see ``Surgery``."""
-    return Surgery(loaded.model.config, geometry_of(loaded.model), plan, loaded.read, replaced)
+    return Surgery(loaded.model, plan, read=loaded.read, replaced=replaced)
 
 
 def search_allocation(

@@ -36,8 +36,8 @@ class Surgery:
     """The tensors of a pruned model by name, cut from the dense model's when asked for.
 
     Args:
-        config: of the dense model.
-        read: gives a dense tensor by its name; it may come from memory or from a file.
+        model: the dense model; its weights may be on the meta device if ``read`` gives them.
+        read: returns a dense tensor by its name; default: the parameters of ``model``.
         replaced: tensors of the pruned model, by name, that are taken instead of being cut (reconstructed weights).
 
     ``skeleton`` is the pruned model without data (meta device), built from the config it will be saved with.
@@ -48,15 +48,16 @@ class Surgery:
 
     def __init__(
         self,
-        config: Any,
-        geometry: Geometry,
+        model: Any,
         plan: PrunePlan,
-        read: Callable[[str], Tensor],
+        *,
+        read: Callable[[str], Tensor] | None = None,
         replaced: MutableMapping[str, Tensor] | None = None,
     ) -> None:
+        config, geometry = model.config, geometry_of(model)
         self.plan = plan
         self.skeleton: Any = pruned_skeleton(config, plan, geometry)
-        self._read = read
+        self._read = read or (lambda name: model.get_parameter(name).detach())
         self.replaced: MutableMapping[str, Tensor] = {} if replaced is None else replaced
         self._cuts = {
             new_index: (old_index, _cuts(plan.layers[old_index], geometry))
@@ -127,7 +128,7 @@ def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor
     """
     refuse_missing_weights(model)
     refuse_own_head(model)
-    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
+    surgery = Surgery(model, plan, replaced=replaced)
     pruned = surgery.skeleton
     names = list(pruned.state_dict())
     state = {name: surgery.tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}

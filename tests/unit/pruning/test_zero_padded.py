@@ -27,7 +27,7 @@ LONGER = Calibration(torch.randint(0, 256, (64, 32), generator=torch.Generator()
 def cut_model(model, plan, *, reconstructed=True):
     """(decoder as cut, the pruned model itself)."""
     dense = Decoder(model)
-    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
+    surgery = Surgery(model, plan)
     if reconstructed:
         reconstruct(dense, surgery, LONGER)
         assert surgery.replaced

@@ -11,7 +11,6 @@ from hgsp.errors import InputError, NumericalError
 from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
-from hgsp.models.geometry import geometry_of
 from hgsp.pruning.surgery import Surgery, apply_plan, surviving_layers
 from hgsp.reconstruction.paired_forward import num_held_out
 from hgsp.reconstruction.reconstruct import reconstruct, solve
@@ -25,7 +24,7 @@ def calibration_of(num_sequences=16, seq_len=24, seed=3):
 
 
 def surgery_of(model, plan, replaced=None):
-    return Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
+    return Surgery(model, plan, replaced=replaced)
 
 
 def reconstructed(model, plan, calibration=None, **options):

@@ -24,8 +24,7 @@ TEXT = Calibration(IDS, "random bytes", 3)
 
 
 def surgery_of(model, replaced=None):
-    reader = lambda name: model.get_parameter(name).detach()  # noqa: E731
-    return lambda plan: Surgery(model.config, geometry_of(model), plan, reader, replaced)
+    return lambda plan: Surgery(model, plan, replaced=replaced)
 
 
 def start_of(model, minimum_sizes=None, text=TEXT):
