@@ -23,7 +23,7 @@ from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
 from hgsp.pipeline.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import Surgery, apply_plan
-from hgsp.reconstruction.reconstruct import reconstruct
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, reconstruct
 from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.score import ScoringOptions, score_groups
@@ -98,8 +98,7 @@ class Maker:
         calibration = self.calibration(DEFAULT_PROFILE_NSAMPLES if refit else DEFAULT_SEARCH_NSAMPLES, SEED + 1)
         if not refit:
             return GradientProposals(Decoder(model), start, calibration, batch_size=batch_size)
-        surgery_of = functools.partial(surgery, model)
-        return ProfileProposals(Decoder(model), start, calibration, surgery_of, batch_size=batch_size)
+        return ProfileProposals(Decoder(model), start, calibration, ReconstructionOptions(batch_size=batch_size))
 
     def reconstructed(self, model: Any, plan: Any, num_sequences: int | None = None, whole_blocks: bool = False) -> Any:
         """The pruned model with its writers, or blocks, refitted; consumes the dense one."""
@@ -108,15 +107,10 @@ class Maker:
         asked = [[asdict(keep) for keep in plan.layers], plan.writer_bias, whole_blocks, calibration.sha256]
         fingerprint = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         finished = ResumeState(options.output.with_suffix(f".{fingerprint[:12]}"), fingerprint)
-        reconstruct(
-            Decoder(model),
-            surgery(model, plan, finished.tensors),
-            calibration,
-            batch_size=options.batch_size,
-            whole_blocks=whole_blocks,
-            finished=finished,
-        )
-        pruned = apply_plan(model, plan, finished.tensors)
+        method = "bias" if plan.writer_bias else "blocks" if whole_blocks else "lstsq"
+        reconstruction = ReconstructionOptions(method, options.batch_size)
+        fitted = reconstruct(Decoder(model), Surgery(model, plan), calibration, reconstruction, resume=finished)
+        pruned = apply_plan(model, plan, fitted.tensors)
         finished.close()
         return pruned
 
@@ -135,11 +129,6 @@ class Maker:
             sample = sample_weights(lambda name: state[name][:1], self.source.geometry.num_layers)
             Scores(found.by_layer, None, sample, {"importance_method": method}).write(path)
         return Scores.read(path)
-
-
-def surgery(model: Any, plan: Any, replaced: Any = None) -> Surgery:
-    """The pruned model's tensors, cut from a model in memory."""
-    return Surgery(model, plan, replaced=replaced)
 
 
 def cut_only(maker: Maker, budget: int, method: str, search_steps: int = 0, labels: str = "text") -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
-from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.pipeline.request import Request
 from hgsp.pruning.select import PrunePlan, kept_mask, select_groups
 from hgsp.pruning.surgery import Surgery
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for
 from hgsp.scoring.groups import GroupTable
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.scores import Scores
@@ -63,11 +63,10 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
         "rounds": config.rounds,
     }
     plan = select_groups(table, request.geometry, budget, request.minimum_sizes, config.collapse_epsilon, provenance)
-    plan = replace(plan, writer_bias=config.reconstruct == "bias" and plan.removed_params > 0)
-    return PruningDecision(table, plan, tuple(modes))
+    return PruningDecision(table, plan_for(config.reconstruct, plan), tuple(modes))
 
 
-def surgery_of(loaded: LoadedModel, plan: PrunePlan, replaced: MutableMapping[str, Tensor] | None = None) -> Surgery:
+def surgery_of(loaded: LoadedModel, plan: PrunePlan, replaced: Mapping[str, Tensor] | None = None) -> Surgery:
     """Return the tensors of the pruned model, sliced from those of the loaded one; see ``Surgery``."""
     return Surgery(loaded.model, plan, read=loaded.read, replaced=replaced)
 
@@ -117,17 +116,16 @@ def _proposals(
     if config.reconstruct == "none":
         yield GradientProposals(loaded.decoder, start, calibration, batch_size=config.batch_size, spill_dir=spill_dir)
         return
-    tensors = DiskTensors(folder / ".searched")
-    try:
-        yield ProfileProposals(
-            loaded.decoder,
-            start,
-            calibration,
-            lambda plan: surgery_of(loaded, plan, tensors),
-            batch_size=config.batch_size,
-            spill_dir=request.streams_dir(folder),
-            frozen=request.frozen_layers,
-            writer_bias=config.reconstruct == "bias",
-        )
-    finally:
-        tensors.close()
+    yield ProfileProposals(
+        loaded.decoder,
+        start,
+        calibration,
+        ReconstructionOptions(
+            "bias" if config.reconstruct == "bias" else "lstsq",
+            config.batch_size,
+            request.streams_dir(folder),
+            request.frozen_layers,
+        ),
+        read=loaded.read,
+        tensors_dir=folder / ".searched",
+    )

@@ -26,7 +26,7 @@ from hgsp.pipeline.request import Calibrations, Request, ResumePaths
 from hgsp.pruning.select import PrunePlan, kept_mask
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.pruning.zero_padded import zero_padded_decoder
-from hgsp.reconstruction.reconstruct import Reconstruction, reconstruct
+from hgsp.reconstruction.reconstruct import Reconstruction, ReconstructionOptions, reconstruct
 from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.prior import perplexity_influence
@@ -196,13 +196,15 @@ def reconstruct_writers(
     layers = ResumeState(state_folder, _fingerprint(request, loaded, plan, calibration))
     found = reconstruct(
         loaded.decoder,
-        surgery_of(loaded, plan, layers.tensors),
+        surgery_of(loaded, plan),
         calibration,
-        batch_size=request.config.batch_size,
-        spill_dir=request.streams_dir(folder),
-        frozen=request.frozen_layers,
-        whole_blocks=request.config.reconstruct == "blocks",
-        finished=layers,
+        ReconstructionOptions(
+            request.config.reconstruct,
+            request.config.batch_size,
+            request.streams_dir(folder),
+            request.frozen_layers,
+        ),
+        resume=layers,
         progress=progress,
     )
     return ReconstructedLayers(layers, found)

@@ -13,7 +13,7 @@ from hgsp.models.geometry import geometry_of
 from hgsp.pruning.select import kept_mask
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.pruning.zero_padded import zero_padded_decoder
-from hgsp.reconstruction.reconstruct import reconstruct
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, reconstruct
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.score import score_groups
@@ -28,10 +28,12 @@ def cut_model(model, plan, *, reconstructed=True):
     """(decoder as cut, the pruned model itself)."""
     dense = Decoder(model)
     surgery = Surgery(model, plan)
+    tensors = {}
     if reconstructed:
-        reconstruct(dense, surgery, LONGER)
-        assert surgery.replaced
-    return zero_padded_decoder(dense, surgery), apply_plan(copy.deepcopy(model), plan, dict(surgery.replaced))
+        options = ReconstructionOptions("bias" if plan.writer_bias else "lstsq")
+        tensors = reconstruct(dense, surgery, LONGER, options).tensors
+        assert tensors
+    return zero_padded_decoder(dense, surgery.replacing(tensors)), apply_plan(copy.deepcopy(model), plan, tensors)
 
 
 @torch.no_grad()
