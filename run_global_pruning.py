@@ -44,6 +44,7 @@ def prune(config: PruneConfig, command: str) -> int:
     from hgsp.pipeline import run as pipeline
     from hgsp.pipeline.decision import cut
     from hgsp.pipeline.request import Calibrations, draw_calibrations, prepare, result_folder, resume_paths
+    from hgsp.scoring.scores import weight_sample
 
     request = prepare(config)
     warnings = list(request.source.warnings)
@@ -78,7 +79,7 @@ def prune(config: PruneConfig, command: str) -> int:
             if scores is None:
                 scores = pipeline.score(config, loaded, calibrations.scoring, terminal)
             else:
-                scores.check_belongs_to(request.geometry, pipeline.weight_sample(loaded), config.dtype)
+                scores.check_belongs_to(request.geometry, weight_sample(loaded), config.dtype)
         is_main = is_main_process()
         leave_processes()
         if not is_main:

@@ -19,6 +19,7 @@ from baselines import BASELINES
 from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.models.decoder import Decoder
+from hgsp.models.loaded import load_for_pruning
 from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
 from hgsp.pipeline.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.pruning.select import MinimumSizes
@@ -26,8 +27,9 @@ from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.reconstruction.reconstruct import ReconstructionOptions, reconstruct
 from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.methods import METHODS
-from hgsp.scoring.score import ScoringOptions, score_groups
-from hgsp.scoring.scores import Scores, sample_weights
+from hgsp.scoring.score import ScoringOptions
+from hgsp.scoring.score_model import score_model
+from hgsp.scoring.scores import RankingOptions, Scores
 from hgsp.search.by_gradient import GradientProposals
 from hgsp.search.by_profile import ProfileProposals
 from hgsp.search.search import Proposals, SearchProblem, search
@@ -83,8 +85,8 @@ class Maker:
         """
         geometry = self.source.geometry
         scores = self._scores(method, labels, num_sequences or self._options.nsamples)
-        table, _ = scores.table(geometry, METHODS[method].normalization, 0.0, None)
-        start = SearchProblem(table.with_depth_slope(depth_slope), geometry, budget, MinimumSizes())
+        table, _ = scores.ranked(geometry, RankingOptions(depth_slope=depth_slope))
+        start = SearchProblem(table, geometry, budget, MinimumSizes())
         if not search_steps:
             return start.plan(np.zeros((geometry.num_layers, 2)))
         state_file = self._options.output.with_suffix(f".{method}.{budget}.search.json")
@@ -117,17 +119,15 @@ class Maker:
     def _scores(self, method: str, labels: str, num_sequences: int) -> Scores:
         path = self._options.output.with_suffix(f".{method}.{labels}.{num_sequences}.npz")
         if not path.exists():
-            model = self.dense()
-            found = score_groups(
-                Decoder(model),
+            scores = score_model(
+                load_for_pruning(self.source, DTYPE, self._options.device),
                 method,
                 self.calibration(num_sequences),
-                options=ScoringOptions(batch_size=self._options.batch_size),
+                ScoringOptions(batch_size=self._options.batch_size),
+                base_model=self.source.name,
                 labels=labels,
             )
-            state = model.state_dict()
-            sample = sample_weights(lambda name: state[name][:1], self.source.geometry.num_layers)
-            Scores(found.by_layer, None, sample, {"importance_method": method}).write(path)
+            scores.write(path)
         return Scores.read(path)
 
 

@@ -10,16 +10,13 @@ from typing import Any, ClassVar
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
 from hgsp.data.texts import check_dataset_name, dataset_names
+from hgsp.reconstruction.names import RECONSTRUCTIONS
+from hgsp.scoring.names import IMPORTANCE_METHODS, LABELS, LAYER_IMPORTANCES, NORMALIZATIONS, TEXT_FREE_METHODS
 
-IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
-NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
-RECONSTRUCTIONS = ("none", "bias", "lstsq", "blocks")
 DEFAULT_RECONSTRUCT_NSAMPLES = 256
 DEFAULT_SEARCH_NSAMPLES = 16
 #: The same where every plan is reconstructed before it is judged; a quarter of them judges.
 DEFAULT_PROFILE_NSAMPLES = 96
-LAYER_IMPORTANCES = ("cosine", "perplexity")
-LABELS = ("text", "model")
 DEFAULT_EPSILON = 0.15
 #: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
 CPU_EVAL_WINDOWS = 16
@@ -125,7 +122,7 @@ class ScoringConfig(TextConfig):
     @property
     def needs_calibration(self) -> bool:
         """Whether scoring reads text: all but two methods do, and so does the prior."""
-        return self.importance_method not in ("magnitude", "random") or self.measures_influence
+        return self.importance_method not in TEXT_FREE_METHODS or self.measures_influence
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,7 @@ from hgsp.pruning.select import PrunePlan, kept_mask, select_groups
 from hgsp.pruning.surgery import Surgery
 from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for
 from hgsp.scoring.groups import GroupTable
-from hgsp.scoring.methods import METHODS
-from hgsp.scoring.scores import Scores
+from hgsp.scoring.scores import RankingOptions, Scores
 from hgsp.search.by_gradient import GradientProposals
 from hgsp.search.by_profile import ProfileProposals
 from hgsp.search.search import Proposals, SearchProblem, search
@@ -47,15 +46,13 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
     What an ``earlier`` round dropped is worth nothing now, whatever a normalisation makes of its importance of 0.
     """
     config = request.config
-    method = METHODS[scores.provenance["importance_method"]]
-    normalization = method.normalization if config.score_normalization == "auto" else config.score_normalization
-    table, modes = scores.table(request.geometry, normalization, config.temperature, config.tau)
-    table = table.with_depth_slope(config.depth_slope)
+    ranking = RankingOptions(config.score_normalization, config.temperature, config.tau, config.depth_slope)
+    table, modes = scores.ranked(request.geometry, ranking)
     if earlier is not None:
         table = table.zeroed_unless(kept_mask(table, earlier))
     provenance = {
         **scores.provenance,
-        "score_normalization": normalization,
+        "score_normalization": ranking.normalization_of(scores.method),
         "temperature": config.temperature,
         "tau": "inf" if config.tau == math.inf else config.tau,  # JSON has no infinity
         "epsilon": config.collapse_epsilon,
@@ -63,7 +60,7 @@ def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None
         "rounds": config.rounds,
     }
     plan = select_groups(table, request.geometry, budget, request.minimum_sizes, config.collapse_epsilon, provenance)
-    return PruningDecision(table, plan_for(config.reconstruct, plan), tuple(modes))
+    return PruningDecision(table, plan_for(config.reconstruct, plan), modes)
 
 
 def surgery_of(loaded: LoadedModel, plan: PrunePlan, replaced: Mapping[str, Tensor] | None = None) -> Surgery:

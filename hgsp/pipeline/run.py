@@ -5,13 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from hgsp.console.progress import Progress, Timings, silent
 from hgsp.data.calibration import Calibration
@@ -28,15 +24,12 @@ from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import Reconstruction, ReconstructionOptions, reconstruct
 from hgsp.reconstruction.resume import ResumeState
-from hgsp.scoring.methods import METHODS
-from hgsp.scoring.prior import perplexity_influence
-from hgsp.scoring.score import ScoringOptions, score_groups
-from hgsp.scoring.scores import Scores, sample_weights
+from hgsp.scoring.score import ScoringOptions
+from hgsp.scoring.score_model import score_model
+from hgsp.scoring.scores import Scores, weight_sample
 
 LOG = logging.getLogger(__name__)
 
-#: Boundary activations of a model on the CPU stay in memory up to this size, or up to an eighth of its weights.
-MAX_RESIDENT_HIDDEN_BYTES = 2**31
 #: Most bytes of a file of the pruned model when it is written without being in memory whole.
 OFFLOAD_SHARD_BYTES = 10**9
 
@@ -61,40 +54,18 @@ def score(
     Raises:
         InputError, NumericalError: as ``score_groups``.
     """
-    by_cosine = config.measures_influence and config.layer_importance == "cosine"
     spill_dir = Path(config.spill_dir) if config.spill_dir else None
-    if spill_dir is None and calibration is not None and _hidden_states_crowd_memory(loaded.model, calibration):
-        spill_dir = Path(tempfile.gettempdir())
-        LOG.info("layer-boundary activations go to %s (--spill_dir chooses another folder)", spill_dir)
-    options = ScoringOptions(config.batch_size, config.use_gradient_checkpointing, spill_dir)
-    found = score_groups(
-        loaded.decoder,
-        METHODS[config.importance_method],
+    return score_model(
+        loaded,
+        config.importance_method,
         calibration,
-        with_influence=by_cosine,
-        options=options,
+        ScoringOptions(config.batch_size, config.use_gradient_checkpointing, spill_dir),
+        base_model=config.base_model,
+        layer_importance=config.layer_importance if config.measures_influence else None,
         seed=config.seed,
         labels=config.labels,
         progress=progress,
     )
-    influence = found.influence
-    if config.measures_influence and not by_cosine and calibration is not None:
-        influence = perplexity_influence(loaded.decoder, calibration.input_ids)
-    provenance = {
-        "base_model": config.base_model,
-        "importance_method": config.importance_method,
-        "calibration": None if calibration is None else calibration.describe(),
-        "labels": config.labels,
-        "calibration_loss": found.calibration_loss,
-        "seed": config.seed,
-        "dtype": config.dtype,
-    }
-    return Scores(found.by_layer, influence, weight_sample(loaded), provenance)
-
-
-def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
-    """Return the first weights of every Linear, rounded to the dtype they are used in; see ``sample_weights``."""
-    return sample_weights(loaded.read_first_row, loaded.decoder.num_layers)
 
 
 def load_scores(request: Request) -> Scores:
@@ -254,15 +225,3 @@ def _write_streamed(surgery: Surgery, generation_config: Any, tokenizer: Any, fo
     )
     if with_bin:
         checkpoint.save_bin_streamed(surgery.skeleton, surgery.tensor, folder)
-
-
-def _hidden_states_crowd_memory(model: Any, calibration: Calibration) -> bool:
-    """Whether the activations between all layers would take a notable share of a CPU model's memory.
-
-    Those of a model on a GPU lie beside it as far as there is room, and in main memory, where its weights are not.
-    """
-    embedding = model.model.embed_tokens.weight
-    hidden_states = calibration.input_ids.numel() * embedding.shape[1] * (len(model.model.layers) + 1)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    num_bytes = hidden_states * embedding.element_size()
-    return embedding.device.type == "cpu" and num_bytes > MAX_RESIDENT_HIDDEN_BYTES and hidden_states > weights / 8

@@ -83,8 +83,9 @@ def test_layers_and_blocks_that_are_gone(make):
 
 def test_an_interrupted_layer_is_dense_again(make):
     model = make("llama-8q4kv")
-    before = copy.deepcopy(model.state_dict())
+    before, parameters = copy.deepcopy(model.state_dict()), dict(model.named_parameters())
     decoder, _ = cut_model(model, mixed_plan(model), reconstructed=False)
     with pytest.raises(KeyboardInterrupt), decoder.layer(0):
         raise KeyboardInterrupt
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
