@@ -27,9 +27,8 @@ def score(config: ScoreConfig) -> int:
     from hgsp.data.texts import CALIBRATE, load_text
     from hgsp.models.devices import resolve_device
     from hgsp.models.loaded import load_for_pruning
-    from hgsp.models.loading import check_positions, inspect_model
+    from hgsp.models.loading import check_positions, inspect_model, load_own_tokenizer
     from hgsp.models.processes import is_main_process, join_processes, leave_processes
-    from hgsp.models.tokenizers import load_own_tokenizer
     from hgsp.pipeline import stages
 
     target = Path(config.output)

@@ -21,13 +21,9 @@ from hgsp.pipeline.recipes import (
     RECIPES,
     Recipe,
 )
+from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.recovery.config import DEFAULT_INSTRUCTIONS
-
-IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
-NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
-RECONSTRUCTIONS = ("none", "bias", "lstsq", "blocks")
-LAYER_IMPORTANCES = ("cosine", "perplexity")
-LABELS = ("text", "model")
+from hgsp.scoring.names import IMPORTANCE_METHODS, LABELS, LAYER_IMPORTANCES, NORMALIZATIONS, TEXT_FREE_METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +89,7 @@ class ScoringConfig(TextConfig):
     @property
     def needs_calibration(self) -> bool:
         """Whether scoring reads text: all but two methods do, and so does the prior."""
-        return self.importance_method not in ("magnitude", "random") or self.measures_influence
+        return self.importance_method not in TEXT_FREE_METHODS or self.measures_influence
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ K kv groups | R query heads per kv group | D head dim | M mlp width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+import copy
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -36,8 +37,8 @@ class Surgery:
     """The tensors of a pruned model by name, cut from the dense model's when asked for.
 
     Args:
-        config: of the dense model.
-        read: gives a dense tensor by its name; it may come from memory or from a file.
+        model: the dense model; its weights may be on the meta device if ``read`` gives them.
+        read: returns a dense tensor by its name; default: the parameters of ``model``.
         replaced: tensors of the pruned model, by name, that are taken instead of being cut (reconstructed weights).
 
     ``skeleton`` is the pruned model without data (meta device), built from the config it will be saved with.
@@ -48,16 +49,17 @@ class Surgery:
 
     def __init__(
         self,
-        config: Any,
-        geometry: Geometry,
+        model: Any,
         plan: PrunePlan,
-        read: Callable[[str], Tensor],
-        replaced: MutableMapping[str, Tensor] | None = None,
+        *,
+        read: Callable[[str], Tensor] | None = None,
+        replaced: Mapping[str, Tensor] | None = None,
     ) -> None:
+        config, geometry = model.config, geometry_of(model)
         self.plan = plan
         self.skeleton: Any = pruned_skeleton(config, plan, geometry)
-        self._read = read
-        self.replaced: MutableMapping[str, Tensor] = {} if replaced is None else replaced
+        self._read = read or (lambda name: model.get_parameter(name).detach())
+        self.replaced: Mapping[str, Tensor] = {} if replaced is None else replaced
         self._cuts = {
             new_index: (old_index, _cuts(plan.layers[old_index], geometry))
             for new_index, old_index in enumerate(surviving_layers(plan))
@@ -69,6 +71,12 @@ class Surgery:
             f"{writer}.bias" for writer, key in own.items() if adds_biases and not getattr(config, key, False)
         ]
         self._new_index_of = {old_index: new_index for new_index, (old_index, _) in self._cuts.items()}
+
+    def replacing(self, tensors: Mapping[str, Tensor]) -> Surgery:
+        """Return the same surgery with these tensors of the pruned model in place of those it would cut."""
+        other = copy.copy(self)
+        other.replaced = tensors
+        return other
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the pruned model, a contiguous copy where it was cut."""
@@ -112,7 +120,7 @@ class Surgery:
         return wide.index_copy_(dim, indices, dense.index_select(dim, indices) if kept is None else kept.to(dense))
 
 
-def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor] | None = None) -> Any:
+def apply_plan(model: Any, plan: PrunePlan, replaced: Mapping[str, Tensor] | None = None) -> Any:
     """The pruned model: its weights are contiguous copies, its class and config describe exactly what is there.
 
     Takes the dense model over: its layers are emptied one by one, so that never more than one layer exists twice. Copy
@@ -127,7 +135,7 @@ def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor
     """
     refuse_missing_weights(model)
     refuse_own_head(model)
-    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
+    surgery = Surgery(model, plan, replaced=replaced)
     pruned = surgery.skeleton
     names = list(pruned.state_dict())
     state = {name: surgery.tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}

@@ -5,7 +5,7 @@ K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width |
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,15 @@ from hgsp.models.decoder import Decoder, weight_not_finite
 from hgsp.models.families import ATTENTION_OUTPUT, KINDS, LINEARS, MLP_OUTPUT, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.scoring.methods import METHODS, ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod
+from hgsp.scoring.methods import ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod, method_named
+from hgsp.scoring.names import LABELS
 from hgsp.scoring.normalization import LayerImportance
 from hgsp.scoring.prior import Influence, InfluenceWatch
 from hgsp.scoring.statistics import (
     BACKWARD_STATISTICS,
     FORWARD_STATISTICS,
     LayerStatistics,
+    frozen_parameters,
     gather_backward,
     gather_forward,
 )
@@ -80,22 +82,43 @@ def score_groups(
     information of its output, which is the curvature of the KL divergence, whatever the text says next.
 
     Raises:
-        InputError: the method needs text and there is no calibration.
+        InputError: unknown method or labels, or the method needs text and there is no calibration.
         NumericalError: a statistic is not finite; names layer and projection.
     """
-    method = METHODS[method] if isinstance(method, str) else method
-    options = options or ScoringOptions()
-    geometry = geometry_of(decoder.model)
-    decoder.model.requires_grad_(False)
+    method = method_named(method)
+    if labels not in LABELS:
+        raise InputError(expected=f"labels from {' or '.join(LABELS)}", got=f"'{labels}'", remedy="change labels")
     if calibration is None and (method.needs or with_influence):
         raise InputError(expected=f"calibration text for {method.name}", got="none", remedy="pass a Calibration")
-    found: dict[int, LayerImportance] = {}
-    if calibration is None or not (method.needs or with_influence):
-        for index in range(decoder.num_layers):
-            with decoder.layer(index) as module:
-                found[index] = _layer_importance(method, LayerStatistics(index, module), geometry, seed)
-        return Importances(_in_order(found), None, None)
+    with frozen_parameters(decoder.model):
+        if calibration is None or not (method.needs or with_influence):
+            return Importances(_score_weights(decoder, method, seed), None, None)
+        return _score_by_walking(
+            decoder, method, calibration, with_influence, options or ScoringOptions(), seed, labels, progress
+        )
 
+
+def _score_weights(decoder: Decoder, method: Method, seed: int) -> tuple[LayerImportance, ...]:
+    """Score by a method that needs no statistics."""
+    geometry, found = geometry_of(decoder.model), []
+    for index in range(decoder.num_layers):
+        with decoder.layer(index) as module:
+            found.append(_layer_importance(method, LayerStatistics(index, module), geometry, seed))
+    return tuple(found)
+
+
+def _score_by_walking(
+    decoder: Decoder,
+    method: Method,
+    calibration: Calibration,
+    with_influence: bool,
+    options: ScoringOptions,
+    seed: int,
+    labels: str,
+    progress: Progress,
+) -> Importances:
+    found: dict[int, LayerImportance] = {}
+    geometry = geometry_of(decoder.model)
     share = own_share(len(calibration.input_ids))
     seq_len = calibration.input_ids.shape[1]
     backward = bool(method.needs & BACKWARD_STATISTICS)
@@ -129,7 +152,7 @@ def score_groups(
     loss = None
     if backward and labels == "text":
         loss = float(sum_over_processes(walk.losses.sum())) / (share.num_sequences * (seq_len - 1))
-    return Importances(_in_order(found), influence, loss)
+    return Importances(tuple(found[index] for index in sorted(found)), influence, loss)
 
 
 def _of_drawn_labels(walk: LayerWalk, first_seed: int) -> Objective:
@@ -217,7 +240,3 @@ def _wide_sum(values: Tensor, dim: int) -> Tensor:
 def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:
     names = LINEARS if isinstance(method, WeightMethod) else OUTPUT_PROJECTIONS.values()
     return {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
-
-
-def _in_order(found: Mapping[int, LayerImportance]) -> tuple[LayerImportance, ...]:
-    return tuple(found[index] for index in sorted(found))

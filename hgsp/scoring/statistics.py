@@ -132,6 +132,18 @@ def gather_backward(
 
 
 @contextmanager
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Take the parameters out of autograd, and restore their flags on exit, also after an error."""
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():  # by name: offloaded layers have new parameters
+            parameter.requires_grad_(flags[name])
+
+
+@contextmanager
 def _requiring_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     try:
         for parameter in parameters.values():

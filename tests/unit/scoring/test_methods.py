@@ -421,8 +421,8 @@ def test_no_gradient_and_no_hook_is_left_behind(method):
 
     def leftovers():
         hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
-        wanting = [name for name, p in model.named_parameters() if p.requires_grad or p.grad is not None]
-        return hooks, wanting
+        changed = [name for name, p in model.named_parameters() if not p.requires_grad or p.grad is not None]
+        return hooks, changed
 
     scores(model, method, calibration(), with_influence=True)
     assert leftovers() == ([], [])

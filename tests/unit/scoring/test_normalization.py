@@ -7,6 +7,7 @@ from conftest import make_tiny
 from hgsp.models.geometry import geometry_of
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.methods import METHODS
+from hgsp.scoring.names import NORMALIZATIONS
 from hgsp.scoring.normalization import NORMALIZERS, normalize
 
 #: Importance of three groups, and the output projection's part of it, which orders them differently.
@@ -31,9 +32,7 @@ def test_scores_per_parameter_by_hand(name, expected):
     np.testing.assert_allclose(score_per_parameter(name, IMPORTANCE, OUTPUT, 7), expected, rtol=1e-12)
 
 
-def test_every_normalization_is_checked_here_and_can_be_asked_for():
-    from hgsp.pipeline.config import NORMALIZATIONS
-
+def test_every_normalization_is_checked_here_and_can_be_configured():
     assert set(NORMALIZERS) == {"none", "mean", "share", "rank", "output"} == set(NORMALIZATIONS) - {"auto"}
     assert {method.normalization for method in METHODS.values()} <= set(NORMALIZERS)
 
