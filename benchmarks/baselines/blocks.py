@@ -18,7 +18,7 @@ from hgsp.data.calibration import Calibration
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.statistics import watch_inputs
 

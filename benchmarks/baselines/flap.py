@@ -23,7 +23,8 @@ from baselines.blocks import OUTPUT_PROJECTIONS, Block, columns_of_group, walk_b
 from baselines.widths import Scores, global_plan
 from hgsp.data.calibration import Calibration
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import apply_plan
 
 

@@ -18,7 +18,8 @@ from hgsp.data.calibration import Calibration
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.pipeline.request import Request
-from hgsp.pruning.select import PrunePlan, kept_mask, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import kept_mask, select_groups
 from hgsp.pruning.surgery import Surgery
 from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for
 from hgsp.scoring.groups import GroupTable

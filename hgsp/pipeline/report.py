@@ -21,7 +21,7 @@ from hgsp.models.loading import DTYPES
 from hgsp.pipeline.decision import PruningDecision
 from hgsp.pipeline.request import Request
 from hgsp.pipeline.run import ReconstructedLayers
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 
 SCHEMA_VERSION = 1
 #: A pruned model whose perplexity is this many times the dense one's is called collapsed.

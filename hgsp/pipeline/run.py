@@ -19,7 +19,8 @@ from hgsp.models.offload import load_offloaded
 from hgsp.pipeline.config import PruneConfig, ScoringConfig
 from hgsp.pipeline.decision import PruningDecision, cut, search_allocation, surgery_of
 from hgsp.pipeline.request import Calibrations, Request, ResumePaths
-from hgsp.pruning.select import PrunePlan, kept_mask
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import kept_mask
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import Reconstruction, ReconstructionOptions, reconstruct

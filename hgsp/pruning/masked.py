@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.geometry import Geometry
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 
 #: The Linear behind the gates of each block, in the order of ``hgsp.scoring.groups.KIND_NAMES``.
 OUTPUT_PROJECTIONS = (ATTENTION_OUTPUT, MLP_OUTPUT)

@@ -27,7 +27,7 @@ from hgsp.models.families import (
 )
 from hgsp.models.geometry import Geometry, LayerShape, geometry_of
 from hgsp.models.loading import refuse_own_head
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 
 #: Config keys that describe the dense checkpoint rather than the architecture.
 _STALE_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path")
