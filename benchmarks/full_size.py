@@ -33,7 +33,8 @@ from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded
-from hgsp.pruning.select import MinimumSizes, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, budget_for_ratio, kept_mask, select_groups
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.scores import Scores
 

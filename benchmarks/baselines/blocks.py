@@ -18,7 +18,7 @@ from hgsp.data.calibration import Calibration
 from hgsp.models.decoder import Decoder, watch_inputs
 from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 
 

@@ -24,7 +24,8 @@ from baselines.widths import Scores, global_plan
 from hgsp.data.calibration import Calibration
 from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import apply_plan
 
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from hgsp.cli.main import quiet_libraries, run_guarded
+from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
 from hgsp.pipeline.recovery_config import INTERRUPTED, OUT_OF_MEMORY, RecoveryConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from hgsp.models.loaded import LoadedModel
 from hgsp.models.loading import inspect_model, load_dense, load_own_tokenizer
 from hgsp.pipeline.decision import decide
 from hgsp.pipeline.recipes import Recipe
-from hgsp.pruning.select import MinimumSizes, PrunePlan, budget_for_ratio
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, budget_for_ratio
 from hgsp.pruning.surgery import Surgery, apply_plan
-from hgsp.reconstruction.reconstruct import ReconstructionOptions
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for
 from hgsp.reconstruction.reconstruct import reconstruct as reconstruct_weights
 from hgsp.scoring.score import ScoringOptions
+from hgsp.scoring.score_model import score_model
 from hgsp.scoring.scores import Scores as GroupScores
 from hgsp.scoring.scores import weight_sample
 
@@ -211,7 +213,7 @@ def prune(
     """
     tensors = None
     if reconstruct is not None:
-        plan = replace(plan, writer_bias=method == "bias" and plan.removed_params > 0)
+        plan = plan_for(method, plan)
         options = ReconstructionOptions(method, batch_size)
         with _eval_mode(model):
             found = reconstruct_weights(Decoder(model), Surgery(model, plan), reconstruct, options, progress=progress)

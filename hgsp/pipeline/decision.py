@@ -9,7 +9,8 @@ from typing import Any
 
 from hgsp.models.geometry import Geometry
 from hgsp.pipeline.recipes import Recipe
-from hgsp.pruning.select import MinimumSizes, PrunePlan, kept_mask, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, kept_mask, select_groups
 from hgsp.reconstruction.reconstruct import plan_for
 from hgsp.scoring.groups import GroupTable
 from hgsp.scoring.scores import RankingOptions, Scores

@@ -209,7 +209,7 @@ def recover_all(recoveries: Iterable[tuple[RecoveryConfig, TrainingText]], comma
 
     The first failure ends it and says how to go on: the pruned models are complete.
     """
-    from hgsp.cli.main import run_guarded
+    from hgsp.console.exit_codes import run_guarded
 
     for config, text in recoveries:
         code = run_guarded(partial(finetune, config, command, text), OUT_OF_MEMORY, INTERRUPTED)

@@ -15,7 +15,7 @@ from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.request import Request
 from hgsp.pipeline.stages import Pruning
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 
 
 def analysis(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.pipeline.decision import PruningDecision, decide
 from hgsp.pipeline.recipes import Recipe
-from hgsp.pruning.select import MinimumSizes, PrunePlan
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import Surgery
 from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import Reconstruction, ReconstructionOptions, check_enough, reconstruct
@@ -209,7 +211,7 @@ def _searched(
         calibration,
         options,
         provenance=decision.plan.provenance,
-        tensors_dir=resources.scratch / ".searched",
+        tensors_dir=(resources.scratch or Path(tempfile.gettempdir())) / ".searched",
         state_file=resources.search_state,
         progress=progress,
     )

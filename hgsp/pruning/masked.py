@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import KINDS, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 
 
 class MaskedLayers:

@@ -27,7 +27,7 @@ from hgsp.models.families import (
 )
 from hgsp.models.geometry import Geometry, LayerShape, geometry_of
 from hgsp.models.loading import refuse_own_head
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 
 #: Config keys that describe the dense checkpoint rather than the architecture.
 _STALE_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path")
@@ -120,11 +120,13 @@ class Surgery:
         return wide.index_copy_(dim, indices, dense.index_select(dim, indices) if kept is None else kept.to(dense))
 
 
-def apply_plan(model: Any, plan: PrunePlan, replaced: Mapping[str, Tensor] | None = None) -> Any:
-    """The pruned model: its weights are contiguous copies, its class and config describe exactly what is there.
+def apply_plan(
+    model: Any, plan: PrunePlan, replaced: Mapping[str, Tensor] | None = None, *, inplace: bool = True
+) -> Any:
+    """Return the pruned model; its class and config describe exactly its tensors, which are contiguous copies.
 
-    Takes the dense model over: its layers are emptied one by one, so that never more than one layer exists twice. Copy
-    it first to keep it. Layers of equal shape everywhere give a stock model, others one of ``modeling_hgsp``. dtype,
+    Consumes the dense model unless ``inplace`` is False: its layers are emptied one by one, so that never more than
+    one layer exists twice, and its embeddings are taken over. Layers of equal shape everywhere give a stock model, others one of ``modeling_hgsp``. dtype,
     devices, attention implementation, generation config and tied embeddings stay what they were; a model that
     accelerate had spread over devices is spread again. ``replaced`` holds tensors of the pruned model that are taken as
     they are (see ``reconstruct``).
@@ -138,18 +140,25 @@ def apply_plan(model: Any, plan: PrunePlan, replaced: Mapping[str, Tensor] | Non
     surgery = Surgery(model, plan, replaced=replaced)
     pruned = surgery.skeleton
     names = list(pruned.state_dict())
-    state = {name: surgery.tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}
+    shared = set() if inplace else {parameter.data_ptr() for parameter in model.parameters()}
+
+    def tensor(name: str) -> Tensor:
+        found = surgery.tensor(name)
+        return found.clone() if found.data_ptr() in shared else found
+
+    state = {name: tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}
     for new_index, old_index in enumerate(surviving_layers(plan)):
         prefix = f"{LAYER_PREFIX}{new_index}."
         device = next(model.model.layers[old_index].parameters()).device
-        state |= {name: surgery.tensor(name).to(device) for name in names if name.startswith(prefix)}
-        model.model.layers[old_index].to("meta")
+        state |= {name: tensor(name).to(device) for name in names if name.startswith(prefix)}
+        if inplace:
+            model.model.layers[old_index].to("meta")
     pruned.load_state_dict(state, assign=True)
     pruned.config.dtype = pruned.dtype
     pruned.tie_weights()
     rotary = model.model.rotary_emb
     pruned.model.rotary_emb = type(rotary)(config=pruned.config).to(rotary.inv_freq.device)
-    pruned.generation_config = model.generation_config
+    pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.requires_grad_(False).eval()
     return _dispatched_like(model, pruned)
 

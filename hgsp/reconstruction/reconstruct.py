@@ -39,7 +39,7 @@ from hgsp.errors import InputError, not_finite
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import KINDS, LAYER_PREFIX, OUTPUT_PROJECTIONS
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
 from hgsp.reconstruction.least_squares import Moments, solve, wide_dtype

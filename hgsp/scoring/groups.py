@@ -32,7 +32,7 @@ def depth_profile(num_layers: int, kind: int, power: int) -> Floats:
     return profile_LK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GroupTable:
     """Parallel arrays of length G. ``cost`` is in parameters; ``score = base_score * prior``.
 
@@ -60,6 +60,11 @@ class GroupTable:
 
     def __len__(self) -> int:
         return len(self.layer)
+
+    def __repr__(self) -> str:
+        return (
+            f"GroupTable({len(self):,} groups in {int(self.layer[-1]) + 1} layers, {int(self.cost.sum()):,} parameters)"
+        )
 
     def with_prior(self, prior_LK: Floats) -> GroupTable:
         """The same table with ``prior`` taken from an array [L, 2] (attention, mlp) and the score multiplied by it."""

@@ -23,7 +23,7 @@ from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.scoring.groups import Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Influence:
     """Influence of every layer and of its blocks, float64 [L] each, >= 0; ``measure`` says in what unit.
 
@@ -35,6 +35,9 @@ class Influence:
     attention: Floats
     mlp: Floats
     measure: str = "cosine"
+
+    def __repr__(self) -> str:
+        return f"Influence({self.measure}, {len(self.layer)} layers)"
 
 
 class InfluenceWatch:

@@ -50,7 +50,7 @@ class ScoringOptions:
     spill_dir: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Importances:
     """What one scoring pass found: importance of every group, per layer, and the layers' influence if asked for.
 

@@ -21,7 +21,8 @@ from hgsp.data.calibration import Calibration
 from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
 from hgsp.pruning.masked import MaskedLayers
-from hgsp.pruning.select import PrunePlan, kept_mask
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import kept_mask
 from hgsp.scoring.groups import ATTENTION, MLP, Floats
 from hgsp.scoring.statistics import frozen_parameters
 from hgsp.search.kl import DivergenceFromDense

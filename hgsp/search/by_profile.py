@@ -21,7 +21,7 @@ from torch import Tensor
 from hgsp.data.calibration import Calibration
 from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery
 from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import ReconstructionOptions, check_enough, plan_for, reconstruct

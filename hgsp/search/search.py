@@ -28,7 +28,8 @@ from hgsp.environment import write_atomically
 from hgsp.errors import NumericalError
 from hgsp.models.geometry import Geometry
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.pruning.select import MinimumSizes, PrunePlan, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.scoring.groups import Floats, GroupTable
 
 LOG = logging.getLogger(__name__)

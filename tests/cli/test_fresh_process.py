@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY, make_tiny
 from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_of
 

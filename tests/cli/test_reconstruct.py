@@ -8,7 +8,7 @@ from conftest import make_tiny
 from hgsp.cli import cut
 from hgsp.models.checkpoint import load_pruned
 from hgsp.pipeline import run as pipeline
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.reconstruction.resume import ResumeState
 from pruning import analysis_of, tensors_of
 

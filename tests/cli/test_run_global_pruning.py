@@ -22,7 +22,7 @@ from hgsp.evaluation.config import CPU_EVAL_WINDOWS
 from hgsp.models import checkpoint
 from hgsp.models.checkpoint import load_pruned
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.scoring.scores import Scores
 
 RESULTS_OF_TWO = ("out_10", "out_20")

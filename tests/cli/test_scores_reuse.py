@@ -10,7 +10,7 @@ import pytest
 import run_global_pruning
 from conftest import make_tiny
 from hgsp.cli import cut, score
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 
 CALIBRATION = ["--dataset", "builtin", "--nsamples", "4", "--seq_len", "32", "--device", "cpu", "--dtype", "float32"]
 QUICK = ["--skip_evaluation", "--no_bin", "--min_mlp_width", "8", "--device", "cpu", "--dtype", "float32"]

@@ -8,7 +8,7 @@ import torch
 import run_global_pruning
 from hgsp.console.flags import parse
 from hgsp.pipeline.config import PruneConfig
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.search.search import SearchState
 from pruning import analysis_of, tensors_of
 

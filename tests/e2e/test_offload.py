@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import run_global_pruning
 from conftest import make_tiny
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 
 
 def prune(base, results, *flags):

@@ -11,7 +11,7 @@ import run_global_pruning
 from hgsp.data.texts import EVALUATE, load_text
 from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.models.loading import inspect_model
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import apply_plan
 from plans import plan_dropping, silenced
 

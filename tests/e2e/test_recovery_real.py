@@ -10,7 +10,7 @@ import finetune_lora
 import run_global_pruning
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.surgery import apply_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]

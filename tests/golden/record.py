@@ -27,7 +27,8 @@ from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import KINDS
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import MinimumSizes, PrunePlan, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import score_groups

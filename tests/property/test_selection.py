@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, kept_mask, select_groups
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes, kept_mask, select_groups
 from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, build_group_table
 
 

@@ -25,7 +25,7 @@ from hgsp.models.checkpoint import (
 )
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
-from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping, plan_of
 

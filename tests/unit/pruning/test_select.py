@@ -7,7 +7,8 @@ import pytest
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes, budget_for_ratio, kept_mask, select_groups
 from hgsp.scoring.groups import build_group_table
 
 #: One KV group costs 100, one channel 10; a layer has norms of 4 + 4 parameters; 1000 parameters outside the layers.

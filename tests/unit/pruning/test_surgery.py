@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM
 from conftest import TINY
 from hgsp.errors import InputError
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping, plan_of, silenced
 
