@@ -30,7 +30,7 @@ def analysis(
     timings_s: Mapping[str, float],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of ``pruning_analysis.json``; counts are parameters and bytes of the models themselves."""
+    """Return the content of ``pruning_analysis.json``; parameters and bytes are counted on the models."""
     geometry, decision = request.geometry, pruning.decision
     plan = decision.plan
     removed = geometry.total_params - params_after
@@ -77,7 +77,7 @@ def analysis(
 
 
 def closing_table(report: Mapping[str, Any]) -> Table:
-    """Before and after, side by side."""
+    """Return the table of sizes and perplexities before and after."""
     name = Path(report["base_model"]).name
     table = Table(title=f"{name}: {report['reached_ratio']:.2%} of all parameters removed", min_width=80)
     for heading in ("", "before", "after", "change"):
@@ -106,7 +106,7 @@ def closing_table(report: Mapping[str, Any]) -> Table:
 
 
 def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
-    """Per-layer shapes, parameters, bytes and KV-cache bytes per token, dense and, if there is a plan, kept."""
+    """Return the table of shapes, parameters, bytes and KV-cache bytes per token, dense and, with a plan, kept."""
     geometry: Geometry = request.geometry
     value_bytes = DTYPES[request.config.dtype].itemsize
     after = () if plan is None else tuple(keep.shape for keep in plan.layers)

@@ -205,16 +205,17 @@ def _searched(
         spill_dir=resources.streams_dir if recipe.reconstructs else resources.spill_dir,
         frozen=minimum_sizes.frozen(problem.geometry),
     )
-    found = search_allocation(
-        dense,
-        problem,
-        calibration,
-        options,
-        provenance=decision.plan.provenance,
-        tensors_dir=(resources.scratch or Path(tempfile.gettempdir())) / ".searched",
-        state_file=resources.search_state,
-        progress=progress,
-    )
+    with tempfile.TemporaryDirectory(dir=resources.scratch, prefix=".search-") as tensors_dir:
+        found = search_allocation(
+            dense,
+            problem,
+            calibration,
+            options,
+            provenance=decision.plan.provenance,
+            tensors_dir=Path(tensors_dir),
+            state_file=resources.search_state,
+            progress=progress,
+        )
     return PruningDecision(found.table, found.plan, decision.modes, found.found)
 
 

@@ -126,10 +126,10 @@ def apply_plan(
     """Return the pruned model; its class and config describe exactly its tensors, which are contiguous copies.
 
     Consumes the dense model unless ``inplace`` is False: its layers are emptied one by one, so that never more than
-    one layer exists twice, and its embeddings are taken over. Layers of equal shape everywhere give a stock model, others one of ``modeling_hgsp``. dtype,
-    devices, attention implementation, generation config and tied embeddings stay what they were; a model that
-    accelerate had spread over devices is spread again. ``replaced`` holds tensors of the pruned model that are taken as
-    they are (see ``reconstruct``).
+    one layer exists twice, and its embeddings are taken over. Layers of equal shape everywhere give a stock model,
+    others one of ``modeling_hgsp``. dtype, devices, attention implementation, generation config and tied embeddings
+    stay; a model that accelerate had spread over devices is spread again. ``replaced`` holds tensors of the pruned
+    model that are taken as they are (see ``reconstruct``).
 
     Raises:
         InputError: the plan was made for a model of another size, or some weights are not in memory or not what the
