@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
-from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.pipeline.request import Request
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.select import kept_mask, select_groups
 from hgsp.pruning.surgery import Surgery
-from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for
+from hgsp.reconstruction.reconstruct import plan_for
 from hgsp.scoring.groups import GroupTable
 from hgsp.scoring.scores import RankingOptions, Scores
-from hgsp.search.by_gradient import GradientProposals
-from hgsp.search.by_profile import ProfileProposals
-from hgsp.search.search import Proposals, SearchProblem, search
-
-LOG = logging.getLogger(__name__)
+from hgsp.search.allocation import SearchOptions, search_allocation
+from hgsp.search.search import SearchProblem
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ def surgery_of(loaded: LoadedModel, plan: PrunePlan, replaced: Mapping[str, Tens
     return Surgery(loaded.model, plan, read=loaded.read, replaced=replaced)
 
 
-def search_allocation(
+def search_decision(
     request: Request,
     loaded: LoadedModel,
     decision: PruningDecision,
@@ -78,52 +71,31 @@ def search_allocation(
     state_file: Path,
     progress: Progress = silent,
 ) -> PruningDecision:
-    """The decision with the widths that the budget search found; plans are judged as they will be: with the
-    reconstruction that the config asks for. Tensors refitted on the way wait in files below ``folder``.
+    """Return the decision with the widths that the budget search found, see ``search_allocation``.
 
     Raises:
-        InputError, NumericalError: as ``search`` and ``reconstruct``.
+        InputError, NumericalError: as ``search_allocation``.
     """
     config, plan = request.config, decision.plan
-    start = SearchProblem(
-        decision.table, geometry_of(loaded.model), plan.budget_params, request.minimum_sizes, config.collapse_epsilon
+    problem = SearchProblem(
+        decision.table,
+        request.geometry,
+        plan.budget_params,
+        request.minimum_sizes,
+        config.collapse_epsilon,
+        plan.provenance,
     )
-    with _proposals(request, loaded, start, calibration, folder) as proposals:
-        state = search(proposals, start, config.search, state_file=state_file, progress=progress)
-    found = {
-        "calibration": calibration.describe(),
-        "moves": type(proposals).__name__,
-        "steps": state.steps,
-        "kl_before": state.divergences[0],
-        "kl_after": state.least,
-        "kl_of_steps": state.divergences[1:],
-    }
-    LOG.info("budget search: KL(dense || cut) %.4f -> %.4f nats per token", found["kl_before"], found["kl_after"])
-    factors_LK = np.array(state.log_factors)
-    best = replace(start.plan(factors_LK, plan.provenance), writer_bias=plan.writer_bias)
-    return PruningDecision(start.reweighted(factors_LK), best, decision.modes, found)
-
-
-@contextmanager
-def _proposals(
-    request: Request, loaded: LoadedModel, start: SearchProblem, calibration: Calibration, folder: Path
-) -> Iterator[Proposals]:
-    """How the search moves and judges, for a plain cut or for one that is reconstructed."""
-    config = request.config
     spill_dir = Path(config.spill_dir) if config.spill_dir else None
-    if config.reconstruct == "none":
-        yield GradientProposals(loaded.decoder, start, calibration, batch_size=config.batch_size, spill_dir=spill_dir)
-        return
-    yield ProfileProposals(
-        loaded.decoder,
-        start,
+    if config.reconstruct != "none":
+        spill_dir = request.streams_dir(folder)
+    options = SearchOptions(config.search, config.reconstruct, config.batch_size, spill_dir)
+    allocation = search_allocation(
+        loaded,
+        problem,
         calibration,
-        ReconstructionOptions(
-            "bias" if config.reconstruct == "bias" else "lstsq",
-            config.batch_size,
-            request.streams_dir(folder),
-            request.frozen_layers,
-        ),
-        read=loaded.read,
+        options,
         tensors_dir=folder / ".searched",
+        state_file=state_file,
+        progress=progress,
     )
+    return PruningDecision(allocation.table, allocation.plan, decision.modes, allocation.found)

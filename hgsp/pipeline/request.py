@@ -47,8 +47,7 @@ class Request:
     @property
     def frozen_layers(self) -> frozenset[int]:
         """Indices of the layers that are never touched."""
-        num_layers, last = self.geometry.num_layers, self.minimum_sizes.freeze_last
-        return frozenset({*range(self.minimum_sizes.freeze_first), *range(num_layers - last, num_layers)})
+        return self.minimum_sizes.frozen_layers(self.geometry.num_layers)
 
     def streams_dir(self, folder: Path) -> Path | None:
         """Where the residual streams of a reconstruction lie: in the unfinished result's folder if not in memory."""

@@ -17,7 +17,7 @@ from hgsp.models.loaded import LoadedModel
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded
 from hgsp.pipeline.config import PruneConfig, ScoringConfig
-from hgsp.pipeline.decision import PruningDecision, cut, search_allocation, surgery_of
+from hgsp.pipeline.decision import PruningDecision, cut, search_decision, surgery_of
 from hgsp.pipeline.request import Calibrations, Request, ResumePaths
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.select import kept_mask
@@ -122,7 +122,7 @@ def prune_in_rounds(
             decision = cut(request, scores, budget * number // rounds, earlier)
         if number == rounds and calibrations.search_text is not None:
             with timings.stage("search"):
-                decision = search_allocation(
+                decision = search_decision(
                     request, loaded, decision, calibrations.search_text, folder, resume_paths.search, progress
                 )
         reconstructed = None
