@@ -17,6 +17,7 @@ from pathlib import Path
 from hgsp.console.exit_codes import run_guarded
 from hgsp.errors import InputError
 from hgsp.study import run as running
+from hgsp.study.demo_model import demo_model
 from hgsp.study.matrix import RESULTS_DIR, SMOKE_RESULTS_DIR, SMOKE_STUDY, Cell, planned, smoke_cells, study_cells
 
 INTERRUPTED = "interrupted; finished cells are kept: the same command goes on with the next"
