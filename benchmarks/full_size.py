@@ -34,7 +34,8 @@ from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded
-from hgsp.pruning.select import MinimumSizes, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, budget_for_ratio, kept_mask, select_groups
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.scores import Scores
 
@@ -134,14 +135,14 @@ def logits(decoder: Decoder, input_ids: Tensor, plan: PrunePlan | None) -> Tenso
     for index in range(decoder.num_layers):
         with decoder.layer(index) as module, ExitStack() as hooks:
             if plan is not None:
-                width = geometry.queries_per_kv * geometry.head_dim
+                width = geometry.columns_per_group("attention")
                 groups = torch.tensor(plan.layers[index].kv_groups)
                 columns = (groups[:, None] * width + torch.arange(width)).flatten()
                 hooks.enter_context(masked_inputs(module.get_submodule(ATTENTION_OUTPUT), columns))
                 channels = torch.tensor(plan.layers[index].mlp_channels)
                 hooks.enter_context(masked_inputs(module.get_submodule(MLP_OUTPUT), channels))
             hidden = decoder.call(module, hidden)
-    return decoder.model.lm_head(decoder.model.model.norm(hidden[:, -1]))[0].float()
+    return decoder.logits(hidden[:, -1])[0].float()
 
 
 @contextmanager

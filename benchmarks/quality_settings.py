@@ -11,11 +11,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from baselines import BASELINES
+
 from hgsp.data.calibration import Calibration, build_calibration
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.models.loaded import LoadedModel, load_for_pruning
-from hgsp.models.loading import inspect_model, load_dense
-from hgsp.models.tokenizers import load_tokenizer
+from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
 from hgsp.pipeline.recipes import BALANCED, BEST, RECIPES, Recipe
 from hgsp.pipeline.stages import Resources, draw_calibrations, prune_in_rounds, score
 from hgsp.pruning.select import MinimumSizes

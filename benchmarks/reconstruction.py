@@ -36,7 +36,7 @@ from hgsp.pruning.surgery import Surgery
 from hgsp.reconstruction.block_fit import STEP_TOKENS, fit_block, num_epochs
 from hgsp.reconstruction.least_squares import solve
 from hgsp.reconstruction.paired_forward import HELD_OUT
-from hgsp.reconstruction.reconstruct import reconstruct
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, reconstruct
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import ScoringOptions, score_groups
 
@@ -85,14 +85,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         budget_for_ratio(geometry, RATIO, minimum_sizes),
         minimum_sizes,
     )
-    surgery = Surgery(model.config, geometry, plan, lambda name: model.get_parameter(name).detach())
+    surgery = Surgery(model, plan)
     solving, fitting = Timed(solve), Timed(fit_block)
     with (
         patch("hgsp.reconstruction.reconstruct.solve", solving),
         patch("hgsp.reconstruction.reconstruct.fit_block", fitting),
     ):
         _, reconstruct_s = timed(
-            lambda: reconstruct(decoder, surgery, calibration, batch_size=options.batch_size, whole_blocks=True)
+            lambda: reconstruct(decoder, surgery, calibration, ReconstructionOptions("blocks", options.batch_size))
         )
     tokens = calibration.input_ids.numel()
     rest_s = reconstruct_s - solving.seconds - fitting.seconds

@@ -21,7 +21,7 @@ import finetune_lora
 import run_global_pruning
 from evaluation import run_evaluation
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import Objective
 from hgsp.recovery.outputs import padding_token
 from hgsp.recovery.samples import Collator, load_training_text
@@ -134,9 +134,7 @@ class Bench:
     def _answer_loss(self, path: Path) -> float:
         """Return the loss on the answers of the held-out rows, the same for every setting, in nats per token."""
         tokenizer = load_tokenizer_of(self._options.base_model)
-        config = RecoveryConfig(
-            pruned_model=str(path), output_dir="none", data_path=self._options.instructions, skip_evaluation=True
-        )
+        config = TrainingConfig(data_path=self._options.instructions)
         samples = load_training_text(config, tokenizer).held_out
         model, collator = load_pruned(path, device=self._options.device), Collator(padding_token(tokenizer), False)
         total = 0.0

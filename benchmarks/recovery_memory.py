@@ -74,10 +74,10 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from hgsp.data.texts import Text
-    from hgsp.pipeline.report import peak_memory_bytes
-    from hgsp.recovery.config import RecoveryConfig
+    from hgsp.environment import peak_memory_bytes
+    from hgsp.recovery.config import TrainingConfig
     from hgsp.recovery.samples import Collator, Sample, TrainingText
-    from hgsp.recovery.training import train
+    from hgsp.recovery.training import train, trainable
 
     with torch.device(options.device):
         config = config_of(options.model, num_hidden_layers=layers)
@@ -87,13 +87,12 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     ids = random.integers(0, config.vocab_size, (2 * options.micro_batch_size, options.cutoff_len), dtype=np.int32)
     text = TrainingText(tuple(Sample(row, row) for row in ids), (), {}, Text("random", "train", "random", "", ""))
     with tempfile.TemporaryDirectory() as folder:
-        recovery = RecoveryConfig(
-            pruned_model="random", output_dir=f"{folder}/out", max_steps=2, skip_evaluation=True,
-            batch_size=options.micro_batch_size, micro_batch_size=options.micro_batch_size,
+        recovery = TrainingConfig(
+            max_steps=2, batch_size=options.micro_batch_size, micro_batch_size=options.micro_batch_size,
             use_gradient_checkpointing=True,
         )  # fmt: skip
         before = resident_bytes(options.device)
-        train(model, text, recovery, Collator(0, packed=False), options.device)
+        train(trainable(model, recovery), text, recovery, Collator(0, packed=False), options.device, Path(folder))
         peak = peak_memory_bytes(options.device)
     return {
         "layers": layers,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from hgsp.evaluation.measure import evaluate
     from hgsp.models.checkpoint import load_pruned
     from hgsp.pipeline.api import Scores, calibration, load, prune, save, score
-    from hgsp.pruning.select import MinimumSizes, PrunePlan
+    from hgsp.pruning.plan import PrunePlan
+    from hgsp.pruning.select import MinimumSizes
     from hgsp.recovery.recover import recover
 
 __version__ = "0.1.0"
@@ -47,7 +48,7 @@ __all__ = [
 _MODULE_OF = {
     "Calibration": "hgsp.data.calibration",
     "MinimumSizes": "hgsp.pruning.select",
-    "PrunePlan": "hgsp.pruning.select",
+    "PrunePlan": "hgsp.pruning.plan",
     "Scores": "hgsp.pipeline.api",
     "calibration": "hgsp.pipeline.api",
     "evaluate": "hgsp.evaluation.measure",

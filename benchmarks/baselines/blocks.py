@@ -15,15 +15,11 @@ from torch import Tensor, nn
 
 from baselines.widths import plan_keeping, uniform_shapes
 from hgsp.data.calibration import Calibration
-from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
-from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import LayerKeep
+from hgsp.models.decoder import Decoder, watch_inputs
+from hgsp.models.families import OUTPUT_PROJECTIONS
+from hgsp.models.geometry import geometry_of
+from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
-from hgsp.scoring.statistics import watch_inputs
-
-#: The Linear of each block that adds to the residual stream.
-OUTPUT_PROJECTIONS = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
 
 
 @dataclass(frozen=True)
@@ -50,11 +46,6 @@ def walk_blocks(model: Any, input_ids_NT: Tensor, batch_size: int) -> Iterator[B
                 hidden_states = [decoder.call_block(layer, kind, hidden_BTH) for hidden_BTH in hidden_states]
 
 
-def columns_of_group(geometry: Geometry, kind: str) -> int:
-    """Return the columns of the output projection per group: R*D of ``o_proj``, one of ``down_proj``."""
-    return geometry.queries_per_kv * geometry.head_dim if kind == "attention" else 1
-
-
 def prune_sequentially(
     model: Any,
     calibration: Calibration,
@@ -71,7 +62,7 @@ def prune_sequentially(
     shapes = uniform_shapes(geometry, budget_params)
     kept: dict[tuple[int, str], tuple[int, ...]] = {}
     for block in walk_blocks(model, calibration.input_ids, batch_size):
-        shape, columns = shapes[block.index], columns_of_group(geometry, block.kind)
+        shape, columns = shapes[block.index], geometry.columns_per_group(block.kind)
         num_groups = block.projection.in_features // columns
         num_kept = shape.num_kv_groups if block.kind == "attention" else shape.mlp_width
         chosen = torch.arange(num_groups) if num_kept == num_groups else select(block, columns, num_kept).cpu()

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines.blocks import OUTPUT_PROJECTIONS, Block, columns_of_group, walk_blocks
+from baselines.blocks import Block, walk_blocks
 from baselines.widths import Scores, global_plan
 from hgsp.data.calibration import Calibration
+from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import apply_plan
 
 
@@ -34,7 +36,7 @@ def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: 
     scores: list[dict[str, Tensor]] = [{} for _ in geometry.shapes]
     for block in walk_blocks(model, calibration.input_ids, batch_size):
         means[block.index, block.kind], variance_I = mean_and_variance(block)
-        columns = columns_of_group(geometry, block.kind)
+        columns = geometry.columns_per_group(block.kind)
         scores[block.index][block.kind] = group_scores(block.projection.weight, variance_I, columns)
     has_bias = {
         kind: model.model.layers[0].get_submodule(name).bias is not None for kind, name in OUTPUT_PROJECTIONS.items()
@@ -98,7 +100,7 @@ def _compensated_bias(layer: nn.Module, kind: str, mean_I: Tensor, keep: LayerKe
     """Return the dense bias plus the mean output of the removed columns, float64 [H]."""
     projection: Any = layer.get_submodule(OUTPUT_PROJECTIONS[kind])
     kept = torch.tensor(keep.kv_groups if kind == "attention" else keep.mlp_channels)
-    columns = columns_of_group(geometry, kind)
+    columns = geometry.columns_per_group(kind)
     removed_I = torch.ones(len(mean_I) // columns, dtype=torch.float64).index_fill_(0, kept, 0)
     removed_I = removed_I.repeat_interleave(columns)
     bias_H = projection.weight.double().cpu() @ (removed_I * mean_I)

@@ -15,7 +15,7 @@ from baselines.widths import plan_keeping, top_indices
 from hgsp.data.calibration import Calibration
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import LayerShape, geometry_of
-from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 
 

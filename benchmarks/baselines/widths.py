@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, select_groups
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.scoring.groups import build_group_table
 
 #: Per layer ``{"attention": [K], "mlp": [M]}``; the lowest are removed.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
+from hgsp.environment import replacing
 from hgsp.pipeline.config import ScoreConfig
 
 
@@ -24,11 +25,10 @@ def score(config: ScoreConfig) -> int:
     from hgsp.console.result_folders import check_file_target, refuse_unwritable
     from hgsp.data.calibration import build_calibration
     from hgsp.data.texts import CALIBRATE, load_text
-    from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
     from hgsp.models.devices import resolve_device
     from hgsp.models.loaded import load_for_pruning
-    from hgsp.models.loading import check_positions, inspect_model
-    from hgsp.models.tokenizers import load_own_tokenizer
+    from hgsp.models.loading import check_positions, inspect_model, load_own_tokenizer
+    from hgsp.models.processes import is_main_process, join_processes, leave_processes
     from hgsp.pipeline import stages
 
     target = Path(config.output)
@@ -55,8 +55,8 @@ def score(config: ScoreConfig) -> int:
     is_main = is_main_process()
     leave_processes()
     if is_main:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scores.write(target)
+        with replacing(target) as partial:
+            scores.write(partial)
         print(f"scores: {target}")
         made_from = shlex.join(["--base_model", config.base_model, "--scores", str(target)])
         print(f"next: hgsp cut {made_from} --pruning_ratio 0.2 --output_name NAME")

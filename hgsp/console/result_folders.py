@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.errors import InputError
 
-#: What a finished run leaves in its folder; ``--overwrite`` replaces nothing else.
-REPORTS = ("pruning_analysis.json", "recovery_analysis.json")
+#: Reports that a finished run leaves in its folder; ``--overwrite`` replaces no folder without one.
+REPORTS = (PRUNING_REPORT, RECOVERY_REPORT)
 
 
 @contextmanager

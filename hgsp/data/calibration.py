@@ -17,7 +17,7 @@ from hgsp.data.texts import Text
 from hgsp.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """Token windows ``input_ids``, int64 [N, T], distinct and unpadded; text, tokenizer and seed determine the hash.
 
@@ -32,6 +32,11 @@ class Calibration:
     def __post_init__(self) -> None:
         assert self.input_ids.dtype == torch.int64
         assert self.input_ids.ndim == 2
+
+    def __repr__(self) -> str:
+        num_sequences, seq_len = self.input_ids.shape
+        texts = ", ".join(self.texts) or self.source
+        return f"Calibration({num_sequences} sequences of {seq_len} tokens, {texts}, seed {self.seed})"
 
     @property
     def sha256(self) -> str:

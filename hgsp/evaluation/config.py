@@ -1,12 +1,50 @@
-"""Everything ``run_evaluation.py`` can be asked."""
+"""Options of measuring: of every recipe that evaluates before and after, and of ``run_evaluation.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hgsp.console.flags import option, require
+from hgsp.data.config import TextConfig
+from hgsp.data.texts import check_dataset_name, dataset_names
 from hgsp.evaluation.tasks import parse_tasks
-from hgsp.pipeline.config import DTYPE_NAMES
+from hgsp.models.dtypes import DTYPE_NAMES
+
+#: Windows of each text that a recipe measures on a CPU by default.
+CPU_EVAL_WINDOWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig(TextConfig):
+    """What every recipe that measures perplexity before and after can be asked."""
+
+    skip_evaluation: bool = option(False, help="no evaluation")
+    eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
+    eval_seq_len: int | None = option(
+        None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
+    )
+    eval_max_windows: int | None = option(
+        None,
+        help="only the first windows of each text, 0 = all "
+        f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
+        type=int,
+    )
+
+    def __post_init__(self) -> None:
+        require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
+        require(
+            self.eval_max_windows is None or self.eval_max_windows >= 0,
+            "--eval_max_windows",
+            "at least 0",
+            self.eval_max_windows,
+        )
+        for task in self.evaluation_texts:
+            check_dataset_name(task, "--eval_tasks", "evaluation/run_evaluation.py measures other tasks")
+
+    @property
+    def evaluation_texts(self) -> tuple[str, ...]:
+        """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
+        return () if self.skip_evaluation else tuple(filter(None, dataset_names(self.eval_tasks)))
 
 
 @dataclass(frozen=True, kw_only=True)

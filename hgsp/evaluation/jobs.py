@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hgsp.console.progress import terminal
+from hgsp.console.report_schema import TOKEN_PPL
 from hgsp.data.texts import EVALUATE, Text, data_folder, load_text
 from hgsp.errors import InputError
 from hgsp.evaluation.config import EvaluationConfig
@@ -71,7 +72,7 @@ class PerplexityJob:
         protocol = {key: value for key, value in asdict(found).items() if key not in ("ppl", "stderr")}
         bos = "BOS" if found.bos else "no BOS"
         return Measured(
-            (Metric("token_ppl", found.ppl, "", found.stderr, higher_is_better=False),),
+            (Metric(TOKEN_PPL, found.ppl, "", found.stderr, higher_is_better=False),),
             found.windows,
             f"{found.split}, {found.windows} x {found.seq_len} tokens, {bos}, {found.dtype}",
             {**protocol, "description": found.protocol()},

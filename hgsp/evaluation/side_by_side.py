@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from hgsp.console.progress import terminal
+from hgsp.console.report_schema import FAILED
+from hgsp.environment import device_name
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.jobs import Measured
 from hgsp.evaluation.metrics.efficiency import Static, Timing, Workload, measure_timings, static_costs
 from hgsp.evaluation.models import ModelUnderTest, load_model
-from hgsp.evaluation.reporting import device_name
-from hgsp.evaluation.results import FAILED, Metric, TaskResult
+from hgsp.evaluation.results import Metric, TaskResult
 from hgsp.evaluation.runner import FAILURES, Runner, done, reason_of, release_memory
 from hgsp.evaluation.tasks import EFFICIENCY
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,18 @@ from hgsp.models.devices import resolve_device
 from hgsp.models.families import check_prunable
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
-from hgsp.models.loading import inspect_model, load_dense
-from hgsp.models.tokenizers import load_own_tokenizer
+from hgsp.models.loading import inspect_model, load_dense, load_own_tokenizer
 from hgsp.pipeline.decision import decide
 from hgsp.pipeline.recipes import Recipe
-from hgsp.pruning.select import MinimumSizes, PrunePlan, budget_for_ratio
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, budget_for_ratio
 from hgsp.pruning.surgery import Surgery, apply_plan
-from hgsp.reconstruction.reconstruct import ReconstructionOptions
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for
 from hgsp.reconstruction.reconstruct import reconstruct as reconstruct_weights
 from hgsp.scoring.score import ScoringOptions
+from hgsp.scoring.score_model import score_model
 from hgsp.scoring.scores import Scores as GroupScores
-from hgsp.scoring.scores import sample_weights, score_model
+from hgsp.scoring.scores import weight_sample
 
 LOG = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ class Scores:
         """
         groups, geometry = GroupScores.read(Path(path)), geometry_of(model)
         loaded = _in_memory(model)
-        groups.check_belongs_to(geometry, sample_weights(loaded), loaded.dtype)
+        groups.check_belongs_to(geometry, weight_sample(loaded), loaded.dtype)
         return cls(groups, geometry)
 
     def __repr__(self) -> str:
@@ -178,11 +179,11 @@ def score(
             _in_memory(model),
             method,
             text,
-            influence=None if text is None else "cosine",
-            labels=labels,
-            options=options,
-            seed=seed,
+            options,
             base_model=model.config.name_or_path,
+            layer_importance=None if text is None else "cosine",
+            seed=seed,
+            labels=labels,
             progress=progress,
         )
     return Scores(groups, geometry_of(model))
@@ -212,7 +213,7 @@ def prune(
     """
     tensors = None
     if reconstruct is not None:
-        plan = replace(plan, writer_bias=method == "bias" and plan.removed_params > 0)
+        plan = plan_for(method, plan)
         options = ReconstructionOptions(method, batch_size)
         with _eval_mode(model):
             found = reconstruct_weights(Decoder(model), Surgery(model, plan), reconstruct, options, progress=progress)

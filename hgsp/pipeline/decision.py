@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hgsp.models.geometry import Geometry
 from hgsp.pipeline.recipes import Recipe
-from hgsp.pruning.select import MinimumSizes, PrunePlan, kept_mask, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, kept_mask, select_groups
+from hgsp.reconstruction.reconstruct import plan_for
 from hgsp.scoring.groups import GroupTable
 from hgsp.scoring.scores import RankingOptions, Scores
 
@@ -45,7 +47,7 @@ def decide(
         table = table.zeroed_unless(kept_mask(table, earlier))
     provenance = {
         **scores.provenance,
-        "score_normalization": scores.normalization(ranking),
+        "score_normalization": ranking.normalization_of(scores.method),
         "temperature": recipe.temperature,
         "tau": "inf" if recipe.tau == math.inf else recipe.tau,  # JSON has no infinity
         "epsilon": recipe.collapse_epsilon,
@@ -53,5 +55,4 @@ def decide(
         "rounds": recipe.rounds,
     }
     plan = select_groups(table, geometry, budget_params, minimum_sizes, recipe.collapse_epsilon, provenance)
-    plan = replace(plan, writer_bias=recipe.reconstruct == "bias" and plan.removed_params > 0)
-    return PruningDecision(table, plan, tuple(modes))
+    return PruningDecision(table, plan_for(recipe.reconstruct, plan), modes)

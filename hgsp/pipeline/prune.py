@@ -12,11 +12,13 @@ from typing import Any
 from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
 from hgsp.console.progress import Timings, terminal
+from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.data.texts import CALIBRATE, load_text
+from hgsp.environment import write_json
 from hgsp.evaluation.pre_post import PrePostEvaluation
-from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
 from hgsp.models.loaded import LoadedModel, load_for_pruning
-from hgsp.models.tokenizers import load_own_tokenizer
+from hgsp.models.loading import load_own_tokenizer
+from hgsp.models.processes import is_main_process, join_processes, leave_processes
 from hgsp.pipeline import report, stages
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import decide
@@ -24,7 +26,7 @@ from hgsp.pipeline.recover import prepare_after_pruning, recover_all
 from hgsp.pipeline.request import Request, prepare, result_folder
 from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
-from hgsp.scoring.scores import Scores, sample_weights
+from hgsp.scoring.scores import Scores, weight_sample
 
 LOG = logging.getLogger("hgsp")
 
@@ -124,7 +126,7 @@ def _load_and_score(run: _Run) -> LoadedModel | None:
                 progress=terminal,
             )
         else:
-            run.scores.check_belongs_to(request.geometry, sample_weights(dense), config.dtype)
+            run.scores.check_belongs_to(request.geometry, weight_sample(dense), config.dtype)
     is_main = is_main_process()
     leave_processes()
     if not is_main:
@@ -181,7 +183,7 @@ def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_fi
 
 def _finish(content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
     """Write the report and the log, print the result and the next command."""
-    report.write(content, folder)
+    write_json(content, folder / PRUNING_REPORT)
     for warning in content["warnings"]:
         LOG.warning("%s", warning)
     show(report.closing_table(content))

@@ -22,21 +22,20 @@ from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.pipeline.decision import PruningDecision, decide
 from hgsp.pipeline.recipes import Recipe
-from hgsp.pruning.select import MinimumSizes, PrunePlan
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import Surgery
 from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import Reconstruction, ReconstructionOptions, check_enough, reconstruct
 from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.score import ScoringOptions
-from hgsp.scoring.scores import Scores, sample_weights, score_model
+from hgsp.scoring.score_model import score_model
+from hgsp.scoring.scores import Scores, weight_sample
 from hgsp.search.allocation import SearchOptions, search_allocation
 from hgsp.search.by_profile import check_enough_to_search
 from hgsp.search.search import SearchProblem
 
 LOG = logging.getLogger(__name__)
-
-#: Hidden states of a model on the CPU stay in memory up to this size, or up to an eighth of its weights.
-MAX_RESIDENT_HIDDEN_BYTES = 2**31
 
 
 @dataclass(frozen=True)
@@ -87,21 +86,17 @@ def score(
     """Score every group by the recipe's method, with the influence of layers where the recipe's prior needs it.
 
     Raises:
-        InputError, NumericalError: as ``score_groups``.
+        InputError, NumericalError: as ``score_model``.
     """
-    spill_dir = resources.spill_dir
-    if spill_dir is None and calibration is not None and _hidden_states_crowd_memory(dense.model, calibration):
-        spill_dir = Path(tempfile.gettempdir())
-        LOG.info("hidden states between layers go to %s (--spill_dir chooses another folder)", spill_dir)
     return score_model(
         dense,
         recipe.importance_method,
         calibration,
-        influence=recipe.layer_importance if recipe.temperature > 0 else None,
-        labels=recipe.labels,
-        options=ScoringOptions(resources.batch_size, resources.checkpointing, spill_dir),
-        seed=seed,
+        ScoringOptions(resources.batch_size, resources.checkpointing, resources.spill_dir),
         base_model=base_model,
+        layer_importance=recipe.layer_importance if recipe.temperature > 0 else None,
+        seed=seed,
+        labels=recipe.labels,
         progress=progress,
     )
 
@@ -210,16 +205,17 @@ def _searched(
         spill_dir=resources.streams_dir if recipe.reconstructs else resources.spill_dir,
         frozen=minimum_sizes.frozen(problem.geometry),
     )
-    found = search_allocation(
-        dense,
-        problem,
-        calibration,
-        options,
-        provenance=decision.plan.provenance,
-        tensors_dir=resources.scratch / ".searched",
-        state_file=resources.search_state,
-        progress=progress,
-    )
+    with tempfile.TemporaryDirectory(dir=resources.scratch, prefix=".search-") as tensors_dir:
+        found = search_allocation(
+            dense,
+            problem,
+            calibration,
+            options,
+            provenance=decision.plan.provenance,
+            tensors_dir=Path(tensors_dir),
+            state_file=resources.search_state,
+            progress=progress,
+        )
     return PruningDecision(found.table, found.plan, decision.modes, found.found)
 
 
@@ -248,7 +244,7 @@ def _fingerprint(dense: LoadedModel, plan: PrunePlan, options: ReconstructionOpt
     kept = [asdict(keep) for keep in plan.layers]
     settings = [options.method, options.batch_size, sorted(options.frozen), dense.dtype]
     text = json.dumps([kept, settings, calibration.sha256, calibration.seed])
-    return hashlib.sha256(text.encode() + sample_weights(dense).tobytes()).hexdigest()
+    return hashlib.sha256(text.encode() + weight_sample(dense).tobytes()).hexdigest()
 
 
 def _as_pruned(dense: LoadedModel, plan: PrunePlan, reconstruction: Reconstruction | None) -> LoadedModel:
@@ -278,15 +274,3 @@ def _score_again(
         seed=made["seed"] if calibration is None else calibration.seed,
         progress=progress,
     )
-
-
-def _hidden_states_crowd_memory(model: Any, calibration: Calibration) -> bool:
-    """Whether the hidden states between all layers would take a notable share of a CPU model's memory.
-
-    Those of a model on a GPU stay beside it as far as there is room, and else in main memory, which is free there.
-    """
-    embedding = model.get_input_embeddings().weight
-    hidden_states = calibration.input_ids.numel() * embedding.shape[1] * (model.config.num_hidden_layers + 1)
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    num_bytes = hidden_states * embedding.element_size()
-    return embedding.device.type == "cpu" and num_bytes > MAX_RESIDENT_HIDDEN_BYTES and hidden_states > weights / 8

@@ -17,9 +17,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hgsp.console.flags import parse
+from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import PruneConfig
-from hgsp.study.matrix import ANALYSIS, Cell
+from hgsp.study.matrix import Cell
 from hgsp.study.resume import check_finished, is_finished, scores_for
 
 LOG = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def run_cells(cells: Sequence[Cell], results_dir: str, passed: Sequence[str], ex
         folder = cell.folder(results_dir)
         remove_leftovers(folder)
         arguments = cell.arguments(results_dir, passed, scores_for(cell, cells, results_dir, config))
-        if (folder / ANALYSIS).is_file():
+        if (folder / PRUNING_REPORT).is_file():
             arguments.append("--overwrite")  # pruned, but not recovered as asked
         LOG.info("[%d/%d] %s", number, len(cells), shown(arguments))
         code = execute(arguments)

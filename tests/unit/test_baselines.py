@@ -17,7 +17,7 @@ from hgsp.evaluation.metrics.harness import Score
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.models.geometry import geometry_of
 from hgsp.pipeline.config import PruneConfig
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.scoring.methods import METHODS
 
 sys.path.append(str(REPOSITORY / "benchmarks"))

@@ -89,7 +89,7 @@ def calls_in(path):
 
 @pytest.mark.parametrize("path", OURS, ids=name_of)
 def test_forbidden_arguments_are_never_passed(path):
-    """S30: no code from a hub. F6: no random weights. S14: no unpickling. F7: a switch that does nothing."""
+    """No code from a hub, no random weights, no unpickling, and no switch that Transformers ignores."""
     for name, keywords in calls_in(path):
         assert "trust_remote_code" not in keywords, name
         assert "ignore_mismatched_sizes" not in keywords, name
@@ -99,7 +99,7 @@ def test_forbidden_arguments_are_never_passed(path):
 
 
 def test_torch_load_is_never_called_without_weights_only():
-    """S14."""
+    """A pickled model could run code when it is loaded."""
     calls = re.findall(r"torch\.load\([^)]*\)", "\n".join(path.read_text() for path in OURS))
     assert calls
     assert all("weights_only=True" in call for call in calls)
@@ -107,7 +107,7 @@ def test_torch_load_is_never_called_without_weights_only():
 
 @pytest.mark.parametrize("path", OURS, ids=name_of)
 def test_attributes_that_transformers_took_away_are_not_read(path):
-    """S44: head counts and hidden size live in the config; attention modules do not have them."""
+    """Head counts and hidden size live in the config; attention modules no longer have them."""
     gone = {"num_heads", "num_key_value_heads", "num_attention_heads", "hidden_size"}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and node.attr in gone:
@@ -118,7 +118,7 @@ def test_attributes_that_transformers_took_away_are_not_read(path):
 
 @pytest.mark.parametrize("path", OURS, ids=name_of)
 def test_only_auto_classes_choose_a_tokenizer(path):
-    """S49."""
+    """A fixed class cannot read every family's files, and a resized vocabulary would change the model."""
     used = {name.rpartition(".")[2] for name in imports_of(path) if name.startswith("transformers")}
     assert {name for name in used if "Tokenizer" in name} <= {"AutoTokenizer"}
     assert not re.search(r"resize_token_embeddings\(", path.read_text())

@@ -3,9 +3,8 @@
 import pytest
 
 from hgsp.errors import InputError
-from hgsp.evaluation.config import EvaluationConfig
+from hgsp.evaluation.config import EvaluationConfig, MeasureConfig
 from hgsp.evaluation.tasks import ALIASES, TASKS, ZERO_SHOT, is_text, parse_tasks
-from hgsp.pipeline.config import MeasureConfig
 
 
 def config(**values):
