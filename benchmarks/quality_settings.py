@@ -25,15 +25,15 @@ from hgsp.scoring.scores import Scores
 
 SEED = 42
 DTYPE = "bfloat16"
-#: Baselines that fit weights to text.
+#: Baselines that refit weights.
 REFITTING = {"osscar"}
 
 
 class Maker:
-    """Makes smaller models of one dense model from one calibration text.
+    """Prunes one dense model in different ways with one set of calibration texts.
 
-    Scores and the resumable state of searches and reconstructions are kept beside the output file. ``found`` is what
-    searches found since it was last cleared.
+    Scores and the resumable state of searches and reconstructions are kept next to the output file. ``found`` collects
+    search results until it is cleared.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -48,14 +48,14 @@ class Maker:
         return load_dense(self.source, DTYPE, self._options.device)
 
     def baseline(self, budget: int, name: str) -> Any:
-        """Return the model a published method makes; one that refits gets as much text as our reconstruction."""
+        """Prune by a published method; one that refits weights gets as much text as our reconstruction."""
         options = self._options
         num_sequences = options.reconstruct_nsamples if name in REFITTING else options.nsamples
         calibration = build_calibration(self._texts, self.tokenizer, num_sequences, options.seq_len, SEED, at_most=True)
         return BASELINES[name](self.dense(), calibration, budget, options.batch_size)
 
     def pruned(self, budget: int, recipe: Recipe) -> Any:
-        """Return the model a recipe makes, with the benchmark's number of sequences where the recipe names none."""
+        """Prune by a recipe, with the benchmark's numbers of sequences unless the recipe sets them."""
         options = self._options
         named = recipe.settings()
         recipe = replace(
@@ -95,7 +95,7 @@ def _plain(method: str, **settings: Any) -> Recipe:
 
 
 def _settings() -> dict[str, Recipe]:
-    """Every method alone, refitted, and searched; the recipes and two variants of them."""
+    """Return every method alone, refitted and searched, and the recipes with two variants."""
     parts: dict[str, dict[str, Any]] = {
         "": {},
         "+lstsq": {"reconstruct": "lstsq"},
@@ -112,7 +112,7 @@ def _settings() -> dict[str, Recipe]:
     }
 
 
-#: Name -> function from the maker and the parameters to remove to the smaller model.
+#: Name -> function from a maker and the number of parameters to remove to the pruned model.
 SETTINGS: dict[str, Callable[[Maker, int], Any]] = {
     **{name: functools.partial(Maker.pruned, recipe=recipe) for name, recipe in _settings().items()},
     **{name: functools.partial(Maker.baseline, name=name) for name in BASELINES},

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run as a script, Python looks for modules beside this file instead of in the checkout
+if __name__ == "__main__":  # a script imports from its own folder, not from the checkout
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from hgsp.errors import InputError

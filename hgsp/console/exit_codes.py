@@ -1,4 +1,4 @@
-"""Exit codes and one-line errors of every command."""
+"""Exit codes and one-line errors, the same for every command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from hgsp.errors import InputError, NumericalError
 
 OUT_OF_MEMORY = (
-    "nothing half-written is left. Try, in this order: --batch_size 1, --use_gradient_checkpointing, a smaller "
+    "no partial output is left behind. Try, in this order: --batch_size 1, --use_gradient_checkpointing, a smaller "
     "--nsamples or --seq_len, --spill_dir DIR, --offload, or --importance_method fisher (no weight gradients) or "
     "magnitude (no data)"
 )
@@ -23,15 +23,18 @@ OUT_OF_MEMORY = (
 def run_guarded(
     run: Callable[[], int],
     out_of_memory: str = OUT_OF_MEMORY,
-    interrupted: str = "interrupted; nothing half-written is left",
+    interrupted: str = "interrupted; no partial output is left behind",
 ) -> int:
     """Run a command and map its failures to exit codes, each with one line: 2 for bad input, 1 for failure.
 
     SIGTERM, which batch systems send, is treated as Ctrl-C.
 
     Args:
-        out_of_memory: remedies to name when memory runs out.
-        interrupted: message of an interrupt.
+        out_of_memory: remedies, printed when memory runs out.
+        interrupted: message, printed on Ctrl-C.
+
+    Raises:
+        RuntimeError: any that is not an out-of-memory error; it is a bug and keeps its traceback.
     """
     try:
         with _sigterm_as_interrupt():
@@ -68,12 +71,12 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Silence progress bars and notices of transformers and the hub; the commands check for themselves."""
+    """Silence progress bars and warnings of transformers and the hub; the commands do their own checks."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # deprecated names in peft
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line per retry when there is no network
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # deprecated names used by peft
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # one line per retry when offline

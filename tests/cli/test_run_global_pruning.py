@@ -459,8 +459,8 @@ def test_out_of_memory_while_scoring_names_what_to_try_and_leaves_nothing(prune,
 
 
 FAILURES = {
-    "interrupt": (KeyboardInterrupt(), "interrupted; nothing half-written is left"),
-    "out of memory": (MemoryError(), "out of memory (MemoryError); nothing half-written is left. Try"),
+    "interrupt": (KeyboardInterrupt(), "interrupted; no partial output is left behind"),
+    "out of memory": (MemoryError(), "out of memory (MemoryError); no partial output is left behind. Try"),
     "out of GPU memory": (RuntimeError("CUDA out of memory. Tried"), "out of memory (CUDA out of memory"),
 }
 
@@ -572,7 +572,7 @@ def test_a_comma_list_calibrates_on_all_its_texts(prune, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--results_dir", "file"], "file, which cannot"),
+        (["--results_dir", "file"], "file, which is not"),
         (["--spill_dir", "file"], "another with --spill_dir"),
         (["--eval_tasks", "empty.txt"], "nothing in empty.txt"),
         (["--eval_tasks", "short.txt"], "two tokens in short.txt"),
@@ -595,7 +595,7 @@ def test_what_cannot_end_well_is_refused_before_weights_are_read(prune, tmp_path
 def test_overwrite_does_not_replace_a_folder_that_holds_the_model(prune, dense, tmp_path, capsys):
     shutil.copytree(dense(), tmp_path / "out" / "base")
     assert prune(tmp_path, "--overwrite", model=tmp_path / "out" / "base") == 2
-    assert "out/base in it" in capsys.readouterr().err
+    assert "out/base is in use" in capsys.readouterr().err
     assert (tmp_path / "out" / "base" / "config.json").is_file()
 
 

@@ -107,7 +107,7 @@ def test_several_texts_give_the_same_number_each_in_mixed_order(tokenizer):
 
 def test_texts_that_repeat_each_other_or_get_no_sequence_are_refused(tokenizer):
     digits = text_of("".join(f"{number:08d}" for number in range(40)))
-    with pytest.raises(InputError, match="none repeats another"):
+    with pytest.raises(InputError, match="do not repeat one another"):
         build_calibration([digits, digits], tokenizer, 80, 8, seed=3)
-    with pytest.raises(InputError, match="at least one sequence of each of 2"):
+    with pytest.raises(InputError, match="at least one sequence from each of 2"):
         build_calibration([digits, ENGLISH], tokenizer, 1, 8, seed=3)
