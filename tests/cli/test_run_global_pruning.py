@@ -586,7 +586,7 @@ def test_what_cannot_end_well_is_refused_before_weights_are_read(prune, tmp_path
     (tmp_path / "file").touch()
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("a")
-    monkeypatch.setattr("hgsp.models.loaded.load_for_pruning", lambda *_, **__: pytest.fail("read weights"))
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", lambda *_, **__: pytest.fail("read weights"))
     assert prune(tmp_path / "results", *flags) == 2
     assert message in capsys.readouterr().err
     assert everything_in(tmp_path) == ["empty.txt", "file", "short.txt"]
