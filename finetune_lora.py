@@ -58,6 +58,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
     from hgsp.evaluation.pre_post import PrePostEvaluation
     from hgsp.layerwise.distributed import is_main_process, leave_processes, wait_for_all
     from hgsp.models.checkpoint import load_pruned
+    from hgsp.models.tokenizers import check_token_ids
     from hgsp.recovery import outputs as outcome
     from hgsp.recovery import training
     from hgsp.recovery.resume import resumable_run
@@ -66,6 +67,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
 
     tokenizer, model_config = check_request(config)
     text = text or load_training_text(config, tokenizer)
+    check_token_ids(text.largest_id, model_config.vocab_size, tokenizer, config.data_path)
     teacher_source = inspect_teacher(config, model_config.vocab_size)
     measure = PrePostEvaluation(config, offloaded=False)
     measure.check(model_config, tokenizer)
@@ -88,7 +90,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
                 measure.before(model, tokenizer)
             wait_for_all()
         with timings.stage("train"):
-            collator = Collator(outcome.padding_token(tokenizer), config.packing)
+            collator = Collator(outcome.padding_token(tokenizer, model_config.vocab_size), config.packing)
             trained = training.train(model, text, config, collator, device, teacher_source, terminal)
         del model
         leave_processes()
@@ -133,7 +135,8 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
     from hgsp.evaluation.models import refuse_missing
     from hgsp.models.checkpoint import config_of, load_tokenizer_of
     from hgsp.models.devices import resolve_device
-    from hgsp.models.loading import check_positions, check_vocabulary
+    from hgsp.models.loading import check_positions
+    from hgsp.models.tokenizers import check_vocabulary
 
     check_surroundings(config)
     for device in (config.device, config.distill_device):
@@ -145,7 +148,8 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
         if model is not None:
             refuse_missing(model)
     tokenizer = load_tokenizer_of(config.base_model or config.pruned_model)
-    check_vocabulary(model_config.vocab_size, tokenizer)
+    for warning in check_vocabulary(model_config.vocab_size, tokenizer):
+        LOG.warning("%s", warning)
     return tokenizer, model_config
 
 
@@ -174,6 +178,7 @@ def prepare_after_pruning(
     """
     from hgsp.layerwise.distributed import launched_processes
     from hgsp.models.loading import check_positions
+    from hgsp.models.tokenizers import check_token_ids
     from hgsp.recovery.samples import load_training_text
 
     if launched_processes() > 1:
@@ -187,6 +192,7 @@ def prepare_after_pruning(
         check_surroundings(recovery)
         check_positions(request.source.config, "--cutoff_len", recovery.cutoff_len)
     text = load_training_text(recoveries[0], tokenizer)
+    check_token_ids(text.largest_id, request.source.config.vocab_size, tokenizer, recoveries[0].data_path)
     return [(recovery, text) for recovery in recoveries]
 
 

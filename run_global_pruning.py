@@ -39,7 +39,7 @@ def prune(config: PruneConfig, command: str) -> int:
     from hgsp.evaluation.pre_post import PrePostEvaluation
     from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
     from hgsp.models.loaded import load_for_pruning
-    from hgsp.models.loading import load_own_tokenizer
+    from hgsp.models.tokenizers import load_own_tokenizer
     from hgsp.pipeline import report
     from hgsp.pipeline import run as pipeline
     from hgsp.pipeline.decision import cut
@@ -63,14 +63,15 @@ def prune(config: PruneConfig, command: str) -> int:
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
         LOG.info("command: %s", command)
         measure = PrePostEvaluation(config, offloaded=config.offload)
-        tokenizer = load_own_tokenizer(request.source)
+        tokenizer, surplus = load_own_tokenizer(request.source)
+        warnings += surplus
         measure.check(request.source.config, tokenizer)
         recoveries = prepare_after_pruning(config, request, tokenizer) if config.finetune else []
         calibrations = Calibrations()
         if config.reads_text:
             texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
             warnings += [warning for text in texts for warning in measure.overlap_warnings(text)]
-            calibrations = draw_calibrations(config, texts, tokenizer)
+            calibrations = draw_calibrations(config, texts, tokenizer, request.source.config.vocab_size)
         join_processes(request.device)
         with timings.stage("load"):
             loaded = load_for_pruning(request.source, config.dtype, request.device, offload=config.offload)

@@ -20,7 +20,8 @@ from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
-from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.models.loading import inspect_model, load_dense
+from hgsp.models.tokenizers import load_tokenizer
 from hgsp.pipeline.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_SEARCH_NSAMPLES, PruneConfig
 from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import Surgery, apply_plan

@@ -24,7 +24,8 @@ from hgsp.evaluation.tasks import EFFICIENCY, is_text
 from hgsp.layerwise.distributed import join_processes
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
 from hgsp.models.devices import resolve_device
-from hgsp.models.loading import DTYPES, check_vocabulary, inspect_model, load_dense
+from hgsp.models.loading import DTYPES, inspect_model, load_dense
+from hgsp.models.tokenizers import check_vocabulary
 
 LOG = logging.getLogger("hgsp.evaluation")
 
@@ -145,7 +146,8 @@ def tokenizer_of(config: EvaluationConfig, models: Sequence[ModelUnderTest]) -> 
         bos_token(tokenizer)
     if config.task_names != (EFFICIENCY,):
         for model in models:
-            check_vocabulary(model.config.get_text_config().vocab_size, tokenizer)
+            for warning in check_vocabulary(model.config.get_text_config().vocab_size, tokenizer):
+                LOG.warning("%s", warning)
     return tokenizer
 
 

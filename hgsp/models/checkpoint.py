@@ -25,7 +25,9 @@ from transformers.utils import CHAT_TEMPLATE_DIR
 from hgsp.errors import InputError
 from hgsp.models import modeling_hgsp
 from hgsp.models.families import FAMILIES
-from hgsp.models.loading import load_complete, load_tokenizer, refuse_adapter
+from hgsp.models.loading import load_complete
+from hgsp.models.tokenizers import load_tokenizer
+from hgsp.models.weight_checks import refuse_adapter
 
 BIN_NAME = "pruned_model.bin"
 BIN_FORMAT = "hgsp-checkpoint-1"

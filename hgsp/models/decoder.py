@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hgsp.errors import InputError
 from hgsp.models.families import family_of
 from hgsp.models.modeling_hgsp import residual_block
+from hgsp.models.weight_checks import refuse_missing_weights
 
 #: The head's logits are computed for at most this many values at a time (256 MiB in float32).
 MAX_LOGITS = 1 << 26
@@ -36,20 +36,6 @@ class ResidentLayers:
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         yield self._layers[index]
-
-
-def refuse_missing_weights(model: nn.Module) -> None:
-    """Refuse a model that accelerate did not load whole.
-
-    Raises:
-        InputError: some weights are on disk or on the meta device.
-    """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(
-            expected="all weights in memory",
-            got="weights that accelerate put on disk or left on the meta device",
-            remedy="use --offload, which reads one layer at a time, or free memory",
-        )
 
 
 class _FirstLayerReachedError(Exception):

@@ -16,7 +16,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
-from hgsp.models.loading import DTYPES, ModelSource, refuse_own_head, refuse_unplaced_weights, single_device
+from hgsp.models.loading import DTYPES, ModelSource, single_device
+from hgsp.models.weight_checks import refuse_own_head, refuse_unplaced_weights
 from hgsp.models.weight_files import open_weights, shards_of, weight_files
 
 

@@ -17,6 +17,7 @@ from hgsp.errors import InputError
 from hgsp.models.devices import resolve_device
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import ModelSource, check_positions, inspect_model
+from hgsp.models.tokenizers import check_token_ids
 from hgsp.pipeline.config import (
     DEFAULT_PROFILE_NSAMPLES,
     DEFAULT_RECONSTRUCT_NSAMPLES,
@@ -107,11 +108,12 @@ def _read_by(config: PruneConfig) -> tuple[str | None, ...]:
     )
 
 
-def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any) -> Calibrations:
+def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any, num_embeddings: int) -> Calibrations:
     """What scoring, the budget search and the reconstruction read of the same texts.
 
     Raises:
-        InputError: a text is too short to score with, or has fewer than two sequences to reconstruct from.
+        InputError: a text is too short to score with, has fewer than two sequences to reconstruct from, or has a token
+            that none of the model's ``num_embeddings`` embeddings is for.
     """
     scoring = search_text = reconstruction = None
     if config.scores_text:
@@ -129,6 +131,8 @@ def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any
         reconstruction = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
         check_enough(reconstruction)
         LOG.info("reconstruction (%d sequences wanted): %s", wanted, reconstruction.describe())
+    for calibration in filter(None, (scoring, search_text, reconstruction)):
+        check_token_ids(int(calibration.input_ids.max()), num_embeddings, tokenizer, calibration.source)
     return Calibrations(scoring, search_text, reconstruction)
 
 
