@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import CHAT_TEMPLATE_DIR
+from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
 from hgsp.errors import InputError
 from hgsp.models import modeling_hgsp
@@ -39,8 +38,7 @@ def save_pruned(model: Any, tokenizer: Any, folder: Path, *, with_bin: bool = Tr
     state = model.state_dict()
     save_streamed(model, state.__getitem__, tokenizer, folder, model.generation_config)
     if with_bin:
-        stored = {name: state[name] for name in _stored_names(model)}
-        torch.save(_bin_content(folder, stored), folder / BIN_NAME)
+        torch.save(_bin_content(folder, _stored_tensors(model)), folder / BIN_NAME)
 
 
 def save_streamed(
@@ -58,18 +56,18 @@ def save_streamed(
         read: gives a tensor by name, in the dtype it is stored in.
         max_shard_bytes: most bytes per file, unless one tensor alone is larger.
     """
-    shards = _plan_shards(skeleton, max_shard_bytes)
-    weight_map = {}
-    for number, names in enumerate(shards, 1):
-        suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
-        file = f"model{suffix}.safetensors"
+    split = split_state_dict_into_shards_factory(
+        _stored_tensors(skeleton),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
         save_file({name: read(name).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)  # safetensors creates files that only their owner can read
-        weight_map.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        total = sum(_num_bytes(tensor) for name, tensor in skeleton.state_dict().items() if name in weight_map)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2))
     (folder / "config.json").write_text(json.dumps(config_as_dict(skeleton.config), indent=2, sort_keys=True) + "\n")
     if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
         shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
@@ -99,34 +97,20 @@ def config_as_dict(config: Any) -> dict[str, Any]:
 
 
 def save_bin_streamed(skeleton: Any, read: Callable[[str], Tensor], folder: Path) -> None:
-    """Write ``pruned_model.bin`` one tensor at a time: first a file with room for every tensor, then the bytes.
-
-    The file's structure is torch's own (``torch.serialization.skip_data``); it holds one zip record per tensor, in the
-    order they were pickled.
-    """
-    tensors = skeleton.state_dict()
-    stored = {name: (tensors[name].shape, tensors[name].dtype) for name in _stored_names(skeleton)}
+    """Write ``pruned_model.bin`` one tensor at a time: first a file with room for every tensor, then the bytes."""
+    stored, path = _stored_tensors(skeleton), folder / BIN_NAME
     with FakeTensorMode():
-        room = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in stored.items()}
+        room = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
     content = _bin_content(folder, room)
-    tokenizer_files = content["tokenizer_files"]
-    path = folder / BIN_NAME
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(content, path)
-    with zipfile.ZipFile(path) as archive:
-        offsets = {int(record.filename.rpartition("/")[2]): record.header_offset for record in _data_records(archive)}
+    reader: Any = torch._C.PyTorchFileReader(str(path))
     with path.open("r+b") as sink:
-        for number, name in enumerate([*tokenizer_files, *room]):
-            sink.seek(offsets[number] + 26)  # a local zip header: 30 bytes, the last four are the lengths that follow
-            name_length, extra_length = struct.unpack("<HH", sink.read(4))
-            sink.seek(offsets[number] + 30 + name_length + extra_length)
-            tensor = tokenizer_files[name] if number < len(tokenizer_files) else read(name)
-            assert number < len(tokenizer_files) or (tensor.shape, tensor.dtype) == stored[name]
+        for number, (name, place) in enumerate([*content["tokenizer_files"].items(), *room.items()]):
+            tensor = read(name) if name in room else place
+            assert (tensor.shape, tensor.dtype) == (place.shape, place.dtype)
+            sink.seek(reader.get_record_offset(f"data/{number}"))  # records are numbered as tensors were pickled
             sink.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-
-
-def _data_records(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
-    return (record for record in archive.infolist() if "/data/" in record.filename)
 
 
 def _bin_content(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -149,7 +133,7 @@ def _bin_content(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-_MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+_MODEL_FILES = {"config.json", "generation_config.json", SAFE_WEIGHTS_INDEX_NAME}
 
 
 def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
@@ -229,7 +213,7 @@ def _not_a_model(path: str | Path, error: Exception) -> InputError:
 
 
 def _check_names(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
-    different = set(state) ^ set(_stored_names(model))
+    different = state.keys() ^ _stored_tensors(model).keys()
     if different:
         raise InputError(
             expected=f"exactly the model's weights in {path}",
@@ -258,25 +242,7 @@ def _read_bin(path: Path) -> dict[str, Any]:
     return content
 
 
-def _stored_names(skeleton: Any) -> list[str]:
-    """Names of all tensors in order; a tied head is not stored."""
-    tied = skeleton.config.tie_word_embeddings
-    return [name for name in skeleton.state_dict() if not (tied and name == "lm_head.weight")]
-
-
-def _plan_shards(skeleton: Any, max_bytes: int) -> list[list[str]]:
-    """Names per file, in order."""
-    tensors = skeleton.state_dict()
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name in _stored_names(skeleton):
-        if shards[-1] and filled + _num_bytes(tensors[name]) > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += _num_bytes(tensors[name])
-    return shards
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _stored_tensors(model: Any) -> dict[str, Tensor]:
+    """Return all tensors in order by name, without a head that is tied to the embedding."""
+    tied = model.config.tie_word_embeddings
+    return {name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}
