@@ -34,7 +34,7 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
 def save_pruned(model: Any, tokenizer: Any, folder: Path, *, with_bin: bool = True) -> None:
-    """Write a model that is in memory, with everything that belongs to it, into an existing folder."""
+    """Write model, config, generation config and tokenizer into an existing folder."""
     state = model.state_dict()
     save_streamed(model, state.__getitem__, tokenizer, folder, model.generation_config)
     if with_bin:
@@ -49,12 +49,12 @@ def save_streamed(
     generation_config: Any,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
-    """Write a model whose tensors are asked for by name, one shard's at a time.
+    """Write a model that is not in memory, one file of weights at a time.
 
     Args:
-        skeleton: gives names, sizes and config; its tensors may be on the meta device.
-        read: gives a tensor by name, in the dtype it is stored in.
-        max_shard_bytes: most bytes per file, unless one tensor alone is larger.
+        skeleton: the model's names, shapes and config; its tensors may be on the meta device.
+        read: returns a tensor by name, in the dtype it is stored in.
+        max_shard_bytes: size limit of a file; a larger tensor gets a file of its own.
     """
     split = split_state_dict_into_shards_factory(
         _stored_tensors(skeleton),
@@ -72,13 +72,13 @@ def save_streamed(
     if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
         shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
     if generation_config is not None:
-        # as it is: save_pretrained would refuse what some published models have, such as a temperature without sampling
+        # save_pretrained would refuse the settings of some published models, such as a temperature without sampling
         generation_config.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:
-    """``config.json`` of a pruned model: auto_map where the class is ours, and rope settings old readers know too."""
+    """Return ``config.json``: with ``auto_map`` if the class is ours, and rope settings for transformers 4 too."""
     content: dict[str, Any] = config.to_diff_dict()
     for family in FAMILIES.values():
         if config.model_type == family.pruned_model_type:
@@ -97,7 +97,12 @@ def config_as_dict(config: Any) -> dict[str, Any]:
 
 
 def save_bin_streamed(skeleton: Any, read: Callable[[str], Tensor], folder: Path) -> None:
-    """Write ``pruned_model.bin`` one tensor at a time: first a file with room for every tensor, then the bytes."""
+    """Write ``pruned_model.bin`` one tensor at a time: first its structure with space for the data, then the data.
+
+    Args:
+        skeleton, read: as for ``save_streamed``.
+        folder: a folder that ``save_streamed`` has written.
+    """
     stored, path = _stored_tensors(skeleton), folder / BIN_NAME
     with FakeTensorMode():
         room = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
@@ -114,7 +119,7 @@ def save_bin_streamed(skeleton: Any, read: Callable[[str], Tensor], folder: Path
 
 
 def _bin_content(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What ``pruned_model.bin`` holds: the folder's small files and the tensors."""
+    """Return the content of ``pruned_model.bin``: config, generation config, tokenizer files and tensors."""
     tokenizer_files = [
         path
         for path in sorted([*folder.iterdir(), *(folder / CHAT_TEMPLATE_DIR).glob("*")])
@@ -137,10 +142,13 @@ _MODEL_FILES = {"config.json", "generation_config.json", SAFE_WEIGHTS_INDEX_NAME
 
 
 def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
-    """A model from ``pruned_model.bin``, its folder, or any Hugging Face folder or hub id; eval mode.
+    """Load a model from ``pruned_model.bin``, its folder, or any Hugging Face folder or hub id, in eval mode.
+
+    Args:
+        dtype: None keeps the stored one.
 
     Raises:
-        InputError: nothing there, weights missing, or a .bin that holds more than tensors and plain values.
+        InputError: no model, missing weights, or a .bin that holds more than tensors and plain values.
     """
     if is_bin(path):
         content = _read_bin(Path(path))
@@ -154,7 +162,7 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
         _check_names(model, state, Path(path))
         model.load_state_dict(state, assign=True, strict=False)
         model.tie_weights()
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # float32, whatever the weights are
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its tables are no weights, and float32
         if content["generation_config"] is not None:
             model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
         return model.to(device).eval()
@@ -168,15 +176,15 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
 
 
 def is_bin(path: str | Path) -> bool:
-    """Whether a path names a single file of weights, such as ``pruned_model.bin``."""
+    """Return whether a path names a single file of weights, such as ``pruned_model.bin``."""
     return str(path).endswith((".bin", ".pt", ".pth"))
 
 
 def config_of(path: str | Path) -> Any:
-    """The config of what ``load_pruned`` would load; no weights are read.
+    """Return the config of the model that ``load_pruned`` would load, without its weights.
 
     Raises:
-        InputError: there is no model, or an adapter.
+        InputError: no model, or an adapter.
     """
     if is_bin(path):
         return AutoConfig.for_model(**json.loads(_read_bin(Path(path))["config"]))
@@ -188,7 +196,7 @@ def config_of(path: str | Path) -> Any:
 
 
 def load_tokenizer_of(path: str | Path) -> Any:
-    """The tokenizer saved with a model, from the same places ``load_pruned`` takes.
+    """Load the tokenizer saved with a model; ``path`` is as for ``load_pruned``.
 
     Raises:
         InputError: there is none.
@@ -218,7 +226,7 @@ def _check_names(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
         raise InputError(
             expected=f"exactly the model's weights in {path}",
             got=f"{len(different)} missing or unknown, such as {sorted(different)[0]}",
-            remedy="write the file anew",
+            remedy="save the model again",
         )
 
 
@@ -227,11 +235,11 @@ def _read_bin(path: Path) -> dict[str, Any]:
         raise InputError(expected="a pruned_model.bin", got=f"no file {path}", remedy="check the path")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # unpickling raises whatever the file's author chose; nothing was executed
+    except Exception as error:  # a pickle can name any exception; nothing was executed
         raise InputError(
             expected="a file of tensors and plain values",
             got=f"{path}, which torch refuses to load safely ({type(error).__name__})",
-            remedy="pickled objects are never executed; load that model where it was made and save its state_dict",
+            remedy="pickled objects are never executed; load the model where it was made and save its state_dict",
         ) from error
     if not isinstance(content, dict) or content.get("format") != BIN_FORMAT:
         raise InputError(

@@ -1,4 +1,4 @@
-"""From what the user names (hub id, folder, .gguf file) to a dense model and tokenizer, refused early."""
+"""Dense models by hub id, folder or .gguf file, checked before their weights are loaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A prunable model that has been looked at but not loaded. ``skeleton`` is the model without data (meta device)."""
+    """A prunable model whose weights are not loaded; ``skeleton`` is the model on the meta device."""
 
     name: str
     config: Any
@@ -47,14 +47,14 @@ class ModelSource:
 
 
 def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
-    """Read config and geometry; no weights are touched (a .gguf file's header is read).
+    """Read config and geometry without weights; of a .gguf file, the header.
 
     Args:
         name: hub id, folder or .gguf file.
-        dtype: name of the one that weights will be used in; one that cannot hold them is a warning.
+        dtype: key of ``DTYPES`` that the weights will be used in; float16 for bfloat16 weights is a warning.
 
     Raises:
-        InputError: not found, unsupported architecture, sliding window, mixture of experts, quantised weights.
+        InputError: not found, or a model that cannot be pruned (see ``check_prunable``).
     """
     raw, config = _read_config(name)
     warnings = []
@@ -75,10 +75,10 @@ def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
 
 
 def check_positions(model_config: Any, flag: str, seq_len: int | None) -> None:
-    """Refuse sequences in which the model would see positions it does not have; None fits.
+    """Refuse sequences longer than the model's ``max_position_embeddings``; None is accepted.
 
     Raises:
-        InputError: they are longer than its positions.
+        InputError: with the name of the flag.
     """
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and seq_len is not None and seq_len > limit:
@@ -88,10 +88,14 @@ def check_positions(model_config: Any, flag: str, seq_len: int | None) -> None:
 
 
 def load_dense(source: ModelSource, dtype: str, device: str | torch.device | None) -> Any:
-    """The whole model in memory, eval mode. ``"auto"`` spreads it over what accelerate finds; None is the CPU.
+    """Load all weights, in eval mode.
+
+    Args:
+        dtype: key of ``DTYPES``.
+        device: None is the CPU; ``"auto"`` spreads the model over the devices that accelerate finds.
 
     Raises:
-        InputError: the files are missing or do not hold the model's weights.
+        InputError: files are missing or do not hold the model's weights.
     """
     kwargs: dict[str, Any] = {"dtype": DTYPES[dtype]}
     if device == "auto":
@@ -108,11 +112,11 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
 
 
 def load_complete(name: str | Path, **kwargs: Any) -> Any:
-    """``AutoModelForCausalLM.from_pretrained`` where no weight is ever made up and none is dropped.
+    """Call ``AutoModelForCausalLM.from_pretrained`` and refuse missing and unused weights.
 
     Raises:
-        InputError: an adapter is in the folder, a file is broken, or a weight is missing, not in memory, not what
-            config.json says, or has no place in the model.
+        InputError: an adapter is in the folder, a file is broken, or a weight is missing, not in memory, of the wrong
+            shape, or has no parameter in the model.
     """
     refuse_adapter(name)
     try:
@@ -132,12 +136,12 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
 
 
 def single_device(device: str | torch.device | None) -> torch.device:
-    """The device named, the CPU if none is."""
+    """Return the device, the CPU for None and ``"auto"``."""
     return torch.device("cpu" if device in (None, "auto") else device)  # type: ignore[arg-type]
 
 
 def _read_config(name: str) -> tuple[dict[str, Any], Any]:
-    """The raw config.json and the config object; what cannot be pruned is refused before its class is built."""
+    """Return the raw config.json and the config object; models that cannot be pruned are refused before it is built."""
     try:
         if name.endswith(".gguf"):
             config = gguf_config(_existing(Path(name)))
