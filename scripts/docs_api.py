@@ -12,7 +12,8 @@ from docs_source import FUNCTIONS, GENERATED, docstring_of, find, markdown, pars
 API: dict[str, tuple[str, ...]] = {
     "hgsp/evaluation/metrics/ppl.py": ("PPLMetric", "Perplexity", "perplexity"),
     "hgsp/models/checkpoint.py": ("load_pruned", "save_pruned"),
-    "hgsp/models/loading.py": ("ModelSource", "inspect_model", "load_dense", "load_tokenizer"),
+    "hgsp/models/loading.py": ("ModelSource", "inspect_model", "load_dense"),
+    "hgsp/models/tokenizers.py": ("load_tokenizer",),
     "hgsp/models/geometry.py": ("LayerShape", "Geometry", "geometry_of"),
     "hgsp/data/texts.py": ("Text", "load_text"),
     "hgsp/data/calibration.py": ("Calibration", "build_calibration"),

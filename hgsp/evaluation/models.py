@@ -21,7 +21,8 @@ from hgsp.evaluation.metrics.ppl import bos_token, window_length
 from hgsp.evaluation.results import canonical_path, model_identity
 from hgsp.evaluation.tasks import EFFICIENCY, is_text
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
-from hgsp.models.loading import DTYPES, check_vocabulary, inspect_model, load_dense
+from hgsp.models.loading import DTYPES, inspect_model, load_dense
+from hgsp.models.tokenizers import check_vocabulary
 
 LOG = logging.getLogger("hgsp.evaluation")
 
@@ -122,7 +123,8 @@ def tokenizer_of(config: EvaluationConfig, models: Sequence[ModelUnderTest]) -> 
         bos_token(tokenizer)
     if config.task_names != (EFFICIENCY,):
         for model in models:
-            check_vocabulary(model.config.get_text_config().vocab_size, tokenizer)
+            for warning in check_vocabulary(model.config.get_text_config().vocab_size, tokenizer):
+                LOG.warning("%s", warning)
     return tokenizer
 
 

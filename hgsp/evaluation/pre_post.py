@@ -15,6 +15,7 @@ from hgsp.evaluation.collapse import COLLAPSE_FACTOR, before_and_after, has_coll
 from hgsp.evaluation.config import CPU_EVAL_WINDOWS, MeasureConfig
 from hgsp.evaluation.metrics.ppl import perplexity, window_length, windows_of
 from hgsp.evaluation.runner import FAILURES, reason_of
+from hgsp.models.tokenizers import check_token_ids
 
 LOG = logging.getLogger("hgsp.evaluation")
 PROMPT = "The most important thing about the ocean is that"
@@ -112,6 +113,8 @@ class PrePostEvaluation:
 def greedy_sample(model: Any, tokenizer: Any, prompt: str = PROMPT, max_new_tokens: int = SAMPLE_TOKENS) -> str:
     """The prompt and its greedy continuation."""
     input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.get_input_embeddings().weight.device)
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    check_token_ids(int(input_ids.max()), num_embeddings, tokenizer, "the prompt")
     output = model.generate(
         input_ids,
         attention_mask=torch.ones_like(input_ids),

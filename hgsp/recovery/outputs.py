@@ -95,9 +95,13 @@ def held_out_loss(trained: Trained) -> dict[str, float] | None:
     return {"first": measured[0], "kept": measured[trained.kept_step]} if measured else None
 
 
-def padding_token(tokenizer: Any) -> int:
-    """What fills a batch: the tokenizer's padding, else its end of text. Masked everywhere; no vocabulary grows."""
-    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+def padding_token(tokenizer: Any, num_embeddings: int) -> int:
+    """Return the id that fills a batch: the padding token if the model has a row for it, else the end of text.
+
+    It is masked everywhere; no vocabulary grows.
+    """
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None or pad >= num_embeddings else pad)
 
 
 def stored_dtype(name: str | None, model_config: Any) -> torch.dtype:

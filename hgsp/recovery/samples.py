@@ -58,6 +58,10 @@ class TrainingText:
     text: Text
 
     @property
+    def largest_id(self) -> int:
+        return max(int(sample.input_ids.max()) for sample in self.train + self.held_out)
+
+    @property
     def warnings(self) -> list[str]:
         """What the user should know of it."""
         empty = self.description["empty_samples"]

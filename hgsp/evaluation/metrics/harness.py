@@ -20,6 +20,7 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.rows import UNREADABLE, not_rows
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.half_precision import fp32_matmul_fallback
+from hgsp.models.tokenizers import check_token_ids
 
 Row = dict[str, Any]
 
@@ -185,10 +186,11 @@ def run_task(
 
     Raises:
         NumericalError: a log-likelihood is not finite.
+        InputError: a token of an item has no row in the embedding.
     """
     from lm_eval import evaluator
 
-    lm = _language_model(model, tokenizer, batch_size)
+    lm = _language_model(model, tokenizer, batch_size, task.spec.name)
     label, total = task.spec.name, _num_sequences(task, limit)
     lm.ticks = iter(progress(range(total), label, total))
     found = evaluator.evaluate(
@@ -213,10 +215,12 @@ def _num_sequences(task: HarnessTask, limit: int | None) -> int:
     return choices * min(len(docs), limit or len(docs))
 
 
-def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
+def _language_model(model: Any, tokenizer: Any, batch_size: int, name: str) -> Any:
     """The model as the harness sees it. The tokenizer is a copy: the harness gives it a padding token."""
     import torch
     from lm_eval.models.huggingface import HFLM
+
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
 
     class CountingLM(HFLM):  # type: ignore[misc]
         """Tells how many sequences have been scored."""
@@ -225,6 +229,11 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
+
+        def tok_encode(self, string: Any, *arguments: Any, **named: Any) -> Any:
+            ids = super().tok_encode(string, *arguments, **named)
+            check_token_ids(max(ids, default=0), num_embeddings, self.tokenizer, f"{name}: {string!r:.80}")
+            return ids
 
         def _model_call(self, inps: Any, *arguments: Any, **named: Any) -> Any:
             logits = super()._model_call(inps, *arguments, **named)

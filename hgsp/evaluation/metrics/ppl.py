@@ -19,7 +19,7 @@ from hgsp.data.calibration import tokenize
 from hgsp.data.texts import EVALUATE, Text, load_text
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.models.loading import check_vocabulary
+from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 
 DEFAULT_SEQ_LEN = 2048
 #: Logits turned into float32 at a time, in values. On a CPU 8 MiB, which the C allocator keeps and reuses: larger
@@ -149,9 +149,11 @@ def perplexity(
 ) -> Perplexity:
     """exp(total NLL / predicted tokens) over non-overlapping windows; a short last window counts by its tokens."""
     seq_len = window_length(model.config, seq_len)
-    check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer)
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    check_vocabulary(num_embeddings, tokenizer)
     bos = bos_token(tokenizer) if add_bos else None
     windows = windows_of(text, tokenizer, seq_len, bos, max_windows, drop_last=drop_last)
+    check_token_ids(max(int(window.max()) for window in windows), num_embeddings, tokenizer, text.name)
     was_training = model.training
     model.eval()
     nll: list[float] = []
