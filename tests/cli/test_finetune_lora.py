@@ -17,7 +17,7 @@ from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
 from hgsp.pruning.surgery import apply_plan
 from hgsp.recovery import outputs as outcome
 from hgsp.recovery import resume as resume_paths
-from hgsp.recovery import training
+from hgsp.recovery import callbacks, training
 from hgsp.recovery.losses import Objective
 from plans import mixed_plan, plan_dropping
 
@@ -287,7 +287,7 @@ def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, res
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.StopOnNonFinite, "on_step_end", kill, raising=False)
+        patch.setattr(callbacks.StopOnNonFinite, "on_step_end", kill, raising=False)
         with pytest.raises(Killed):
             finetune(output)
     assert not output.exists()
