@@ -16,32 +16,32 @@ LOG = logging.getLogger(__name__)
 
 
 class StopOnNonFinite(TrainerCallback):
-    """Stops before a step would spoil the weights; every process sees the same summed gradients."""
+    """Stops before an optimizer step with a NaN or infinite gradient, in all processes alike."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
         if not torch.stack([value.to(sums[0].device) for value in sums]).isfinite().all():
             raise NumericalError(
-                f"the loss or a gradient of step {state.global_step + 1} is not finite; the states saved before "
-                "are kept. Lower --learning_rate, use --dtype bfloat16, or look for strange rows in the data"
+                f"the loss or a gradient of step {state.global_step + 1} is not finite; states saved before are "
+                "kept. Lower --learning_rate, use --dtype bfloat16, or look for unusual rows in the data"
             )
 
 
 class ProgressCallback(TrainerCallback):
-    """Progress for the eye, every logged number for the log file, held-out losses for both."""
+    """Advances the progress bar; logs held-out losses, and all other numbers to the log file only."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._ticks: Iterator[int] | None = None
+        self._steps: Iterator[int] | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._ticks is None and state.is_world_process_zero:
+        if self._steps is None and state.is_world_process_zero:
             left = state.max_steps - state.global_step
-            self._ticks = self._progress(range(left), "recovery", left)
-            next(self._ticks)
+            self._steps = self._progress(range(left), "recovery", left)
+            next(self._steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        next(self._ticks or iter(()), None)
+        next(self._steps or iter(()), None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not state.is_world_process_zero:
@@ -61,7 +61,7 @@ class ProgressCallback(TrainerCallback):
 
 
 class EvaluateLast(TrainerCallback):
-    """The last state is measured too, whatever the interval."""
+    """Evaluates the last state, whatever the interval."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == state.max_steps and args.eval_strategy != "no":

@@ -61,7 +61,7 @@ def test_a_third_column_is_the_recovered_model(evaluate, pruned, dense, saved, m
     assert [item["role"] for item in content["comparison"]] == ["pruned", "recovered"]
     assert "| dense | pruned | vs dense | recovered | vs dense |" in (pruned / "evaluation/results.md").read_text()
     (warning,) = content["warnings"]
-    assert "RECOVERY MADE IT WORSE" in warning  # S24: said, and no failure
+    assert "RECOVERY MADE IT WORSE" in warning  # but no failure
 
 
 def test_several_window_lengths_stand_side_by_side(evaluate, pruned):
@@ -80,7 +80,7 @@ def test_running_again_adds_what_is_missing_and_repeats_nothing(evaluate, pruned
     assert stored(pruned / "evaluation")["results"][:2] == first
     no_weights(monkeypatch)
     assert evaluate(pruned, "--tasks", "lambada,wikitext,efficiency") == 0
-    assert "done before with the same protocol" in capsys.readouterr().err
+    assert "measured before with the same protocol" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="weights were loaded"):
         evaluate(pruned, "--tasks", "wikitext", "--rerun")
     for task in ("wikitext", "lambada"):
@@ -221,7 +221,6 @@ def test_nan_logits_fail_the_task_and_never_become_a_number(evaluate, saved, mak
 
 
 def test_float16_for_a_bfloat16_model_is_warned_of(evaluate, saved, make, dense, capsys):
-    """S47."""
     folder = saved(make("llama-8q4kv").bfloat16(), "stored-in-bfloat16")
     flags = ("--base_model", dense, "--compare", "--tasks", "wikitext", "--dtype")
     for dtype, said in (("float16", True), ("float32", False)):

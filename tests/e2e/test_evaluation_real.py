@@ -120,7 +120,7 @@ def test_perplexity_does_not_depend_on_batch_size_or_padding_side(model, real_to
 
 @pytest.mark.parametrize("name", ["lambada", "piqa", "arc_easy"])
 def test_equals_simple_evaluate_on_the_same_items(name, model, real_tokenizer, data_dir, monkeypatch):
-    """Acceptance; and S32: the harness's own path with the hub's rows, ours with the local files."""
+    """The harness's own path with rows as on the hub, ours with the local files."""
     import datasets
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -165,7 +165,7 @@ def evaluate(model, data_dir, *flags):
 
 
 def test_the_full_table_of_dense_and_pruned(smollm, cut, data_dir, capsys):
-    """S09, S10, S40: everything in one run, both metrics, versions, batch 1 and 16 apart, the device named."""
+    """Everything in one run, both metrics, versions, batch 1 and 16 apart, the device named."""
     pruned = cut(0.3)
     source = "wikitext2, wikitext-2-raw-v1/train (head), wiki.train.head.raw"
     (pruned / "pruning_analysis.json").write_text(json.dumps({"scoring": {"calibration": {"source": source}}}))
@@ -191,19 +191,18 @@ def test_the_full_table_of_dense_and_pruned(smollm, cut, data_dir, capsys):
 
 
 def test_a_model_cut_to_pieces_is_called_collapsed(smollm, cut, data_dir, capsys):
-    """S11: most of every MLP gone, whichever channels came last."""
+    """Most of every MLP is removed, whichever channels came last."""
     assert evaluate(cut(0.95), data_dir, "--base_model", smollm, "--compare", "--tasks", "wikitext") == 0
     assert "COLLAPSED" in capsys.readouterr().err
 
 
 def test_window_length_changes_perplexity_and_is_recorded(smollm, data_dir, tmp_path):
-    """S04, S05."""
     flags = ("--tasks", "wikitext", "--seq_len", 64, 256, "--output", tmp_path)
     assert evaluate(smollm, data_dir, *flags) == 0
     short, long = json.loads((tmp_path / "results.json").read_text())["results"]
     assert short["metrics"][0]["value"] != long["metrics"][0]["value"]
     assert [item["protocol"]["seq_len"] for item in (short, long)] == [64, 256]
-    assert {item["metrics"][0]["name"] for item in (short, long)} == {"token_ppl"}  # S07: never "perplexity"
+    assert {item["metrics"][0]["name"] for item in (short, long)} == {"token_ppl"}  # never "perplexity"
 
 
 def test_two_processes_give_the_numbers_of_one(smollm, data_dir, tmp_path):

@@ -49,7 +49,7 @@ def test_a_few_steps_bring_perplexity_down(recovered):
 
 
 def test_the_merged_model_chooses_as_the_adapted_one(pruned, recovered, data_dir):
-    """S23, in bfloat16: for as many tokens as bfloat16 chooses what float32 does with the very same weights."""
+    """In bfloat16, for as many tokens as bfloat16 agrees with float32 on the same weights."""
     text = (data_dir / "wikitext2" / "wiki.test.raw").read_text()[:4000]
     tokens = torch.tensor([load_tokenizer_of(recovered)(text)["input_ids"][:600]]).view(4, 150)
     adapted = PeftModel.from_pretrained(load_pruned(pruned), str(recovered / "adapter"))
