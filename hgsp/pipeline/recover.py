@@ -146,7 +146,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
             + report.warnings_about(evaluation.results, trained, config),
         )
         report.write_analysis(content, config.pruned_model, folder)
-        report.tell(content, config)
+        report.show_report(content, config)
         log.copy_to(folder / "logs" / "training.log")
 
 

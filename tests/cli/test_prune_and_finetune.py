@@ -78,8 +78,8 @@ def test_several_processes_are_told_to_recover_afterwards(prune, monkeypatch, ca
 
 
 FAILURES = {
-    "interrupt": (KeyboardInterrupt(), "go on with --resume"),
-    "out of memory": (MemoryError(), "go on with --resume --use_gradient_checkpointing"),
+    "interrupt": (KeyboardInterrupt(), "resume with --resume"),
+    "out of memory": (MemoryError(), "continue with --resume --use_gradient_checkpointing"),
 }
 
 

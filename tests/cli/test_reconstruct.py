@@ -169,7 +169,7 @@ def test_a_method_without_text_reads_it_to_reconstruct_and_a_short_text_gives_wh
 def test_evaluating_on_the_text_of_the_reconstruction_is_a_warning(prune, text_file):
     _, whole = prune("whole")
     _, again = prune("again", "--scores", whole / "scores.npz", "--eval_tasks", text_file)
-    assert any("calibrated on the very text" in warning for warning in analysis_of(again)["warnings"])
+    assert any("calibrated on the evaluation text" in warning for warning in analysis_of(again)["warnings"])
 
 
 @pytest.mark.parametrize(
