@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Perplexity after pruning, per importance method, score normalisation, temperature and ratio. No training.
 
-Each method scores once; every combination is cut from those scores, applied and measured. Results already in the output
-file are not computed again.
+Each method scores once; every combination is selected from those scores, applied and measured. Resumes from the output
+file.
 
     python benchmarks/methods.py --base_model MODEL --calibrate wiki.valid.raw --evaluate wiki.test.raw \\
         --methods taylor fisher wanda --normalizations none rank --ratios 0.2 0.5 --output methods.json
@@ -18,7 +18,7 @@ from typing import Any
 
 from machine import provenance
 
-from hgsp.cli.main import quiet_libraries
+from hgsp.console.exit_codes import quiet_libraries
 from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import CALIBRATE, EVALUATE, load_text
 from hgsp.evaluation.metrics.ppl import perplexity
@@ -66,12 +66,12 @@ def main() -> None:
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes a cell of the table."""
+    """Return the settings that identify a row."""
     return row["method"], row["normalization"], row["temperature"], row["ratio"]
 
 
 class Bench:
-    """One model, one calibration and one evaluation text; scores are kept per method."""
+    """One model with one calibration and one evaluation text; caches the scores of each method."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -84,7 +84,7 @@ class Bench:
         self.dense = self._perplexity(load_dense(self._source, "bfloat16", options.device))
 
     def measure(self, method: str, normalization: str, temperature: float, ratio: float) -> dict[str, Any]:
-        """PPL and shape of one cell."""
+        """Return perplexity and shape of one pruned model."""
         if method not in self._scores:
             self._scores[method] = self._score(method)
         geometry = self._source.geometry

@@ -37,7 +37,7 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError, not_finite
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_OUTPUT, LAYER_PREFIX, MLP_OUTPUT
+from hgsp.models.families import KINDS, LAYER_PREFIX, OUTPUT_PROJECTIONS
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
@@ -46,9 +46,6 @@ from hgsp.reconstruction.least_squares import Moments, solve, wide_dtype
 from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.reconstruction.paired_forward import PairedForward, num_held_out
 from hgsp.reconstruction.resume import ResumeState
-from hgsp.scoring.groups import KIND_NAMES
-
-OUTPUT_PROJECTIONS = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,7 @@ def reconstruct(
                         modules += [ModuleFit(**fit) for fit in done or ()]
                         continue
                     fits: list[ModuleFit] = []
-                    for kind in KIND_NAMES:
+                    for kind in KINDS:
                         seed = calibration.seed + index if options.method == "blocks" and kind == "mlp" else None
                         fits += _reconstruct_block(streams, kind, index, dense, pruned, options.method == "bias", seed)
                     new = _new_tensors(fits, new_index, pruned)

@@ -20,10 +20,9 @@ from hgsp.errors import InputError, not_finite
 from hgsp.layerwise.distributed import own_share, sum_over_processes
 from hgsp.layerwise.walk import LayerWalk, Objective
 from hgsp.models.decoder import Decoder, weight_not_finite
-from hgsp.models.families import ATTENTION_OUTPUT, LINEARS, MLP_OUTPUT
+from hgsp.models.families import ATTENTION_OUTPUT, KINDS, LINEARS, MLP_OUTPUT, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.scoring.groups import KIND_NAMES
 from hgsp.scoring.methods import ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod, method_named
 from hgsp.scoring.names import LABELS
 from hgsp.scoring.normalization import LayerImportance
@@ -126,7 +125,7 @@ def _score_by_walking(
     share = own_share(len(calibration.input_ids))
     seq_len = calibration.input_ids.shape[1]
     backward = bool(method.needs & BACKWARD_STATISTICS)
-    group_columns = {ATTENTION_OUTPUT: geometry.queries_per_kv * geometry.head_dim, MLP_OUTPUT: 1}
+    group_columns = {name: geometry.columns_per_group(kind) for kind, name in OUTPUT_PROJECTIONS.items()}
     walk = LayerWalk(
         decoder,
         calibration.input_ids[share.rows],
@@ -135,7 +134,7 @@ def _score_by_walking(
         checkpointing=options.checkpointing,
         spill_dir=options.spill_dir,
     )
-    watch = InfluenceWatch(decoder.num_layers) if with_influence else None
+    watch = InfluenceWatch(decoder) if with_influence else None
     with walk:
         for layer_pass in progress(walk.forward(), "forward", decoder.num_layers):
             with watch.on(layer_pass) if watch else nullcontext():
@@ -206,18 +205,19 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
 
     if isinstance(method, GroupMethod):
         generator = torch.Generator().manual_seed(seed + statistics.index)
-        sizes = {"attention": (K, geometry.kv_group_params), "mlp": (shape.mlp_width, geometry.mlp_channel_params)}
-        importance = {kind: method.groups(*sizes[kind], generator) for kind in KIND_NAMES}
+        sizes = {"attention": K, "mlp": shape.mlp_width}
+        importance = {kind: method.groups(sizes[kind], geometry.params_per_group(kind), generator) for kind in KINDS}
     elif isinstance(method, ColumnMethod):
         columns = {
             name: method.columns(linears[name].weight, statistics.values.get(name, {})).cpu().double()
-            for name in (ATTENTION_OUTPUT, MLP_OUTPUT)
+            for name in OUTPUT_PROJECTIONS.values()
         }
         attention_K = columns[ATTENTION_OUTPUT].unflatten(0, (K, R * D)).sum(1)
         importance = {"attention": attention_K, "mlp": columns[MLP_OUTPUT]}
     elif isinstance(method, MaskMethod):
-        writers = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
-        importance = {kind: statistics.values[name][method.statistic].cpu().double() for kind, name in writers.items()}
+        importance = {
+            kind: statistics.values[name][method.statistic].cpu().double() for kind, name in OUTPUT_PROJECTIONS.items()
+        }
     else:
 
         def saliency(key: str) -> Tensor:
@@ -228,7 +228,7 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
             return method.saliency(parameter, statistics.values.get(key, {}))
 
         importance = fold_weights(saliency, K, R, D)
-    for kind in KIND_NAMES:
+    for kind in KINDS:
         if not importance[kind].isfinite().all():
             where = weight_not_finite(statistics.module)
             raise not_finite("weight" if where else f"{method.name} importance", statistics.index, where or kind)
@@ -241,5 +241,5 @@ def _wide_sum(values: Tensor, dim: int) -> Tensor:
 
 
 def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:
-    names = LINEARS if isinstance(method, WeightMethod) else (ATTENTION_OUTPUT, MLP_OUTPUT)
+    names = LINEARS if isinstance(method, WeightMethod) else OUTPUT_PROJECTIONS.values()
     return {name: cast(nn.Linear, module.get_submodule(name)) for name in names}

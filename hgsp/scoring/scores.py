@@ -18,10 +18,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hgsp.errors import InputError
-from hgsp.models.families import LAYER_PREFIX, LINEARS
+from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
 from hgsp.models.geometry import Geometry
 from hgsp.models.loaded import LoadedModel
-from hgsp.scoring.groups import KIND_NAMES, GroupTable, build_group_table
+from hgsp.scoring.groups import GroupTable, build_group_table
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.names import NORMALIZATIONS
 from hgsp.scoring.normalization import LayerImportance, normalize
@@ -81,7 +81,7 @@ class Scores:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        num_groups = sum(len(layer[kind]) for layer in self.by_layer for kind in KIND_NAMES)
+        num_groups = sum(len(layer[kind]) for layer in self.by_layer for kind in KINDS)
         influence = "no influence" if self.influence is None else f"{self.influence.measure} influence"
         method = self.provenance.get("importance_method", "unknown method")
         return f"Scores({method}, {num_groups:,} groups in {len(self.by_layer)} layers, {influence})"
@@ -136,7 +136,7 @@ class Scores:
                     {name.partition(".")[2]: arrays[name] for name in arrays.files if name.startswith(f"{index}.")}
                     for index in layers
                 )
-                if not all(kind in layer for layer in by_layer for kind in KIND_NAMES):
+                if not all(kind in layer for layer in by_layer for kind in KINDS):
                     raise KeyError("importances of some layers are missing")
                 influence = None
                 if head["measure"] is not None:

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from hgsp.console.progress import Progress, silent
+from hgsp.environment import write_atomically
 from hgsp.errors import NumericalError
 from hgsp.models.geometry import Geometry
 from hgsp.models.half_precision import fp32_matmul_fallback
@@ -87,9 +88,7 @@ class SearchState:
         return min(self.divergences)
 
     def write(self, path: Path) -> None:
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self)))
-        partial.replace(path)
+        write_atomically(path, json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True)

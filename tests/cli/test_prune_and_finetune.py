@@ -87,7 +87,7 @@ FAILURES = {
 def test_recovery_that_fails_says_what_is_there_and_how_to_go_on(prune, tmp_path, monkeypatch, capsys, what):
     error, advice = FAILURES[what]
 
-    def fail(*args):
+    def fail(*_, **__):
         raise error
 
     with monkeypatch.context() as patch:
@@ -95,7 +95,7 @@ def test_recovery_that_fails_says_what_is_there_and_how_to_go_on(prune, tmp_path
         assert prune("--pruning_ratio", "0.2") == 1
     message = capsys.readouterr().err
     assert advice in message
-    assert "nothing half-written" not in message
+    assert "no partial output" not in message
     pruned = tmp_path / "results" / "X" / "p"
     assert f"{pruned} is complete" in message
     command = message.rpartition("its recovery by itself: ")[2].splitlines()[0]

@@ -111,7 +111,7 @@ def test_whole_blocks_replace_all_of_an_mlp_offloaded_as_resident(prune, family,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama-9q3kv-tied", "qwen2-14q2kv", "llama-mha-biased"])
+@pytest.mark.parametrize("family", ["llama-9q3kv-tied", "qwen2-14q2kv", "qwen3-8q2kv", "llama-mha-biased"])
 def test_offload_equals_resident(prune, family, dtype):
     """Tensors, the .bin and perplexities; the dense model lies in several files."""
     flags = ("--dtype", dtype, "--temperature", "1.0")
@@ -210,7 +210,7 @@ def test_failure_while_reconstructing_leaves_nothing(prune, monkeypatch, tmp_pat
     assert not [path for path in tmp_path.iterdir() if path.name not in {"llama-8q4kv"} and "pytest" not in path.name]
 
 
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "llama-mha-biased"])
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv", "llama-mha-biased"])
 def test_bias_alone_makes_a_checkpoint_that_loads_everywhere(prune, family):
     flags = ("--reconstruct", "bias", "--rounds", "2", "--search", "2", "--search_nsamples", "4")
     (code, folder), (offloaded_code, offloaded) = (

@@ -128,7 +128,7 @@ def test_what_scores_settle_is_said_when_something_else_was_asked_for(saved, tmp
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("folder", "to be a file"), ("file/scores.npz", "file, which cannot"), ("scores.npz", "scores.npz exists")],
+    [("folder", "to be a file"), ("file/scores.npz", "file, which is not"), ("scores.npz", "scores.npz exists")],
 )
 def test_scores_that_could_not_be_written_are_refused_before_weights_are_read(
     saved, tmp_path, monkeypatch, capsys, output, message

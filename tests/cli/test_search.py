@@ -51,7 +51,7 @@ def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tm
         ("--reconstruct", "blocks"),
     ],
 )
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv"])
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv"])
 def test_it_composes_and_offloaded_equals_resident(prune, family, flags):
     flags = (*SEARCH, *flags)
     (code, resident), (offloaded_code, offloaded) = (

@@ -24,7 +24,7 @@ def tensors_of(folder):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["llama-9q3kv-tied", "qwen2-14q2kv", "llama-mha-biased"])
+@pytest.mark.parametrize("name", ["llama-9q3kv-tied", "qwen2-14q2kv", "qwen3-8q2kv", "llama-mha-biased"])
 def test_offload_equals_resident(saved, tmp_path, name, dtype):
     """Scores, kept indices, tensors, the .bin and perplexities; the dense model lies in several files."""
     model = make_tiny(name, vocab_size=272).to(getattr(torch, dtype))  # Qwen2 tokenizers add tokens of their own

@@ -47,7 +47,7 @@ def model(make):
     return make("llama-8q4kv", num_hidden_layers=4)
 
 
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv"])
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv"])
 def test_a_plan_is_judged_by_the_reconstructed_model_on_text_it_was_not_fitted_on(make, family):
     model = make(family, num_hidden_layers=4)
     start, factors = start_of(model), np.array([[0, -1], [0, 0], [0.5, 0], [0, 1]])
