@@ -53,8 +53,8 @@ def test_a_killed_reconstruction_goes_on_to_the_same_result(prune, tmp_path, mon
     _, whole = prune("whole", *flags)
     add, state_file = ResumeState.add, tmp_path / "again.reconstruction" / "finished.json"
 
-    def killed(self, index, findings, tensors):
-        add(self, index, findings, tensors)
+    def killed(self, index, fits, tensors):
+        add(self, index, fits, tensors)
         if index == 1 and state_file.exists():  # not in the reconstructions of the search
             raise KeyboardInterrupt
 
@@ -66,7 +66,7 @@ def test_a_killed_reconstruction_goes_on_to_the_same_result(prune, tmp_path, mon
     assert state_file.is_file()
     code, folder = prune("again", *flags)
     assert code == 0
-    assert "reconstruction: goes on after 2 layers" in (folder / "logs" / "training.log").read_text()
+    assert "reconstruction: resuming after 2 layers" in (folder / "logs" / "training.log").read_text()
     expected, got = tensors_of(whole), tensors_of(folder)
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
     assert analysis_of(folder)["reconstruction"] == analysis_of(whole)["reconstruction"]
