@@ -17,7 +17,7 @@ def load_scores(request: Request) -> Scores:
     """
     scores = Scores.read(Path(str(request.config.scores)))
     scores.check_belongs_to(request.geometry, scores.weight_sample, request.config.dtype)
-    scores.check_offers(request.config.temperature)
+    scores.check_influence(request.config.temperature)
     return scores
 
 

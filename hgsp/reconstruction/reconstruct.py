@@ -1,25 +1,21 @@
-"""Reconstruction after the cut, without training: what is left of ``o_proj`` and ``down_proj`` learns to write what the
-dense model wrote.
+"""Reconstruction: refit the pruned model to the dense one layer by layer, without training.
 
-Dense and pruned model are walked side by side, block by block. Let x be the input of a writer in the pruned model,
-whose earlier blocks are cut AND reconstructed already (the largest single effect published, Tyr-the-Pruner, NeurIPS
-2025), and e the dense model's residual stream after the block minus the pruned one's: what the block's own cut lost and
-what earlier blocks could not make good. Over the calibration tokens
+Dense and pruned model run side by side, block by block. Let x be the input of an output projection (``o_proj`` or
+``down_proj``) of the pruned model, whose earlier blocks are pruned AND refitted (the largest single effect in
+Tyr-the-Pruner, NeurIPS 2025), and e the dense model's residual stream after the block minus the pruned model's. Over
+the calibration tokens,
 
     A = sum x x^T [S, S],   G = sum x e^T [S, H],   D = (A + lam I)^-1 G,   W_S += D^T,   lam = ridge * mean diag A
 
-is the least-squares fit whose ridge pulls towards the OLD weights: with e = y - W_S x it is W_S^T = (A + lam I)^-1 (B +
-lam W_S,old^T), B = sum x y^T (compare OSSCAR, arXiv:2403.12983). A writer that has a bias gets it fitted as one more
-column. Sequences that took no part in the fit judge the ridge; no change at all is among the choices, so that the
-held-out error of a module never grows. Rounding to the weights' dtype is part of what is judged.
+is the least-squares fit with a ridge towards the OLD weights: with e = y - W_S x it is W_S^T = (A + lam I)^-1 (B + lam
+W_S,old^T), B = sum x y^T (compare OSSCAR, arXiv:2403.12983). A bias is fitted as one more column. Held-out sequences
+choose among ridges and the old weights, rounded to the weights' dtype, so that the held-out error of a module never
+grows. With the output of the dense block as the target instead of the stream, errors of earlier blocks would remain.
 
-Aiming at the dense module's own output instead of the stream leaves the drift of earlier blocks where it is. What least
-squares leave of an MLP's error, ``block_fit`` lowers further if asked to.
+In memory are the moments of one block and two residual streams; on a CPU also the inputs of the output projection,
+which take longer to compute again than to keep.
 
-One block's moments are all that exists at a time, and of the activations only the two streams at one block boundary;
-on a CPU also what goes into the writer, because computing it again takes longer there than keeping it.
-
-H hidden | S inputs a pruned writer keeps, plus one for a bias
+H hidden | S inputs of a pruned output projection, plus one for a bias
 """
 
 from __future__ import annotations
@@ -42,7 +38,7 @@ from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
-from hgsp.reconstruction.least_squares import Moments, solve, wide_dtype
+from hgsp.reconstruction.least_squares import Moments, accumulation_dtype, solve
 from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.reconstruction.paired_forward import PairedForward, num_held_out
 from hgsp.reconstruction.resume import ResumeState
@@ -165,7 +161,7 @@ def reconstruct(
                     streams.pass_layer(dense, None)
                     continue
                 with _pruned_layer(surgery, new_index, dense) as pruned:
-                    done = None if resume is None else resume.findings(index)
+                    done = None if resume is None else resume.fits(index)
                     if index in options.frozen or done is not None:
                         streams.pass_layer(dense, pruned)
                         modules += [ModuleFit(**fit) for fit in done or ()]
@@ -192,16 +188,16 @@ def _check_biases(plan: PrunePlan, method: str) -> None:
 
 
 def check_enough(
-    calibration: Calibration, least: int = 2, purpose: str = "to reconstruct, one of them held out"
+    calibration: Calibration, minimum: int = 2, purpose: str = "to reconstruct, one of them held out"
 ) -> None:
-    """Refuse a calibration that leaves nothing to fit on, or nothing to judge by.
+    """Refuse a calibration with too few sequences to fit and to hold out.
 
     Raises:
-        InputError: fewer sequences than ``least``.
+        InputError: fewer sequences than ``minimum``.
     """
-    if len(calibration.input_ids) < least:
+    if len(calibration.input_ids) < minimum:
         raise InputError(
-            expected=f"at least {least} calibration sequences {purpose}",
+            expected=f"at least {minimum} calibration sequences {purpose}",
             got=str(len(calibration.input_ids)),
             remedy="use a longer text or a smaller --seq_len",
         )
@@ -216,45 +212,44 @@ def _reconstruct_block(
     bias_only: bool,
     seed: int | None,
 ) -> list[ModuleFit]:
-    """Refit one writer, with a seed the whole MLP after it, and let both streams pass the block.
+    """Refit one output projection and, with a seed, the whole MLP, and run the block of both models.
 
-    Empty where the pruned layer has no such block.
+    Returns an empty list if the pruned layer has no such block.
     """
     block, _, name = OUTPUT_PROJECTIONS[kind].partition(".")
-    writer = getattr(getattr(pruned, block), name, None)
-    if writer is None:
+    projection = getattr(getattr(pruned, block), name, None)
+    if projection is None:
         streams.pass_dense(kind, dense)
         return []
-    fit = Moments(writer, wide_dtype(writer.weight.device), bias_only=bias_only)
-    held = Moments(writer, torch.float32, bias_only=bias_only)
-    streams.gather(kind, dense, pruned, writer, fit, held)
-    if not (fit.are_finite and held.are_finite):
+    fit = Moments(projection, accumulation_dtype(projection.weight.device), bias_only=bias_only)
+    held_out = Moments(projection, torch.float32, bias_only=bias_only)
+    streams.gather(kind, dense, pruned, projection, fit, held_out)
+    if not (fit.are_finite and held_out.are_finite):
         raise not_finite("input or output of the pruned model", index, OUTPUT_PROJECTIONS[kind])
-    columns = [] if bias_only else [writer.weight.detach()]
-    columns += [] if writer.bias is None else [writer.bias.detach()[:, None]]
-    old_HS = torch.cat(columns, dim=1)
-    new_HS, ridge, error = solve(old_HS, fit, held)
+    columns = [] if bias_only else [projection.weight.detach()]
+    columns += [] if projection.bias is None else [projection.bias.detach()[:, None]]
+    new_HS, ridge, error = solve(torch.cat(columns, dim=1), fit, held_out)
     if ridge is not None:
-        # new parameters: the old ones may be the dense model's own
+        # new parameters, because the old ones may be the dense model's own
         if not bias_only:
-            writer.weight = nn.Parameter(new_HS[:, : writer.in_features].contiguous(), requires_grad=False)
-        if writer.bias is not None:
-            writer.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
-    errors = held.relative(held.error), held.relative(error)
+            projection.weight = nn.Parameter(new_HS[:, : projection.in_features].contiguous(), requires_grad=False)
+        if projection.bias is not None:
+            projection.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
+    errors = held_out.relative(held_out.error), held_out.relative(error)
     fits = [ModuleFit(index, OUTPUT_PROJECTIONS[kind], ridge, *errors, changed=ridge is not None)]
     if seed is not None:
-        before, after = fit_block(pruned.mlp, streams.block_text(pruned), seed)
-        errors = held.relative(before.energy), held.relative(after.energy)
+        before, after = fit_block(pruned.mlp, streams.mlp_batches(pruned), seed)
+        errors = held_out.relative(before.energy), held_out.relative(after.energy)
         fits.append(ModuleFit(index, block, None, *errors, changed=after is not before))
         if fits[-1].changed:
-            streams.forget_inputs()
-    streams.pass_pruned(kind, pruned, writer)
+            streams.drop_inputs()
+    streams.pass_pruned(kind, pruned, projection)
     return fits
 
 
 @contextmanager
 def _pruned_layer(surgery: Surgery, index: int, dense: nn.Module) -> Iterator[nn.Module]:
-    """One layer of the pruned model with its weights, on the dense layer's device; index is the pruned model's."""
+    """Load one layer of the pruned model, by its index there, on the device of the dense layer."""
     module, prefix = surgery.skeleton.model.layers[index].eval(), f"{LAYER_PREFIX}{index}."
     device = next(dense.parameters()).device
     state = {name: surgery.tensor(prefix + name).to(device) for name in module.state_dict()}
@@ -266,10 +261,10 @@ def _pruned_layer(surgery: Surgery, index: int, dense: nn.Module) -> Iterator[nn
 
 
 def _new_tensors(fits: list[ModuleFit], new_index: int, pruned: nn.Module) -> dict[str, Tensor]:
-    """The tensors of one layer that were refitted, by their names in the pruned model."""
+    """Return the refitted tensors of one layer, by their names in the pruned model."""
     return {
-        f"{LAYER_PREFIX}{new_index}.{fitted.module}.{name}": parameter.detach()
-        for fitted in fits
-        if fitted.changed
-        for name, parameter in pruned.get_submodule(fitted.module).named_parameters()
+        f"{LAYER_PREFIX}{new_index}.{fit.module}.{name}": parameter.detach()
+        for fit in fits
+        if fit.changed
+        for name, parameter in pruned.get_submodule(fit.module).named_parameters()
     }

@@ -1,6 +1,6 @@
-"""Scores on disk: score once, cut at any ratio, temperature, tau, epsilon or floor in seconds.
+"""Scores: importances and influence on disk, to select from at any ratio and with any prior in seconds.
 
-L layers | K kv groups | M mlp width
+L layers | K kv groups | M mlp width | I in_features
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class RankingOptions:
 
     Args:
         normalization: a key of ``NORMALIZERS``, or "auto" for that of the importance method.
-        temperature: exponent of the H-GSP prior; 0 switches it off, and needs no influence.
-        tau: H-GSP gate; None is the 25th percentile of the layers' influence.
+        temperature: exponent of the H-GSP prior; 0 switches it off and needs no influence.
+        tau: H-GSP threshold, see ``prior_of``.
         depth_slope: MLP scores are multiplied by e^-slope in the first layer up to e^slope in the last.
 
     Raises:
@@ -69,10 +69,9 @@ class RankingOptions:
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """Importances of every group, the influence of layers and blocks if it was measured, and where both come from.
+    """Importance of every group, the influence of layers and blocks if measured, and the provenance of both.
 
-    ``weight_sample`` [L, 7, 16] float32 holds the first weights of every Linear, to recognise the model again in
-    whatever dtype it is loaded.
+    ``weight_sample`` [L, 7, 16] float32, the first weights of every Linear, identifies the model in any dtype.
     """
 
     by_layer: tuple[LayerImportance, ...]
@@ -91,7 +90,7 @@ class Scores:
         """The importance method, a key of ``METHODS``.
 
         Raises:
-            InputError: the scores do not say, or name a method that is not ours.
+            InputError: the provenance names none, or one that is not in ``METHODS``.
         """
         name = self.provenance.get("importance_method")
         if name not in METHODS:
@@ -120,13 +119,13 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """Read a file that ``write`` made.
+        """Read a file of ``write``.
 
         Raises:
-            InputError: missing, not such a file, or of another schema.
+            InputError: the file is missing, damaged, or of another schema.
         """
         try:
-            # opened here: numpy forgets to close a file that is no archive
+            # opened here because numpy does not close a file that is no archive
             with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
                 head = json.loads(str(arrays["head"]))
                 if head["schema"] != SCHEMA:
@@ -151,28 +150,31 @@ class Scores:
             ) from error
 
     def check_belongs_to(self, geometry: Geometry, sample: npt.NDArray[np.float32], dtype: str) -> None:
-        """Refuse scores of another model or of other weights; ``sample`` holds weights of the given dtype.
+        """Refuse scores of another model.
+
+        Args:
+            sample: weights of the model, see ``weight_sample``, in the given dtype.
 
         Raises:
-            InputError: sizes or sampled weights differ by more than a change of dtype explains.
+            InputError: other sizes, or weights that differ by more than a change of dtype explains.
         """
         same_dtype = self.provenance.get("dtype") == dtype
         rtol, atol = (0.0, 0.0) if same_dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
         sizes = [(len(layer["attention"]), len(layer["mlp"])) for layer in self.by_layer]
         if sizes != [(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes]:
-            what = "a model of other sizes"
+            got = "a model of other sizes"
         elif not np.allclose(self.weight_sample, sample, rtol=rtol, atol=atol):
-            what = "a model of the same sizes with other weights"
+            got = "a model of the same sizes with other weights"
         else:
             return
         raise InputError(
-            expected="scores of the model that is to be cut",
-            got=f"scores of {what} ({self.provenance.get('base_model')})",
-            remedy="pass the model the scores were made from, or score this one",
+            expected="scores of the model to prune",
+            got=f"scores of {got} ({self.provenance.get('base_model')})",
+            remedy="pass the model that was scored, or score this one",
         )
 
-    def check_offers(self, temperature: float) -> None:
-        """Refuse scores without influence where the prior needs it.
+    def check_influence(self, temperature: float) -> None:
+        """Refuse a temperature that needs influence if the scores have none.
 
         Raises:
             InputError: a temperature above 0 and scores without influence.
@@ -185,7 +187,7 @@ class Scores:
             )
 
     def ranked(self, geometry: Geometry, options: RankingOptions | None = None) -> tuple[GroupTable, tuple[str, ...]]:
-        """Return the table of all groups with final scores, and the H-GSP mode of each layer ("none" without a prior).
+        """Return the table of all groups with final scores, and the H-GSP mode of every layer ("none" without a prior).
 
         Raises:
             InputError: a temperature above 0 and scores without influence, or "auto" and scores of no known method.
@@ -196,7 +198,7 @@ class Scores:
         table = build_group_table(self.by_layer, geometry, normalize(self.by_layer, geometry, normalization))
         modes = ["none"] * len(self.by_layer)
         if options.temperature > 0:
-            self.check_offers(options.temperature)
+            self.check_influence(options.temperature)
             assert self.influence is not None
             prior_LK, modes = prior_of(self.influence, options.temperature, options.tau)
             table = table.with_prior(prior_LK)
@@ -204,12 +206,12 @@ class Scores:
 
 
 def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
-    """Return the first weights of every Linear of a loaded model, [L, 7, 16] float32, in the dtype they are used in."""
+    """Return the first weights of every Linear of a loaded model, [L, 7, 16] float32, rounded to the model's dtype."""
     return sample_weights(loaded.read_first_row, loaded.decoder.num_layers)
 
 
 def sample_weights(read_first_rows: Callable[[str], Tensor], num_layers: int) -> npt.NDArray[np.float32]:
-    """First weights of every Linear of every layer, [L, 7, 16] float32; ``read_first_rows(name)`` gives [>=1, I]."""
+    """Return the first weights of every Linear, [L, 7, 16] float32; ``read_first_rows(name)`` returns [>=1, I]."""
     return np.stack(
         [
             np.stack([_first_values(read_first_rows(f"{LAYER_PREFIX}{index}.{name}.weight")) for name in LINEARS])

@@ -51,11 +51,11 @@ def test_reconstruction_replaces_writers_only_and_is_reported(prune):
 )
 def test_a_killed_reconstruction_goes_on_to_the_same_result(prune, tmp_path, monkeypatch, flags):
     _, whole = prune("whole", *flags)
-    add = ResumeState.add
+    add, state_file = ResumeState.add, tmp_path / "again.reconstruction" / "finished.json"
 
-    def killed(self, index, findings, tensors):
-        add(self, index, findings, tensors)
-        if index == 1:
+    def killed(self, index, fits, tensors):
+        add(self, index, fits, tensors)
+        if index == 1 and state_file.exists():  # not in the reconstructions of the search
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -63,10 +63,10 @@ def test_a_killed_reconstruction_goes_on_to_the_same_result(prune, tmp_path, mon
         code, folder = prune("again", *flags)
     assert code == 1
     assert not folder.exists()
-    assert (tmp_path / "again.reconstruction" / "finished.json").is_file()
+    assert state_file.is_file()
     code, folder = prune("again", *flags)
     assert code == 0
-    assert "reconstruction: goes on after 2 layers" in (folder / "logs" / "training.log").read_text()
+    assert "reconstruction: resuming after 2 layers" in (folder / "logs" / "training.log").read_text()
     expected, got = tensors_of(whole), tensors_of(folder)
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
     assert analysis_of(folder)["reconstruction"] == analysis_of(whole)["reconstruction"]

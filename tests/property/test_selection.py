@@ -17,7 +17,7 @@ from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, build_group_table
 
 def num_unprotected(geometry, minimum_sizes):
     """Numbers of KV groups and channels that may be removed."""
-    pairs = list(zip(geometry.shapes, minimum_sizes.least(geometry), strict=True))
+    pairs = list(zip(geometry.shapes, minimum_sizes.smallest_shapes(geometry), strict=True))
     return sum(s.num_kv_groups - f.num_kv_groups for s, f in pairs), sum(s.mlp_width - f.mlp_width for s, f in pairs)
 
 
@@ -66,7 +66,7 @@ def test_shortfall_is_less_than_the_cheapest_kept_unprotected_group(problem):
     geometry, table, budget, minimum_sizes = problem
     plan = select_groups(table, geometry, budget, minimum_sizes)
     kept = kept_mask(table, plan)
-    for layer, least in enumerate(minimum_sizes.least(geometry)):
+    for layer, least in enumerate(minimum_sizes.smallest_shapes(geometry)):
         for kind, floor in ((ATTENTION, least.num_kv_groups), (MLP, least.mlp_width)):
             mine = (table.layer == layer) & (table.kind == kind)
             if (kept & mine).sum() > floor:
@@ -91,7 +91,7 @@ def test_floors_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, 
     geometry, table, budget, minimum_sizes = problem
     plan = select_groups(table, geometry, budget, minimum_sizes, epsilon)
     past_free = geometry.num_layers - minimum_sizes.freeze_last
-    for layer, (keep, least) in enumerate(zip(plan.layers, minimum_sizes.least(geometry), strict=True)):
+    for layer, (keep, least) in enumerate(zip(plan.layers, minimum_sizes.smallest_shapes(geometry), strict=True)):
         if layer in plan.removed_layers:
             assert epsilon is not None
             assert minimum_sizes.freeze_first <= layer < past_free

@@ -1,7 +1,4 @@
-"""Importance methods, one file each. A method scores one Linear and knows nothing of heads, layers or GQA.
-
-I in_features | O out_features | S samples | G groups
-"""
+"""Importance methods, one file each. A method scores one Linear and knows nothing of heads, layers or GQA."""
 
 from hgsp.errors import InputError
 from hgsp.scoring.methods.fisher import FISHER
@@ -20,7 +17,7 @@ METHODS: dict[str, Method] = {
 
 
 def method_named(method: Method | str) -> Method:
-    """Return one of ``METHODS`` by name, and a method of another name as it is.
+    """Return a method of ``METHODS`` by its name; a ``Method`` is returned unchanged.
 
     Raises:
         InputError: unknown name.

@@ -91,7 +91,7 @@ def test_ties_go_to_the_earlier_layer_then_attention_then_the_lower_index():
 @pytest.mark.parametrize("minimum_sizes", [(0, 1), (1, 0)])
 def test_floors_below_one_are_refused(minimum_sizes):
     """A block emptied by chance would take its norm along, past the budget; layers leave whole or not at all."""
-    with pytest.raises(InputError, match="floors of at least one"):
+    with pytest.raises(InputError, match="minimum sizes of at least one"):
         MinimumSizes(*minimum_sizes)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from hgsp.reconstruction.block_fit import BlockText, fit_block
+from hgsp.reconstruction.block_fit import BlockBatches, fit_block
 
 HIDDEN, WIDTH, BATCH = 16, 24, 256
 
@@ -29,7 +29,7 @@ def text_of(block, wanted_of, num_batches=16, seed=0):
     inputs_TH = inputs_TH.to(next(block.parameters()).dtype)
     wanted_TH = wanted_of(inputs_TH.float()).float()
     batches = [slice(start, start + BATCH) for start in range(0, len(inputs_TH), BATCH)]
-    return BlockText(lambda batch: (inputs_TH[batch], wanted_TH[batch]), batches[:-2], batches[-2:])
+    return BlockBatches(lambda batch: (inputs_TH[batch], wanted_TH[batch]), batches[:-2], batches[-2:])
 
 
 def moved(block, size=0.05):
@@ -41,7 +41,7 @@ def moved(block, size=0.05):
 
 
 def energy_of(block, text):
-    batches = [text.read(batch) for batch in text.judging]
+    batches = [text.read(batch) for batch in text.held_out]
     return sum(float((block(inputs).float() - wanted).square().sum()) for inputs, wanted in batches)
 
 
@@ -54,7 +54,7 @@ def test_what_the_block_can_reach_is_reached_and_the_errors_are_what_it_then_mak
     assert before.energy == pytest.approx(energy_of(before_fit, text), rel=1e-5)
     assert after.energy == pytest.approx(energy_of(block, text), rel=1e-5)
     assert after.energy < 0.6 * before.energy
-    assert after.share < before.share
+    assert after.relative < before.relative
     for name, weight in block.named_parameters():
         assert weight.dtype == dtype
         assert not weight.requires_grad
@@ -103,7 +103,7 @@ def test_tokens_of_great_energy_do_not_drown_the_others():
     block = block_of(0)
     text, unfitted = text_of(block, partial(with_sinks, other=moved(block))), copy.deepcopy(block)
     fit_block(block, text, seed=7)
-    inputs_TH, wanted_TH = text.read(text.judging[0])
+    inputs_TH, wanted_TH = text.read(text.held_out[0])
     ordinary = torch.arange(len(inputs_TH)) % 64 != 0
     before, after = (float((model(inputs_TH) - wanted_TH)[ordinary].square().sum()) for model in (unfitted, block))
     assert after < 0.7 * before
@@ -130,5 +130,5 @@ def test_a_long_text_is_gone_through_less_often(monkeypatch, enough, epochs):
         reads.append(batch)
         return text.read(batch)
 
-    fit_block(block, BlockText(read, text.fitting, text.judging), seed=7)
-    assert [reads.count(batch) for batch in text.fitting] == [1 + epochs] * 14
+    fit_block(block, BlockBatches(read, text.fit, text.held_out), seed=7)
+    assert [reads.count(batch) for batch in text.fit] == [1 + epochs] * 14

@@ -88,7 +88,7 @@ def test_the_solution_needs_float64():
     moments = Moments(linear, torch.float64)
     moments.A_SS += torch.tensor([[1.0, 1 - 2e-9], [1 - 2e-9, 1.0]], dtype=torch.float64)
     moments.G_SH += moments.A_SS @ torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    moments.error = moments.written = 1.0
+    moments.error = moments.output = 1.0
     new, ridge, _ = solve(linear.weight, moments, moments)
     expected = torch.linalg.solve(moments.A_SS + ridge * torch.eye(2), moments.G_SH)
     torch.testing.assert_close(new, linear.weight + expected.T, rtol=1e-9, atol=1e-12)

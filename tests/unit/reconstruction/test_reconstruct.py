@@ -361,10 +361,10 @@ def test_a_reconstruction_goes_on_after_the_layers_that_are_finished(make, tmp_p
 
     add, fitted = ResumeState.add, []
 
-    def killed(self, index, findings, tensors):
+    def killed(self, index, fits, tensors):
         if index == 1:
             raise KeyboardInterrupt
-        add(self, index, findings, tensors)
+        add(self, index, fits, tensors)
 
     with monkeypatch.context() as patch:
         patch.setattr(ResumeState, "add", killed)
