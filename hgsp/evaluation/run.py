@@ -37,7 +37,7 @@ def run_evaluation(config: EvaluationConfig, command: str) -> int:
         device = join_with_own_device(config.device)
         if is_main_process():
             _log_start(command, overflow_warnings(models, config.dtype))
-        jobs, failures = prepare_jobs(config)
+        jobs, failures = prepare_jobs(config.task_names, config.options, config.seq_len, config.data_dir)
         runner = Runner(config, device, tokenizer, tokenizer_fingerprint(tokenizer), results)
         runner.fail(models, failures)
         runner.run(models, jobs)

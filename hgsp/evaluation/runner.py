@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hgsp.console.progress import terminal
 from hgsp.console.report_schema import DONE, FAILED
 from hgsp.errors import InputError, NumericalError
 from hgsp.evaluation.config import EvaluationConfig
@@ -96,7 +97,7 @@ class Runner:
         start = time.perf_counter()
         if job.shared_out or is_main_process():
             try:
-                measured = job.run(loaded, self._tokenizer)
+                measured = job.run(loaded, self._tokenizer, terminal)
             except FAILURES as error:
                 if job.shared_out and is_distributed() and not isinstance(error, NumericalError):
                     raise  # the other processes wait for this one's share: stop them all

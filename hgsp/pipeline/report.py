@@ -1,4 +1,4 @@
-"""What a run says about itself: ``pruning_analysis.json``, the closing table, the dry run."""
+"""The pruning report: ``pruning_analysis.json``, the closing table, and the dry run."""
 
 from __future__ import annotations
 

@@ -195,23 +195,23 @@ def _searched(
     progress: Progress,
 ) -> PruningDecision:
     """The decision with the widths that the budget search found."""
+    plan = decision.plan
     problem = SearchProblem(
-        decision.table, geometry_of(dense.model), decision.plan.budget_params, minimum_sizes, recipe.collapse_epsilon
+        decision.table,
+        geometry_of(dense.model),
+        plan.budget_params,
+        minimum_sizes,
+        recipe.collapse_epsilon,
+        plan.provenance,
     )
-    options = SearchOptions(
-        steps=recipe.search,
-        reconstruct=recipe.reconstruct,
-        batch_size=resources.batch_size,
-        spill_dir=resources.streams_dir if recipe.reconstructs else resources.spill_dir,
-        frozen=minimum_sizes.frozen(problem.geometry),
-    )
+    spill_dir = resources.streams_dir if recipe.reconstructs else resources.spill_dir
+    options = SearchOptions(recipe.search, recipe.reconstruct, resources.batch_size, spill_dir)
     with tempfile.TemporaryDirectory(dir=resources.scratch, prefix=".search-") as tensors_dir:
         found = search_allocation(
             dense,
             problem,
             calibration,
             options,
-            provenance=decision.plan.provenance,
             tensors_dir=Path(tensors_dir),
             state_file=resources.search_state,
             progress=progress,
@@ -229,7 +229,7 @@ def _reconstructed(
     progress: Progress,
 ) -> Reconstruction:
     """Refit the remaining weights; the tensors of finished layers wait on disk where there is a state folder."""
-    frozen = minimum_sizes.frozen(geometry_of(dense.model))
+    frozen = minimum_sizes.frozen_layers(dense.decoder.num_layers)
     options = ReconstructionOptions(recipe.reconstruct, resources.batch_size, resources.streams_dir, frozen)
     resume = None
     if resources.reconstruction_state is not None:

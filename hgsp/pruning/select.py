@@ -37,18 +37,17 @@ class MinimumSizes:
                 remedy="a layer that must not stay is removed whole",
             )
 
-    def frozen(self, geometry: Geometry) -> frozenset[int]:
+    def frozen_layers(self, num_layers: int) -> frozenset[int]:
         """Return the indices of the layers that are never touched."""
-        num_layers = geometry.num_layers
         return frozenset({*range(self.freeze_first), *range(num_layers - self.freeze_last, num_layers)})
 
     def least(self, geometry: Geometry) -> tuple[LayerShape, ...]:
         """The smallest shape every layer may be cut to."""
-        first_free, past_free = self.freeze_first, geometry.num_layers - self.freeze_last
+        frozen = self.frozen_layers(geometry.num_layers)
         return tuple(
-            LayerShape(min(shape.num_kv_groups, self.min_kv_groups), min(shape.mlp_width, self.min_mlp_width))
-            if first_free <= index < past_free
-            else shape
+            shape
+            if index in frozen
+            else LayerShape(min(shape.num_kv_groups, self.min_kv_groups), min(shape.mlp_width, self.min_mlp_width))
             for index, shape in enumerate(geometry.shapes)
         )
 
@@ -171,10 +170,10 @@ def _collapsed_layers(
     whole = np.array([geometry.layer_params(shape) for shape in geometry.shapes])
     dropped = np.bincount(table.layer, weights=table.cost * ~kept, minlength=geometry.num_layers)
     kept_ratio = 1 - dropped / whole
-    touchable = range(minimum_sizes.freeze_first, geometry.num_layers - minimum_sizes.freeze_last)
+    touchable = set(range(geometry.num_layers)) - minimum_sizes.frozen_layers(geometry.num_layers)
     spent = sum(whole[index] for index in removed_layers)
     collapsed: list[int] = []
-    for index in sorted(set(touchable) - set(removed_layers), key=lambda layer: (kept_ratio[layer], layer)):
+    for index in sorted(touchable - set(removed_layers), key=lambda layer: (kept_ratio[layer], layer)):
         leaves_a_layer = len(removed_layers) + len(collapsed) + 1 < geometry.num_layers
         if kept_ratio[index] >= epsilon or not leaves_a_layer or spent + whole[index] > budget:
             break

@@ -79,17 +79,26 @@ def inspect_teacher(config: TrainingConfig, vocabulary: int) -> ModelSource | No
         return None
     source = inspect_model(config.distill_from)
     found = source.config.vocab_size
-    if found != vocabulary:
-        raise InputError(
-            expected=f"a parent with the student's vocabulary of {vocabulary} tokens",
-            got=f"{found} in {config.distill_from}",
-            remedy="pass the dense model that was pruned",
-        )
+    check_same_vocabulary(found, vocabulary, config.distill_from)
     if config.distill_top_k >= found:
         raise InputError(
             expected=f"--distill_top_k below {found}", got=str(config.distill_top_k), remedy="0 takes all tokens"
         )
     return source
+
+
+def check_same_vocabulary(found: int, vocabulary: int, name: str) -> None:
+    """Refuse a teacher whose tokens mean something else than the student's.
+
+    Raises:
+        InputError: another number of tokens.
+    """
+    if found != vocabulary:
+        raise InputError(
+            expected=f"a teacher with the student's vocabulary of {vocabulary} tokens",
+            got=f"{found} in {name}",
+            remedy="pass the dense model that was pruned",
+        )
 
 
 def load_parent(config: TrainingConfig, source: ModelSource, device: str) -> Teacher:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
 
 LOG = logging.getLogger(__name__)
 
+#: The variable by which accelerate chooses the device.
+TRAINER_DEVICE = "ACCELERATE_TORCH_DEVICE"
 #: Evaluations on held-out rows in a run, unless they would see more than this share of the sequences trained on.
 EVALUATIONS, EVALUATED_SHARE = 10, 0.2
 
@@ -121,13 +124,28 @@ def train(
         LOG.info("resuming from %s", last.name if last else "the beginning: no state was saved")
     state = None if last is None else TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
     if state is None or state.global_step < steps:
-        trainer = _trainer(model, text, config, collator, device, work_dir, teacher, steps, progress)
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with _trainer_on(device):
+            trainer = _trainer(model, text, config, collator, device, work_dir, teacher, steps, progress)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
         state = trainer.state
     best = state.best_model_checkpoint
     checkpoint = Path(best) if best else folder / f"checkpoint-{state.global_step}"
     kept_step = int(checkpoint.name.rpartition("-")[2])
     return Trained(checkpoint, tuple(state.log_history), kept_step, state.global_step, count_parameters(model, config))
+
+
+@contextmanager
+def _trainer_on(device: str) -> Iterator[None]:
+    """Make the Trainer use this GPU instead of the first one; several processes have their own already."""
+    before = os.environ.get(TRAINER_DEVICE)
+    if launched_processes() == 1 and device.startswith("cuda"):
+        os.environ[TRAINER_DEVICE] = device
+    try:
+        yield
+    finally:
+        os.environ.pop(TRAINER_DEVICE, None)
+        if before is not None:
+            os.environ[TRAINER_DEVICE] = before
 
 
 def count_parameters(model: Any, config: TrainingConfig) -> dict[str, int]:
@@ -171,8 +189,6 @@ def training_arguments(
     config: TrainingConfig, folder: Path, steps: int, num_held_out: int, device: str
 ) -> TrainingArguments:
     """Our configuration in the terms of transformers."""
-    if launched_processes() == 1 and device.startswith("cuda"):
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device  # else the Trainer takes the first GPU
     every = config.eval_steps or steps_between_evaluations(steps, config.batch_size, num_held_out)
     evaluates = num_held_out > 0
     arguments = TrainingArguments(

@@ -62,9 +62,8 @@ class GroupTable:
         return len(self.layer)
 
     def __repr__(self) -> str:
-        return (
-            f"GroupTable({len(self):,} groups in {int(self.layer[-1]) + 1} layers, {int(self.cost.sum()):,} parameters)"
-        )
+        num_layers, params = int(self.layer[-1]) + 1, int(self.cost.sum())
+        return f"GroupTable({len(self):,} groups in {num_layers} layers, {params:,} parameters)"
 
     def with_prior(self, prior_LK: Floats) -> GroupTable:
         """The same table with ``prior`` taken from an array [L, 2] (attention, mlp) and the score multiplied by it."""

@@ -61,6 +61,9 @@ class Importances:
     influence: Influence | None
     calibration_loss: float | None
 
+    def __repr__(self) -> str:
+        return f"Importances({len(self.by_layer)} layers, calibration loss {self.calibration_loss}, {self.influence})"
+
 
 @fp32_matmul_fallback()
 def score_groups(

@@ -47,6 +47,7 @@ class GradientProposals:
         spill_dir: folder for activations; None keeps them in memory.
     """
 
+    report_name: ClassVar[str] = "GradientMoves"  # as reports have it
     #: What a step moves budget between: MLPs of different layers, the two kinds, attentions of different layers.
     names: ClassVar[Sequence[str]] = ("mlp", "kinds", "attention")
     first_step: ClassVar[float] = 0.5

@@ -59,6 +59,7 @@ class ProfileProposals:
         InputError: fewer than three sequences.
     """
 
+    report_name: ClassVar[str] = "ProfileMoves"  # as reports have it
     names: ClassVar[Sequence[str]] = tuple(PROFILES)
     first_step: ClassVar[float] = 0.7
     on_failure: ClassVar[float] = -0.6

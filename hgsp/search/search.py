@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -44,6 +44,7 @@ class Proposals(Protocol):
     tries the other way next. ``fingerprint`` tells apart all that the divergences depend on besides the plan.
     """
 
+    report_name: ClassVar[str]
     names: ClassVar[Sequence[str]]
     first_step: ClassVar[float]
     on_failure: ClassVar[float]
@@ -99,10 +100,17 @@ class SearchProblem:
     budget_params: int
     minimum_sizes: MinimumSizes
     epsilon: float | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def plan(self, log_factors_LK: Floats, provenance: Any = None) -> PrunePlan:
-        table = self.reweighted(log_factors_LK)
-        return select_groups(table, self.geometry, self.budget_params, self.minimum_sizes, self.epsilon, provenance)
+    def plan(self, log_factors_LK: Floats) -> PrunePlan:
+        return select_groups(
+            self.reweighted(log_factors_LK),
+            self.geometry,
+            self.budget_params,
+            self.minimum_sizes,
+            self.epsilon,
+            self.provenance,
+        )
 
     def reweighted(self, log_factors_LK: Floats) -> GroupTable:
         return self.table.reweighted(np.exp(log_factors_LK))

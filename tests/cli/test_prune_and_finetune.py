@@ -87,7 +87,7 @@ FAILURES = {
 def test_recovery_that_fails_says_what_is_there_and_how_to_go_on(prune, tmp_path, monkeypatch, capsys, what):
     error, advice = FAILURES[what]
 
-    def fail(*args):
+    def fail(*_, **__):
         raise error
 
     with monkeypatch.context() as patch:

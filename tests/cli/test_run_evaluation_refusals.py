@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,26 @@ def test_hgsp_evaluate_is_the_same_command(pruned, data):
     arguments = ["evaluate", "--model_path", str(pruned), "--data_dir", str(data), "--tasks", "wikitext", *settings]
     assert cli.main(arguments) == 0
     assert statuses(pruned / "evaluation") == {("pruned", "wikitext2"): "done"}
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_a_folder_of_the_user_named_evaluation_is_not_in_the_way(pruned, tmp_path, on_path):
+    """In the working directory, which comes first on the path, and on PYTHONPATH before ours."""
+    own = tmp_path / "project"
+    (own / "evaluation").mkdir(parents=True)
+    (own / "evaluation" / "__init__.py").write_text("raise ImportError('the package of the user')")
+    call = "import sys; from hgsp.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    flags = [part for pair in FAST.items() for part in pair]
+    done = subprocess.run(
+        [sys.executable, "-c", call, "evaluate", "--model_path", str(pruned), "--tasks", "builtin", *flags],
+        cwd=tmp_path if on_path else own,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(own)] * on_path + [str(REPOSITORY)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert statuses(pruned / "evaluation") == {("pruned", "builtin"): "done"}
 
 
 @pytest.mark.parametrize("inside", [True, False])

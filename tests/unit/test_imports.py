@@ -34,7 +34,10 @@ def names_of_modules_in_strings(path):
     """Strings that ``importlib`` or ``python -m`` could load one of our modules by, parts of f-strings included."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield from re.findall(r"^(?:hgsp|evaluation)(?:\.\w+)+|^(?:run_global_pruning|finetune_lora)$", node.value)
+            for name in re.findall(r"^[a-z]\w*(?:\.\w+)*", node.value):
+                place = REPOSITORY / name.replace(".", "/")
+                if (place.is_dir() and "." in name) or place.with_suffix(".py").is_file():
+                    yield name
 
 
 def name_of(path):

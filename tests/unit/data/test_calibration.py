@@ -82,6 +82,11 @@ def test_description_says_where_the_windows_come_from(tokenizer):
     }
 
 
+def test_a_calibration_prints_on_one_line(tokenizer):
+    calibration = build_calibration(load_text("builtin", CALIBRATE), tokenizer, 3, 8, seed=1)
+    assert repr(calibration) == "Calibration(3 sequences of 8 tokens, builtin, seed 1)"
+
+
 def test_several_texts_give_the_same_number_each_in_mixed_order(tokenizer):
     digits = text_of("".join(f"{number:08d}" for number in range(40)))
     calibration = build_calibration([digits, ENGLISH], tokenizer, 9, 8, seed=3)

@@ -79,9 +79,9 @@ def test_values_that_make_no_sense_are_refused(values, flag):
 
 
 def test_windows_follow_the_limit_unless_given_their_own():
-    assert config().window_limit is None
-    assert config(limit=3).window_limit == 3
-    assert config(limit=3, max_windows=7).window_limit == 7
+    assert config().options.window_limit is None
+    assert config(limit=3).options.window_limit == 3
+    assert config(limit=3, max_windows=7).options.window_limit == 7
 
 
 def test_one_or_several_window_lengths():

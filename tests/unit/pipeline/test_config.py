@@ -58,9 +58,9 @@ def test_defaults_are_those_of_the_contract(name):
 
 def test_epsilon_is_the_contracts_where_the_prior_is_on_and_off_where_it_is_off():
     """Temperature 0 is plain global pruning, which removes no layer whole."""
-    assert config(temperature=1.0).collapse_epsilon == 0.15
-    assert config(temperature=0.0).collapse_epsilon is None
-    assert config(temperature=0.0, epsilon=0.4).collapse_epsilon == 0.4
+    assert config(temperature=1.0).recipe.collapse_epsilon == 0.15
+    assert config(temperature=0.0).recipe.collapse_epsilon is None
+    assert config(temperature=0.0, epsilon=0.4).recipe.collapse_epsilon == 0.4
 
 
 @pytest.mark.parametrize("missing", ["--base_model", "--output_name", "--pruning_ratio"])

@@ -1,5 +1,6 @@
 """Plans to look at: one line, a table, a plot; and files, whose bytes must not change."""
 
+import io
 import json
 import sys
 from dataclasses import replace
@@ -47,8 +48,9 @@ def test_the_table_has_the_kept_sizes_and_share_of_every_layer(plan):
     assert channels == [f"{len(keep.mlp_channels)} of 96" for keep in plan.layers]
     dense = geometry.layer_params(geometry.shapes[0])
     assert shares == [f"{geometry.layer_params(keep.shape) / dense:.1%}" for keep in plan.layers]
-    console = Console(width=120, record=True, quiet=True)
+    console = Console(width=120, file=io.StringIO())
     console.print(plan.table())
+    assert kv_groups[0] in console.file.getvalue()
 
 
 def test_html_shows_the_same_cells_as_the_table(plan):
