@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docs_results import GIB, RATIOS, Row, caption, load, percent, translated
+from docs_results import GIB, OF_DECODER, RATIOS, Row, caption, load, percent, translated
 from docs_source import table
 from shapes import SHAPES, config_of
 
@@ -43,19 +43,26 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+#: Results with the KV groups that remain, in the order of SMALL.
+KEPT = ("methods_smollm2", "methods_qwen2.5")
+
 
 @dataclass(frozen=True)
 class ShapeTable:
-    """One table computed from shapes; ``results`` are files whose numbers it shows as well."""
+    """One table computed from shapes; ``results`` are files whose numbers it shows as well.
+
+    ``counts`` is a sentence that says of what the fractions are.
+    """
 
     head: Row
     rows: Callable[[], Iterable[Row]]
     results: Sequence[str] = ()
+    counts: str = ""
 
     def text(self, page: Path) -> str:
         """Return the table as Markdown, in the language of the page."""
         head, *rows = translated([self.head, *self.rows()], page)
-        return f"{table(head, rows)}\n\n{caption('', self.results, page)}".rstrip()
+        return f"{table(head, rows)}\n\n{caption(self.counts, self.results, page)}".rstrip()
 
 
 @functools.cache
@@ -130,6 +137,17 @@ def kv_groups() -> Iterable[Row]:
     yield "KV-cache bytes saved per token", *(f"{2 * g.head_dim * BYTES}" for g in found)
 
 
+def kept_kv_groups() -> Iterable[Row]:
+    """Yield how many KV groups remain, by model, method and fraction of the decoder removed."""
+    for model, name in zip(SMALL, KEPT, strict=True):
+        g = geometries([model])[0]
+        for method in ("taylor", "fisher"):
+            rows = [row for row in load(name)["rows"] if (row["method"], row["temperature"]) == (method, 0)]
+            kept = {row["ratio"]: f"{row['kept_kv_groups']}" for row in rows}
+            total = g.num_layers * g.shapes[0].num_kv_groups
+            yield model, f"`{method}`", f"{total}", *(kept[ratio] for ratio in (0.1, *RATIOS))
+
+
 def memory() -> Iterable[Row]:
     """Yield bytes of weights and KV cache, and the measured peak of pruning with ``--offload``."""
     found = geometries()
@@ -149,5 +167,8 @@ SHAPE_TABLES = {
     "removed": ShapeTable(("`--pruning_ratio`", *MODELS), removed),
     "of_all": ShapeTable(("fraction of the decoder", *DECODERS), ratios_of_all),
     "kv_groups": ShapeTable(("", "LLaMA-3-8B, Mistral-7B-v0.3", "Qwen2.5-7B", *SMALL), kv_groups),
+    "kept_kv_groups": ShapeTable(
+        ("KV groups kept", "method", "dense", *map(percent, (0.1, *RATIOS))), kept_kv_groups, KEPT, OF_DECODER
+    ),
     "memory": ShapeTable(("", *MODELS), memory, tuple(f"full_size_{name.lower()}" for name in MODELS)),
 }

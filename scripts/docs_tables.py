@@ -27,7 +27,7 @@ FULL_SIZE = ("full_size_llama-3-8b", "full_size_mistral-7b-v0.3", "full_size_qwe
 TABLES: dict[str, Table | Comparison] = {
     "headline": Table(
         ("quality_smollm2_compared",),
-        ("WikiText-2 perplexity of SmolLM2-135M-Instruct", "dense", *PERCENT),
+        ("SmolLM2-135M-Instruct, WikiText-2 perplexity", "dense", *PERCENT),
         by_ratio(
             {
                 "osscar": "OSSCAR, the best published method here",

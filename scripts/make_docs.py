@@ -17,11 +17,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "benchmarks")]
 
 from docs_flags import flags_page  # noqa: E402
 from docs_methods import METHODS, method_page, methods_table, read_method  # noqa: E402
+from docs_results import load  # noqa: E402
 from docs_shapes import SHAPE_TABLES  # noqa: E402
 from docs_source import REPOSITORY  # noqa: E402
 from docs_tables import TABLES  # noqa: E402
 from docs_tree import tree  # noqa: E402
 
+__all__ = ["METHODS", "load", "read_method"]
 DOCS = REPOSITORY / "docs"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end of generated -->)", re.DOTALL)
 PARTS: dict[str, Callable[[Path], str]] = {
