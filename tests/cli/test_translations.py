@@ -10,7 +10,7 @@ from documents import DOCUMENTS, blocks, fenced, name_of, without_blocks
 
 CHINESE = [path for path in DOCUMENTS if path.name.endswith(".zh.md")]
 CODE = re.compile(r"`([^`]+)`")
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def english(path):
