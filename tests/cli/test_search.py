@@ -20,9 +20,7 @@ def plan_of(folder):
     return PrunePlan.read_json(folder / "prune_plan.json").layers
 
 
-@pytest.mark.parametrize(
-    ("reconstruction", "proposals"), [("lstsq", "ProfileProposals"), ("none", "GradientProposals")]
-)
+@pytest.mark.parametrize(("reconstruction", "proposals"), [("lstsq", "ProfileProposals"), ("none", "GradientProposals")])
 def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tmp_path, reconstruction, proposals):
     code, folder = prune("out", *SEARCH, "--reconstruct", reconstruction)
     assert code == 0
