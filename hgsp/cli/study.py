@@ -9,15 +9,15 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hgsp.cli.main import run_guarded
+from hgsp.console.exit_codes import run_guarded
 from hgsp.errors import InputError
 from hgsp.study import run as running
+from hgsp.study.demo_model import demo_model
 from hgsp.study.matrix import RESULTS_DIR, SMOKE_RESULTS_DIR, SMOKE_STUDY, Cell, planned, smoke_cells, study_cells
 
 INTERRUPTED = "interrupted; finished cells are kept: the same command goes on with the next"
@@ -60,8 +60,13 @@ def study(own: argparse.Namespace, passed: Sequence[str]) -> int:
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     check_installed()
-    with running.only_run(own.results_dir) as lock:
-        outcome = running.run_cells(cells, own.results_dir, passed, running.in_own_process(lock))
+    with running.only_run(own.results_dir) as cell_lock:
+        outcome = running.run_cells(
+            cells,
+            own.results_dir,
+            passed,
+            running.in_own_process([sys.executable, "-m", "hgsp.cli.study_cell", str(cell_lock)]),
+        )
     if outcome.kept or outcome.made:
         from hgsp.cli.summarize import SummaryConfig, summarize
 
@@ -89,23 +94,6 @@ def chosen_cells(smoke: bool) -> list[Cell]:
     if "smollm2-135m" not in folders:
         folders["smollm2-135m"] = demo_model()
     return smoke_cells(folders)
-
-
-def demo_model() -> Path:
-    """The model of ``make demo``.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    script = running.recipe().parent / "scripts" / "demo_model.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(
-            expected="a folder smollm2-135m in MODELS_DIR, or the demo model",
-            got="neither",
-            remedy="run `make demo-model`, or set MODELS_DIR",
-        )
-    return Path(done.stdout.strip())
 
 
 def check_installed() -> None:

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hgsp.cli.main import run_guarded
+from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
+from hgsp.environment import write_atomically
 from hgsp.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,27 +46,26 @@ def summarize(config: SummaryConfig) -> int:
     """
     from rich.console import Console
 
+    from hgsp.console.report_schema import PRUNING_REPORT
     from hgsp.study import collect as collecting
     from hgsp.study import tables
-    from hgsp.study.matrix import ANALYSIS
 
     results, skipped = collecting.collect([Path(folder) for folder in config.folders])
     if not results:
         reasons = "".join(f"; {item.folder}: {item.reason}" for item in skipped)
         raise InputError(
-            expected=f"a result with {ANALYSIS} below {', '.join(config.folders)}",
+            expected=f"a result with {PRUNING_REPORT} below {', '.join(config.folders)}",
             got=f"none{reasons}",
             remedy="prune a model first",
         )
     output = Path(config.output or config.folders[0])
-    output.mkdir(parents=True, exist_ok=True)
     written = {
         "summary.csv": tables.to_csv(results),
         "summary.md": tables.to_markdown(results, skipped),
         "summary.tex": tables.to_latex(results),
     }
     for name, text in written.items():
-        (output / name).write_text(text, encoding="utf-8")
+        write_atomically(output / name, text)
     console = Console()
     if not console.is_terminal:
         console.width = 1000  # lines as long as they are

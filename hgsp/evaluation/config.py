@@ -1,12 +1,76 @@
-"""Everything ``run_evaluation.py`` can be asked."""
+"""Options of measuring: of every recipe that evaluates before and after, and of ``run_evaluation.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hgsp.console.flags import option, require
+from hgsp.console.flags import option, require, require_counts
+from hgsp.data.config import TextConfig
+from hgsp.data.texts import check_dataset_name, dataset_names
 from hgsp.evaluation.tasks import parse_tasks
-from hgsp.pipeline.config import DTYPE_NAMES
+from hgsp.models.dtypes import DTYPE_NAMES
+
+#: Windows of each text that a recipe measures on a CPU by default.
+CPU_EVAL_WINDOWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureConfig(TextConfig):
+    """What every recipe that measures perplexity before and after can be asked."""
+
+    skip_evaluation: bool = option(False, help="no evaluation")
+    eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
+    eval_seq_len: int | None = option(
+        None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
+    )
+    eval_max_windows: int | None = option(
+        None,
+        help="only the first windows of each text, 0 = all "
+        f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
+        type=int,
+    )
+
+    def __post_init__(self) -> None:
+        require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
+        require(
+            self.eval_max_windows is None or self.eval_max_windows >= 0,
+            "--eval_max_windows",
+            "at least 0",
+            self.eval_max_windows,
+        )
+        for task in self.evaluation_texts:
+            check_dataset_name(task, "--eval_tasks", "evaluation/run_evaluation.py measures other tasks")
+
+    @property
+    def evaluation_texts(self) -> tuple[str, ...]:
+        """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
+        return () if self.skip_evaluation else tuple(filter(None, dataset_names(self.eval_tasks)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurementOptions:
+    """How tasks are measured. ``limit`` counts items of a task, and windows of a text unless ``max_windows`` does.
+
+    ``dtype`` is the requested one, as part of the request; None = that of the model.
+    """
+
+    batch_size: int = 4
+    limit: int | None = None
+    max_windows: int | None = None
+    add_bos: bool = False
+    drop_last_window: bool = False
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        require_counts(self, "batch_size")
+        for name in ("limit", "max_windows"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"--{name}", "at least 1", value)
+
+    @property
+    def window_limit(self) -> int | None:
+        """The largest number of windows of a text, None for all."""
+        return self.limit if self.max_windows is None else self.max_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +112,23 @@ class EvaluationConfig:
         object.__setattr__(self, "seq_len", None if lengths is None else tuple(dict.fromkeys(lengths)))
         for length in self.seq_len or ():
             require(length >= 2, "--seq_len", "at least 2", length)
-        for name in ("batch_size", "prompt_len", "decode_len", "repeats"):
-            require(getattr(self, name) >= 1, f"--{name}", "at least 1", getattr(self, name))
-        for name in ("limit", "max_windows"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"--{name}", "at least 1", value)
+        require_counts(self, "batch_size", "prompt_len", "decode_len", "repeats")
+        assert self.options  # whose values are checked when it is made
         require(self.dtype is None or self.dtype in DTYPE_NAMES, "--dtype", f"one of {DTYPE_NAMES}", self.dtype)
         require(not self.compare or self.base_model is not None, "--compare", "given together with --base_model", True)
         require(self.device != "auto", "--device", "one device", "auto", "for several use `accelerate launch`")
 
     @property
-    def window_limit(self) -> int | None:
-        """Most windows of a text, None for all."""
-        return self.limit if self.max_windows is None else self.max_windows
+    def options(self) -> MeasurementOptions:
+        """The part of the configuration that the numbers depend on, efficiency aside."""
+        return MeasurementOptions(
+            batch_size=self.batch_size,
+            limit=self.limit,
+            max_windows=self.max_windows,
+            add_bos=self.add_bos,
+            drop_last_window=self.drop_last_window,
+            dtype=self.dtype,
+        )
 
     @property
     def task_names(self) -> tuple[str, ...]:

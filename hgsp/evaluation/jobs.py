@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from hgsp.console.progress import terminal
+from hgsp.console.progress import Progress, silent
+from hgsp.console.report_schema import TOKEN_PPL
 from hgsp.data.texts import EVALUATE, Text, data_folder, load_text
 from hgsp.errors import InputError
-from hgsp.evaluation.config import EvaluationConfig
+from hgsp.evaluation.config import MeasurementOptions
 from hgsp.evaluation.metrics.harness import HarnessSpec, HarnessTask, harness_version, load_task, run_task
 from hgsp.evaluation.metrics.lambada import LAMBADA as LAMBADA_SPEC
 from hgsp.evaluation.metrics.ppl import perplexity
@@ -36,7 +38,7 @@ class PerplexityJob:
 
     text: Text
     seq_len: int | None
-    config: EvaluationConfig
+    options: MeasurementOptions
     shared_out: bool = False  # one process does it, whoever else there is
 
     @property
@@ -49,29 +51,29 @@ class PerplexityJob:
         return {
             "sha256": self.text.sha256,
             "seq_len": self.seq_len,
-            "max_windows": self.config.window_limit,
-            "bos": self.config.add_bos,
-            "last_window": "dropped" if self.config.drop_last_window else "scored",
-            "dtype": self.config.dtype,
+            "max_windows": self.options.window_limit,
+            "bos": self.options.add_bos,
+            "last_window": "dropped" if self.options.drop_last_window else "scored",
+            "dtype": self.options.dtype,
         }
 
-    def run(self, model: Any, tokenizer: Any) -> Measured:
+    def run(self, model: Any, tokenizer: Any, progress: Progress = silent) -> Measured:
         """Raises InputError and NumericalError as :func:`perplexity` does."""
         found = perplexity(
             model,
             tokenizer,
             self.text,
             seq_len=self.seq_len,
-            batch_size=self.config.batch_size,
-            add_bos=self.config.add_bos,
-            max_windows=self.config.window_limit,
-            drop_last=self.config.drop_last_window,
-            progress=terminal,
+            batch_size=self.options.batch_size,
+            add_bos=self.options.add_bos,
+            max_windows=self.options.window_limit,
+            drop_last=self.options.drop_last_window,
+            progress=progress,
         )
         protocol = {key: value for key, value in asdict(found).items() if key not in ("ppl", "stderr")}
         bos = "BOS" if found.bos else "no BOS"
         return Measured(
-            (Metric("token_ppl", found.ppl, "", found.stderr, higher_is_better=False),),
+            (Metric(TOKEN_PPL, found.ppl, "", found.stderr, higher_is_better=False),),
             found.windows,
             f"{found.split}, {found.windows} x {found.seq_len} tokens, {bos}, {found.dtype}",
             {**protocol, "description": found.protocol()},
@@ -84,7 +86,7 @@ class HarnessJob:
 
     name: str
     loaded: HarnessTask
-    config: EvaluationConfig
+    options: MeasurementOptions
     shared_out: bool = True  # under accelerate launch every process takes a share of the items
 
     @property
@@ -99,15 +101,15 @@ class HarnessJob:
             "task_version": self.loaded.version,
             **self.loaded.source,
             "num_fewshot": 0,
-            "limit": self.config.limit,
-            "dtype": self.config.dtype,
+            "limit": self.options.limit,
+            "dtype": self.options.dtype,
         }
 
-    def run(self, model: Any, tokenizer: Any) -> Measured | None:
+    def run(self, model: Any, tokenizer: Any, progress: Progress = silent) -> Measured | None:
         """None in the processes that only take a share. Raises NumericalError for NaN logits."""
-        config = self.config
+        options = self.options
         scores = run_task(
-            self.loaded, model, tokenizer, batch_size=config.batch_size, limit=config.limit, progress=terminal
+            self.loaded, model, tokenizer, batch_size=options.batch_size, limit=options.limit, progress=progress
         )
         if scores is None:
             return None
@@ -139,28 +141,40 @@ class HarnessJob:
 Job = PerplexityJob | HarnessJob
 
 
-def prepare_jobs(config: EvaluationConfig) -> tuple[list[Job], dict[str, str]]:
-    """Jobs for all tasks whose rows are there, and task -> reason for the others. Efficiency is not among them.
+def jobs_of(
+    task: str, options: MeasurementOptions, seq_lens: Sequence[int] | None, data_dir: str | Path | None
+) -> list[Job]:
+    """Return the jobs of one task: for a text one per window length (None = the default), else one.
 
     Raises:
-        InputError: nothing of what was asked for can be measured, or the data folder is not there.
+        InputError: its rows, or packages that it needs, are missing.
+    """
+    if is_text(task):
+        text = load_text(task, EVALUATE, data_dir)
+        return [PerplexityJob(text, seq_len, options) for seq_len in seq_lens or (None,)]
+    return [HarnessJob(task, load_task(SPECS[task], data_dir), options)]
+
+
+def prepare_jobs(
+    tasks: Sequence[str], options: MeasurementOptions, seq_lens: Sequence[int] | None, data_dir: str | Path | None
+) -> tuple[list[Job], dict[str, str]]:
+    """Return the jobs of all tasks but efficiency, and task -> reason for those that cannot be measured.
+
+    Raises:
+        InputError: none of the tasks can be measured, or the data folder does not exist.
     """
     jobs: list[Job] = []
     failures: dict[str, str] = {}
-    data_dir = data_folder(config.data_dir)
-    for task in config.task_names:
+    data_dir = data_folder(data_dir)
+    for task in tasks:
         if task == EFFICIENCY:
             continue
         try:
-            if is_text(task):
-                text = load_text(task, EVALUATE, data_dir)
-                jobs += [PerplexityJob(text, seq_len, config) for seq_len in config.seq_len or (None,)]
-            else:
-                jobs.append(HarnessJob(task, load_task(SPECS[task], data_dir), config))
+            jobs += jobs_of(task, options, seq_lens, data_dir)
         except InputError as error:
             failures[task] = str(error)
             only = error
-    if failures and not jobs and EFFICIENCY not in config.task_names:
+    if failures and not jobs and EFFICIENCY not in tasks:
         raise only
     return jobs, failures
 

@@ -6,32 +6,27 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hgsp.console.report_schema import DENSE, PRUNED, RECOVERED
 from hgsp.errors import InputError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.metrics.ppl import bos_token, window_length
-from hgsp.evaluation.results import DENSE, PRUNED, RECOVERED, canonical_path, model_identity
+from hgsp.evaluation.results import canonical_path, model_identity
 from hgsp.evaluation.tasks import EFFICIENCY, is_text
-from hgsp.layerwise.distributed import join_processes
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
-from hgsp.models.devices import resolve_device
 from hgsp.models.loading import DTYPES, check_vocabulary, inspect_model, load_dense
 
 LOG = logging.getLogger("hgsp.evaluation")
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
-#: Other processes wait while the main one measures perplexity: as long as it takes.
-PATIENCE = timedelta(weeks=1)
 
 
 @dataclass(frozen=True)
@@ -103,24 +98,6 @@ def overflow_warnings(models: Sequence[ModelUnderTest], dtype: str | None) -> li
     stored = {model.name: model.config.dtype for model in models}
     names = [name for name, own in stored.items() if dtype == "float16" and own == torch.bfloat16]
     return [f"--dtype float16: {name} is stored in bfloat16 and may overflow; prefer bfloat16" for name in names]
-
-
-def own_device(device: str | None) -> str:
-    """The device to run on; under ``accelerate launch`` this process's own, after joining the others."""
-    own = resolve_device(device)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        if own.startswith("cuda"):
-            own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-            torch.cuda.set_device(own)
-        if int(os.environ.get("RANK", "0")) == 0:
-            LOG.info(
-                "%d processes share out the items of lm-eval tasks, each with a whole copy of the model; perplexity "
-                "and efficiency are measured by the first process alone, which is also the only one that writes",
-                processes,
-            )
-    join_processes(own, PATIENCE)
-    return own
 
 
 def load_model(name: str, dtype: str | None, device: str) -> Any:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from hgsp.console.progress import terminal
+from hgsp.console.report_schema import AFTER, BEFORE
 from hgsp.data.texts import EVALUATE, Text, load_text
+from hgsp.evaluation.collapse import COLLAPSE_FACTOR, before_and_after, has_collapsed
+from hgsp.evaluation.config import CPU_EVAL_WINDOWS, MeasureConfig
 from hgsp.evaluation.metrics.ppl import perplexity, window_length, windows_of
 from hgsp.evaluation.runner import FAILURES, reason_of
-from hgsp.pipeline.config import CPU_EVAL_WINDOWS, MeasureConfig
-from hgsp.pipeline.report import COLLAPSE_FACTOR, has_collapsed
 
 LOG = logging.getLogger("hgsp.evaluation")
 PROMPT = "The most important thing about the ocean is that"
@@ -36,7 +37,7 @@ class PrePostEvaluation:
         self._texts = [load_text(name, EVALUATE, config.data_dir) for name in config.evaluation_texts]
         self._max_windows = config.eval_max_windows or None
         self._limited_by_default = False
-        self.results: dict[str, dict[str, Any]] = {"before": {}, "after": {}}
+        self.results: dict[str, dict[str, Any]] = {BEFORE: {}, AFTER: {}}
         self.samples: dict[str, str | None] = {}
         self._failed_samples: dict[str, str] = {}
         self.warnings: list[str] = []
@@ -65,16 +66,16 @@ class PrePostEvaluation:
         if self._config.eval_max_windows is None and model.get_input_embeddings().weight.device.type == "cpu":
             self._max_windows = CPU_EVAL_WINDOWS
             self._limited_by_default = True
-        self._measure("before", model, tokenizer)
+        self._measure(BEFORE, model, tokenizer)
 
     def after(self, model: Any, tokenizer: Any) -> None:
-        self._measure("after", model, tokenizer)
+        self._measure(AFTER, model, tokenizer)
         self.warnings = [*self._failed_samples.values()]
         if self._limited_by_default and self._texts:
             self.warnings.append(
                 f"on a CPU, PPL is of the first {CPU_EVAL_WINDOWS} windows of a text (--eval_max_windows 0 takes all)"
             )
-        if has_collapsed(self.results):
+        if has_collapsed(before_and_after(self.results).values()):
             self.warnings.append(
                 f"COLLAPSED: perplexity grew more than {COLLAPSE_FACTOR:.0f} times; prune less, or recover by training"
             )

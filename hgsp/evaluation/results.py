@@ -5,21 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.report_schema import DONE, EVALUATION_RESULTS, EVALUATION_SCHEMA, FAILED, PRUNED
+from hgsp.environment import write_json
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.checkpoint import BIN_NAME
-
-SCHEMA_VERSION = 1
-DENSE, PRUNED, RECOVERED = "dense", "pruned", "recovered"
-#: Columns in this order. ``pruned`` is the model under ``--model_path``, whatever it is.
-ROLES = (DENSE, PRUNED, RECOVERED)
-DONE, FAILED = "done", "failed"
 
 #: Files that decide what a model computes.
 MODEL_FILES = (".safetensors", ".bin", ".gguf", ".model", "config.json", "tokenizer.json", "tokenizer_config.json")
@@ -91,12 +85,12 @@ class Results:
         Raises:
             InputError: the file is not ours or the folder cannot be written.
         """
-        path = folder / "results.json"
+        path = folder / EVALUATION_RESULTS
         if not path.exists():
             return cls(path)
         try:
             content = json.loads(path.read_text())
-            if content["schema_version"] != SCHEMA_VERSION:
+            if content["schema_version"] != EVALUATION_SCHEMA:
                 raise ValueError(f"schema_version {content['schema_version']}")
             results = [
                 TaskResult(**{**item, "metrics": tuple(Metric(**metric) for metric in item["metrics"])})
@@ -146,27 +140,13 @@ class Results:
     def write(self, extra: Mapping[str, Any]) -> None:
         """Write strict JSON (no NaN, no infinity) in one step: a reader sees the old file or the new one."""
         content = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": EVALUATION_SCHEMA,
             "models": self.models,
             "results": [asdict(item) for item in self.results],
             **extra,
             **self.provenance,
         }
-        write_atomically(self.path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole; on failure the old one stays and nothing is left beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as sink:
-            sink.write(text)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+        write_json(content, self.path)
 
 
 def canonical_path(name: str) -> str:

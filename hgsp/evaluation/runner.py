@@ -10,15 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
+from hgsp.console.progress import terminal
+from hgsp.console.report_schema import DONE, FAILED
 from hgsp.errors import InputError, NumericalError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.jobs import Job, Measured
 from hgsp.evaluation.models import ModelUnderTest, load_model
-from hgsp.evaluation.results import DONE, FAILED, Results, TaskResult
+from hgsp.evaluation.results import Results, TaskResult
 from hgsp.evaluation.tables import format_metric
-from hgsp.layerwise.distributed import is_main_process, wait_for_all
+from hgsp.models.processes import broadcast_from_main, is_distributed, is_main_process, wait_for_all
 
 LOG = logging.getLogger("hgsp.evaluation")
 
@@ -42,7 +43,8 @@ class Runner:
     def run(self, models: Sequence[ModelUnderTest], jobs: Sequence[Job]) -> None:
         """All jobs on all models, one model in memory at a time."""
         for model in models:
-            pending = _agree([index for index, job in enumerate(jobs) if self._pending(model, job)])
+            # another process may read results.json after the main one has written to it
+            pending = broadcast_from_main([index for index, job in enumerate(jobs) if self._pending(model, job)])
             if not pending:
                 continue
             LOG.info("%s: loading %s", model.role, model.name)
@@ -95,9 +97,9 @@ class Runner:
         start = time.perf_counter()
         if job.shared_out or is_main_process():
             try:
-                measured = job.run(loaded, self._tokenizer)
+                measured = job.run(loaded, self._tokenizer, terminal)
             except FAILURES as error:
-                if job.shared_out and dist.is_initialized() and not isinstance(error, NumericalError):
+                if job.shared_out and is_distributed() and not isinstance(error, NumericalError):
                     raise  # the other processes wait for this one's share: stop them all
                 self.record(replace(base, reason=reason_of(error)))
             else:
@@ -130,12 +132,3 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _agree(pending: list[int]) -> list[int]:
-    """The main process's list in every process: another may read results.json after it was written to."""
-    if not dist.is_initialized():
-        return pending
-    shared = [pending]
-    dist.broadcast_object_list(shared, src=0)
-    return shared[0]

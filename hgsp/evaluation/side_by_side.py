@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from hgsp.console.progress import terminal
+from hgsp.console.progress import Progress, silent, terminal
+from hgsp.console.report_schema import FAILED
+from hgsp.environment import device_name
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.jobs import Measured
 from hgsp.evaluation.metrics.efficiency import Static, Timing, Workload, measure_timings, static_costs
 from hgsp.evaluation.models import ModelUnderTest, load_model
-from hgsp.evaluation.reporting import device_name
-from hgsp.evaluation.results import FAILED, Metric, TaskResult
+from hgsp.evaluation.results import Metric, TaskResult
 from hgsp.evaluation.runner import FAILURES, Runner, done, reason_of, release_memory
 from hgsp.evaluation.tasks import EFFICIENCY
 
@@ -39,7 +40,7 @@ def run_efficiency(runner: Runner, models: Sequence[ModelUnderTest], config: Eva
     kept = [item for item in results.results if item.task != EFFICIENCY or not _same_but_company(item.request, request)]
     start = time.perf_counter()
     try:
-        measured = measure({model.identity: model.name for model in models}, workload, config, device)
+        measured = _load_and_measure(models, workload, config.dtype, device)
     except FAILURES as error:
         for result in blank.values():
             runner.record(TaskResult(**{**vars(result), "reason": reason_of(error)}))
@@ -51,16 +52,22 @@ def run_efficiency(runner: Runner, models: Sequence[ModelUnderTest], config: Eva
         runner.record(done(blank[model.role], measured[model.identity], time.perf_counter() - start))
 
 
-def measure(names: Mapping[str, str], workload: Workload, config: EvaluationConfig, device: str) -> dict[str, Measured]:
-    """Identity -> what was measured, for models by identity and name."""
-    loaded = {identity: load_model(name, config.dtype, device) for identity, name in names.items()}
-    static = {identity: static_costs(model) for identity, model in loaded.items()}
-    timings = measure_timings(loaded, workload, terminal)
+def _load_and_measure(
+    models: Sequence[ModelUnderTest], workload: Workload, dtype: str | None, device: str
+) -> dict[str, Measured]:
+    names = {model.identity: model.name for model in models}  # the same weights in two roles are loaded once
+    loaded = {identity: load_model(name, dtype, device) for identity, name in names.items()}
+    return measure(loaded, workload, device, terminal)
+
+
+def measure(
+    models: Mapping[str, Any], workload: Workload, device: str, progress: Progress = silent
+) -> dict[str, Measured]:
+    """Measure models in memory side by side; key -> measurement."""
+    static = {key: static_costs(model) for key, model in models.items()}
+    timings = measure_timings(models, workload, progress)
     on = f"{device_name(device)}, {torch.get_num_threads()} CPU threads"
-    return {
-        identity: _measured(static[identity], timings[identity], workload, str(model.dtype), on)
-        for identity, model in loaded.items()
-    }
+    return {key: _measured(static[key], timings[key], workload, str(model.dtype), on) for key, model in models.items()}
 
 
 def _measured(static: Static, timings: Mapping[int, Timing], workload: Workload, dtype: str, on: str) -> Measured:

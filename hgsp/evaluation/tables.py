@@ -14,8 +14,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from hgsp.console.report_schema import DENSE, DONE, FAILED, ROLES
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
-from hgsp.evaluation.results import DENSE, DONE, FAILED, ROLES, Metric, Results, TaskResult
+from hgsp.evaluation.results import Metric, Results, TaskResult
 
 ACCURACIES = ("acc", "acc_norm")
 

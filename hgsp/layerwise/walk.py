@@ -68,7 +68,7 @@ class LayerWalk:
     _hidden_states: HiddenStateCache = field(init=False)
 
     def __post_init__(self) -> None:
-        weight = self.decoder.model.model.embed_tokens.weight
+        weight = self.decoder.embedding.weight
         num_sequences, seq_len = self.input_ids.shape
         self.losses = torch.zeros(num_sequences, dtype=torch.float64)
         shape = (num_sequences, seq_len, weight.shape[1])

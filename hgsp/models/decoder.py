@@ -5,7 +5,7 @@ B batch | T tokens | H hidden | V vocab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.errors import InputError
+from hgsp.models.families import family_of
+from hgsp.models.modeling_hgsp import residual_block
 
 #: The head's logits are computed for at most this many values at a time (256 MiB in float32).
 MAX_LOGITS = 1 << 26
@@ -66,6 +68,7 @@ class Decoder:
 
     def __init__(self, model: Any, layers: LayerSource | None = None) -> None:
         self.model = model
+        self.family = family_of(model.config)
         self.num_layers = len(model.model.layers)
         self._source = layers or ResidentLayers(model)
         self._kwargs_by_shape: dict[torch.Size, dict[str, Any]] = {}
@@ -85,19 +88,32 @@ class Decoder:
         return output[0] if isinstance(output, tuple) else output
 
     def call_block(self, module: nn.Module, kind: str, hidden_BTH: Tensor) -> Tensor:
-        """The residual stream after the ``attention`` or ``mlp`` block of a layer; unchanged where the layer has none.
+        """Return the residual stream [B, T, H] after the block of one kind; unchanged if the layer has no such block.
 
         Both blocks in turn are ``call``. The layer may be a pruned one: it is called with the same arguments.
         """
-        layer: Any = module
-        if kind == "mlp":
-            return (
-                hidden_BTH if layer.mlp is None else hidden_BTH + layer.mlp(layer.post_attention_layernorm(hidden_BTH))
-            )
-        if layer.self_attn is None:
-            return hidden_BTH
-        arguments = _on_device(self._kwargs_by_shape[hidden_BTH.shape[:2]], hidden_BTH.device)
-        return hidden_BTH + layer.self_attn(hidden_states=layer.input_layernorm(hidden_BTH), **arguments)[0]
+        block = self.family.blocks[kind]
+        arguments = {}
+        if kind == "attention":
+            arguments = _on_device(self._kwargs_by_shape[hidden_BTH.shape[:2]], hidden_BTH.device)
+        return residual_block(getattr(module, block.module), getattr(module, block.norm), hidden_BTH, **arguments)
+
+    @property
+    def embedding(self) -> Any:
+        return self.model.get_submodule(self.family.embedding)
+
+    @property
+    def head(self) -> Any:
+        return self.model.get_submodule(self.family.head)
+
+    def logits(self, hidden_BTH: Tensor) -> Tensor:
+        """Return next-token logits [..., V] of last hidden states [..., H], on the head's device."""
+        head, norm = self.head, self.model.get_submodule(self.family.final_norm)
+        logits = head(norm(hidden_BTH.to(head.weight.device)))
+        if self.family.logit_softcap is None:
+            return logits
+        bound = getattr(self.model.config, self.family.logit_softcap)
+        return bound * torch.tanh(logits / bound)
 
     def loss_and_gradient(
         self, hidden_BTH: Tensor, input_ids_BT: Tensor, label_seeds: Sequence[int] | None = None
@@ -108,7 +124,7 @@ class Decoder:
         gradient has the dtype of the hidden states, [B, T, H]. Logits exist for a few positions at a time. With a seed
         for every sequence, its labels are drawn from the model's own distributions instead of being the text's.
         """
-        head = self.model.lm_head
+        head = self.head
         gradient = torch.zeros_like(hidden_BTH)
         loss = torch.zeros(len(hidden_BTH), dtype=torch.float64)
         positions = max(1, MAX_LOGITS // head.weight.shape[0])
@@ -120,7 +136,7 @@ class Decoder:
             for chunk in torch.arange(len(targets)).split(positions):
                 last = hidden_BTH[row, chunk].detach().to(head.weight.device).requires_grad_()
                 with torch.enable_grad():
-                    logits = head(self.model.model.norm(last))
+                    logits = self.logits(last)
                     labels = targets[chunk] if generator is None else _drawn(logits, generator)
                     nll = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
                 (gradient[row, chunk],) = (g.to(gradient) for g in torch.autograd.grad(nll, last))
@@ -134,7 +150,7 @@ class Decoder:
 
         handle = self.model.model.layers[0].register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
         try:
-            self.model.model(input_ids.to(self.model.model.embed_tokens.weight.device), use_cache=False)
+            self.model.model(input_ids.to(self.embedding.weight.device), use_cache=False)
         except _FirstLayerReachedError as reached:
             return reached.hidden, reached.kwargs
         finally:
@@ -153,6 +169,21 @@ def weight_not_finite(module: nn.Module) -> str | None:
         if not parameter.isfinite().all():
             return name.rpartition(".")[0]
     return None
+
+
+@contextmanager
+def watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``observe(name, input)`` whenever one of the Linears runs."""
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _module, args: observe(name, args[0])
+
+    handles = [linear.register_forward_pre_hook(hook_for(name)) for name, linear in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _on_device(value: Any, device: torch.device) -> Any:

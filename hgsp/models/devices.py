@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
 import torch
 
+from hgsp.environment import launched_processes, local_rank
 from hgsp.errors import InputError
 
 
@@ -18,10 +18,10 @@ def resolve_device(device: str | None) -> str:
     """
     if device is None:
         if torch.cuda.is_available():
-            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+            return f"cuda:{local_rank()}"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     if device == "auto":
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched_processes() > 1:
             raise InputError(
                 expected="one process with --device auto", got="several", remedy="leave --device out under a launcher"
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hgsp.errors import InputError
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, MLP_INPUTS, MLP_OUTPUT
+from hgsp.models.families import Block, family_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +44,13 @@ class Geometry:
     @property
     def num_layers(self) -> int:
         return len(self.shapes)
+
+    def columns_per_group(self, kind: str) -> int:
+        """Return how many columns of the output projection belong to one group."""
+        return self.queries_per_kv * self.head_dim if kind == "attention" else 1
+
+    def params_per_group(self, kind: str) -> int:
+        return self.kv_group_params if kind == "attention" else self.mlp_channel_params
 
     def layer_params(self, shape: LayerShape) -> int:
         """Parameters of a layer of this shape. A block without groups is not there at all."""
@@ -85,8 +92,8 @@ def geometry_of(model: nn.Module) -> Geometry:
             got=f"{num_queries} query heads over {num_kv} KV heads",
             remedy="check the model's config.json",
         )
-    attention_groups = _params(full, *ATTENTION_INPUTS) + full.get_submodule(ATTENTION_OUTPUT).weight.numel()
-    mlp_groups = _params(full, *MLP_INPUTS) + full.get_submodule(MLP_OUTPUT).weight.numel()
+    blocks = family_of(config).blocks
+    attention_groups, mlp_groups = (_params_of_groups(full, blocks[kind]) for kind in ("attention", "mlp"))
     return Geometry(
         hidden_size=config.hidden_size,
         head_dim=head_dim,
@@ -94,8 +101,8 @@ def geometry_of(model: nn.Module) -> Geometry:
         shapes=tuple(_shape_of(layer) for layer in layers),
         kv_group_params=attention_groups // num_kv,
         mlp_channel_params=mlp_groups // full.mlp.gate_proj.out_features,
-        attention_extra_params=_params(full, "self_attn", "input_layernorm") - attention_groups,
-        mlp_extra_params=_params(full, "mlp", "post_attention_layernorm") - mlp_groups,
+        attention_extra_params=_params_of_block(full, blocks["attention"]) - attention_groups,
+        mlp_extra_params=_params_of_block(full, blocks["mlp"]) - mlp_groups,
         total_params=sum(parameter.numel() for parameter in causal_lm.parameters()),
     )
 
@@ -106,6 +113,14 @@ def _shape_of(layer: Any) -> LayerShape:
         0 if attention is None else attention.k_proj.out_features // attention.head_dim,
         0 if mlp is None else mlp.gate_proj.out_features,
     )
+
+
+def _params_of_groups(layer: Any, block: Block) -> int:
+    return _params(layer, *block.input_projections) + layer.get_submodule(block.output_projection).weight.numel()
+
+
+def _params_of_block(layer: Any, block: Block) -> int:
+    return _params(layer, block.module, block.norm)
 
 
 def _params(layer: Any, *names: str) -> int:

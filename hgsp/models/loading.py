@@ -19,12 +19,13 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from hgsp.errors import InputError, one_line
 from hgsp.models.decoder import refuse_missing_weights
+from hgsp.models.dtypes import DTYPE_NAMES
 from hgsp.models.families import check_prunable
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.weight_files import refusal_of_files
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 @dataclass(frozen=True)

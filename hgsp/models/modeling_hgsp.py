@@ -1,4 +1,4 @@
-"""Llama, Qwen2 and Mistral decoders whose layers have sizes of their own.
+"""Llama, Qwen2, Mistral and Qwen3 decoders whose layers have sizes of their own.
 
 This file is self-contained: it imports torch and transformers only and is copied into every checkpoint whose layers
 differ, so that ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works without ``hgsp``.
@@ -40,6 +40,14 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2RMSNorm,
     Qwen2RotaryEmbedding,
 )
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3DecoderLayer,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    Qwen3RMSNorm,
+    Qwen3RotaryEmbedding,
+)
 
 
 def layer_settings(config: Any, layer_idx: int) -> tuple[Any, frozenset[str]]:
@@ -77,6 +85,14 @@ class _PerLayerConfig:
                 )
 
 
+def residual_block(block: Any, norm: Any, hidden_states: Any, **kwargs: Any) -> Any:
+    """Return ``hidden_states + block(norm(hidden_states))``; unchanged without a block."""
+    if block is None:
+        return hidden_states
+    output = block(norm(hidden_states), **kwargs)
+    return hidden_states + (output[0] if isinstance(output, tuple) else output)
+
+
 class _PerLayerDecoderLayer(nn.Module):
     """A stock decoder layer built from its own settings, possibly without attention or MLP."""
 
@@ -100,11 +116,8 @@ class _PerLayerDecoderLayer(nn.Module):
             _give_bias(self.mlp, "down_proj")
 
     def forward(self, hidden_states: Any, **kwargs: Any) -> Any:
-        if self.self_attn is not None:
-            hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
-        if self.mlp is not None:
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states
+        hidden_states = residual_block(self.self_attn, self.input_layernorm, hidden_states, **kwargs)
+        return residual_block(self.mlp, self.post_attention_layernorm, hidden_states)
 
 
 def _give_bias(block: Any, name: str) -> None:
@@ -115,7 +128,7 @@ def _give_bias(block: Any, name: str) -> None:
 
 
 class _PerLayerModel(PreTrainedModel):
-    """Builds the decoder with one of the three layer classes. The stock forward is used unchanged.
+    """Builds the decoder with a layer class. The stock forward is used unchanged.
 
     The KV cache is indexed by the rank of a layer among those WITH attention, so that no cache slot stays empty.
     """
@@ -142,7 +155,7 @@ class _PerLayerModel(PreTrainedModel):
 
 
 class _PerLayerCausalLM(PreTrainedModel):
-    """The causal language model around one of the three decoders."""
+    """The causal language model around such a decoder."""
 
     _model_class: type
 
@@ -223,10 +236,32 @@ class HgspMistralForCausalLM(_PerLayerCausalLM, MistralForCausalLM):
     _model_class = HgspMistralModel
 
 
+@_revalidate
+class HgspQwen3Config(_PerLayerConfig, Qwen3Config):
+    model_type = "hgsp_qwen3"
+
+
+class HgspQwen3DecoderLayer(_PerLayerDecoderLayer, Qwen3DecoderLayer):
+    pass
+
+
+class HgspQwen3Model(_PerLayerModel, Qwen3Model):
+    config_class = HgspQwen3Config
+    _no_split_modules = ["HgspQwen3DecoderLayer"]
+    _layer_class, _norm_class, _rotary_class = HgspQwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
+
+
+class HgspQwen3ForCausalLM(_PerLayerCausalLM, Qwen3ForCausalLM):
+    config_class = HgspQwen3Config
+    _no_split_modules = ["HgspQwen3DecoderLayer"]
+    _model_class = HgspQwen3Model
+
+
 FAMILY_CLASSES = (
     (HgspLlamaConfig, HgspLlamaModel, HgspLlamaForCausalLM),
     (HgspQwen2Config, HgspQwen2Model, HgspQwen2ForCausalLM),
     (HgspMistralConfig, HgspMistralModel, HgspMistralForCausalLM),
+    (HgspQwen3Config, HgspQwen3Model, HgspQwen3ForCausalLM),
 )
 
 

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
+from hgsp.models.families import KINDS, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry
-from hgsp.pruning.select import LayerKeep, PrunePlan
-
-#: The Linear behind the gates of each block, in the order of ``hgsp.scoring.groups.KIND_NAMES``.
-OUTPUT_PROJECTIONS = (ATTENTION_OUTPUT, MLP_OUTPUT)
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 
 
 class MaskedLayers:
@@ -36,7 +33,7 @@ class MaskedLayers:
     def layer(self, index: int) -> Iterator[nn.Module]:
         with self._dense.layer(index) as module:
             handles = []
-            for kind, name in enumerate(OUTPUT_PROJECTIONS):
+            for kind, name in enumerate(OUTPUT_PROJECTIONS.values()):
                 writer: Any = module.get_submodule(name)
                 gate_I = self._gate(self._plan.layers[index], kind, writer)
                 handles.append(writer.register_forward_pre_hook(self._hook(index, kind, gate_I)))
@@ -49,13 +46,13 @@ class MaskedLayers:
                     handle.remove()
 
     def _gate(self, keep: LayerKeep, kind: int, writer: nn.Linear) -> Tensor:
-        columns = 1 if kind else self._geometry.queries_per_kv * self._geometry.head_dim
+        columns = self._geometry.columns_per_group(KINDS[kind])
         kept = torch.tensor(keep.mlp_channels if kind else keep.kv_groups, dtype=torch.int64)
         gate = torch.zeros(writer.in_features // columns).index_fill_(0, kept, 1.0)
         return gate.repeat_interleave(columns).to(writer.weight)
 
     def _hook(self, index: int, kind: int, gate_I: Tensor) -> Any:
-        columns = 1 if kind else self._geometry.queries_per_kv * self._geometry.head_dim
+        columns = self._geometry.columns_per_group(KINDS[kind])
 
         def shut(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
             input_BTI = args[0]

@@ -5,10 +5,8 @@ G groups | L layers. Budget and costs are in parameters.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy.typing as npt
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, Ints
 
 Mask = npt.NDArray[np.bool_]
@@ -38,72 +37,19 @@ class MinimumSizes:
                 remedy="a layer that must not stay is removed whole",
             )
 
+    def frozen_layers(self, num_layers: int) -> frozenset[int]:
+        """Return the indices of the layers that are never touched."""
+        return frozenset({*range(self.freeze_first), *range(num_layers - self.freeze_last, num_layers)})
+
     def least(self, geometry: Geometry) -> tuple[LayerShape, ...]:
         """The smallest shape every layer may be cut to."""
-        first_free, past_free = self.freeze_first, geometry.num_layers - self.freeze_last
+        frozen = self.frozen_layers(geometry.num_layers)
         return tuple(
-            LayerShape(min(shape.num_kv_groups, self.min_kv_groups), min(shape.mlp_width, self.min_mlp_width))
-            if first_free <= index < past_free
-            else shape
+            shape
+            if index in frozen
+            else LayerShape(min(shape.num_kv_groups, self.min_kv_groups), min(shape.mlp_width, self.min_mlp_width))
             for index, shape in enumerate(geometry.shapes)
         )
-
-
-@dataclass(frozen=True)
-class LayerKeep:
-    """Sorted indices, in the dense layer, of what one layer keeps. Both empty: the layer is removed whole."""
-
-    kv_groups: tuple[int, ...]
-    mlp_channels: tuple[int, ...]
-
-    @property
-    def shape(self) -> LayerShape:
-        return LayerShape(len(self.kv_groups), len(self.mlp_channels))
-
-
-@dataclass(frozen=True)
-class PrunePlan:
-    """What stays of every layer of the dense model. A plan is the only input of surgery.
-
-    ``budget_params`` was asked for, ``removed_params`` is what leaves, norms of removed layers included. With
-    ``writer_bias`` every ``o_proj`` and ``down_proj`` that stays gets a bias, if the dense model's have none.
-    """
-
-    layers: tuple[LayerKeep, ...]
-    budget_params: int
-    removed_params: int
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    writer_bias: bool = False
-
-    def __post_init__(self) -> None:
-        if self.removed_params > self.budget_params:
-            raise InputError(
-                expected=f"a plan that removes at most {self.budget_params} parameters",
-                got=f"{self.removed_params} removed",
-                remedy="cut again from the scores",
-            )
-        for index, keep in enumerate(self.layers):
-            for name, indices in (("kv_groups", keep.kv_groups), ("mlp_channels", keep.mlp_channels)):
-                if list(indices) != sorted(set(indices)) or (indices and indices[0] < 0):
-                    raise InputError(
-                        expected=f"sorted, distinct, non-negative {name} in layer {index}",
-                        got=f"{indices[:8]}...",
-                        remedy="write the plan anew",
-                    )
-
-    @property
-    def removed_layers(self) -> tuple[int, ...]:
-        return tuple(index for index, keep in enumerate(self.layers) if keep.shape == LayerShape(0, 0))
-
-    def write_json(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)))
-
-    @classmethod
-    def read_json(cls, path: Path) -> PrunePlan:
-        raw = json.loads(path.read_text())
-        layers = tuple(LayerKeep(tuple(k["kv_groups"]), tuple(k["mlp_channels"])) for k in raw["layers"])
-        writer_bias = raw.get("writer_bias", False)
-        return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"], writer_bias)
 
 
 def budget_for_ratio(geometry: Geometry, ratio: float, minimum_sizes: MinimumSizes) -> int:
@@ -151,7 +97,7 @@ def select_groups(
         geometry.layer_params(dense) - geometry.layer_params(keep.shape)
         for dense, keep in zip(geometry.shapes, layers, strict=True)
     )
-    return PrunePlan(layers, budget_params, removed, dict(provenance or {}))
+    return PrunePlan(layers, budget_params, removed, dict(provenance or {}), geometry=geometry)
 
 
 def kept_mask(table: GroupTable, plan: PrunePlan) -> Mask:
@@ -224,10 +170,10 @@ def _collapsed_layers(
     whole = np.array([geometry.layer_params(shape) for shape in geometry.shapes])
     dropped = np.bincount(table.layer, weights=table.cost * ~kept, minlength=geometry.num_layers)
     kept_ratio = 1 - dropped / whole
-    touchable = range(minimum_sizes.freeze_first, geometry.num_layers - minimum_sizes.freeze_last)
+    touchable = set(range(geometry.num_layers)) - minimum_sizes.frozen_layers(geometry.num_layers)
     spent = sum(whole[index] for index in removed_layers)
     collapsed: list[int] = []
-    for index in sorted(set(touchable) - set(removed_layers), key=lambda layer: (kept_ratio[layer], layer)):
+    for index in sorted(touchable - set(removed_layers), key=lambda layer: (kept_ratio[layer], layer)):
         leaves_a_layer = len(removed_layers) + len(collapsed) + 1 < geometry.num_layers
         if kept_ratio[index] >= epsilon or not leaves_a_layer or spent + whole[index] > budget:
             break

@@ -5,7 +5,8 @@ K kv groups | R query heads per kv group | D head dim | M mlp width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+import copy
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,7 @@ from hgsp.models.families import (
 )
 from hgsp.models.geometry import Geometry, LayerShape, geometry_of
 from hgsp.models.loading import refuse_own_head
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 
 #: Config keys that describe the dense checkpoint rather than the architecture.
 _STALE_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path")
@@ -36,8 +37,8 @@ class Surgery:
     """The tensors of a pruned model by name, cut from the dense model's when asked for.
 
     Args:
-        config: of the dense model.
-        read: gives a dense tensor by its name; it may come from memory or from a file.
+        model: the dense model; its weights may be on the meta device if ``read`` gives them.
+        read: returns a dense tensor by its name; default: the parameters of ``model``.
         replaced: tensors of the pruned model, by name, that are taken instead of being cut (reconstructed weights).
 
     ``skeleton`` is the pruned model without data (meta device), built from the config it will be saved with.
@@ -48,16 +49,17 @@ class Surgery:
 
     def __init__(
         self,
-        config: Any,
-        geometry: Geometry,
+        model: Any,
         plan: PrunePlan,
-        read: Callable[[str], Tensor],
-        replaced: MutableMapping[str, Tensor] | None = None,
+        *,
+        read: Callable[[str], Tensor] | None = None,
+        replaced: Mapping[str, Tensor] | None = None,
     ) -> None:
+        config, geometry = model.config, geometry_of(model)
         self.plan = plan
         self.skeleton: Any = pruned_skeleton(config, plan, geometry)
-        self._read = read
-        self.replaced: MutableMapping[str, Tensor] = {} if replaced is None else replaced
+        self._read = read or (lambda name: model.get_parameter(name).detach())
+        self.replaced: Mapping[str, Tensor] = {} if replaced is None else replaced
         self._cuts = {
             new_index: (old_index, _cuts(plan.layers[old_index], geometry))
             for new_index, old_index in enumerate(surviving_layers(plan))
@@ -69,6 +71,12 @@ class Surgery:
             f"{writer}.bias" for writer, key in own.items() if adds_biases and not getattr(config, key, False)
         ]
         self._new_index_of = {old_index: new_index for new_index, (old_index, _) in self._cuts.items()}
+
+    def replacing(self, tensors: Mapping[str, Tensor]) -> Surgery:
+        """Return the same surgery with these tensors of the pruned model in place of those it would cut."""
+        other = copy.copy(self)
+        other.replaced = tensors
+        return other
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the pruned model, a contiguous copy where it was cut."""
@@ -112,14 +120,16 @@ class Surgery:
         return wide.index_copy_(dim, indices, dense.index_select(dim, indices) if kept is None else kept.to(dense))
 
 
-def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor] | None = None) -> Any:
-    """The pruned model: its weights are contiguous copies, its class and config describe exactly what is there.
+def apply_plan(
+    model: Any, plan: PrunePlan, replaced: Mapping[str, Tensor] | None = None, *, inplace: bool = True
+) -> Any:
+    """Return the pruned model; its class and config describe exactly its tensors, which are contiguous copies.
 
-    Takes the dense model over: its layers are emptied one by one, so that never more than one layer exists twice. Copy
-    it first to keep it. Layers of equal shape everywhere give a stock model, others one of ``modeling_hgsp``. dtype,
-    devices, attention implementation, generation config and tied embeddings stay what they were; a model that
-    accelerate had spread over devices is spread again. ``replaced`` holds tensors of the pruned model that are taken as
-    they are (see ``reconstruct``).
+    Consumes the dense model unless ``inplace`` is False: its layers are emptied one by one, so that never more than
+    one layer exists twice, and its embeddings are taken over. Layers of equal shape everywhere give a stock model,
+    others one of ``modeling_hgsp``. dtype, devices, attention implementation, generation config and tied embeddings
+    stay; a model that accelerate had spread over devices is spread again. ``replaced`` holds tensors of the pruned
+    model that are taken as they are (see ``reconstruct``).
 
     Raises:
         InputError: the plan was made for a model of another size, or some weights are not in memory or not what the
@@ -127,21 +137,28 @@ def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor
     """
     refuse_missing_weights(model)
     refuse_own_head(model)
-    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
+    surgery = Surgery(model, plan, replaced=replaced)
     pruned = surgery.skeleton
     names = list(pruned.state_dict())
-    state = {name: surgery.tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}
+    shared = set() if inplace else {parameter.data_ptr() for parameter in model.parameters()}
+
+    def tensor(name: str) -> Tensor:
+        found = surgery.tensor(name)
+        return found.clone() if found.data_ptr() in shared else found
+
+    state = {name: tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}
     for new_index, old_index in enumerate(surviving_layers(plan)):
         prefix = f"{LAYER_PREFIX}{new_index}."
         device = next(model.model.layers[old_index].parameters()).device
-        state |= {name: surgery.tensor(name).to(device) for name in names if name.startswith(prefix)}
-        model.model.layers[old_index].to("meta")
+        state |= {name: tensor(name).to(device) for name in names if name.startswith(prefix)}
+        if inplace:
+            model.model.layers[old_index].to("meta")
     pruned.load_state_dict(state, assign=True)
     pruned.config.dtype = pruned.dtype
     pruned.tie_weights()
     rotary = model.model.rotary_emb
     pruned.model.rotary_emb = type(rotary)(config=pruned.config).to(rotary.inv_freq.device)
-    pruned.generation_config = model.generation_config
+    pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.requires_grad_(False).eval()
     return _dispatched_like(model, pruned)
 
@@ -152,7 +169,8 @@ def _dispatched_like(model: Any, pruned: Any) -> Any:
         return pruned
     from accelerate import dispatch_model
 
-    parts = {"lm_head": pruned.lm_head}
+    family = family_of(pruned.config)
+    parts = {family.head: pruned.get_submodule(family.head)}
     parts |= {f"model.{name}": part for name, part in pruned.model.named_children() if name != "layers"}
     parts |= {f"{LAYER_PREFIX}{index}": layer for index, layer in enumerate(pruned.model.layers)}
     placed = {name: next(chain(part.parameters(), part.buffers())).device for name, part in parts.items()}
@@ -160,7 +178,7 @@ def _dispatched_like(model: Any, pruned: Any) -> Any:
         pruned,
         device_map=placed,
         skip_keys=pruned._skip_keys_device_placement,
-        main_device=placed["model.embed_tokens"],
+        main_device=placed[family.embedding],
         force_hooks=True,
     )
 
@@ -209,7 +227,7 @@ def surviving_layers(plan: PrunePlan) -> list[int]:
 
 def _cuts(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
     """Which dimension of each Linear is cut, and the indices it keeps: rows of readers, columns of writers."""
-    per_kv, per_query = geometry.head_dim, geometry.queries_per_kv * geometry.head_dim
+    per_kv, per_query = geometry.head_dim, geometry.columns_per_group("attention")
     query_rows, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
     channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
     query, key, value = ATTENTION_INPUTS

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 from hgsp.models.decoder import Decoder
 from hgsp.pruning.surgery import Surgery
@@ -25,12 +25,13 @@ class ZeroPaddedLayers:
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         with self._dense.layer(index) as module:
-            own = {name: parameter.detach() for name, parameter in module.named_parameters()}
-            _put(module, self._surgery.widened(index, own))
+            dense = dict(module.named_parameters())
+            padded = self._surgery.widened(index, {name: parameter.detach() for name, parameter in dense.items()})
+            _put(module, {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in padded.items()})
             try:
                 yield module
             finally:
-                _put(module, {**dict.fromkeys(self._surgery.added_biases), **own})
+                _put(module, {name: dense.get(name) for name in padded})
 
 
 def zero_padded_decoder(dense: Decoder, surgery: Surgery) -> Decoder:
@@ -38,9 +39,8 @@ def zero_padded_decoder(dense: Decoder, surgery: Surgery) -> Decoder:
     return Decoder(dense.model, ZeroPaddedLayers(dense, surgery))
 
 
-def _put(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> None:
-    """Let the layer have these parameters under these names; None takes a bias away."""
-    for name, tensor in tensors.items():
+def _put(module: nn.Module, parameters: Mapping[str, nn.Parameter | None]) -> None:
+    """Set parameters of a layer by name; None removes a bias."""
+    for name, parameter in parameters.items():
         owner, _, own_name = name.rpartition(".")
-        parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
         setattr(module.get_submodule(owner), own_name, parameter)

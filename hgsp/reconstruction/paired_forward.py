@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hgsp.layerwise.hidden_states import HiddenStateCache
-from hgsp.models.decoder import Decoder, device_of
+from hgsp.models.decoder import Decoder, device_of, watch_inputs
 from hgsp.reconstruction.block_fit import BlockText
 from hgsp.reconstruction.least_squares import Moments
-from hgsp.scoring.statistics import watch_inputs
 
 #: One of this many sequences judges instead of fitting.
 HELD_OUT = 8
@@ -29,7 +28,7 @@ class PairedForward:
     """The residual streams of the dense and of the pruned model at one block boundary, [N, T, H] each."""
 
     def __init__(self, decoder: Decoder, input_ids_NT: Tensor, batch_size: int, spill_dir: Path | None) -> None:
-        embedding = decoder.model.model.embed_tokens.weight
+        embedding = decoder.embedding.weight
         shape = (*input_ids_NT.shape, embedding.shape[1])
         self._decoder, self._spill_dir = decoder, spill_dir
         self._writer_inputs: HiddenStateCache | None = None
@@ -81,11 +80,12 @@ class PairedForward:
 
     def block_text(self, pruned: Any) -> BlockText:
         """What the MLP of the pruned layer reads and should write, between ``gather`` and ``pass_pruned``."""
+        norm = pruned.get_submodule(self._decoder.family.blocks["mlp"].norm)
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:
             before_BTH = self._pruned[batch].to(device_of(pruned))
             wanted_BTH = self._dense[batch].to(before_BTH.device).float() - before_BTH.float()
-            return pruned.post_attention_layernorm(before_BTH).flatten(0, 1), wanted_BTH.flatten(0, 1)
+            return norm(before_BTH).flatten(0, 1), wanted_BTH.flatten(0, 1)
 
         fitting = [batch for batch in self._batches if batch.start < self._num_fit]
         return BlockText(read, fitting, self._batches[len(fitting) :])

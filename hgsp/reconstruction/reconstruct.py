@@ -24,9 +24,9 @@ H hidden | S inputs a pruned writer keeps, plus one for a bias
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +37,52 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError, not_finite
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_OUTPUT, LAYER_PREFIX, MLP_OUTPUT
+from hgsp.models.families import KINDS, LAYER_PREFIX, OUTPUT_PROJECTIONS
 from hgsp.models.half_precision import fp32_matmul_fallback
+from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
 from hgsp.reconstruction.least_squares import Moments, solve, wide_dtype
+from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.reconstruction.paired_forward import PairedForward, num_held_out
 from hgsp.reconstruction.resume import ResumeState
-from hgsp.scoring.groups import KIND_NAMES
 
-OUTPUT_PROJECTIONS = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """How to reconstruct.
+
+    Args:
+        method: "lstsq" refits ``o_proj`` and ``down_proj`` by least squares, "blocks" all weights of an MLP after that
+            (``fit_block``), "bias" nothing but the biases that the plan adds (arXiv:2312.11983).
+        batch_size: sequences per call of a layer.
+        spill_dir: folder for activations, [sequences, tokens, H] twice, and on a CPU the inputs of one output
+            projection; None keeps them in memory.
+        frozen: dense indices of layers to leave as they are.
+
+    Raises:
+        InputError: unknown method.
+    """
+
+    method: str = "lstsq"
+    batch_size: int = 4
+    spill_dir: Path | None = None
+    frozen: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        methods = [name for name in RECONSTRUCTIONS if name != "none"]
+        if self.method not in methods:
+            raise InputError(
+                expected="a reconstruction method", got=f"'{self.method}'", remedy=f"use one of {', '.join(methods)}"
+            )
 
 
 @dataclass(frozen=True)
 class ModuleFit:
-    """What became of one writer, or of one whole block. ``layer`` is its dense index.
+    """The fit of one output projection, or of one whole MLP. ``layer`` is its index in the dense model.
 
-    ``ridge`` is None where least squares left the old weights, and for a block, which has none. Errors are held out:
-    norm of e over the norm of what the dense block writes, None where that writes nothing. ``changed`` says whether
-    there are new weights.
+    ``ridge`` is None if least squares kept the old weights, and for an MLP. Errors are held out: norm of e over the
+    norm of the dense block's output, None where that is zero. ``changed``: whether there are new weights.
     """
 
     layer: int
@@ -66,22 +93,35 @@ class ModuleFit:
     changed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reconstruction:
-    """The modules in the order they were fitted, and the text they were fitted on."""
+    """Refitted tensors by their names in the pruned model, and the fits in their order.
 
+    ``tensors`` are in memory, or in the files of the resume state until that is closed.
+    """
+
+    tensors: Mapping[str, Tensor]
     modules: tuple[ModuleFit, ...]
     calibration: Calibration
     method: str
 
     def describe(self) -> dict[str, Any]:
-        """What the report says about it."""
+        """Return the report's section, JSON types only."""
         return {
             "method": self.method,
             "calibration": self.calibration.describe(),
             "held_out_sequences": num_held_out(len(self.calibration.input_ids)),
             "modules": [asdict(module) for module in self.modules],
         }
+
+    def __repr__(self) -> str:
+        changed = sum(module.changed for module in self.modules)
+        return f"Reconstruction({self.method}, {changed} of {len(self.modules)} modules refitted)"
+
+
+def plan_for(method: str, plan: PrunePlan) -> PrunePlan:
+    """Return the plan with added biases if the method is "bias" and the plan removes anything, else without."""
+    return replace(plan, writer_bias=method == "bias" and plan.removed_params > 0)
 
 
 @torch.no_grad()
@@ -90,41 +130,34 @@ def reconstruct(
     decoder: Decoder,
     surgery: Surgery,
     calibration: Calibration,
+    options: ReconstructionOptions | None = None,
     *,
-    batch_size: int = 4,
-    spill_dir: Path | None = None,
-    frozen: Collection[int] = (),
-    whole_blocks: bool = False,
-    finished: ResumeState | None = None,
+    resume: ResumeState | None = None,
     progress: Progress = silent,
 ) -> Reconstruction:
-    """Refit every writer of the pruned model, first layer to last, and put the new tensors into ``surgery.replaced``.
-
-    Where the plan gives writers a bias, that bias is all that is fitted: it makes good for the mean of what is lost
-    (arXiv:2312.11983), at the cost of one parameter per output.
+    """Refit the pruned model to the dense one, first layer to last.
 
     Args:
-        decoder: the dense model, resident or read from files; it is not changed.
-        surgery: gives the pruned model's tensors. A plan that removes nothing replaces nothing.
-        calibration: the last eighth of its sequences judges, the others fit.
-        spill_dir: folder for the two streams, [sequences, tokens, H] each, and on a CPU the writer's inputs on disk;
-            None keeps them in memory.
-        frozen: dense indices of layers that are never touched.
-        whole_blocks: go on from least squares with all weights of the MLP, see ``fit_block``.
-        finished: layers that are done are noted there, and not refitted where they are there already; its tensors are
-            ``surgery.replaced``. The result is the same.
+        decoder: the dense model, in memory or offloaded; it is not changed.
+        surgery: the pruned model before the fit. A plan that removes nothing has nothing to refit.
+        calibration: the last eighth of its sequences is held out.
+        resume: takes the tensors of every layer that is done; layers it already holds are not refitted. The result is
+            the same.
 
     Raises:
-        InputError: fewer than two sequences.
-        NumericalError: the pruned model's residual stream is not finite.
+        InputError: fewer than two sequences, or the plan adds biases and the method is not "bias", or the reverse.
+        NumericalError: the residual stream of the pruned model is not finite.
     """
+    options = options or ReconstructionOptions()
     check_enough(calibration)
-    method = "bias" if surgery.plan.writer_bias else "blocks" if whole_blocks else "lstsq"
+    tensors: MutableMapping[str, Tensor] = {} if resume is None else resume.tensors
     if not surgery.plan.removed_params:
-        return Reconstruction((), calibration, method)
+        return Reconstruction(tensors, (), calibration, options.method)
+    _check_biases(surgery.plan, options.method)
+    surgery = surgery.replacing(tensors)
     new_index_of = {old: new for new, old in enumerate(surviving_layers(surgery.plan))}
     modules: list[ModuleFit] = []
-    with PairedForward(decoder, calibration.input_ids, batch_size, spill_dir) as streams:
+    with PairedForward(decoder, calibration.input_ids, options.batch_size, options.spill_dir) as streams:
         for index in progress(range(decoder.num_layers), "reconstruction", decoder.num_layers):
             new_index = new_index_of.get(index)
             with decoder.layer(index) as dense:
@@ -132,21 +165,30 @@ def reconstruct(
                     streams.pass_layer(dense, None)
                     continue
                 with _pruned_layer(surgery, new_index, dense) as pruned:
-                    earlier = None if finished is None else finished.findings(index)
-                    if index in frozen or earlier is not None:
+                    done = None if resume is None else resume.findings(index)
+                    if index in options.frozen or done is not None:
                         streams.pass_layer(dense, pruned)
-                        modules += [ModuleFit(**fitted) for fitted in earlier or ()]
+                        modules += [ModuleFit(**fit) for fit in done or ()]
                         continue
                     fits: list[ModuleFit] = []
-                    for kind in KIND_NAMES:
-                        seed = calibration.seed + index if method == "blocks" and kind == "mlp" else None
-                        fits += _reconstruct_block(streams, kind, index, dense, pruned, surgery.plan.writer_bias, seed)
+                    for kind in KINDS:
+                        seed = calibration.seed + index if options.method == "blocks" and kind == "mlp" else None
+                        fits += _reconstruct_block(streams, kind, index, dense, pruned, options.method == "bias", seed)
                     new = _new_tensors(fits, new_index, pruned)
-                    surgery.replaced.update(new)
-                    if finished is not None:
-                        finished.add(index, [asdict(fitted) for fitted in fits], new)
+                    tensors.update(new)
+                    if resume is not None:
+                        resume.add(index, [asdict(fit) for fit in fits], new)
                     modules += fits
-    return Reconstruction(tuple(modules), calibration, method)
+    return Reconstruction(tensors, tuple(modules), calibration, options.method)
+
+
+def _check_biases(plan: PrunePlan, method: str) -> None:
+    if plan.writer_bias != (method == "bias"):
+        raise InputError(
+            expected="a plan that adds biases with method 'bias', and one that adds none with any other",
+            got=f"writer_bias={plan.writer_bias} with method '{method}'",
+            remedy="use plan_for(method, plan)",
+        )
 
 
 def check_enough(

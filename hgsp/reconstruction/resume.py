@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hgsp.environment import write_atomically
 from hgsp.layerwise.disk_tensors import DiskTensors
 
 LOG = logging.getLogger(__name__)
@@ -40,10 +41,7 @@ class ResumeState:
     def add(self, index: int, findings: Sequence[Mapping[str, Any]], tensors: Iterable[str]) -> None:
         """A layer is finished, its ``tensors`` are in place."""
         self._layers[str(index)] = {"findings": list(findings), "tensors": list(tensors)}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps({"fingerprint": self._fingerprint, "layers": self._layers}))
-        partial.replace(self._file)
+        write_atomically(self._file, json.dumps({"fingerprint": self._fingerprint, "layers": self._layers}))
 
     def close(self) -> None:
         self.tensors.close()

@@ -1,33 +1,31 @@
-"""What the user can ask of recovery: a frozen, validated dataclass that is also the command line."""
+"""Options of training: a frozen, validated dataclass whose fields are also flags. Costs no torch to import."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
+from hgsp.data.config import TextConfig
+from hgsp.environment import launched_processes
 from hgsp.errors import InputError
-from hgsp.pipeline.config import DEFAULT_INSTRUCTIONS, DTYPE_NAMES, MeasureConfig, PruneConfig
+from hgsp.models.dtypes import DTYPE_NAMES
 
 METHODS = ("lora", "full")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 REPORTERS = ("none", "tensorboard", "wandb", "trackio")
+DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoveryConfig(MeasureConfig):
-    """Everything ``finetune_lora.py`` can be asked."""
+class TrainingConfig(TextConfig):
+    """How a pruned model is trained. Raises InputError for values that make no sense."""
 
-    pruned_model: str = option(help="pruned_model.bin, its folder, or any Hugging Face model folder or hub id")
-    output_dir: str = option(help="where the recovered model goes")
     data_path: str = option(
         DEFAULT_INSTRUCTIONS,
         help="hub id or json/jsonl/parquet file with instruction, messages or text rows; "
         "also a plain text file, wikitext2, ptb, c4 or builtin",
     )
-    base_model: str | None = option(None, help="where the tokenizer comes from, if not from the pruned model itself")
     method: str = option("lora", help="train low-rank adapters, or all parameters", choices=METHODS)
     num_epochs: float = option(3, help="passes over the data", type=float)
     max_steps: int | None = option(None, help="stop after this many optimizer steps, whatever the epochs", type=int)
@@ -65,15 +63,10 @@ class RecoveryConfig(MeasureConfig):
     distill_offload: bool = option(False, help="read the parent layer by layer from its safetensors files")
     distill_cache: bool = option(False, help="ask the parent once before training and keep its top k on disk")
     report_to: str = option("none", help="where training is reported as it runs", choices=REPORTERS)
-    resume: bool = option(False, help="go on with an interrupted run of the same command")
-    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best there is")
     dtype: str | None = option(None, help="dtype of weights and result (unset: as stored)", choices=DTYPE_NAMES)
     seed: int = option(42, help="seed of adapters, order and held-out rows", type=int)
-    overwrite: bool = option(False, help="replace an existing result, or an unfinished run")
-    no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
         for name, choices in (("method", METHODS), ("report_to", REPORTERS), ("dtype", (None, *DTYPE_NAMES))):
             expected = f"one of {', '.join(map(str, choices))}"
@@ -90,6 +83,10 @@ class RecoveryConfig(MeasureConfig):
         require((self.val_size or 0) >= 0, "--val_size", "at least 0", self.val_size)
         strange = sorted(set(self.lora_target_modules) - set(PROJECTIONS))
         require(not strange, "--lora_target_modules", f"some of {', '.join(PROJECTIONS)}", " ".join(strange))
+        self._check_distillation()
+        steps_per_update(self, launched_processes())
+
+    def _check_distillation(self) -> None:
         require(0 < self.distill_weight <= 1, "--distill_weight", "in (0, 1]", self.distill_weight)
         require(self.distill_top_k >= 0, "--distill_top_k", "at least 0", self.distill_top_k)
         cached = self.distill_top_k > 0 or not self.distill_cache
@@ -99,32 +96,25 @@ class RecoveryConfig(MeasureConfig):
         require(given, "--distill_from", "given with " + " and ".join(f"--{name}" for name in alone), None)
         offloads_gguf = self.distill_offload and str(self.distill_from).endswith(".gguf")
         require(not offloads_gguf, "--distill_from", "a safetensors folder with --distill_offload", self.distill_from)
-        require(self.device != "auto", "--device", "one device", "auto", "start one process per GPU instead")
-        steps_per_update(self, int(os.environ.get("WORLD_SIZE", "1")))
-
-    @property
-    def work_dir(self) -> Path:
-        """Where an unfinished run keeps its state: a sibling of the result that goes away when the result is there."""
-        return Path(f"{self.output_dir.rstrip('/')}.training")
-
-    def require_packages(self) -> None:
-        """Refuse a request whose packages are missing, before anything is loaded.
-
-        Raises:
-            InputError: with what to install.
-        """
-        wanted = ["peft", "accelerate", "matplotlib"] + [self.report_to] * (self.report_to != "none")
-        missing = [name for name in wanted if find_spec(name) is None]
-        if missing:
-            raise InputError(
-                expected=f"the packages {', '.join(wanted)} for recovery",
-                got=f"no {', '.join(missing)}",
-                remedy=f"pip install 'hgsp[finetune]' {' '.join(set(missing) & set(REPORTERS))}".strip(),
-            )
 
 
-def steps_per_update(config: RecoveryConfig, num_processes: int) -> int:
-    """Forward passes of each process per optimizer step.
+def require_packages(*packages: str) -> None:
+    """Refuse to go on without these packages.
+
+    Raises:
+        InputError: names the missing ones and how to install them.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            expected=f"the packages {', '.join(packages)} for recovery",
+            got=f"no {', '.join(missing)}",
+            remedy=f"pip install 'hgsp[finetune]' {' '.join(set(missing) & set(REPORTERS))}".strip(),
+        )
+
+
+def steps_per_update(config: TrainingConfig, num_processes: int) -> int:
+    """Return the forward passes of each process per optimizer step.
 
     Raises:
         InputError: the batch cannot be shared out evenly; names the nearest that can.
@@ -138,32 +128,3 @@ def steps_per_update(config: RecoveryConfig, num_processes: int) -> int:
             remedy=nearest_multiples(config.batch_size, at_once),
         )
     return config.batch_size // at_once
-
-
-def recovery_after_pruning(config: PruneConfig, folder: Path) -> RecoveryConfig:
-    """What ``--finetune`` asks for: the model in ``folder`` goes to ``{folder}_finetuned``.
-
-    Raises:
-        InputError: as ``RecoveryConfig``.
-    """
-    return RecoveryConfig(
-        pruned_model=str(folder),
-        output_dir=f"{folder}_finetuned",
-        data_path=config.finetune_data_path,
-        num_epochs=config.finetune_epochs,
-        learning_rate=config.finetune_lr,
-        batch_size=config.finetune_batch_size,
-        micro_batch_size=config.finetune_micro_batch_size,
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        use_gradient_checkpointing=config.use_gradient_checkpointing,
-        device=config.device,
-        seed=config.seed,
-        data_dir=config.data_dir,
-        overwrite=config.overwrite,
-        no_bin=config.no_bin,
-        skip_evaluation=config.skip_evaluation,
-        eval_tasks=config.eval_tasks,
-        eval_seq_len=config.eval_seq_len,
-        eval_max_windows=config.eval_max_windows,
-    )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hgsp.data.calibration import tokenize
 from hgsp.data.texts import CALIBRATE, DATASET_CHOICES, Text, canonical_name, load_text
 from hgsp.errors import InputError
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.instructions import Passage, load_rows, passage_of
 
 LOG = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class TrainingText:
         return [f"rows skipped because their answers are empty: {empty}"] if empty else []
 
 
-def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
+def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
     """Read, tokenize, cut and split what ``--data_path`` names.
 
     With ``--distill_from`` every token counts, as with ``--train_on_inputs``: the parent has an opinion on each.
@@ -237,7 +237,7 @@ def _windows(text: Text, length: int, tokenizer: Any) -> list[Sample]:
     return [Sample(window, np.concatenate([[IGNORED], window[1:]]).astype(np.int32)) for window in full]
 
 
-def _refuse_empty(train: Sequence[Sample], config: RecoveryConfig, notes: Mapping[str, int]) -> None:
+def _refuse_empty(train: Sequence[Sample], config: TrainingConfig, notes: Mapping[str, int]) -> None:
     if not train:
         raise InputError(
             expected="samples with something to learn",
@@ -254,7 +254,7 @@ def _refuse_empty(train: Sequence[Sample], config: RecoveryConfig, notes: Mappin
         )
 
 
-def _split(items: Sequence[Item], config: RecoveryConfig) -> tuple[list[Item], list[Item]]:
+def _split(items: Sequence[Item], config: TrainingConfig) -> tuple[list[Item], list[Item]]:
     """To train on and to hold out, seeded: the same rows are held out whatever is learned of them."""
     size = config.val_size
     if size is None:

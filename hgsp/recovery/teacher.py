@@ -21,10 +21,10 @@ from torch import Tensor
 
 from hgsp.console.progress import Progress, silent
 from hgsp.errors import InputError
-from hgsp.layerwise.distributed import is_main_process, wait_for_all
 from hgsp.models.loading import ModelSource, inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.models.processes import is_main_process, wait_for_all
+from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import TeacherTopK, top_of
 from hgsp.recovery.samples import Collator, Sample
 
@@ -69,7 +69,7 @@ class CachedTeacher:
         return torch.from_numpy(values), torch.from_numpy(tokens)
 
 
-def inspect_teacher(config: RecoveryConfig, vocabulary: int) -> ModelSource | None:
+def inspect_teacher(config: TrainingConfig, vocabulary: int) -> ModelSource | None:
     """The parent that was asked for, not loaded yet.
 
     Raises:
@@ -79,12 +79,7 @@ def inspect_teacher(config: RecoveryConfig, vocabulary: int) -> ModelSource | No
         return None
     source = inspect_model(config.distill_from)
     found = source.config.vocab_size
-    if found != vocabulary:
-        raise InputError(
-            expected=f"a parent with the student's vocabulary of {vocabulary} tokens",
-            got=f"{found} in {config.distill_from}",
-            remedy="pass the dense model that was pruned",
-        )
+    check_same_vocabulary(found, vocabulary, config.distill_from)
     if config.distill_top_k >= found:
         raise InputError(
             expected=f"--distill_top_k below {found}", got=str(config.distill_top_k), remedy="0 takes all tokens"
@@ -92,7 +87,21 @@ def inspect_teacher(config: RecoveryConfig, vocabulary: int) -> ModelSource | No
     return source
 
 
-def load_parent(config: RecoveryConfig, source: ModelSource, device: str) -> Teacher:
+def check_same_vocabulary(found: int, vocabulary: int, name: str) -> None:
+    """Refuse a teacher whose tokens mean something else than the student's.
+
+    Raises:
+        InputError: another number of tokens.
+    """
+    if found != vocabulary:
+        raise InputError(
+            expected=f"a teacher with the student's vocabulary of {vocabulary} tokens",
+            got=f"{found} in {name}",
+            remedy="pass the dense model that was pruned",
+        )
+
+
+def load_parent(config: TrainingConfig, source: ModelSource, device: str) -> Teacher:
     """In bfloat16 unless ``--dtype`` says otherwise, whole or read layer by layer."""
     device, dtype = config.distill_device or device, config.dtype or PARENT_DTYPE
     if config.distill_offload:
@@ -103,11 +112,12 @@ def load_parent(config: RecoveryConfig, source: ModelSource, device: str) -> Tea
 
 
 def teacher_outputs(
-    config: RecoveryConfig,
-    source: ModelSource | None,
+    config: TrainingConfig,
+    source: ModelSource | Teacher | None,
     sets: Sequence[Sequence[Sample]],
     collator: Collator,
     device: str,
+    cache_dir: Path,
     progress: Progress = silent,
 ) -> tuple[Teacher | None, list[CachedTeacher | None]]:
     """The parent to ask in training, or its cached answers to each of the sets; neither without ``--distill_from``.
@@ -115,11 +125,11 @@ def teacher_outputs(
     With several processes the first one asks, the others wait for its files.
     """
     nothing: list[CachedTeacher | None] = [None] * len(sets)
-    if source is None:
-        return None, nothing
+    if source is None or isinstance(source, Teacher):
+        return source, nothing
     if not config.distill_cache:
         return load_parent(config, source, device), nothing
-    folders = [config.work_dir / "parent" / str(number) for number in range(len(sets))]
+    folders = [cache_dir / str(number) for number in range(len(sets))]
     missing = [pair for pair in zip(folders, sets, strict=True) if _open_cache(*pair, config) is None]
     if missing and is_main_process():
         parent = load_parent(config, source, device)
@@ -129,7 +139,7 @@ def teacher_outputs(
     return None, [_open_cache(*pair, config) for pair in zip(folders, sets, strict=True)]
 
 
-def _open_cache(folder: Path, samples: Sequence[Sample], config: RecoveryConfig) -> CachedTeacher | None:
+def _open_cache(folder: Path, samples: Sequence[Sample], config: TrainingConfig) -> CachedTeacher | None:
     """The parent's answers to exactly these sequences, if they are in ``folder``."""
     description = folder / "cache.json"
     if not description.is_file() or json.loads(description.read_text()) != _description(samples, config):
@@ -142,7 +152,7 @@ def _write_cache(
     folder: Path,
     parent: Teacher,
     samples: Sequence[Sample],
-    config: RecoveryConfig,
+    config: TrainingConfig,
     collator: Collator,
     progress: Progress,
 ) -> None:
@@ -186,7 +196,7 @@ def _offsets(samples: Sequence[Sample]) -> tuple[int, ...]:
     return tuple(np.cumsum([0, *(len(sample.input_ids) for sample in samples)]).tolist())
 
 
-def _description(samples: Sequence[Sample], config: RecoveryConfig) -> dict[str, Any]:
+def _description(samples: Sequence[Sample], config: TrainingConfig) -> dict[str, Any]:
     content = hashlib.sha256()
     for sample in samples:
         content.update(sample.input_ids.tobytes() + repr(sample.starts).encode())

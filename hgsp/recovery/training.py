@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hgsp.console.progress import Progress, silent
+from hgsp.environment import launched_processes
 from hgsp.errors import NumericalError
-from hgsp.models.checkpoint import is_bin
 from hgsp.models.half_precision import emulated_dtypes, fp32_matmul_fallback
 from hgsp.models.loading import ModelSource
-from hgsp.recovery.config import RecoveryConfig, steps_per_update
+from hgsp.recovery.config import TrainingConfig, steps_per_update
 from hgsp.recovery.losses import Objective, TeacherTopK
 from hgsp.recovery.resume import last_complete_state
 from hgsp.recovery.samples import Collator, Sample, TrainingText
@@ -29,6 +30,8 @@ from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
 
 LOG = logging.getLogger(__name__)
 
+#: The variable by which accelerate chooses the device.
+TRAINER_DEVICE = "ACCELERATE_TORCH_DEVICE"
 #: Evaluations on held-out rows in a run, unless they would see more than this share of the sequences trained on.
 EVALUATIONS, EVALUATED_SHARE = 10, 0.2
 
@@ -64,12 +67,16 @@ class Trained:
     parameters: Mapping[str, int]
 
 
-def add_adapters(model: Any, config: RecoveryConfig) -> Any:
+def trainable(model: Any, config: TrainingConfig) -> Any:
+    """Return ``model`` with fresh adapters to train (and nothing else), or with all its parameters to train."""
+    return add_adapters(model, config) if config.method == "lora" else model.requires_grad_(True)
+
+
+def add_adapters(model: Any, config: TrainingConfig) -> Any:
     """LoRA (arXiv:2106.09685) on the chosen Linears of every layer, float32 over frozen weights, zero at the start."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(config.seed)
-    model.name_or_path = _base_of_adapter(config.pruned_model)
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -80,13 +87,7 @@ def add_adapters(model: Any, config: RecoveryConfig) -> Any:
     return get_peft_model(model, lora, autocast_adapter_dtype=True)
 
 
-def _base_of_adapter(pruned_model: str) -> str:
-    """What the adapter names as its base: a folder where there is one, because nobody else reads a .bin."""
-    folder = Path(pruned_model).parent
-    return str(folder) if is_bin(pruned_model) and (folder / "config.json").is_file() else pruned_model
-
-
-def num_updates(num_sequences: int, config: RecoveryConfig, processes: int) -> int:
+def num_updates(num_sequences: int, config: TrainingConfig, processes: int) -> int:
     """Optimizer steps of the whole run: ``--max_steps``, or what the epochs make."""
     if config.max_steps is not None:
         return config.max_steps
@@ -99,56 +100,80 @@ def num_updates(num_sequences: int, config: RecoveryConfig, processes: int) -> i
 def train(
     model: Any,
     text: TrainingText,
-    config: RecoveryConfig,
+    config: TrainingConfig,
     collator: Collator,
     device: str,
-    teacher_source: ModelSource | None = None,
+    work_dir: Path,
+    *,
+    resume: bool = False,
+    teacher: ModelSource | Teacher | None = None,
     progress: Progress = silent,
 ) -> Trained:
-    """Train to the end, from the last complete state with ``--resume``; keeps the state of the lowest held-out loss.
+    """Train a ``trainable`` model to the end and keep the state of the lowest held-out loss.
 
-    A state of the last step has nothing left to train.
-
-    States, and what the parent said if that is cached, are in ``config.work_dir``. Takes ``model`` over.
+    States, and teacher logits if they are cached, are written to ``work_dir``; with ``resume`` training goes on from
+    the last complete state there.
 
     Raises:
         NumericalError: the loss or a gradient is not finite; names the step, the states before it stay.
     """
-    counts = {"model": sum(parameter.numel() for parameter in model.parameters())}
-    model = add_adapters(model, config) if config.method == "lora" else model.requires_grad_(True)
-    counts["trained"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    folder = config.work_dir / "states"
-    steps = num_updates(len(text.train), config, num_processes())
-    last = last_complete_state(folder) if config.resume else None
-    if config.resume:
+    folder = work_dir / "states"
+    steps = num_updates(len(text.train), config, launched_processes())
+    last = last_complete_state(folder) if resume else None
+    if resume:
         LOG.info("resuming from %s", last.name if last else "the beginning: no state was saved")
     state = None if last is None else TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
     if state is None or state.global_step < steps:
-        trainer = _trainer(model, text, config, collator, device, teacher_source, steps, progress)
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with _trainer_on(device):
+            trainer = _trainer(model, text, config, collator, device, work_dir, teacher, steps, progress)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
         state = trainer.state
     best = state.best_model_checkpoint
     checkpoint = Path(best) if best else folder / f"checkpoint-{state.global_step}"
     kept_step = int(checkpoint.name.rpartition("-")[2])
-    return Trained(checkpoint, tuple(state.log_history), kept_step, state.global_step, counts)
+    return Trained(checkpoint, tuple(state.log_history), kept_step, state.global_step, count_parameters(model, config))
+
+
+@contextmanager
+def _trainer_on(device: str) -> Iterator[None]:
+    """Make the Trainer use this GPU instead of the first one; several processes have their own already."""
+    before = os.environ.get(TRAINER_DEVICE)
+    if launched_processes() == 1 and device.startswith("cuda"):
+        os.environ[TRAINER_DEVICE] = device
+    try:
+        yield
+    finally:
+        os.environ.pop(TRAINER_DEVICE, None)
+        if before is not None:
+            os.environ[TRAINER_DEVICE] = before
+
+
+def count_parameters(model: Any, config: TrainingConfig) -> dict[str, int]:
+    """Return the parameters of a ``trainable`` model without its adapters, and those that are trained."""
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {"model": everything - trained if config.method == "lora" else everything, "trained": trained}
 
 
 def _trainer(
     model: Any,
     text: TrainingText,
-    config: RecoveryConfig,
+    config: TrainingConfig,
     collator: Collator,
     device: str,
-    teacher_source: ModelSource | None,
+    work_dir: Path,
+    teacher: ModelSource | Teacher | None,
     steps: int,
     progress: Progress,
 ) -> RecoveryTrainer:
     """Everything that takes part in the training of ``model``."""
-    parent, caches = teacher_outputs(config, teacher_source, (text.train, text.held_out), collator, device, progress)
+    parent, caches = teacher_outputs(
+        config, teacher, (text.train, text.held_out), collator, device, work_dir / "parent", progress
+    )
     train_set, held_out = (Sequences(*pair) for pair in zip((text.train, text.held_out), caches, strict=True))
     trainer = RecoveryTrainer(
         model=model,
-        args=training_arguments(config, config.work_dir / "states", steps, len(held_out), device),
+        args=training_arguments(config, work_dir / "states", steps, len(held_out), device),
         train_dataset=train_set,
         eval_dataset=held_out if text.held_out else None,
         data_collator=collator,
@@ -160,17 +185,10 @@ def _trainer(
     return trainer
 
 
-def num_processes() -> int:
-    """How many processes the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def training_arguments(
-    config: RecoveryConfig, folder: Path, steps: int, num_held_out: int, device: str
+    config: TrainingConfig, folder: Path, steps: int, num_held_out: int, device: str
 ) -> TrainingArguments:
     """Our configuration in the terms of transformers."""
-    if num_processes() == 1 and device.startswith("cuda"):
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device  # else the Trainer takes the first GPU
     every = config.eval_steps or steps_between_evaluations(steps, config.batch_size, num_held_out)
     evaluates = num_held_out > 0
     arguments = TrainingArguments(
@@ -178,7 +196,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=config.micro_batch_size,
         per_device_eval_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=steps_per_update(config, num_processes()),
+        gradient_accumulation_steps=steps_per_update(config, launched_processes()),
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(config.warmup_ratio * steps),
@@ -207,7 +225,7 @@ def training_arguments(
         dataloader_pin_memory=device.startswith("cuda"),
         ddp_find_unused_parameters=False,
     )
-    if num_processes() == 1:
+    if launched_processes() == 1:
         arguments._n_gpu = min(1, arguments.n_gpu)  # never DataParallel over GPUs nobody asked for
     return arguments
 

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hgsp.errors import NumericalError
+from hgsp.models.families import KINDS
 from hgsp.models.geometry import Geometry
 
 ATTENTION, MLP = 0, 1
-KIND_NAMES = ("attention", "mlp")
 CSV_COLUMNS = ("layer", "kind", "group", "importance", "cost", "base_score", "prior", "score", "kept")
 
 Floats = npt.NDArray[np.float64]
@@ -32,7 +32,7 @@ def depth_profile(num_layers: int, kind: int, power: int) -> Floats:
     return profile_LK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GroupTable:
     """Parallel arrays of length G. ``cost`` is in parameters; ``score = base_score * prior``.
 
@@ -61,6 +61,10 @@ class GroupTable:
     def __len__(self) -> int:
         return len(self.layer)
 
+    def __repr__(self) -> str:
+        num_layers, params = int(self.layer[-1]) + 1, int(self.cost.sum())
+        return f"GroupTable({len(self):,} groups in {num_layers} layers, {params:,} parameters)"
+
     def with_prior(self, prior_LK: Floats) -> GroupTable:
         """The same table with ``prior`` taken from an array [L, 2] (attention, mlp) and the score multiplied by it."""
         prior = prior_LK[self.layer, self.kind]
@@ -83,7 +87,7 @@ class GroupTable:
 
     def write_csv(self, path: Path, kept: npt.NDArray[np.bool_]) -> None:
         """One row per group in the column order of ``CSV_COLUMNS``; ``kept`` is a mask of length G."""
-        kinds = [KIND_NAMES[kind] for kind in self.kind.tolist()]
+        kinds = [KINDS[kind] for kind in self.kind.tolist()]
         columns = (self.layer, kinds, self.group, self.importance, self.cost, self.base_score, self.prior, self.score)
         as_lists = [column if isinstance(column, list) else column.tolist() for column in columns]
         with path.open("w") as sink:  # nothing here needs quoting, and half a million rows are written
@@ -112,14 +116,13 @@ def build_group_table(
         NumericalError: an importance is not finite; the message names layer and kind.
     """
     layers, kinds, groups, values, bases, costs = [], [], [], [], [], []
-    cost_of = {"attention": geometry.kv_group_params, "mlp": geometry.mlp_channel_params}
     for index, by_kind in enumerate(importance):
-        for kind, name in enumerate(KIND_NAMES):
+        for kind, name in enumerate(KINDS):
             block = np.asarray(by_kind[name], dtype=np.float64)
             layers.append(np.full(len(block), index))
             kinds.append(np.full(len(block), kind))
             groups.append(np.arange(len(block)))
-            costs.append(np.full(len(block), cost_of[name]))
+            costs.append(np.full(len(block), geometry.params_per_group(name)))
             values.append(block)
             bases.append(block if base_importance is None else base_importance[index][name])
     cost = np.concatenate(costs).astype(np.int64)
@@ -139,7 +142,7 @@ def build_group_table(
 def _require_finite(name: str, values: Floats, layer: Ints, kind: Ints) -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        where = f"layer {layer[bad[0]]}, {KIND_NAMES[kind[bad[0]]]}"
+        where = f"layer {layer[bad[0]]}, {KINDS[kind[bad[0]]]}"
         raise NumericalError(
             f"{name} of {len(bad)} groups is not finite, first in {where}; use --dtype bfloat16 or float32"
         )

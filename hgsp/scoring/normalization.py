@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from hgsp.models.families import KINDS
 from hgsp.models.geometry import Geometry
 from hgsp.scoring.groups import Floats
 
@@ -58,7 +59,7 @@ NORMALIZERS: dict[str, Callable[[Floats, Floats, int], Floats]] = {
 def normalize(importance: Sequence[LayerImportance], geometry: Geometry, name: str) -> list[LayerImportance]:
     """Normalise each block (layer, kind) of the importances on its own. Returns "attention" and "mlp" per layer."""
     normalizer = NORMALIZERS[name]
-    params = {"attention": geometry.kv_group_params, "mlp": geometry.mlp_channel_params}
+    params = {kind: geometry.params_per_group(kind) for kind in KINDS}
     return [
         {kind: normalizer(layer[kind], layer.get(f"{kind}.output", layer[kind]), params[kind]) for kind in params}
         for layer in importance

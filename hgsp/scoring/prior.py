@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from hgsp.layerwise.distributed import sum_over_processes
 from hgsp.layerwise.walk import ForwardPass
 from hgsp.models.decoder import Decoder
+from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.scoring.groups import Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Influence:
     """Influence of every layer and of its blocks, float64 [L] each, >= 0; ``measure`` says in what unit.
 
@@ -35,12 +36,16 @@ class Influence:
     mlp: Floats
     measure: str = "cosine"
 
+    def __repr__(self) -> str:
+        return f"Influence({self.measure}, {len(self.layer)} layers)"
+
 
 class InfluenceWatch:
     """Measures cosine influence while a walk goes forward."""
 
-    def __init__(self, num_layers: int) -> None:
-        self._sums = torch.zeros(num_layers, 3, dtype=torch.float64)
+    def __init__(self, decoder: Decoder) -> None:
+        self._second_norm = decoder.family.blocks["mlp"].norm
+        self._sums = torch.zeros(decoder.num_layers, 3, dtype=torch.float64)
 
     @contextmanager
     def on(self, layer_pass: ForwardPass) -> Iterator[None]:
@@ -60,7 +65,7 @@ class InfluenceWatch:
             pairs = ((before, after), (before, middle), (middle, after))
             self._sums[index] += torch.stack([_angle_sum(a, b) for a, b in pairs])
 
-        norm = module.get_submodule("post_attention_layernorm")
+        norm = module.get_submodule(self._second_norm)
         handles = [
             module.register_forward_pre_hook(entering),
             norm.register_forward_pre_hook(between),
@@ -117,8 +122,8 @@ def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
         with decoder.layer(index) as module:
             started = {
                 (index, "layer"): unskipped,
-                (index, "attention"): _call_silencing(decoder, module, "self_attn.o_proj", unskipped),
-                (index, "mlp"): _call_silencing(decoder, module, "mlp.down_proj", unskipped),
+                (index, "attention"): _call_silencing(decoder, module, OUTPUT_PROJECTIONS["attention"], unskipped),
+                (index, "mlp"): _call_silencing(decoder, module, OUTPUT_PROJECTIONS["mlp"], unskipped),
             }
             variants = {key: decoder.call(module, hidden) for key, hidden in variants.items()} | started
     tokens = input_ids.shape[0] * (input_ids.shape[1] - 1)

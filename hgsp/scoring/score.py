@@ -5,7 +5,7 @@ K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width |
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,18 @@ from hgsp.errors import InputError, not_finite
 from hgsp.layerwise.distributed import own_share, sum_over_processes
 from hgsp.layerwise.walk import LayerWalk, Objective
 from hgsp.models.decoder import Decoder, weight_not_finite
-from hgsp.models.families import ATTENTION_OUTPUT, LINEARS, MLP_OUTPUT
+from hgsp.models.families import ATTENTION_OUTPUT, KINDS, LINEARS, MLP_OUTPUT, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.scoring.groups import KIND_NAMES
-from hgsp.scoring.methods import METHODS, ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod
+from hgsp.scoring.methods import ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod, method_named
+from hgsp.scoring.names import LABELS
 from hgsp.scoring.normalization import LayerImportance
 from hgsp.scoring.prior import Influence, InfluenceWatch
 from hgsp.scoring.statistics import (
     BACKWARD_STATISTICS,
     FORWARD_STATISTICS,
     LayerStatistics,
+    frozen_parameters,
     gather_backward,
     gather_forward,
 )
@@ -49,7 +50,7 @@ class ScoringOptions:
     spill_dir: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Importances:
     """What one scoring pass found: importance of every group, per layer, and the layers' influence if asked for.
 
@@ -59,6 +60,9 @@ class Importances:
     by_layer: tuple[LayerImportance, ...]
     influence: Influence | None
     calibration_loss: float | None
+
+    def __repr__(self) -> str:
+        return f"Importances({len(self.by_layer)} layers, calibration loss {self.calibration_loss}, {self.influence})"
 
 
 @fp32_matmul_fallback()
@@ -81,26 +85,47 @@ def score_groups(
     information of its output, which is the curvature of the KL divergence, whatever the text says next.
 
     Raises:
-        InputError: the method needs text and there is no calibration.
+        InputError: unknown method or labels, or the method needs text and there is no calibration.
         NumericalError: a statistic is not finite; names layer and projection.
     """
-    method = METHODS[method] if isinstance(method, str) else method
-    options = options or ScoringOptions()
-    geometry = geometry_of(decoder.model)
-    decoder.model.requires_grad_(False)
+    method = method_named(method)
+    if labels not in LABELS:
+        raise InputError(expected=f"labels from {' or '.join(LABELS)}", got=f"'{labels}'", remedy="change labels")
     if calibration is None and (method.needs or with_influence):
         raise InputError(expected=f"calibration text for {method.name}", got="none", remedy="pass a Calibration")
-    found: dict[int, LayerImportance] = {}
-    if calibration is None or not (method.needs or with_influence):
-        for index in range(decoder.num_layers):
-            with decoder.layer(index) as module:
-                found[index] = _layer_importance(method, LayerStatistics(index, module), geometry, seed)
-        return Importances(_in_order(found), None, None)
+    with frozen_parameters(decoder.model):
+        if calibration is None or not (method.needs or with_influence):
+            return Importances(_score_weights(decoder, method, seed), None, None)
+        return _score_by_walking(
+            decoder, method, calibration, with_influence, options or ScoringOptions(), seed, labels, progress
+        )
 
+
+def _score_weights(decoder: Decoder, method: Method, seed: int) -> tuple[LayerImportance, ...]:
+    """Score by a method that needs no statistics."""
+    geometry, found = geometry_of(decoder.model), []
+    for index in range(decoder.num_layers):
+        with decoder.layer(index) as module:
+            found.append(_layer_importance(method, LayerStatistics(index, module), geometry, seed))
+    return tuple(found)
+
+
+def _score_by_walking(
+    decoder: Decoder,
+    method: Method,
+    calibration: Calibration,
+    with_influence: bool,
+    options: ScoringOptions,
+    seed: int,
+    labels: str,
+    progress: Progress,
+) -> Importances:
+    found: dict[int, LayerImportance] = {}
+    geometry = geometry_of(decoder.model)
     share = own_share(len(calibration.input_ids))
     seq_len = calibration.input_ids.shape[1]
     backward = bool(method.needs & BACKWARD_STATISTICS)
-    group_columns = {ATTENTION_OUTPUT: geometry.queries_per_kv * geometry.head_dim, MLP_OUTPUT: 1}
+    group_columns = {name: geometry.columns_per_group(kind) for kind, name in OUTPUT_PROJECTIONS.items()}
     walk = LayerWalk(
         decoder,
         calibration.input_ids[share.rows],
@@ -109,7 +134,7 @@ def score_groups(
         checkpointing=options.checkpointing,
         spill_dir=options.spill_dir,
     )
-    watch = InfluenceWatch(decoder.num_layers) if with_influence else None
+    watch = InfluenceWatch(decoder) if with_influence else None
     with walk:
         for layer_pass in progress(walk.forward(), "forward", decoder.num_layers):
             with watch.on(layer_pass) if watch else nullcontext():
@@ -130,7 +155,7 @@ def score_groups(
     loss = None
     if backward and labels == "text":
         loss = float(sum_over_processes(walk.losses.sum())) / (share.num_sequences * (seq_len - 1))
-    return Importances(_in_order(found), influence, loss)
+    return Importances(tuple(found[index] for index in sorted(found)), influence, loss)
 
 
 def _of_drawn_labels(walk: LayerWalk, first_seed: int) -> Objective:
@@ -180,18 +205,19 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
 
     if isinstance(method, GroupMethod):
         generator = torch.Generator().manual_seed(seed + statistics.index)
-        sizes = {"attention": (K, geometry.kv_group_params), "mlp": (shape.mlp_width, geometry.mlp_channel_params)}
-        importance = {kind: method.groups(*sizes[kind], generator) for kind in KIND_NAMES}
+        sizes = {"attention": K, "mlp": shape.mlp_width}
+        importance = {kind: method.groups(sizes[kind], geometry.params_per_group(kind), generator) for kind in KINDS}
     elif isinstance(method, ColumnMethod):
         columns = {
             name: method.columns(linears[name].weight, statistics.values.get(name, {})).cpu().double()
-            for name in (ATTENTION_OUTPUT, MLP_OUTPUT)
+            for name in OUTPUT_PROJECTIONS.values()
         }
         attention_K = columns[ATTENTION_OUTPUT].unflatten(0, (K, R * D)).sum(1)
         importance = {"attention": attention_K, "mlp": columns[MLP_OUTPUT]}
     elif isinstance(method, MaskMethod):
-        writers = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
-        importance = {kind: statistics.values[name][method.statistic].cpu().double() for kind, name in writers.items()}
+        importance = {
+            kind: statistics.values[name][method.statistic].cpu().double() for kind, name in OUTPUT_PROJECTIONS.items()
+        }
     else:
 
         def saliency(key: str) -> Tensor:
@@ -202,7 +228,7 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
             return method.saliency(parameter, statistics.values.get(key, {}))
 
         importance = fold_weights(saliency, K, R, D)
-    for kind in KIND_NAMES:
+    for kind in KINDS:
         if not importance[kind].isfinite().all():
             where = weight_not_finite(statistics.module)
             raise not_finite("weight" if where else f"{method.name} importance", statistics.index, where or kind)
@@ -215,9 +241,5 @@ def _wide_sum(values: Tensor, dim: int) -> Tensor:
 
 
 def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:
-    names = LINEARS if isinstance(method, WeightMethod) else (ATTENTION_OUTPUT, MLP_OUTPUT)
+    names = LINEARS if isinstance(method, WeightMethod) else OUTPUT_PROJECTIONS.values()
     return {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
-
-
-def _in_order(found: Mapping[int, LayerImportance]) -> tuple[LayerImportance, ...]:
-    return tuple(found[index] for index in sorted(found))

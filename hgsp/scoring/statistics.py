@@ -19,7 +19,7 @@ B batch | T tokens of a sequence | I in_features | O out_features | G groups
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from hgsp.errors import not_finite
 from hgsp.layerwise.distributed import Share, sum_over_processes
 from hgsp.layerwise.walk import BackwardPass, ForwardPass
-from hgsp.models.decoder import weight_not_finite
+from hgsp.models.decoder import watch_inputs, weight_not_finite
 
 FORWARD_STATISTICS = frozenset({"input_sq", "input_mean"})
 WEIGHT_GRADIENTS = frozenset({"grad", "grad_sq"})
@@ -132,18 +132,15 @@ def gather_backward(
 
 
 @contextmanager
-def watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call ``observe(name, input)`` whenever one of the Linears runs."""
-
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, args: observe(name, args[0])
-
-    handles = [linear.register_forward_pre_hook(hook_for(name)) for name, linear in linears.items()]
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Take the parameters out of autograd, and restore their flags on exit, also after an error."""
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for name, parameter in model.named_parameters():  # by name: offloaded layers have new parameters
+            parameter.requires_grad_(flags[name])
 
 
 @contextmanager

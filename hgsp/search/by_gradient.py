@@ -21,8 +21,10 @@ from hgsp.data.calibration import Calibration
 from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
 from hgsp.pruning.masked import MaskedLayers
-from hgsp.pruning.select import PrunePlan, kept_mask
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import kept_mask
 from hgsp.scoring.groups import ATTENTION, MLP, Floats
+from hgsp.scoring.statistics import frozen_parameters
 from hgsp.search.kl import DivergenceFromDense
 from hgsp.search.search import SearchProblem
 
@@ -45,6 +47,7 @@ class GradientProposals:
         spill_dir: folder for activations; None keeps them in memory.
     """
 
+    report_name: ClassVar[str] = "GradientMoves"  # as reports have it
     #: What a step moves budget between: MLPs of different layers, the two kinds, attentions of different layers.
     names: ClassVar[Sequence[str]] = ("mlp", "kinds", "attention")
     first_step: ClassVar[float] = 0.5
@@ -77,7 +80,7 @@ class GradientProposals:
         gates = MaskedLayers(self._decoder, self._start.geometry, plan)
         gated = Decoder(self._decoder.model, gates)
         walk = LayerWalk(gated, self._input_ids, self._batch_size, keep_hidden_states=True, spill_dir=self._spill_dir)
-        with walk:
+        with walk, frozen_parameters(self._decoder.model):
             divergence = self._judge.per_token(walk)
             if divergence < below:
                 for back in walk.backward(self._judge.with_gradient):

@@ -10,18 +10,22 @@ L layers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from torch import Tensor
+
 from hgsp.data.calibration import Calibration
 from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery
 from hgsp.pruning.zero_padded import zero_padded_decoder
-from hgsp.reconstruction.reconstruct import check_enough, reconstruct
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, check_enough, plan_for, reconstruct
+from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.groups import ATTENTION, MLP, Floats, depth_profile
 from hgsp.search.kl import DivergenceFromDense
 from hgsp.search.search import SearchProblem
@@ -47,15 +51,15 @@ class ProfileProposals:
         decoder: the dense model, resident or read from files; it is not changed.
         start: what plans are cut from.
         calibration: the text; its last quarter judges.
-        surgery_of: makes the surgery of a plan; what a reconstruction puts into ``replaced`` is taken out again.
-        spill_dir: folder for activations; None keeps them in memory.
-        frozen: dense indices of layers that are never touched.
-        writer_bias: whether writers are given a bias, which then is all that is fitted.
+        options: how every plan is reconstructed.
+        read: returns a dense tensor by its name; default: the parameters of the model.
+        tensors_dir: folder for refitted tensors, removed after every step; None keeps them in memory.
 
     Raises:
         InputError: fewer than three sequences.
     """
 
+    report_name: ClassVar[str] = "ProfileMoves"  # as reports have it
     names: ClassVar[Sequence[str]] = tuple(PROFILES)
     first_step: ClassVar[float] = 0.7
     on_failure: ClassVar[float] = -0.6
@@ -65,24 +69,23 @@ class ProfileProposals:
         decoder: Decoder,
         start: SearchProblem,
         calibration: Calibration,
-        surgery_of: Callable[[PrunePlan], Surgery],
+        options: ReconstructionOptions | None = None,
         *,
-        batch_size: int = 4,
-        spill_dir: Path | None = None,
-        frozen: Collection[int] = (),
-        writer_bias: bool = False,
+        read: Callable[[str], Tensor] | None = None,
+        tensors_dir: Path | None = None,
     ) -> None:
-        self._decoder, self._start, self._surgery_of = decoder, start, surgery_of
+        self._decoder, self._start, self._read = decoder, start, read
+        self._options, self._tensors_dir = options or ReconstructionOptions(), tensors_dir
         check_enough_to_search(calibration)
         num_fitting = len(calibration.input_ids) - max(1, len(calibration.input_ids) // JUDGING)
         self._fitting = replace(calibration, input_ids=calibration.input_ids[:num_fitting])
         self._judging = calibration.input_ids[num_fitting:]
-        self._batch_size, self._spill_dir, self._frozen = batch_size, spill_dir, frozen
-        self._writer_bias = writer_bias
-        self.fingerprint = f"profile, {'bias' if writer_bias else 'lstsq'}, {calibration.sha256}"
+        self.fingerprint = f"profile, {self._options.method}, {calibration.sha256}"
 
     def __enter__(self) -> ProfileProposals:
-        self._judge = DivergenceFromDense(self._decoder, self._judging, self._batch_size, self._spill_dir)
+        self._judge = DivergenceFromDense(
+            self._decoder, self._judging, self._options.batch_size, self._options.spill_dir
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,21 +93,25 @@ class ProfileProposals:
 
     def measure(self, log_factors_LK: Floats, below: float) -> float:
         """The divergence of the reconstructed model in nats per token; ``below`` changes nothing here."""
-        plan = replace(self._start.plan(log_factors_LK), writer_bias=self._writer_bias)
-        surgery = self._surgery_of(plan)
-        reconstruct(
-            self._decoder,
-            surgery,
-            self._fitting,
-            batch_size=self._batch_size,
-            spill_dir=self._spill_dir,
-            frozen=self._frozen,
-        )
-        zero_padded = zero_padded_decoder(self._decoder, surgery)
-        with LayerWalk(zero_padded, self._judging, self._batch_size, spill_dir=self._spill_dir) as walk:
-            divergence = self._judge.per_token(walk)
-        surgery.replaced.clear()
-        return divergence
+        plan = plan_for(self._options.method, self._start.plan(log_factors_LK))
+        surgery = Surgery(self._decoder.model, plan, read=self._read)
+        with self._refitted_on_disk(plan) as resume:
+            fitted = reconstruct(self._decoder, surgery, self._fitting, self._options, resume=resume)
+            zero_padded = zero_padded_decoder(self._decoder, surgery.replacing(fitted.tensors))
+            batch_size, spill_dir = self._options.batch_size, self._options.spill_dir
+            with LayerWalk(zero_padded, self._judging, batch_size, spill_dir=spill_dir) as walk:
+                return self._judge.per_token(walk)
+
+    @contextmanager
+    def _refitted_on_disk(self, plan: PrunePlan) -> Iterator[ResumeState | None]:
+        if self._tensors_dir is None:
+            yield None
+            return
+        resume = ResumeState(self._tensors_dir, f"{self.fingerprint} {plan.layers}")
+        try:
+            yield resume
+        finally:
+            resume.close()
 
     def direction(self, name: str) -> Floats:
         """By how much the log factors grow in a step of size 1, [L, 2]."""

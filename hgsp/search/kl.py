@@ -22,7 +22,7 @@ class DivergenceFromDense:
     """
 
     def __init__(self, decoder: Decoder, input_ids_NT: Tensor, batch_size: int, spill_dir: Path | None) -> None:
-        self._model = decoder.model
+        self._decoder = decoder
         self._walk = LayerWalk(decoder, input_ids_NT, batch_size, spill_dir=spill_dir)
         for layer_pass in self._walk.forward():
             layer_pass.run()
@@ -55,7 +55,7 @@ class DivergenceFromDense:
     def _measure(self, hidden_BTH: Tensor, batch: slice, gradient_BTH: Tensor | None) -> Tensor:
         sums_B = torch.zeros(len(hidden_BTH), dtype=torch.float64)
         dense_BTH = self._walk.last()[batch]
-        positions = max(1, MAX_LOGITS // (2 * self._model.lm_head.weight.shape[0]))
+        positions = max(1, MAX_LOGITS // (2 * self._decoder.head.weight.shape[0]))
         for row in range(len(hidden_BTH)):
             for chunk in torch.arange(hidden_BTH.shape[1]).split(positions):
                 with torch.no_grad():
@@ -70,6 +70,4 @@ class DivergenceFromDense:
         return sums_B
 
     def _log_probabilities(self, hidden_TH: Tensor) -> Tensor:
-        head = self._model.lm_head
-        logits = head(self._model.model.norm(hidden_TH.to(head.weight.device)))
-        return logits.float().log_softmax(-1)
+        return self._decoder.logits(hidden_TH).float().log_softmax(-1)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -24,10 +24,12 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from hgsp.console.progress import Progress, silent
+from hgsp.environment import write_atomically
 from hgsp.errors import NumericalError
 from hgsp.models.geometry import Geometry
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.pruning.select import MinimumSizes, PrunePlan, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.scoring.groups import Floats, GroupTable
 
 LOG = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Proposals(Protocol):
     tries the other way next. ``fingerprint`` tells apart all that the divergences depend on besides the plan.
     """
 
+    report_name: ClassVar[str]
     names: ClassVar[Sequence[str]]
     first_step: ClassVar[float]
     on_failure: ClassVar[float]
@@ -85,9 +88,7 @@ class SearchState:
         return min(self.divergences)
 
     def write(self, path: Path) -> None:
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self)))
-        partial.replace(path)
+        write_atomically(path, json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,17 @@ class SearchProblem:
     budget_params: int
     minimum_sizes: MinimumSizes
     epsilon: float | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def plan(self, log_factors_LK: Floats, provenance: Any = None) -> PrunePlan:
-        table = self.reweighted(log_factors_LK)
-        return select_groups(table, self.geometry, self.budget_params, self.minimum_sizes, self.epsilon, provenance)
+    def plan(self, log_factors_LK: Floats) -> PrunePlan:
+        return select_groups(
+            self.reweighted(log_factors_LK),
+            self.geometry,
+            self.budget_params,
+            self.minimum_sizes,
+            self.epsilon,
+            self.provenance,
+        )
 
     def reweighted(self, log_factors_LK: Floats) -> GroupTable:
         return self.table.reweighted(np.exp(log_factors_LK))

@@ -8,13 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.report_schema import (
+    AFTER,
+    BEFORE,
+    DENSE,
+    DONE,
+    EVALUATION_RESULTS,
+    PRUNED,
+    PRUNING_REPORT,
+    PRUNING_SCHEMA,
+    RECOVERED,
+    RECOVERY_REPORT,
+    ROLES,
+    TOKEN_PPL,
+)
 from hgsp.data.texts import texts_of
-from hgsp.study.matrix import ANALYSIS, RECOVERY_ANALYSIS
 
-SCHEMA_VERSION = 1
-DENSE, PRUNED, RECOVERED = "dense", "pruned", "recovered"
-ROLES = (DENSE, PRUNED, RECOVERED)
-PPL = "token_ppl"
 #: Parts of a report's scoring section that are no settings.
 RESULTS_OF_SCORING = ("base_model", "calibration_loss")
 #: What reading a file raises that is damaged, or not one of ours.
@@ -97,7 +106,7 @@ def _candidates(roots: Sequence[Path]) -> list[Path]:
     folders = {
         path.parent
         for root in roots
-        for name in (ANALYSIS, RECOVERY_ANALYSIS, "prune_plan.json", "pruned_model.bin")
+        for name in (PRUNING_REPORT, RECOVERY_REPORT, "prune_plan.json", "pruned_model.bin")
         for path in root.rglob(name)
     }
     for root in roots:
@@ -111,8 +120,8 @@ def _unfinished(folder: Path) -> str | None:
         return "unfinished: still being written, or left by a run that was killed"
     if folder.name.endswith(".training"):
         return "unfinished: recovery is at work, or was interrupted (--resume goes on)"
-    if not (folder / ANALYSIS).is_file():
-        return f"no {ANALYSIS}"
+    if not (folder / PRUNING_REPORT).is_file():
+        return f"no {PRUNING_REPORT}"
     return None
 
 
@@ -122,13 +131,13 @@ def read_result(folder: Path) -> Result:
     Raises:
         OSError, KeyError, TypeError, ValueError, AttributeError: it is not one of ours, or is damaged.
     """
-    report = json.loads((folder / ANALYSIS).read_text())
-    if report["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {report['schema_version']}, not {SCHEMA_VERSION}")
+    report = json.loads((folder / PRUNING_REPORT).read_text())
+    if report["schema_version"] != PRUNING_SCHEMA:
+        raise ValueError(f"schema_version {report['schema_version']}, not {PRUNING_SCHEMA}")
     recovery = report.get("recovery")
     return Result(
         folder=folder,
-        recovered_folder=folder if (folder / RECOVERY_ANALYSIS).is_file() else None,
+        recovered_folder=folder if (folder / RECOVERY_REPORT).is_file() else None,
         model=Path(report["base_model"]).name,
         gqa_ratio=float(report["gqa_ratio"]),
         method=str(report["importance_method"]),
@@ -166,10 +175,10 @@ def _way_of(recovery: Mapping[str, Any]) -> str:
 def _perplexities(pruning: Mapping[str, Any], recovery: Mapping[str, Any]) -> dict[Quantity, dict[str, float]]:
     values: dict[Quantity, dict[str, float]] = {}
     for role, stage in (
-        (DENSE, pruning.get("before")),
-        (PRUNED, pruning.get("after")),
-        (PRUNED, recovery.get("before")),
-        (RECOVERED, recovery.get("after")),
+        (DENSE, pruning.get(BEFORE)),
+        (PRUNED, pruning.get(AFTER)),
+        (PRUNED, recovery.get(BEFORE)),
+        (RECOVERED, recovery.get(AFTER)),
     ):
         for text, protocol in (stage or {}).items():
             values.setdefault(perplexity_of(text, protocol), {}).setdefault(role, float(protocol["ppl"]))
@@ -182,7 +191,7 @@ def perplexity_of(text: str, protocol: Mapping[str, Any]) -> Quantity:
     windows = "all" if to_the_end else protocol["windows"]
     marks = (" BOS" if protocol["bos"] else "") + ("" if protocol.get("last_window", "scored") == "scored" else " cut")
     detail = f"{protocol['split']}, {protocol['sha256'][:8]}, {protocol['dtype']}"
-    return Quantity(PPL, text, f"{windows} x {protocol['seq_len']}{marks}", detail)
+    return Quantity(TOKEN_PPL, text, f"{windows} x {protocol['seq_len']}{marks}", detail)
 
 
 def _joined(found: Sequence[Result]) -> Iterator[Result]:
@@ -201,7 +210,7 @@ def _with_evaluation(result: Result, skipped: list[Skipped]) -> Result:
     if result.recovered_folder is not None:  # there, the model that was named is the recovered one
         sources.append((result.recovered_folder, {DENSE: DENSE, PRUNED: RECOVERED}))
     for folder, roles in sources:
-        path = folder / "evaluation" / "results.json"
+        path = folder / "evaluation" / EVALUATION_RESULTS
         try:
             measured = list(evaluated(json.loads(path.read_text()))) if path.is_file() else []
         except UNREADABLE as error:
@@ -220,10 +229,10 @@ def _in_words(error: Exception) -> str:
 def evaluated(content: Mapping[str, Any]) -> Iterator[tuple[str, Quantity, float]]:
     """Role, quantity and value of everything in a results.json that belongs into the table."""
     for item in content["results"]:
-        if item["status"] != "done":
+        if item["status"] != DONE:
             continue
         for metric in item["metrics"]:
-            if metric["name"] == PPL:
+            if metric["name"] == TOKEN_PPL:
                 yield item["role"], perplexity_of(item["task"], item["protocol"]), float(metric["value"])
             elif metric["name"] in TASK_METRICS:
                 quantity = Quantity(metric["name"], item["task"], f"{item['num_items']} items", item["summary"])

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-#: The reports whose being there says that a folder is complete: of pruning, and of recovery.
-ANALYSIS, RECOVERY_ANALYSIS = "pruning_analysis.json", "recovery_analysis.json"
 RESULTS_DIR, SMOKE_RESULTS_DIR = "results", "results/smoke"
 
 

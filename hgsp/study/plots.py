@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgsp.study.collect import DENSE, PPL, PRUNED, RECOVERED, Quantity, Result
+from hgsp.console.report_schema import DENSE, PRUNED, RECOVERED, TOKEN_PPL
+from hgsp.study.collect import Quantity, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def measured_texts(results: Sequence[Result]) -> list[Quantity]:
     """Perplexities that some pruned model and its dense one have by the same protocol."""
-    found = {q for result in results for q, values in result.values.items() if q.metric == PPL}
+    found = {q for result in results for q, values in result.values.items() if q.metric == TOKEN_PPL}
     return sorted(q for q in found if any({DENSE, PRUNED} <= set(r.values.get(q, {})) for r in results))
 
 

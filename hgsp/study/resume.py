@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hgsp.console.flags import parse
+from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import PruneConfig
-from hgsp.study.matrix import ANALYSIS, RECOVERY_ANALYSIS, Cell
+from hgsp.study.matrix import Cell
 
 LOG = logging.getLogger(__name__)
 
@@ -29,14 +30,14 @@ FREE_FIELDS = {
 def is_finished(cell: Cell, config: PruneConfig) -> bool:
     """Whether the cell's folder is complete, and its recovered sibling too where one is asked for."""
     folder = cell.folder(config.results_dir)
-    recovered = Path(f"{folder}_finetuned") / RECOVERY_ANALYSIS
-    return (folder / ANALYSIS).is_file() and (not config.finetune or recovered.is_file())
+    recovered = Path(f"{folder}_finetuned") / RECOVERY_REPORT
+    return (folder / PRUNING_REPORT).is_file() and (not config.finetune or recovered.is_file())
 
 
 def differences(cell: Cell, config: PruneConfig) -> list[str] | None:
     """How the cell that is there was made otherwise than it would be now; None where its report does not say."""
     try:
-        report = json.loads((cell.folder(config.results_dir) / ANALYSIS).read_text())
+        report = json.loads((cell.folder(config.results_dir) / PRUNING_REPORT).read_text())
         arguments = shlex.split(report["command"])[1:]
         with contextlib.redirect_stderr(io.StringIO()):
             made = parse(PruneConfig, arguments, prog=None, description="")
@@ -63,7 +64,7 @@ def check_finished(cells: Sequence[Cell], configs: Sequence[PruneConfig]) -> Non
         InputError: names the cell and what differs.
     """
     for cell, config in zip(cells, configs, strict=True):
-        if not (cell.folder(config.results_dir) / ANALYSIS).is_file():
+        if not (cell.folder(config.results_dir) / PRUNING_REPORT).is_file():
             continue
         different = differences(cell, config)
         if different is None:

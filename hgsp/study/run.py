@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import importlib.util
 import logging
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from hgsp.console.flags import parse
+from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import PruneConfig
-from hgsp.study.matrix import ANALYSIS, Cell
+from hgsp.study.matrix import Cell
 from hgsp.study.resume import check_finished, is_finished, scores_for
 
 LOG = logging.getLogger(__name__)
@@ -47,14 +47,6 @@ class Outcome:
     kept: list[Cell] = field(default_factory=list)
     made: list[Cell] = field(default_factory=list)
     failed: list[tuple[Cell, int, list[str]]] = field(default_factory=list)
-
-
-def recipe() -> Path:
-    """The pruning recipe of this checkout or installation."""
-    found = importlib.util.find_spec("run_global_pruning")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin)
 
 
 def config_of(cell: Cell, results_dir: str, passed: Sequence[str]) -> PruneConfig:
@@ -98,7 +90,7 @@ def run_cells(cells: Sequence[Cell], results_dir: str, passed: Sequence[str], ex
         folder = cell.folder(results_dir)
         remove_leftovers(folder)
         arguments = cell.arguments(results_dir, passed, scores_for(cell, cells, results_dir, config))
-        if (folder / ANALYSIS).is_file():
+        if (folder / PRUNING_REPORT).is_file():
             arguments.append("--overwrite")  # pruned, but not recovered as asked
         LOG.info("[%d/%d] %s", number, len(cells), shown(arguments))
         code = execute(arguments)
@@ -123,30 +115,35 @@ def in_words(code: int) -> str:
 
 
 @contextlib.contextmanager
-def only_run(results_dir: str) -> Iterator[int]:
-    """Hold the results folder's lock; gives its descriptor, which cells inherit, so that an orphan holds it too.
+def only_run(results_dir: str) -> Iterator[Path]:
+    """Hold the lock of a results folder; gives the path of the second lock, which each cell holds while it runs.
 
     Raises:
-        InputError: another run, or a cell of one that was killed, is still at work there.
+        InputError: another study, or a cell that outlived a killed one, is running there.
     """
     Path(results_dir).mkdir(parents=True, exist_ok=True)
-    with (Path(results_dir) / ".run_all_experiments.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                expected=f"one study at a time in {results_dir}",
-                got="another that is at work, or a cell of one that was killed",
-                remedy="wait for it, or name another --results_dir",
-            ) from error
-        yield lock.fileno()
+    cell_lock = Path(results_dir) / ".run_all_experiments.cell.lock"
+    try:
+        with FileLock(Path(results_dir) / ".run_all_experiments.lock", timeout=0):
+            with FileLock(cell_lock, timeout=0):
+                pass
+            yield cell_lock
+    except Timeout as error:
+        raise InputError(
+            expected=f"one study at a time in {results_dir}",
+            got="another one, or a cell that outlived a killed one, which is still running",
+            remedy="wait for it, or name another --results_dir",
+        ) from error
 
 
-def in_own_process(lock: int) -> Execute:
-    """Cells as processes. Ctrl-C reaches them by itself; what ends only us is passed on, so that they tidy up."""
+def in_own_process(command: Sequence[str]) -> Execute:
+    """Return a function that runs a cell as a process of its own: ``command`` followed by the cell's arguments.
+
+    Ctrl-C reaches the process by itself; SIGTERM, which only ends the study, is passed on so that the cell cleans up.
+    """
 
     def execute(arguments: list[str]) -> int:
-        process = subprocess.Popen([sys.executable, str(recipe()), *arguments], pass_fds=(lock,))
+        process = subprocess.Popen([*command, *arguments])
 
         def pass_on(number: int, frame: FrameType | None) -> Any:
             process.send_signal(signal.SIGINT)

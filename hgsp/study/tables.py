@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from hgsp.study.collect import PPL, ROLES, Quantity, Result, Skipped
+from hgsp.console.report_schema import ROLES, TOKEN_PPL
+from hgsp.study.collect import Quantity, Result, Skipped
 
 Cell = str | int | float | None
 
@@ -75,7 +76,7 @@ def in_units(count: float) -> str:
 def quantities(results: Sequence[Result]) -> list[Quantity]:
     """Everything that was measured anywhere, perplexities first."""
     found = {quantity for result in results for quantity in result.values}
-    return sorted(found, key=lambda quantity: (quantity.metric != PPL, quantity.task, quantity))
+    return sorted(found, key=lambda quantity: (quantity.metric != TOKEN_PPL, quantity.task, quantity))
 
 
 def headings(measured: Sequence[Quantity]) -> dict[Quantity, str]:
@@ -86,7 +87,7 @@ def headings(measured: Sequence[Quantity]) -> dict[Quantity, str]:
 
 
 def _name(quantity: Quantity) -> str:
-    return f"PPL {quantity.task}" if quantity.metric == PPL else f"{quantity.task} {quantity.metric}"
+    return f"PPL {quantity.task}" if quantity.metric == TOKEN_PPL else f"{quantity.task} {quantity.metric}"
 
 
 def to_csv(results: Sequence[Result]) -> str:
@@ -158,9 +159,9 @@ def escaped(text: str) -> str:
 def terminal_tables(results: Sequence[Result]) -> list[Table]:
     """Sizes and perplexities; tasks, where there are any, in a table of their own that a terminal has room for."""
     measured = quantities(results)
-    texts = [item for item in measured if item.metric == PPL]
+    texts = [item for item in measured if item.metric == TOKEN_PPL]
     tables = [_terminal_table(*short_rows(results, texts))]
-    tasks = [item for item in measured if item.metric != PPL]
+    tasks = [item for item in measured if item.metric != TOKEN_PPL]
     if tasks:
         names = headings(measured)
         rows = [

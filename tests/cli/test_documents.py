@@ -19,7 +19,7 @@ from hgsp.cli.summarize import SummaryConfig
 from hgsp.console.flags import parse
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig, ScoreConfig
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.pipeline.recovery_config import RecoveryConfig
 from hgsp.study.run import config_of
 
 #: What a command's arguments become.

@@ -1,4 +1,4 @@
-"""The recovery recipe as users call it: what it trains, writes, says and refuses, and that nothing is lost."""
+"""The recovery recipe as users call it: training, outputs, messages and refusals; nothing is lost."""
 
 import csv
 import json
@@ -65,7 +65,7 @@ def pruned_model(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def pruned(pruned_model):
-    """One pruned model for all tests, which must leave it as it is."""
+    """One pruned model for all tests, which must not change it."""
     return pruned_model()
 
 
@@ -83,7 +83,7 @@ def finetune(rows, pruned):
 
 @pytest.fixture(scope="module")
 def result(finetune, tmp_path_factory):
-    """One finished run, for tests that only look."""
+    """One finished run, for tests that only read it."""
     output = tmp_path_factory.mktemp("recovered") / "out"
     assert finetune(output) == 0
     return output
@@ -150,7 +150,7 @@ def test_the_log_has_every_step(result):
 
 @pytest.mark.parametrize("what", ["folder", "bin", "moved"])
 def test_the_result_is_the_pruned_model_with_other_weights(what, result, pruned, tmp_path):
-    """S25: shapes and number of parameters are those before. S12: and wherever the folder goes."""
+    """Shapes and parameter count are unchanged, wherever the folder is moved."""
     if what == "moved":
         result = shutil.copytree(result, tmp_path / "elsewhere")
     recovered = load_pruned(result / "pruned_model.bin" if what == "bin" else result)
@@ -159,12 +159,12 @@ def test_the_result_is_the_pruned_model_with_other_weights(what, result, pruned,
     assert {n: p.shape for n, p in recovered.named_parameters()} == {n: p.shape for n, p in before.named_parameters()}
     assert recovered.config.to_dict() | {"_name_or_path": ""} == before.config.to_dict() | {"_name_or_path": ""}
     changed = {n for n, p in recovered.named_parameters() if not torch.equal(p, before.get_parameter(n))}
-    assert {name.split(".")[-2] for name in changed} == set(training.RecoveryConfig.lora_target_modules)
+    assert {name.split(".")[-2] for name in changed} == set(training.TrainingConfig.lora_target_modules)
     assert len(load_tokenizer_of(result)) == len(load_tokenizer_of(pruned))
 
 
 def test_the_adapter_holds_two_trained_tensors_per_linear_and_names_the_pruned_model(result, pruned):
-    """S22: not a few hundred bytes. S26: its base is the pruned model, not the hub's dense one."""
+    """The adapter file must not be nearly empty, and its base must not be the dense model."""
     adapter = adapter_of(result)
     assert len(adapter) == 2 * 7 * 3
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
@@ -174,7 +174,6 @@ def test_the_adapter_holds_two_trained_tensors_per_linear_and_names_the_pruned_m
 
 
 def test_merged_equals_unmerged(result, pruned, tokens):
-    """S23."""
     adapted = PeftModel.from_pretrained(load_pruned(pruned), str(result / "adapter"))
     with torch.no_grad():
         expected, found = adapted(tokens).logits, load_pruned(result)(tokens).logits
@@ -183,7 +182,7 @@ def test_merged_equals_unmerged(result, pruned, tokens):
 
 
 def test_merged_equals_unmerged_in_bfloat16(finetune, pruned_model, tmp_path, tokens):
-    """S17, S23: and it is stored as it came."""
+    """The merged model keeps the dtype of the pruned one."""
     model = pruned_model(dtype=torch.bfloat16)
     assert finetune(tmp_path / "out", model=model) == 0
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
@@ -194,7 +193,7 @@ def test_merged_equals_unmerged_in_bfloat16(finetune, pruned_model, tmp_path, to
 
 
 def test_checkpointing_changes_memory_only(finetune, result, tmp_path):
-    """S21: every lora_B learns, and the curve is the same."""
+    """Every lora_B learns, and the loss curve is the same."""
     assert finetune(tmp_path / "out", "--use_gradient_checkpointing") == 0
     assert losses_of(tmp_path / "out") == pytest.approx(losses_of(result), rel=1e-4)
     for folder in (result, tmp_path / "out"):
@@ -204,13 +203,11 @@ def test_checkpointing_changes_memory_only(finetune, result, tmp_path):
 
 
 def test_the_first_loss_is_the_mean_over_the_answers_tokens_of_the_whole_batch(result, pruned, rows, tokenizer):
-    """Accumulated over unequal micro batches, against a loop over sequences. LoRA begins as nothing."""
-    from hgsp.recovery.config import RecoveryConfig
+    """The loss accumulated over unequal micro batches matches a loop over sequences; LoRA starts at zero."""
+    from hgsp.recovery.config import TrainingConfig
     from hgsp.recovery.samples import load_training_text
 
-    config = RecoveryConfig(
-        pruned_model="m", output_dir="o", data_path=str(rows), val_size=4, cutoff_len=96, eval_tasks="builtin"
-    )
+    config = TrainingConfig(data_path=str(rows), val_size=4, cutoff_len=96)
     model, losses, counts = load_pruned(pruned), [], []
     order = torch.randperm(24, generator=torch.Generator().manual_seed(42)).tolist()
     for sample in load_training_text(config, tokenizer).train:
@@ -249,7 +246,6 @@ def test_a_dense_model_and_a_bin_are_taken_too(finetune, pruned, saved, make, tm
 
 
 def test_half_precision_trains_adapters_in_float32(finetune, pruned_model, tmp_path):
-    """S20."""
     assert finetune(tmp_path / "out", "--skip_evaluation", model=pruned_model(dtype=torch.float16)) == 0
     assert {tensor.dtype for tensor in adapter_of(tmp_path / "out").values()} == {torch.float32}
     assert load_pruned(tmp_path / "out").dtype == torch.float16
@@ -277,11 +273,11 @@ def test_packing_learns_the_same_tokens_in_fewer_sequences(finetune, result, tmp
 
 
 class Killed(BaseException):
-    """What no handler of ours catches, like a kill."""
+    """An exception that no handler of ours catches, like a kill."""
 
 
 def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, result, tmp_path, monkeypatch):
-    """S26: equal losses, equal weights."""
+    """Losses and weights are equal."""
     output = tmp_path / "out"
 
     def kill(self, args, state, control, **_):
@@ -307,7 +303,7 @@ def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, res
 
 @pytest.mark.parametrize("held_out", ["4", "0"])
 def test_a_run_killed_after_its_last_step_is_resumed_without_another(held_out, finetune, result, tmp_path, monkeypatch):
-    """The best state is kept, or without held-out rows the last one."""
+    """The best state is kept, or the last one without held-out rows."""
 
     def kill(*_):
         raise Killed
@@ -331,7 +327,6 @@ def test_a_run_killed_after_its_last_step_is_resumed_without_another(held_out, f
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
     finetune, tmp_path, monkeypatch, capsys
 ):
-    """S19."""
     calls = []
     original = Objective.summed
 
@@ -351,7 +346,6 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
 
 
 def test_recovery_that_does_harm_says_so_and_keeps_the_pruned_model(finetune, pruned, tmp_path, monkeypatch):
-    """S24."""
     before = {name: (pruned / name).read_bytes() for name in files_in(pruned)}
     trained = outcome.recovered_model
 
@@ -405,7 +399,7 @@ def test_a_model_trained_on_what_it_is_evaluated_on_says_so(name, finetune, text
 
 @pytest.fixture
 def dense(saved, make):
-    """The parent of ``pruned``."""
+    """The teacher of ``pruned``."""
     return saved(make("llama-8q4kv"), "dense")
 
 
@@ -491,7 +485,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_loaded(case, finetu
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("hgsp.models.checkpoint.load_pruned", loaded)
+    monkeypatch.setattr("hgsp.pipeline.recover.load_pruned", loaded)
     assert finetune(tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: expected")

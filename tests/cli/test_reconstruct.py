@@ -7,9 +7,8 @@ from transformers import AutoModelForCausalLM
 from conftest import make_tiny
 from hgsp.cli import cut
 from hgsp.models.checkpoint import load_pruned
-from hgsp.pipeline import loaded as loaded
 from hgsp.pipeline import run as pipeline
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.reconstruction.resume import ResumeState
 from pruning import analysis_of, tensors_of
 
@@ -112,7 +111,7 @@ def test_whole_blocks_replace_all_of_an_mlp_offloaded_as_resident(prune, family,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", ["llama-9q3kv-tied", "qwen2-14q2kv", "llama-mha-biased"])
+@pytest.mark.parametrize("family", ["llama-9q3kv-tied", "qwen2-14q2kv", "qwen3-8q2kv", "llama-mha-biased"])
 def test_offload_equals_resident(prune, family, dtype):
     """Tensors, the .bin and perplexities; the dense model lies in several files."""
     flags = ("--dtype", dtype, "--temperature", "1.0")
@@ -185,7 +184,7 @@ def test_evaluating_on_the_text_of_the_reconstruction_is_a_warning(prune, text_f
 def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, tmp_path, monkeypatch, capsys, flags, complaint):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("abcd" * 10)
-    monkeypatch.setattr(loaded, "load_for_pruning", None)  # calling it would be a TypeError
+    monkeypatch.setattr("hgsp.models.loaded.load_for_pruning", None)  # calling it would be a TypeError
     try:
         code, folder = prune("refused", *flags)
     except SystemExit as stop:  # argparse's own way out
@@ -211,7 +210,7 @@ def test_failure_while_reconstructing_leaves_nothing(prune, monkeypatch, tmp_pat
     assert not [path for path in tmp_path.iterdir() if path.name not in {"llama-8q4kv"} and "pytest" not in path.name]
 
 
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "llama-mha-biased"])
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv", "llama-mha-biased"])
 def test_bias_alone_makes_a_checkpoint_that_loads_everywhere(prune, family):
     flags = ("--reconstruct", "bias", "--rounds", "2", "--search", "2", "--search_nsamples", "4")
     (code, folder), (offloaded_code, offloaded) = (

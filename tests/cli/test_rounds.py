@@ -5,7 +5,7 @@ import torch
 
 from hgsp.cli import cut
 from hgsp.pipeline import run as pipeline
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from pruning import analysis_of, tensors_of
 
 

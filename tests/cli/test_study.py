@@ -162,7 +162,7 @@ def test_a_models_dir_that_is_not_there_and_a_missing_small_model_are_refused(tm
     assert study.main(["--dry_run"]) == 2
     assert "MODELS_DIR" in capsys.readouterr().err
     monkeypatch.delenv("MODELS_DIR")
-    monkeypatch.setattr(running, "recipe", lambda: tmp_path / "run_global_pruning.py")  # no demo model beside it
+    monkeypatch.setattr("hgsp.study.demo_model.metadata.files", lambda _name: None)
     assert study.main(["--dry_run", "--smoke"]) == 2
     assert "make demo-model" in capsys.readouterr().err
 

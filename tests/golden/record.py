@@ -25,10 +25,12 @@ from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import Text
 from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.models.decoder import Decoder
+from hgsp.models.families import KINDS
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import MinimumSizes, PrunePlan, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.pruning.surgery import apply_plan
-from hgsp.scoring.groups import KIND_NAMES, build_group_table
+from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import score_groups
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -61,9 +63,7 @@ def numbers(name: str, tokenizer: Any) -> dict[str, Any]:
     return {
         "calibration_sha256": calibration.sha256,
         "importance": {
-            method: [
-                {kind: [float(layer[kind].sum()), float(layer[kind][0])] for kind in KIND_NAMES} for layer in layers
-            ]
+            method: [{kind: [float(layer[kind].sum()), float(layer[kind][0])] for kind in KINDS} for layer in layers]
             for method, layers in importance.items()
         },
         "plan_sha256": plan_hash(plan),

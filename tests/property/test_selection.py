@@ -1,4 +1,4 @@
-"""Laws of selection on any table, any budget, any floors."""
+"""Laws of selection for any table, budget and minimum sizes."""
 
 from dataclasses import fields, replace
 from itertools import product
@@ -10,19 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, kept_mask, select_groups
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes, kept_mask, select_groups
 from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, build_group_table
 
 
 def num_unprotected(geometry, minimum_sizes):
-    """How many KV groups and how many channels may leave."""
+    """Numbers of KV groups and channels that may be removed."""
     pairs = list(zip(geometry.shapes, minimum_sizes.least(geometry), strict=True))
     return sum(s.num_kv_groups - f.num_kv_groups for s, f in pairs), sum(s.mlp_width - f.mlp_width for s, f in pairs)
 
 
 @st.composite
 def problems(draw):
-    """Geometry, table, budget and floors. Scores repeat often, so that ties matter; costs are small and odd."""
+    """Geometry, table, budget and minimum sizes. Scores repeat often, so that ties matter; costs are small and odd."""
     shapes = draw(st.lists(st.builds(LayerShape, st.integers(1, 4), st.integers(1, 12)), min_size=1, max_size=4))
     group, channel = draw(st.integers(1, 60)), draw(st.integers(1, 9))
     extra = draw(st.integers(0, 5))
@@ -74,7 +75,7 @@ def test_shortfall_is_less_than_the_cheapest_kept_unprotected_group(problem):
 
 @given(problems())
 def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(problem):
-    """Against all combinations of how many KV groups and how many channels may leave."""
+    """The removed size against every combination of removed KV groups and channels."""
     geometry, table, budget, minimum_sizes = problem
     groups, channels = num_unprotected(geometry, minimum_sizes)
     group_params, channel_params = geometry.kv_group_params, geometry.mlp_channel_params
@@ -86,7 +87,7 @@ def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(pr
 
 @given(problems(), epsilons)
 def test_floors_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, epsilon):
-    """S41, and a frozen layer never leaves."""
+    """Minimum sizes hold, and a frozen layer never leaves."""
     geometry, table, budget, minimum_sizes = problem
     plan = select_groups(table, geometry, budget, minimum_sizes, epsilon)
     past_free = geometry.num_layers - minimum_sizes.freeze_last
@@ -102,7 +103,7 @@ def test_floors_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, 
 
 @given(problems())
 def test_in_every_block_the_best_scores_stay(problem):
-    """Inside one layer and kind, nothing that is kept scores lower than anything that is dropped."""
+    """Within one layer and kind, no kept group scores lower than a dropped one."""
     geometry, table, budget, minimum_sizes = problem
     kept = kept_mask(table, select_groups(table, geometry, budget, minimum_sizes))
     for layer, kind in product(range(geometry.num_layers), (ATTENTION, MLP)):

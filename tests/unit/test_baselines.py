@@ -17,12 +17,12 @@ from hgsp.evaluation.metrics.harness import Score
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.models.geometry import geometry_of
 from hgsp.pipeline.config import PruneConfig
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.scoring.methods import METHODS
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import quality
-import quality_ways
+import quality_settings
 from baselines import BASELINES, flap, llm_pruner, osscar, shortgpt, uniform_magnitude, wanda_sp
 from baselines.blocks import walk_blocks
 from baselines.widths import uniform_shapes
@@ -417,7 +417,7 @@ def test_a_recipe_in_the_benchmark_makes_the_plan_of_the_command(make, saved, te
     model = make(GQA)
     folder, ratio = saved(model), 0.25
     plans = []
-    monkeypatch.setattr(quality_ways.Maker, "reconstructed", lambda *arguments: plans.append(arguments[2]) or model)
+    monkeypatch.setattr(quality_settings.Maker, "reconstructed", lambda *arguments: plans.append(arguments[2]) or model)
     sizes = ["--seq_len", 16, "--batch_size", 4]
     argv = ["--base_model", folder, "--calibrate", text_file, "--evaluate", text_file, "--eval_seq_len", 64, *sizes]
     argv += ["--nsamples", 2]  # the recipe's own number is what counts

@@ -1,13 +1,15 @@
-"""Tables and verdicts: only like is compared with like, averages say what they average, a collapse is said loudly."""
+"""Tables and verdicts: like is compared with like, averages name their parts, and a collapse is reported loudly."""
 
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from hgsp.console.report_schema import DENSE, DONE, FAILED, PRUNED, RECOVERED
+from hgsp.evaluation.collapse import has_collapsed
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
-from hgsp.evaluation.reporting import busy_warnings, harm_warnings, has_collapsed, same_corpus_warnings
-from hgsp.evaluation.results import DENSE, DONE, FAILED, PRUNED, RECOVERED, Metric, Results, TaskResult
+from hgsp.evaluation.reporting import busy_warnings, dense_and_other, harm_warnings, same_corpus_warnings
+from hgsp.evaluation.results import Metric, Results, TaskResult
 from hgsp.evaluation.tables import comparison, comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 
 PROTOCOL = {
@@ -129,17 +131,17 @@ def test_the_printed_average_says_where_acc_stands_in(tmp_path):
 
 @pytest.mark.parametrize(("pruned", "verdict"), [(1000.0, False), (1000.1, True)])
 def test_collapse_is_more_than_a_hundred_times_the_dense_perplexity(pruned, verdict):
-    assert has_collapsed([ppl(DENSE, 10.0), ppl(PRUNED, pruned)], {}) is verdict
+    assert has_collapsed(dense_and_other([ppl(DENSE, 10.0), ppl(PRUNED, pruned)], {})) is verdict
 
 
 def test_collapse_is_judged_by_the_pruning_run_if_the_protocol_is_the_same():
     before = {**PROTOCOL, "ppl": 10.0}
     analysis = {"evaluation": {"before": {"wikitext2": before}}}
-    assert has_collapsed([ppl(PRUNED, 2000.0)], analysis) is True
-    assert has_collapsed([ppl(PRUNED, 20.0)], analysis) is False
+    assert has_collapsed(dense_and_other([ppl(PRUNED, 2000.0)], analysis)) is True
+    assert has_collapsed(dense_and_other([ppl(PRUNED, 20.0)], analysis)) is False
     other = {"evaluation": {"before": {"wikitext2": {**before, "seq_len": 2048}}}}
-    assert has_collapsed([ppl(PRUNED, 2000.0)], other) is None
-    assert has_collapsed([ppl(DENSE, 10.0, limit=1), ppl(PRUNED, 2000.0, limit=2)], {}) is None
+    assert has_collapsed(dense_and_other([ppl(PRUNED, 2000.0)], other)) is None
+    assert has_collapsed(dense_and_other([ppl(DENSE, 10.0, limit=1), ppl(PRUNED, 2000.0, limit=2)], {})) is None
 
 
 def test_calibrating_on_the_evaluated_corpus_is_said():
@@ -163,7 +165,6 @@ def test_every_text_of_a_calibration_counts(listed):
 
 
 def test_a_recovery_that_does_harm_is_said():
-    """S24."""
     c4 = replace(ppl(RECOVERED, 21.0, limit=1), task="c4")
     (warning,) = harm_warnings([ppl(PRUNED, 20.0), ppl(RECOVERED, 20.1), ppl(DENSE, 30.0), c4])
     assert "wikitext2 is higher" in warning

@@ -1,14 +1,18 @@
 """The walk over the layers computes what the whole graph computes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from conftest import make_tiny
+from conftest import COMMON, make_tiny
 from hgsp.layerwise import hidden_states as hidden_states
 from hgsp.layerwise.hidden_states import HiddenStateCache
 from hgsp.layerwise.walk import LayerWalk
 from hgsp.models import decoder as layerwise
 from hgsp.models.decoder import Decoder
+from hgsp.models.families import FAMILIES
 
 
 def run_walk(model, input_ids, **options):
@@ -35,7 +39,7 @@ def run_walk(model, input_ids, **options):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_forward_equals_the_hidden_states_of_the_model_bit_for_bit(tiny, batch_size, attention):
-    """S45: layers are called as the model calls them, whatever the attention implementation."""
+    """Layers are called as the model calls them, for every attention implementation."""
     tiny.set_attn_implementation(attention)
     input_ids = torch.randint(0, 256, (batch_size, 16))
     with torch.no_grad():
@@ -62,7 +66,7 @@ def test_backward_equals_the_whole_graph(tiny):
 
 @pytest.mark.parametrize("num_layers", [1, 3, 4, 7])
 def test_checkpointing_and_spilling_change_nothing(tmp_path, num_layers):
-    """S42: less memory, the same numbers; no file stays behind."""
+    """The numbers stay the same, and no file remains."""
     model = make_tiny("llama-8q4kv", num_hidden_layers=num_layers)
     input_ids = torch.randint(0, 256, (3, 12))
     _, expected, losses = run_walk(model, input_ids, batch_size=2)
@@ -98,12 +102,23 @@ def test_activations_lie_beside_the_weights_while_a_quarter_of_what_is_free_ther
     monkeypatch.setattr(hidden_states, "free_bytes", lambda device: 4 * (2 * num_bytes + 1))
     arrays = HiddenStateCache(
         (2, 8, 16), torch.bfloat16, None, torch.device("meta")
-    )  # stands for a GPU: has no main memory
+    )  # in place of a GPU: not main memory
     assert [arrays.open(index).device.type for index in (0, 1, 2, 1)] == ["meta", "meta", "cpu", "meta"]
     arrays.drop(2)
     assert arrays.open(3).device.type == "cpu"
     arrays.drop(0)
     assert arrays.open(4).device.type == "meta"
+
+
+def test_a_family_may_soft_cap_its_logits(tokens, monkeypatch):
+    """Gemma 2 does, here with full attention in every layer and a cap far below the largest logit."""
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "layer_types": ["full_attention"] * 3}
+    model = Gemma2ForCausalLM(Gemma2Config(**{**COMMON, **sizes}, final_logit_softcapping=0.5)).eval()
+    gemma2 = replace(FAMILIES["llama"], model_type="gemma2", logit_softcap="final_logit_softcapping")
+    monkeypatch.setitem(FAMILIES, "gemma2", gemma2)
+    _, _, losses = run_walk(model, tokens, batch_size=2)
+    expected = model(tokens, labels=tokens).loss.item()
+    assert float(losses.sum()) / (2 * 23) == pytest.approx(expected, rel=1e-5)  # float32 sums in another order
 
 
 def test_the_loss_does_not_depend_on_how_many_logits_exist_at_a_time(tiny, tokens, monkeypatch):

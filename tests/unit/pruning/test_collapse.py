@@ -1,4 +1,4 @@
-"""Whole-layer removal: what collapses, that the budget is spent again, and that what is left still generates."""
+"""Whole-layer removal: which layers collapse, how the freed budget is spent, and generation afterwards."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_one_layer_always_stays():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 20.0])
 def test_no_layer_is_emptied_by_halves(method, temperature):
-    """S41: one layer scaled by 1e-3, half of all parameters, every method, and the extremes of the prior."""
+    """A layer scaled by 1e-3 keeps its minimum sizes or leaves whole, also at the extremes of the prior."""
     model = make_tiny("llama-8q4kv")
     with torch.no_grad():
         for parameter in model.model.layers[1].parameters():

@@ -1,4 +1,4 @@
-"""Selection on hand-made tables: the order, the budget to the last channel, floors, ties and collapse."""
+"""Selection on hand-made tables: order, budget to the last channel, minimum sizes, ties and collapse."""
 
 import json
 
@@ -7,7 +7,8 @@ import pytest
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes, budget_for_ratio, kept_mask, select_groups
 from hgsp.scoring.groups import build_group_table
 
 #: One KV group costs 100, one channel 10; a layer has norms of 4 + 4 parameters; 1000 parameters outside the layers.
@@ -56,7 +57,7 @@ def test_budget_zero_keeps_everything():
 
 
 def test_when_channels_run_out_the_best_of_them_come_back_to_pay_for_a_kv_group():
-    """80 are left after all six channels, 20 too few for a group: two channels return, and the budget is met."""
+    """After all six channels 80 remain, 20 short of a group: two channels return, and the budget is met."""
     plan = select_groups(RISING, TWO, 140 + 100, LEAST)
     assert plan.removed_params == 240
     assert kept(plan) == [((0,), (3,)), ((1,), (1, 2, 3))]
@@ -68,7 +69,7 @@ def test_an_unreachable_budget_is_spent_as_far_as_the_floors_allow():
 
 
 def test_floors_keep_the_best_groups_of_a_layer_that_scores_lowest():
-    """S41: a layer whose scores are all a thousandth of the others' keeps its best groups."""
+    """A layer whose scores are a thousandth of all others keeps its best groups."""
     low = table_of(TWO, ([0.001, 0.002], [0.004, 0.001, 0.003, 0.002]), ([1.0, 2.0], [1.0, 2.0, 3.0, 4.0]))
     plan = select_groups(low, TWO, 260, MinimumSizes(min_kv_groups=1, min_mlp_width=2))
     assert plan.layers[0] == LayerKeep((1,), (0, 2))
@@ -101,7 +102,7 @@ def test_without_epsilon_no_layer_is_removed_whole():
 
 
 def collapsing():
-    """Layer 1 scores so low that it would be left with its floors only."""
+    """Layer 1 scores so low that it would keep its minimum sizes only."""
     geometry = geometry_with((4, 20), (4, 20), (4, 20))
     high, low = ([9.0] * 4, [9.0] * 20), ([0.1] * 4, [0.1] * 20)
     return geometry, table_of(geometry, high, low, high)
@@ -139,7 +140,7 @@ def test_collapse_spares_frozen_layers_and_always_leaves_one():
 
 
 def test_ratio_is_of_all_parameters():
-    """S38: the documented definition, embeddings included."""
+    """The documented definition of the ratio includes the embeddings."""
     assert budget_for_ratio(TWO, 0.125, LEAST) == int(0.125 * (TWO.decoder_params + 1000))
 
 

@@ -13,7 +13,7 @@ from hgsp.models.geometry import geometry_of
 from hgsp.pruning.select import kept_mask
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.pruning.zero_padded import zero_padded_decoder
-from hgsp.reconstruction.reconstruct import reconstruct
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, reconstruct
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.score import score_groups
@@ -27,11 +27,13 @@ LONGER = Calibration(torch.randint(0, 256, (64, 32), generator=torch.Generator()
 def cut_model(model, plan, *, reconstructed=True):
     """(decoder as cut, the pruned model itself)."""
     dense = Decoder(model)
-    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach())
+    surgery = Surgery(model, plan)
+    tensors = {}
     if reconstructed:
-        reconstruct(dense, surgery, LONGER)
-        assert surgery.replaced
-    return zero_padded_decoder(dense, surgery), apply_plan(copy.deepcopy(model), plan, dict(surgery.replaced))
+        options = ReconstructionOptions("bias" if plan.writer_bias else "lstsq")
+        tensors = reconstruct(dense, surgery, LONGER, options).tensors
+        assert tensors
+    return zero_padded_decoder(dense, surgery.replacing(tensors)), apply_plan(copy.deepcopy(model), plan, tensors)
 
 
 @torch.no_grad()
@@ -81,8 +83,9 @@ def test_layers_and_blocks_that_are_gone(make):
 
 def test_an_interrupted_layer_is_dense_again(make):
     model = make("llama-8q4kv")
-    before = copy.deepcopy(model.state_dict())
+    before, parameters = copy.deepcopy(model.state_dict()), dict(model.named_parameters())
     decoder, _ = cut_model(model, mixed_plan(model), reconstructed=False)
     with pytest.raises(KeyboardInterrupt), decoder.layer(0):
         raise KeyboardInterrupt
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())

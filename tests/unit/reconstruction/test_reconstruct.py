@@ -11,10 +11,9 @@ from hgsp.errors import InputError, NumericalError
 from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
-from hgsp.models.geometry import geometry_of
 from hgsp.pruning.surgery import Surgery, apply_plan, surviving_layers
 from hgsp.reconstruction.paired_forward import num_held_out
-from hgsp.reconstruction.reconstruct import reconstruct, solve
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for, reconstruct, solve
 from hgsp.reconstruction.resume import ResumeState
 from plans import mixed_plan, plan_dropping
 
@@ -24,14 +23,17 @@ def calibration_of(num_sequences=16, seq_len=24, seed=3):
     return Calibration(ids, "random bytes", seed)
 
 
-def surgery_of(model, plan, replaced=None):
-    return Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
-
-
-def reconstructed(model, plan, calibration=None, **options):
-    """What was found, and the tensors that were replaced."""
-    surgery = surgery_of(model, plan)
-    return reconstruct(Decoder(model), surgery, calibration or calibration_of(), **options), surgery.replaced
+def reconstructed(model, plan, calibration=None, resume=None, **options):
+    """The reconstruction, and the tensors that it replaces."""
+    options.setdefault("method", "bias" if plan.writer_bias else "lstsq")
+    found = reconstruct(
+        Decoder(model),
+        Surgery(model, plan),
+        calibration or calibration_of(),
+        ReconstructionOptions(**options),
+        resume=resume,
+    )
+    return found, found.tensors
 
 
 def pruned_with(model, plan, replaced):
@@ -153,18 +155,18 @@ def test_with_bias_only_every_bias_takes_the_mean_of_what_is_missing(tiny):
     assert any(fitted.ridge is not None for fitted in found.modules)
 
 
-@pytest.mark.parametrize("whole_blocks", [False, True])
-def test_a_dense_block_that_writes_nothing_has_no_relative_error_and_is_refitted_all_the_same(make, whole_blocks):
+@pytest.mark.parametrize("method", ["lstsq", "blocks"])
+def test_a_dense_block_that_writes_nothing_has_no_relative_error_and_is_refitted_all_the_same(make, method):
     """It makes good for what was lost before it; later modules see what it then writes."""
     model = make("llama-8q4kv")
     model.model.layers[1].mlp.down_proj.weight.data.zero_()
     plan, calibration = plan_dropping(model, mlp={0: range(60)}), calibration_of(160, 24)
-    found, replaced = reconstructed(model, plan, calibration, whole_blocks=whole_blocks)
+    found, replaced = reconstructed(model, plan, calibration, method=method)
     silent = [fitted for fitted in found.modules if fitted.layer == 1 and fitted.module.startswith("mlp")]
-    assert [fitted.error_after for fitted in silent] == [None] * (1 + whole_blocks)
+    assert [fitted.error_after for fitted in silent] == [None] * (1 + (method == "blocks"))
     assert all(fitted.changed for fitted in silent)
     names = {name for name in replaced if "layers.1.mlp" in name}
-    assert len(names) == (3 if whole_blocks else 1)
+    assert len(names) == (3 if method == "blocks" else 1)
     held = calibration.input_ids[-num_held_out(160) :]
     dense, pruned = (
         seen_at(each, 2, "mlp.down_proj", held)[1]
@@ -174,12 +176,20 @@ def test_a_dense_block_that_writes_nothing_has_no_relative_error_and_is_refitted
     assert found.modules[-1].error_after == pytest.approx(float((dense - pruned).norm() / written.norm()), rel=1e-3)
 
 
-def test_with_biases_alone_no_block_is_refitted(make):
+@pytest.mark.parametrize("method", ["lstsq", "blocks", "bias"])
+def test_biases_are_added_for_the_bias_method_and_no_other(make, method):
     model = make("llama-8q4kv")
-    plan = replace(mixed_plan(model), writer_bias=True)
-    (found, expected), (asked, got) = (reconstructed(model, plan, whole_blocks=whole) for whole in (False, True))
-    assert asked.describe() == found.describe()
-    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    plan = mixed_plan(model)
+    assert plan_for(method, plan).writer_bias == (method == "bias")
+    assert not plan_for(method, plan_dropping(model)).writer_bias
+    with pytest.raises(InputError, match=r"use plan_for\(method, plan\)"):
+        reconstructed(model, replace(plan, writer_bias=method != "bias"), method=method)
+
+
+@pytest.mark.parametrize("method", ["none", "ridge"])
+def test_an_unknown_method_is_refused(method):
+    with pytest.raises(InputError, match="use one of bias, lstsq, blocks"):
+        ReconstructionOptions(method)
 
 
 @pytest.mark.parametrize("batch_size", [4, 5])
@@ -187,7 +197,7 @@ def test_whole_blocks_come_nearer_than_their_writers_and_the_error_is_that_of_th
     """All families. What is reported of the last block is what the pruned model, put together, then makes."""
     plan, calibration = mixed_plan(tiny), calibration_of(160, 24)
     writers, _ = reconstructed(tiny, plan, calibration)
-    found, replaced = reconstructed(tiny, plan, calibration, whole_blocks=True, batch_size=batch_size)
+    found, replaced = reconstructed(tiny, plan, calibration, method="blocks", batch_size=batch_size)
     assert found.describe()["method"] == "blocks"
     blocks = [fitted for fitted in found.modules if fitted.module == "mlp"]
     assert [fitted.layer for fitted in blocks] == [fitted.layer for fitted in found.modules if "down" in fitted.module]
@@ -211,8 +221,8 @@ def test_whole_blocks_come_nearer_than_their_writers_and_the_error_is_that_of_th
 
 
 def test_nothing_removed_nothing_replaced(tiny):
-    for whole_blocks in (False, True):
-        found, replaced = reconstructed(tiny, plan_dropping(tiny), whole_blocks=whole_blocks)
+    for method in ("bias", "lstsq", "blocks"):
+        found, replaced = reconstructed(tiny, plan_dropping(tiny), method=method)
         assert not replaced
         assert found.modules == ()
 
@@ -250,9 +260,7 @@ def test_a_layer_without_attention_or_without_mlp(make):
     model = make("llama-8q4kv")
     plan = plan_dropping(model, kv={0: range(4)}, mlp={1: range(96)})
     found, replaced = reconstructed(model, plan)
-    assert [module for module in reconstructed(model, plan, whole_blocks=True)[0].modules if module.layer == 1][
-        1:
-    ] == []
+    assert [module for module in reconstructed(model, plan, method="blocks")[0].modules if module.layer == 1][1:] == []
     fitted = [(module.layer, module.module) for module in found.modules]
     assert fitted == [
         *((0, "mlp.down_proj"), (1, "self_attn.o_proj")),
@@ -265,7 +273,7 @@ def test_a_layer_without_attention_or_without_mlp(make):
 def test_frozen_layers_are_never_touched(make):
     model = make("llama-8q4kv")
     plan = plan_dropping(model, mlp={1: range(40)})
-    found, replaced = reconstructed(model, plan, calibration_of(96, 32), frozen={0, 2})
+    found, replaced = reconstructed(model, plan, calibration_of(96, 32), frozen=frozenset({0, 2}))
     assert {fitted.layer for fitted in found.modules} == {1}
     assert replaced.keys() == {f"{LAYER_PREFIX}1.mlp.down_proj.weight"}
 
@@ -340,18 +348,16 @@ def test_spilled_tensors_are_a_mapping_on_disk(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("whole_blocks", [False, True])
-def test_a_reconstruction_goes_on_after_the_layers_that_are_finished(make, tmp_path, monkeypatch, dtype, whole_blocks):
+@pytest.mark.parametrize("method", ["lstsq", "blocks"])
+def test_a_reconstruction_goes_on_after_the_layers_that_are_finished(make, tmp_path, monkeypatch, dtype, method):
     """Bit for bit the same as in one go; what a layer that was not finished had written is not taken."""
     model = make("llama-8q4kv").to(dtype)
     plan = mixed_plan(model)
-    whole, expected = reconstructed(model, plan, whole_blocks=whole_blocks)
+    whole, expected = reconstructed(model, plan, method=method)
 
     def start(fingerprint="mine"):
         finished = ResumeState(tmp_path / "state", fingerprint)
-        surgery = surgery_of(model, plan, finished.tensors)
-        options = {"whole_blocks": whole_blocks, "finished": finished}
-        return reconstruct(Decoder(model), surgery, calibration_of(), **options), finished
+        return reconstructed(model, plan, resume=finished, method=method)[0], finished
 
     add, fitted = ResumeState.add, []
 
@@ -368,6 +374,7 @@ def test_a_reconstruction_goes_on_after_the_layers_that_are_finished(make, tmp_p
     monkeypatch.setattr("hgsp.reconstruction.reconstruct.solve", lambda *args: fitted.append(args) or solve(*args))
     found, finished = start()
     assert found.modules == whole.modules
+    assert found.tensors is finished.tensors
     assert dict(finished.tensors).keys() == expected.keys()
     assert all(torch.equal(finished.tensors[name], expected[name]) for name in expected)
     assert len(fitted) == sum(module.layer > 0 and module.module != "mlp" for module in whole.modules)

@@ -8,8 +8,9 @@ from hgsp.console.flags import arguments_of, parse
 from hgsp.errors import InputError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig
-from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
-from hgsp.recovery.outputs import next_command
+from hgsp.pipeline.recovery_config import RecoveryConfig, recovery_after_pruning
+from hgsp.pipeline.recovery_report import next_command
+from hgsp.recovery.config import steps_per_update
 from hgsp.recovery.resume import last_complete_state, resumable_run
 from hgsp.recovery.training import num_updates, steps_between_evaluations
 
@@ -127,6 +128,6 @@ def test_a_run_that_fails_leaves_only_what_can_be_resumed(saved, stays, tmp_path
         (config.work_dir / saved).write_text("{}")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), resumable_run(config):
+    with pytest.raises(KeyboardInterrupt), resumable_run(config.work_dir, config.resume_settings, resume=False):
         save_and_fail()
     assert config.work_dir.exists() == stays

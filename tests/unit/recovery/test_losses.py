@@ -7,7 +7,7 @@ import torch
 
 from hgsp.errors import InputError
 from hgsp.recovery import losses
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import Objective, TeacherTopK, top_of
 from hgsp.recovery.samples import IGNORED, Collator
 from hgsp.recovery.teacher import Teacher, inspect_teacher, teacher_outputs
@@ -75,14 +75,13 @@ def test_the_top_with_the_rest_as_one_is_never_more_than_all_and_nearly_all_for_
 
 
 @pytest.fixture
-def ask(make, saved, tmp_path):
+def ask(make, saved):
     """``ask(**flags)`` is the configuration of a run distilled from a saved tiny model, and the model's source."""
     parent = saved(make("llama-8q4kv"), "parent")
 
     def configuration(**flags):
-        config = RecoveryConfig(
-            pruned_model="m", output_dir=str(tmp_path / "out"), eval_tasks="builtin", distill_from=str(parent),
-            micro_batch_size=2, dtype="float32", **flags,
+        config = TrainingConfig(
+            distill_from=str(parent), micro_batch_size=2, dtype="float32", **flags
         )  # fmt: skip
         return config, inspect_teacher(config, 258)
 
@@ -93,10 +92,10 @@ SAMPLES = (sample(1, 2, 3, 4, 5), sample(6, 7, 8), sample(9, 10, 11, 12))
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_cached_answers_are_those_of_the_parent(ask, make, offload):
+def test_cached_answers_are_those_of_the_parent(ask, make, offload, tmp_path):
     config, source = ask(distill_cache=True, distill_top_k=5, distill_offload=offload)
     collator = Collator(0, packed=False)
-    parent, (cache, empty) = teacher_outputs(config, source, (SAMPLES, ()), collator, "cpu")
+    parent, (cache, empty) = teacher_outputs(config, source, (SAMPLES, ()), collator, "cpu", tmp_path / "cache")
     assert parent is None
     assert empty is not None
     model = make("llama-8q4kv")
@@ -107,24 +106,24 @@ def test_cached_answers_are_those_of_the_parent(ask, make, offload):
         assert (cache.of(index)[1] == tokens).all()
 
 
-def test_the_cache_is_used_again_and_only_for_the_same_sequences(ask, monkeypatch):
+def test_the_cache_is_used_again_and_only_for_the_same_sequences(ask, monkeypatch, tmp_path):
     config, source = ask(distill_cache=True, distill_top_k=2)
     collator = Collator(0, packed=False)
-    teacher_outputs(config, source, (SAMPLES,), collator, "cpu")
+    teacher_outputs(config, source, (SAMPLES,), collator, "cpu", tmp_path / "cache")
     asked = []
     monkeypatch.setattr(Teacher, "__call__", lambda self, inputs: asked.append(inputs))
-    teacher_outputs(config, source, (SAMPLES,), collator, "cpu")
+    teacher_outputs(config, source, (SAMPLES,), collator, "cpu", tmp_path / "cache")
     assert not asked
     with pytest.raises(AssertionError):
-        teacher_outputs(config, source, (SAMPLES[:2],), collator, "cpu")
+        teacher_outputs(config, source, (SAMPLES[:2],), collator, "cpu", tmp_path / "cache")
     assert asked
 
 
-def test_a_full_disk_is_refused_before_the_parent_is_asked(ask, monkeypatch):
+def test_a_full_disk_is_refused_before_the_parent_is_asked(ask, monkeypatch, tmp_path):
     config, source = ask(distill_cache=True, distill_top_k=2)
     monkeypatch.setattr("hgsp.recovery.teacher.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(InputError, match=r"GiB on the disk.*--distill_top_k"):
-        teacher_outputs(config, source, (SAMPLES,), Collator(0, packed=False), "cpu")
+        teacher_outputs(config, source, (SAMPLES,), Collator(0, packed=False), "cpu", tmp_path / "cache")
 
 
 def test_a_parent_with_another_vocabulary_is_refused(ask):

@@ -101,3 +101,8 @@ def test_csv_has_the_promised_columns_and_the_exact_values(geometry, tmp_path):
     columns = (table.layer, table.group, table.importance, table.cost, table.base_score, table.prior, table.score, kept)
     # CSV holds the shortest text that reads back as the same float64: equal, not close
     np.testing.assert_array_equal(np.array(numbers, dtype=np.float64), np.stack(columns, axis=1).astype(np.float64))
+
+
+def test_a_table_prints_on_one_line(geometry):
+    table = build_group_table(random_importance(geometry), geometry)
+    assert repr(table) == f"GroupTable({len(table)} groups in 3 layers, {table.cost.sum():,} parameters)"

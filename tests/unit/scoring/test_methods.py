@@ -24,7 +24,7 @@ ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_a
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 WITH_TEXT = ("taylor", "taylor_2nd", "wanda", "fisher", "fisher_token", "flap")
 BY_GATE = ("fisher", "fisher_token")
-GQA = ("llama-8q4kv", "llama-9q3kv-tied", "qwen2-14q2kv")
+GQA = ("llama-8q4kv", "llama-9q3kv-tied", "qwen2-14q2kv", "qwen3-8q2kv")
 
 #: Float32 gradients through three layers, summed in another order than the reference's: measured below 2e-5. A bias
 #: left out, a wrong head or a mean taken elsewhere changes scores by far more than this.
@@ -266,7 +266,7 @@ LINEAR_IN_SEQUENCES = {
 
 @pytest.mark.parametrize("statistic", LINEAR_IN_SEQUENCES)
 def test_four_samples_are_the_mean_of_four_singles(statistic):
-    """S33: nothing is overwritten between sequences, nothing counted twice."""
+    """No sequence overwrites another, and none counts twice."""
     model, text = make_tiny("qwen2-14q2kv"), calibration()
     method = LINEAR_IN_SEQUENCES[statistic]
     singles = [blocks(scores(model, method, Calibration(row[None], "", 0))) for row in text.input_ids]
@@ -294,7 +294,7 @@ def test_calibration_loss_is_the_mean_token_loss():
 @pytest.mark.parametrize("method", WITH_TEXT)
 @pytest.mark.parametrize("name", ["llama-8q4kv", "qwen2-14q2kv"])
 def test_eager_equals_sdpa(name, method):
-    """S45: arguments of a layer come from the model's own forward, whatever the attention makes of them."""
+    """A layer's arguments come from the model's own forward pass, whatever the attention implementation."""
     eager, sdpa = (make_tiny(name, attn_implementation=kind) for kind in ("eager", "sdpa"))
     assert eager.config._attn_implementation != sdpa.config._attn_implementation
     expected = blocks(scores(sdpa, method, calibration()))
@@ -361,7 +361,7 @@ def test_only_methods_without_data_do_without_text(method):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("projection", [*ATTENTION, *MLP])
 def test_a_planted_bad_weight_is_reported_by_layer_and_projection(projection, bad):
-    """S47: never sorted, and never blamed on the last layer, where the backward pass would see it first."""
+    """NaNs are never sorted, and never blamed on the last layer, where the backward pass meets them first."""
     model = make_tiny("llama-8q4kv")
     model.model.layers[1].get_submodule(projection).weight.data[3, 2] = bad
     with pytest.raises(NumericalError, match=f"weight of layer 1, {projection} is not finite"):
@@ -416,13 +416,13 @@ def test_no_batch_outlives_its_layer_until_the_garbage_collector_comes(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_gradient_and_no_hook_is_left_behind(method):
-    """S42: nor after a failure halfway through the backward pass."""
+    """A failure halfway through the backward pass leaves none either."""
     model = make_tiny("qwen2-14q2kv")
 
     def leftovers():
         hooks = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
-        wanting = [name for name, p in model.named_parameters() if p.requires_grad or p.grad is not None]
-        return hooks, wanting
+        changed = [name for name, p in model.named_parameters() if not p.requires_grad or p.grad is not None]
+        return hooks, changed
 
     scores(model, method, calibration(), with_influence=True)
     assert leftovers() == ([], [])
@@ -467,7 +467,7 @@ def _watch_caches(model):
 
 @pytest.mark.parametrize("method", WITH_TEXT)
 def test_scoring_uses_no_cache_whatever_the_config_says(method):
-    """S46: a cache would hold keys of other batches; the config stays what it was."""
+    """A cache would hold keys of other batches; the config stays unchanged."""
     model = make_tiny("llama-8q4kv", use_cache=True)
     seen = _watch_caches(model)
     scores(model, method, calibration(), with_influence=True)
@@ -479,7 +479,6 @@ def test_scoring_uses_no_cache_whatever_the_config_says(method):
 @pytest.mark.parametrize("method", WITH_TEXT)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_one_sequence_is_enough_and_the_cache_setting_does_not_matter(method, use_cache):
-    """S33, S46."""
     one = Calibration(calibration().input_ids[:1], "", 0)
     got = blocks(scores(make_tiny("llama-8q4kv", use_cache=use_cache), method, one))
     assert np.isfinite(got).all()

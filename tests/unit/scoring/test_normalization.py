@@ -1,4 +1,4 @@
-"""What each normalisation makes of importances, by hand, and that scale never decides between layers."""
+"""Normalisations against values computed by hand; scale never decides between layers."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,10 @@ from conftest import make_tiny
 from hgsp.models.geometry import geometry_of
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.methods import METHODS
+from hgsp.scoring.names import NORMALIZATIONS
 from hgsp.scoring.normalization import NORMALIZERS, normalize
 
-#: Importance of three groups, and the part of it that lies in the writer: the order of the two differs.
+#: Importance of three groups, and the output projection's part of it, which orders them differently.
 IMPORTANCE, OUTPUT = np.array([6.0, 1.0, 3.0]), np.array([0.5, 0.7, 0.1])
 
 
@@ -31,16 +32,14 @@ def test_scores_per_parameter_by_hand(name, expected):
     np.testing.assert_allclose(score_per_parameter(name, IMPORTANCE, OUTPUT, 7), expected, rtol=1e-12)
 
 
-def test_every_normalization_is_checked_here_and_can_be_asked_for():
-    from hgsp.pipeline.config import NORMALIZATIONS
-
+def test_every_normalization_is_checked_here_and_can_be_configured():
     assert set(NORMALIZERS) == {"none", "mean", "share", "rank", "output"} == set(NORMALIZATIONS) - {"auto"}
     assert {method.normalization for method in METHODS.values()} <= set(NORMALIZERS)
 
 
 @pytest.mark.parametrize("name", sorted(set(NORMALIZERS) - {"none"}))
 def test_the_scale_of_a_block_does_not_matter(name):
-    """S41: a layer whose weights are a thousandth of the others' scores as the others do."""
+    """A layer whose weights are a thousandth of all others scores like the others."""
     expected = NORMALIZERS[name](IMPORTANCE, OUTPUT, 7)
     # one rounding of each float64 division
     np.testing.assert_allclose(NORMALIZERS[name](1e-6 * IMPORTANCE, 1e-6 * OUTPUT, 7), expected, rtol=1e-12)

@@ -8,12 +8,11 @@ import torch
 
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
-from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import LayerShape, geometry_of
 from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import Surgery, apply_plan
-from hgsp.reconstruction.reconstruct import reconstruct
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, reconstruct
 from hgsp.scoring.groups import ATTENTION, MLP, build_group_table
 from hgsp.scoring.score import score_groups
 from hgsp.search.by_profile import PROFILES, ProfileProposals
@@ -21,11 +20,6 @@ from hgsp.search.search import SearchProblem, search
 
 IDS = torch.randint(0, 256, (16, 24), generator=torch.Generator().manual_seed(3))
 TEXT = Calibration(IDS, "random bytes", 3)
-
-
-def surgery_of(model, replaced=None):
-    reader = lambda name: model.get_parameter(name).detach()  # noqa: E731
-    return lambda plan: Surgery(model.config, geometry_of(model), plan, reader, replaced)
 
 
 def start_of(model, minimum_sizes=None, text=TEXT):
@@ -38,8 +32,8 @@ def start_of(model, minimum_sizes=None, text=TEXT):
     )
 
 
-def moves_of(model, start, text=TEXT, replaced=None, **settings):
-    return ProfileProposals(Decoder(model), start, text, surgery_of(model, replaced), **settings)
+def moves_of(model, start, text=TEXT, tensors_dir=None, **options):
+    return ProfileProposals(Decoder(model), start, text, ReconstructionOptions(**options), tensors_dir=tensors_dir)
 
 
 @torch.no_grad()
@@ -53,16 +47,15 @@ def model(make):
     return make("llama-8q4kv", num_hidden_layers=4)
 
 
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv"])
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv"])
 def test_a_plan_is_judged_by_the_reconstructed_model_on_text_it_was_not_fitted_on(make, family):
     model = make(family, num_hidden_layers=4)
     start, factors = start_of(model), np.array([[0, -1], [0, 0], [0.5, 0], [0, 1]])
     with moves_of(model, start) as proposals:
         told = proposals.measure(factors, np.inf)
     plan = start.plan(factors)
-    surgery = surgery_of(model)(plan)
-    reconstruct(Decoder(model), surgery, Calibration(IDS[:12], "random bytes", 3))
-    pruned = apply_plan(copy.deepcopy(model), plan, surgery.replaced)
+    fitted = reconstruct(Decoder(model), Surgery(model, plan), Calibration(IDS[:12], "random bytes", 3))
+    pruned = apply_plan(copy.deepcopy(model), plan, fitted.tensors)
     assert told == pytest.approx(divergence_of(model, pruned, IDS[12:]), rel=1e-3)
 
 
@@ -70,7 +63,7 @@ def test_the_divergence_falls_and_every_plan_holds_budget_floors_and_frozen_laye
     start = start_of(model, MinimumSizes(1, 8, freeze_first=1))
     plans, cut = [], SearchProblem.plan
     monkeypatch.setattr(SearchProblem, "plan", lambda *arguments: plans.append(cut(*arguments)) or plans[-1])
-    state = search(moves_of(model, start, frozen={0}), start, 10)
+    state = search(moves_of(model, start, frozen=frozenset({0})), start, 10)
     assert state.least < state.divergences[0]
     lower = [now < min(state.divergences[: step + 1]) for step, now in enumerate(state.divergences[1:])]
     assert state.accepted == lower
@@ -98,16 +91,16 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_end(model, tmp_path):
 def test_bias_and_least_squares_are_different_searches(model, tmp_path, caplog):
     start, file = start_of(model), tmp_path / "state.json"
     by_squares = search(moves_of(model, start), start, 1, state_file=file)
-    by_bias = search(moves_of(model, start, writer_bias=True), start, 1, state_file=file)
+    by_bias = search(moves_of(model, start, method="bias"), start, 1, state_file=file)
     assert "searching anew" in caplog.text
     assert by_bias.divergences != by_squares.divergences
 
 
 def test_refitted_tensors_and_activations_on_disk_are_gone_in_the_end(model, tmp_path):
-    start, tensors = start_of(model), DiskTensors(tmp_path / "refitted")
+    start = start_of(model)
     (tmp_path / "streams").mkdir()
     expected = search(moves_of(model, start), start, 2)
-    spilled = moves_of(model, start, replaced=tensors, spill_dir=tmp_path / "streams", batch_size=3)
+    spilled = moves_of(model, start, tensors_dir=tmp_path / "refitted", spill_dir=tmp_path / "streams", batch_size=3)
     np.testing.assert_allclose(search(spilled, start, 2).divergences, expected.divergences, rtol=1e-3)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

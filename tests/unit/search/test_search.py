@@ -75,7 +75,7 @@ def test_nothing_dropped_nothing_diverges_and_the_model_is_left_alone(make, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv"])
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv"])
 def test_gradients_of_gates_are_those_of_the_whole_graph(make, family):
     """Of open and of shut gates, against autograd through the model's own forward."""
     model = make(family)

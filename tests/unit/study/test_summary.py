@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from hgsp.cli import summarize
+from hgsp.console.report_schema import TOKEN_PPL
 from hgsp.study import plots, tables
-from hgsp.study.collect import PPL, Quantity, collect
+from hgsp.study.collect import Quantity, collect
 
 WIKITEXT = {"tokens": 2 * 63, "windows": 2, "seq_len": 64, "bos": False, "last_window": "scored", "dtype": "bfloat16"}
 WIKITEXT |= {"split": "test", "sha256": "abcdef0123456789"}
@@ -222,8 +223,8 @@ def test_accuracies_of_both_folders_stand_under_what_each_model_is(write, tmp_pa
 
 
 def test_perplexity_from_either_recipe_by_the_same_protocol_is_one_column(write, tmp_path):
-    again = task("dense", "wikitext2", 6.5, PPL, protocol=ppl(6.5))
-    other = task("pruned", "c4", 30.0, PPL, protocol=ppl(30.0))
+    again = task("dense", "wikitext2", 6.5, TOKEN_PPL, protocol=ppl(6.5))
+    other = task("pruned", "c4", 30.0, TOKEN_PPL, protocol=ppl(30.0))
     write("a/p20", report(), evaluation=[again, other])
     (row,) = rows_of(only(tmp_path))
     assert row["PPL wikitext2 (2 x 64) dense"] == "6.0"  # the recipe's own
@@ -389,6 +390,6 @@ def test_kept_fractions_come_from_the_group_table(write, tmp_path):
 
 
 def test_headings_say_more_only_where_they_must():
-    same, other = Quantity(PPL, "c4", "2 x 64", "test, 1"), Quantity(PPL, "c4", "2 x 64", "test, 2")
+    same, other = Quantity(TOKEN_PPL, "c4", "2 x 64", "test, 1"), Quantity(TOKEN_PPL, "c4", "2 x 64", "test, 2")
     assert tables.headings([same]) == {same: "PPL c4 (2 x 64)"}
     assert tables.headings([same, other])[other] == "PPL c4 (2 x 64) [test, 2]"
