@@ -11,7 +11,7 @@ from docs_source import GENERATED, table
 from hgsp.cli.summarize import SummaryConfig
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig, ScoreConfig
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.pipeline.recovery_config import RecoveryConfig
 
 COMMANDS = {
     "run_global_pruning.py": PruneConfig,

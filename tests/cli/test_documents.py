@@ -39,7 +39,7 @@ OPTIONS = {
 OTHERS = {"cd", "export", "git", "pip", "source", "hf", "huggingface-cli", "modelscope", "ls", "cat"}
 #: Files that documents name by their path in the repository. What lies in a result has other names or endings.
 OURS = re.compile(
-    r"`((?:hgsp|evaluation|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
+    r"`((?:hgsp|evaluation|examples|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
 )
 RESULT_FILES = {"results.md", "summary.md"}
 
