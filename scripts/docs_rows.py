@@ -6,10 +6,10 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 
+from docs_methods import METHODS
 from docs_results import GIB, RATIOS, TEXTS, Result, Row, by_ratio, methods, number, percent
 
 WITH_TEN = (0.1, *RATIOS)
-METHODS = ("taylor", "taylor_2nd", "fisher", "fisher_token", "wanda", "flap", "magnitude", "random")
 NORMALIZATIONS = ("none", "mean", "share", "rank", "output")
 
 

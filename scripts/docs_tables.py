@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import docs_rows as rows
+from docs_methods import METHODS
 from docs_results import (
     C4,
     GIB,
@@ -19,7 +20,7 @@ from docs_results import (
     percent,
     records,
 )
-from docs_rows import METHODS, NORMALIZATIONS, WITH_TEN, code
+from docs_rows import NORMALIZATIONS, WITH_TEN, code
 
 PERCENT = tuple(map(percent, RATIOS))
 FULL_SIZE = ("full_size_llama-3-8b", "full_size_mistral-7b-v0.3", "full_size_qwen2.5-7b")
