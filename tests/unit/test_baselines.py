@@ -1,6 +1,8 @@
 """The published methods that the quality benchmark compares with: formulas, sizes, and what they leave alone."""
 
 import copy
+import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -17,6 +19,8 @@ from hgsp.evaluation.metrics.harness import Score
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.models.geometry import geometry_of
 from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.recipes import BALANCED
+from hgsp.pipeline.stages import prune_in_rounds
 from hgsp.pruning.plan import PrunePlan
 from hgsp.scoring.methods import METHODS
 
@@ -28,6 +32,7 @@ from baselines.blocks import walk_blocks
 from baselines.widths import uniform_shapes
 from divergence import DenseReference
 from quality_report import CHANCE, draw, markdown, mean_accuracy, tables
+from quality_settings import SETTINGS
 
 BATCH = 3
 GQA, MHA = "llama-8q4kv", "llama-mha-biased"
@@ -202,8 +207,8 @@ def test_wanda_sp_scores_are_the_formula_and_see_the_blocks_that_were_cut(make, 
     # float32 sums
     torch.testing.assert_close(wanda_sp.group_scores(block, 16).double(), expected, rtol=1e-4, atol=0)
     with torch.no_grad():
-        for writer in (block.writer, first):
-            writer.weight[:, :16] = 0
+        for projection in (block.projection, first):
+            projection.weight[:, :16] = 0
     block, second = next(walk), reference.model.layers[0].mlp.down_proj
     norms = inputs_of(reference, second, calibration.input_ids).norm(dim=0)
     expected = (second.weight.double().abs() * norms).sum(0)
@@ -412,12 +417,19 @@ def test_the_benchmark_measures_what_is_missing_only(make, saved, text_file, tmp
 
 
 def test_a_recipe_in_the_benchmark_makes_the_plan_of_the_command(make, saved, text_file, tmp_path, monkeypatch):
-    recipe = {**PruneConfig.RECIPES["balanced"], "nsamples": 8}
-    monkeypatch.setitem(PruneConfig.RECIPES, "balanced", recipe)
+    recipe = dataclasses.replace(BALANCED, nsamples=8, reconstruct_nsamples=8)
+    monkeypatch.setitem(PruneConfig.RECIPES, "balanced", recipe.settings())
+    monkeypatch.setitem(SETTINGS, "balanced", functools.partial(quality_settings.Maker.pruned, recipe=recipe))
     model = make(GQA)
     folder, ratio = saved(model), 0.25
     plans = []
-    monkeypatch.setattr(quality_settings.Maker, "reconstructed", lambda *arguments: plans.append(arguments[2]) or model)
+
+    def watched(*arguments, **named):
+        pruning = prune_in_rounds(*arguments, **named)
+        plans.append(pruning.decision.plan)
+        return pruning
+
+    monkeypatch.setattr(quality_settings, "prune_in_rounds", watched)
     sizes = ["--seq_len", 16, "--batch_size", 4]
     argv = ["--base_model", folder, "--calibrate", text_file, "--evaluate", text_file, "--eval_seq_len", 64, *sizes]
     argv += ["--nsamples", 2]  # the recipe's own number is what counts
