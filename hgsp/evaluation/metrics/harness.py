@@ -223,7 +223,7 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     class CountingLM(HFLM):  # type: ignore[misc]
-        """Advances ``scored`` by one for every sequence."""
+        """Advance ``scored`` by one for every sequence."""
 
         scored: Iterator[int] = iter(())
 

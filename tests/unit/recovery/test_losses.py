@@ -24,7 +24,7 @@ def batch():
     labels = torch.randint(0, V, (B, T), generator=generator)
     labels[:, :3] = IGNORED
     labels[1, -2:] = IGNORED
-    return logits.requires_grad_(), parent, labels
+    return logits.requires_grad_(), teacher, labels
 
 
 def by_hand(logits, labels, teacher, weight, temperature):
