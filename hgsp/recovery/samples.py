@@ -173,7 +173,7 @@ def pack(samples: Sequence[Sample], length: int) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes tensors [B, T] of the samples of one forward pass, padded on the right.
+    """Collate the samples of one forward pass into tensors [B, T], padded on the right.
 
     A packed batch has no mask but ``position_ids`` that restart with every sample, by which transformers prevents
     attention across samples.

@@ -256,6 +256,7 @@ class RecoveryTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """Return the loss per learned token of the whole update; ``inputs`` are [B, T], cached top k [B, T, k]."""
         labels = inputs.pop("labels")
         cached = [inputs.pop(name) for name in ("teacher_values", "teacher_tokens") if name in inputs]
         outputs = model(**inputs, use_cache=False)
