@@ -23,7 +23,8 @@ from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import CALIBRATE, EVALUATE, load_text
 from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.models.loaded import load_for_pruning
-from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.models.loading import inspect_model, load_dense
+from hgsp.models.tokenizers import load_tokenizer
 from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.methods import METHODS

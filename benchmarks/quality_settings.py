@@ -15,7 +15,8 @@ from baselines import BASELINES
 from hgsp.data.calibration import Calibration, build_calibration
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.models.loaded import LoadedModel, load_for_pruning
-from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.models.loading import inspect_model, load_dense
+from hgsp.models.tokenizers import load_tokenizer
 from hgsp.pipeline.recipes import BALANCED, BEST, RECIPES, Recipe
 from hgsp.pipeline.stages import Resources, draw_calibrations, prune_in_rounds, score
 from hgsp.pruning.select import MinimumSizes
@@ -64,7 +65,13 @@ class Maker:
             reconstruct_nsamples=named.get("reconstruct_nsamples", options.reconstruct_nsamples),
         )
         calibrations = draw_calibrations(
-            recipe, self._texts, self.tokenizer, seq_len=options.seq_len, seed=SEED, at_most=True
+            recipe,
+            self._texts,
+            self.tokenizer,
+            num_embeddings=self.source.config.vocab_size,
+            seq_len=options.seq_len,
+            seed=SEED,
+            at_most=True,
         )
         dense = load_for_pruning(self.source, DTYPE, options.device)
         key = hashlib.sha256(json.dumps([budget, asdict(recipe)]).encode()).hexdigest()[:12]

@@ -136,7 +136,8 @@ class Bench:
         tokenizer = load_tokenizer_of(self._options.base_model)
         config = TrainingConfig(data_path=self._options.instructions)
         samples = load_training_text(config, tokenizer).held_out
-        model, collator = load_pruned(path, device=self._options.device), Collator(padding_token(tokenizer), False)
+        model = load_pruned(path, device=self._options.device)
+        collator = Collator(padding_token(tokenizer, model.config.vocab_size), False)
         total = 0.0
         for start in range(0, len(samples), 8):
             batch = collator([{"sample": sample} for sample in samples[start : start + 8]])

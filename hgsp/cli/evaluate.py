@@ -1,4 +1,4 @@
-"""Measure a model, dense or pruned: perplexity, LAMBADA, zero-shot tasks, and its real gain in speed and memory."""
+"""Measure a model, dense or pruned: perplexity, LAMBADA, zero-shot tasks, latency and memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hgsp.console.flags import parse
 from hgsp.evaluation.config import EvaluationConfig
 
 PROG = "run_evaluation.py"
-OUT_OF_MEMORY = "what was measured before is kept. Try a smaller model or --dtype bfloat16"
+OUT_OF_MEMORY = "results measured so far are kept. Try a smaller model or --dtype bfloat16"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

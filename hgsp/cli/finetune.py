@@ -1,4 +1,4 @@
-"""Bring the quality of a pruned model back: train it on instructions or on its dense parent, and save it merged."""
+"""Recover the quality of a pruned model: train it on instructions or on its dense teacher, and save it merged."""
 
 from __future__ import annotations
 

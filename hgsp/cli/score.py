@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
 from hgsp.environment import replacing
 from hgsp.pipeline.config import ScoreConfig
+
+LOG = logging.getLogger("hgsp")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,8 +30,9 @@ def score(config: ScoreConfig) -> int:
     from hgsp.data.texts import CALIBRATE, load_text
     from hgsp.models.devices import resolve_device
     from hgsp.models.loaded import load_for_pruning
-    from hgsp.models.loading import check_positions, inspect_model, load_own_tokenizer
+    from hgsp.models.loading import check_positions, inspect_model
     from hgsp.models.processes import is_main_process, join_processes, leave_processes
+    from hgsp.models.tokenizers import check_token_ids, load_own_tokenizer
     from hgsp.pipeline import stages
 
     target = Path(config.output)
@@ -40,8 +44,11 @@ def score(config: ScoreConfig) -> int:
     source = inspect_model(config.base_model)
     check_positions(source.config, "--seq_len", config.seq_len)
     texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
-    tokenizer = load_own_tokenizer(source)
+    tokenizer, warnings = load_own_tokenizer(source)
+    for warning in warnings:
+        LOG.warning("%s", warning)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
+    check_token_ids(int(calibration.input_ids.max()), source.config.vocab_size, tokenizer, calibration.source)
     join_processes(device)
     scores = stages.score(
         load_for_pruning(source, config.dtype, device, offload=config.offload),

@@ -1,4 +1,4 @@
-"""One cell of the study: the pruning command, run while it holds the lock of cells."""
+"""One cell of the study: the pruning command, run while holding the cell lock."""
 
 from __future__ import annotations
 

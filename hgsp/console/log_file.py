@@ -27,6 +27,7 @@ class LogFile:
         self._to_terminal.addFilter(lambda record: not getattr(record, "file_only", False))
 
     def __enter__(self) -> LogFile:
+        self._before = LOG.level, LOG.propagate
         LOG.setLevel(logging.INFO)
         LOG.propagate = False
         LOG.addHandler(self._to_file)
@@ -39,6 +40,8 @@ class LogFile:
         for handler in (self._to_file, self._to_terminal):
             LOG.removeHandler(handler)
             handler.close()
+        level, LOG.propagate = self._before
+        LOG.setLevel(level)
 
     def copy_to(self, path: Path) -> None:
         """Copy the log so far."""

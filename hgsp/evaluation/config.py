@@ -16,16 +16,16 @@ CPU_EVAL_WINDOWS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureConfig(TextConfig):
-    """What every recipe that measures perplexity before and after can be asked."""
+    """Options of every recipe that measures perplexity before and after."""
 
     skip_evaluation: bool = option(False, help="no evaluation")
     eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
     eval_seq_len: int | None = option(
-        None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
+        None, help="tokens per evaluation window (unset: 2048, or the model's limit)", type=int
     )
     eval_max_windows: int | None = option(
         None,
-        help="only the first windows of each text, 0 = all "
+        help="use only the first windows of each text, 0 = all "
         f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
         type=int,
     )
@@ -43,15 +43,15 @@ class MeasureConfig(TextConfig):
 
     @property
     def evaluation_texts(self) -> tuple[str, ...]:
-        """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
+        """The names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
         return () if self.skip_evaluation else tuple(filter(None, dataset_names(self.eval_tasks)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementOptions:
-    """How tasks are measured. ``limit`` counts items of a task, and windows of a text unless ``max_windows`` does.
+    """Options that measured numbers depend on. ``limit`` also limits windows of a text unless ``max_windows`` does.
 
-    ``dtype`` is the requested one, as part of the request; None = that of the model.
+    ``dtype`` is the requested one, None = that of the model.
     """
 
     batch_size: int = 4
@@ -75,36 +75,36 @@ class MeasurementOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Which models to measure, on what, and how. Raises InputError for values that make no sense."""
+    """Options of ``run_evaluation.py``: models, tasks and protocol. Raises InputError for invalid values."""
 
     model_path: str = option(help="pruned_model.bin, its folder, any Hugging Face folder or hub id, or a .gguf file")
-    base_model: str | None = option(None, help="the dense model: gives the tokenizer and, with --compare, a column")
-    recovered_model: str | None = option(None, help="the model after recovery, for a third column")
+    base_model: str | None = option(None, help="dense model: provides the tokenizer and, with --compare, a column")
+    recovered_model: str | None = option(None, help="model after recovery, for a third column")
     compare: bool = option(False, help="measure --base_model too and show the differences")
     tasks: str = option(
         "wikitext,c4",
         help="comma list of wikitext, ptb, c4, builtin or a text file (perplexity), lambada, boolq, piqa, hellaswag, "
         "winogrande, arc_easy, arc_challenge, openbookqa (zeroshot = these seven), efficiency",
     )
-    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best there is")
+    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best available")
     dtype: str | None = option(None, help="dtype of the weights; unset = as stored", choices=DTYPE_NAMES)
-    batch_size: int = option(4, help="sequences at a time; changes results by float rounding at most", type=int)
+    batch_size: int = option(4, help="sequences per forward pass; changes results by float rounding at most", type=int)
     seq_len: tuple[int, ...] | None = option(
         None,
-        help="tokens of a perplexity window, one or several (unset: 2048, or the model's limit)",
+        help="tokens per perplexity window, one or several values (unset: 2048, or the model's limit)",
         type=int,
         nargs="+",
     )
-    limit: int | None = option(None, help="only the first items of each task, and windows of each text", type=int)
-    max_windows: int | None = option(None, help="only the first windows of each text (unset: as --limit)", type=int)
+    limit: int | None = option(None, help="use only the first items of each task, and windows of each text", type=int)
+    max_windows: int | None = option(None, help="use only the first windows of each text (unset: as --limit)", type=int)
     add_bos: bool = option(False, help="begin every perplexity window with the BOS token")
-    drop_last_window: bool = option(False, help="leave a short last window out, as GPTQ, SparseGPT and Wanda do")
-    prompt_len: int = option(128, help="efficiency: tokens of the prompt", type=int)
-    decode_len: int = option(16, help="efficiency: tokens decoded after it, one at a time", type=int)
-    repeats: int = option(5, help="efficiency: timed rounds, after one to warm up", type=int)
+    drop_last_window: bool = option(False, help="drop a short last window, as GPTQ, SparseGPT and Wanda do")
+    prompt_len: int = option(128, help="efficiency: prompt length in tokens", type=int)
+    decode_len: int = option(16, help="efficiency: tokens decoded after the prompt, one at a time", type=int)
+    repeats: int = option(5, help="efficiency: timed rounds, after one warm-up round", type=int)
     data_dir: str | None = option(None, help="folder with local texts and tasks (docs/DATA.md); also HGSP_DATA_DIR")
     output: str | None = option(None, help="folder for results.json and results.md (unset: evaluation/ in the model's)")
-    rerun: bool = option(False, help="measure again what is already in results.json")
+    rerun: bool = option(False, help="measure tasks again that results.json already has")
 
     def __post_init__(self) -> None:
         parse_tasks(self.tasks)
@@ -113,14 +113,14 @@ class EvaluationConfig:
         for length in self.seq_len or ():
             require(length >= 2, "--seq_len", "at least 2", length)
         require_counts(self, "batch_size", "prompt_len", "decode_len", "repeats")
-        assert self.options  # whose values are checked when it is made
+        assert self.options  # checks its own values
         require(self.dtype is None or self.dtype in DTYPE_NAMES, "--dtype", f"one of {DTYPE_NAMES}", self.dtype)
         require(not self.compare or self.base_model is not None, "--compare", "given together with --base_model", True)
         require(self.device != "auto", "--device", "one device", "auto", "for several use `accelerate launch`")
 
     @property
     def options(self) -> MeasurementOptions:
-        """The part of the configuration that the numbers depend on, efficiency aside."""
+        """The options that all numbers but those of efficiency depend on."""
         return MeasurementOptions(
             batch_size=self.batch_size,
             limit=self.limit,
@@ -132,5 +132,5 @@ class EvaluationConfig:
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """Canonical names, each once, in the order given."""
+        """The canonical task names, each once, in the order given."""
         return parse_tasks(self.tasks)

@@ -1,4 +1,4 @@
-"""What is to be measured, prepared before any weights are loaded: each job knows its request and how to run it."""
+"""Measurement jobs, prepared before any weights are loaded: a job knows its request and how to run it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPECS: Mapping[str, HarnessSpec] = {LAMBADA: LAMBADA_SPEC, **ZERO_SHOT_SPECS}
 
 @dataclass(frozen=True)
 class Measured:
-    """What a job found: metrics and the protocol they were measured by, ``summary`` being its short form."""
+    """The metrics of one job and the protocol they were measured by; ``summary`` is its short form."""
 
     metrics: tuple[Metric, ...]
     num_items: int
@@ -34,12 +34,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class PerplexityJob:
-    """Token perplexity of one text at one window length."""
+    """The token perplexity of one text at one window length."""
 
     text: Text
     seq_len: int | None
     options: MeasurementOptions
-    shared_out: bool = False  # one process does it, whoever else there is
+    uses_all_processes: bool = False
 
     @property
     def task(self) -> str:
@@ -58,7 +58,11 @@ class PerplexityJob:
         }
 
     def run(self, model: Any, tokenizer: Any, progress: Progress = silent) -> Measured:
-        """Raises InputError and NumericalError as :func:`perplexity` does."""
+        """Measure a model.
+
+        Raises:
+            InputError, NumericalError: as :func:`perplexity`.
+        """
         found = perplexity(
             model,
             tokenizer,
@@ -82,12 +86,12 @@ class PerplexityJob:
 
 @dataclass(frozen=True)
 class HarnessJob:
-    """One task of the lm-eval harness, without examples in the prompt."""
+    """One zero-shot task of the lm-eval harness."""
 
     name: str
     loaded: HarnessTask
     options: MeasurementOptions
-    shared_out: bool = True  # under accelerate launch every process takes a share of the items
+    uses_all_processes: bool = True  # each scores a share of the items
 
     @property
     def task(self) -> str:
@@ -106,7 +110,11 @@ class HarnessJob:
         }
 
     def run(self, model: Any, tokenizer: Any, progress: Progress = silent) -> Measured | None:
-        """None in the processes that only take a share. Raises NumericalError for NaN logits."""
+        """Measure a model; None in all processes but the main one.
+
+        Raises:
+            NumericalError: a log-likelihood is not finite.
+        """
         options = self.options
         scores = run_task(
             self.loaded, model, tokenizer, batch_size=options.batch_size, limit=options.limit, progress=progress
@@ -133,7 +141,7 @@ class HarnessJob:
         description = (
             f"{protocol['harness']}, task {protocol['harness_task']} version {protocol['task_version']}, 0-shot, "
             f"{source}, {first}{self.loaded.num_items} items, {dtype}, "
-            f"{'BOS first (as the tokenizer has it)' if protocol['begins_with_bos'] else 'no BOS'}"
+            f"{'BOS first (added by the tokenizer)' if protocol['begins_with_bos'] else 'no BOS'}"
         )
         return Measured(metrics, num_items, summary, {**protocol, "description": description})
 
@@ -144,10 +152,10 @@ Job = PerplexityJob | HarnessJob
 def jobs_of(
     task: str, options: MeasurementOptions, seq_lens: Sequence[int] | None, data_dir: str | Path | None
 ) -> list[Job]:
-    """Return the jobs of one task: for a text one per window length (None = the default), else one.
+    """Return the jobs of one task: one per window length for a text (None = the default length), else one.
 
     Raises:
-        InputError: its rows, or packages that it needs, are missing.
+        InputError: its rows, or packages it needs, are missing.
     """
     if is_text(task):
         text = load_text(task, EVALUATE, data_dir)

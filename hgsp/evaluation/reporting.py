@@ -1,4 +1,4 @@
-"""The end of an evaluation: where results go, what there is to warn about, and the two files and the table."""
+"""The report of an evaluation: its folder, warnings, results.json, results.md and the table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hgsp.console.report_schema import BEFORE, DENSE, DONE, PRUNED, PRUNING_REPO
 from hgsp.console.result_folders import refuse_unwritable
 from hgsp.data.texts import texts_of
 from hgsp.environment import describe_environment, launched_processes, write_atomically
-from hgsp.evaluation.collapse import COLLAPSE_FACTOR, has_collapsed
+from hgsp.evaluation.collapse import collapse_warning, has_collapsed
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.results import (
     Results,
@@ -26,15 +26,15 @@ from hgsp.evaluation.tasks import EFFICIENCY, is_text
 
 LOG = logging.getLogger("hgsp.evaluation")
 
-#: Median over fastest round; 1.9 to 2.9 was seen beside two other jobs on two cores, with times ten times too long.
+#: Median over fastest round. Beside two other jobs on two cores it was 1.9 to 2.9, and latencies ten times too long.
 MAX_TIMING_SPREAD = 1.5
 
 
 def output_folder(config: EvaluationConfig) -> Path:
-    """``--output``, else ``evaluation/`` in the model's folder; without one ``results/{name}/evaluation``.
+    """Return ``--output``, else ``evaluation/`` in the model's folder, else ``results/{name}/evaluation``.
 
     Raises:
-        InputError: results could not be written there.
+        InputError: the folder cannot be written.
     """
     path = Path(canonical_path(config.model_path))
     if config.output is not None:
@@ -49,21 +49,18 @@ def output_folder(config: EvaluationConfig) -> Path:
 
 def provenance(command: str, device: str) -> dict[str, Any]:
     """Return the command, versions and hardware of the last run that added to the file."""
-    # ``processes`` is what schema 1 calls the number that other reports call ``num_processes``
+    # schema 1 of results.json has ``processes`` for the ``num_processes`` of the other reports
     return {"command": command, "environment": {**describe_environment(device), "processes": launched_processes()}}
 
 
-def finish(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
-    """Write results.json and results.md, show the table."""
+def write_report(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
+    """Write results.json and results.md, and show the table."""
     analysis = pruning_analysis(results)
-    collapsed = has_collapsed(dense_and_other(results.results, analysis))
+    collapsed = has_collapsed(perplexity_pairs(results.results, analysis))
     warnings = same_corpus_warnings(results.results, analysis)
     warnings += harm_warnings(results.results) + busy_warnings(results.results)
     if collapsed:
-        warnings.append(
-            f"COLLAPSED: token perplexity is more than {COLLAPSE_FACTOR:.0f} times the dense model's; "
-            "prune less, or recover by training"
-        )
+        warnings.append(collapse_warning())
     results.write(
         {
             "collapsed": collapsed,
@@ -83,7 +80,7 @@ def finish(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
 
 
 def pruning_analysis(results: Results) -> dict[str, Any]:
-    """What pruning said about the measured model; empty if it was not pruned here."""
+    """Return the pruning report in the measured model's folder, empty without one."""
     path = Path(results.models[PRUNED]["path"]) / PRUNING_REPORT
     if not path.is_file():
         return {}
@@ -91,8 +88,8 @@ def pruning_analysis(results: Results) -> dict[str, Any]:
     return content
 
 
-def dense_and_other(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
-    """Yield (dense, other) token perplexities by the same protocol; the dense one from here, else from pruning."""
+def perplexity_pairs(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """Yield (dense, other) token perplexities by the same protocol; dense from ``results``, else from pruning."""
     for item in results:
         if item.role == DENSE or item.status != DONE or not is_text(item.task):
             continue
@@ -113,7 +110,7 @@ def _dense_ppl(item: TaskResult, results: Sequence[TaskResult], analysis: Mappin
 
 
 def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> list[str]:
-    """Say so where a model was calibrated on the corpus it is evaluated on."""
+    """Warn where the model was calibrated on the corpus it is evaluated on."""
     calibration = (analysis.get("scoring") or {}).get("calibration")
     if not calibration:
         return []
@@ -124,14 +121,14 @@ def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, A
     }
     return [
         f"calibrated on {calibration['source']}, evaluated on {corpus} ({evaluated[corpus]}): the same corpus, which "
-        "flatters the pruned model"
+        "biases the pruned model's perplexity low"
         for corpus in texts_of(calibration)
         if corpus in evaluated
     ]
 
 
 def harm_warnings(results: Sequence[TaskResult]) -> list[str]:
-    """Say so where the recovered model's perplexity is higher than the pruned one's by the same protocol."""
+    """Warn where the recovered model's perplexity is higher than the pruned one's by the same protocol."""
     ppl = {
         (item.role, item.key): item.by_name[TOKEN_PPL].value
         for item in results
@@ -145,13 +142,13 @@ def harm_warnings(results: Sequence[TaskResult]) -> list[str]:
 
 
 def busy_warnings(results: Sequence[TaskResult]) -> list[str]:
-    """Say so where something else kept the machine busy while models were timed."""
+    """Warn where other jobs kept the machine busy while models were timed."""
     timing_spread = max(
         (item.protocol.get("timing_spread", 1.0) for item in results if item.task == EFFICIENCY), default=1.0
     )
     if timing_spread <= MAX_TIMING_SPREAD:
         return []
     return [
-        f"efficiency: half of the rounds took more than {timing_spread:.1f} times the fastest, so the machine was "
-        "busy; do not trust the times, measure again (--rerun) when it is idle"
+        f"efficiency: half of the rounds took more than {timing_spread:.1f} times as long as the fastest: the machine "
+        "was busy and the latencies are unreliable; measure again (--rerun) when it is idle"
     ]

@@ -47,7 +47,7 @@ def run_evaluation(config: EvaluationConfig, command: str) -> int:
         is_main = is_main_process()
         leave_processes()
         if is_main:
-            reporting.finish(results, folder, reporting.provenance(command, device))
+            reporting.write_report(results, folder, reporting.provenance(command, device))
             log.copy_to(folder / "evaluation.log")
     return int(runner.has_failed)
 

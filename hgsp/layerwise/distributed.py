@@ -1,7 +1,4 @@
-"""Calibration sequences split over processes started by ``torchrun`` or ``accelerate launch``; sums added up.
-
-With one process everything here is the identity.
-"""
+"""Calibration sequences split over the processes of ``torchrun`` or ``accelerate launch``, and sums over them."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from torch import distributed as dist
 
 @dataclass(frozen=True)
 class Share:
-    """This process's contiguous share of the calibration sequences."""
+    """A process's contiguous share of the calibration sequences."""
 
     rank: int
     num_processes: int
@@ -26,13 +23,14 @@ class Share:
 
 
 def own_share(num_sequences: int) -> Share:
+    """Return this process's share; all sequences without other processes."""
     if not dist.is_initialized():
         return Share(0, 1, num_sequences)
     return Share(dist.get_rank(), dist.get_world_size(), num_sequences)
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """The same tensor holding the sum over all processes, in place."""
+    """Sum a tensor over all processes, in place, and return it."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor

@@ -38,7 +38,6 @@ BLOCKS: Mapping[str, Block] = {
 KINDS = tuple(BLOCKS)
 OUTPUT_PROJECTIONS = {kind: block.output_projection for kind, block in BLOCKS.items()}
 
-#: Linears whose ROWS leave with a group, and the one whose COLUMNS leave with it.
 ATTENTION_INPUTS, ATTENTION_OUTPUT = BLOCKS["attention"].input_projections, OUTPUT_PROJECTIONS["attention"]
 MLP_INPUTS, MLP_OUTPUT = BLOCKS["mlp"].input_projections, OUTPUT_PROJECTIONS["mlp"]
 LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *MLP_INPUTS, MLP_OUTPUT)
@@ -84,10 +83,13 @@ def family_of(config: Any) -> Family:
 
 
 def check_prunable(raw_config: Mapping[str, Any]) -> None:
-    """Refuse a model by its ``config.json``, or by the config object made from it, as a dict.
+    """Refuse models that cannot be pruned.
+
+    Args:
+        raw_config: the content of ``config.json``, or the config object made from it as a dict.
 
     Raises:
-        InputError: the architecture is not supported, uses a sliding window, or is already quantised.
+        InputError: the architecture is not supported, has a sliding window, or its weights are quantised.
     """
     model_type = str(raw_config.get("model_type"))
     if model_type not in {

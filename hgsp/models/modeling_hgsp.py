@@ -1,12 +1,12 @@
-"""Llama, Qwen2, Mistral and Qwen3 decoders whose layers have sizes of their own.
+"""Llama, Qwen2, Mistral and Qwen3 decoders with a size per layer.
 
-This file is self-contained: it imports torch and transformers only and is copied into every checkpoint whose layers
-differ, so that ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works without ``hgsp``.
+This file imports torch and transformers only and is copied into every checkpoint whose layers differ in size, so that
+``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works without ``hgsp``.
 
-The sizes live in the config's ``per_layer_config``: layer index -> ``num_attention_heads``, ``num_key_value_heads``,
+The config's ``per_layer_config`` holds the sizes: layer index -> ``num_attention_heads``, ``num_key_value_heads`` and
 ``intermediate_size`` where they differ from the global values, and ``"skip": ["attention"]`` or ``["mlp"]`` for a block
-that is gone. ``"writer_bias": true`` gives ``o_proj`` and ``down_proj`` of every layer a bias. Parameters have the
-names that the stock classes give them.
+that the layer lacks. ``"writer_bias": true`` gives ``o_proj`` and ``down_proj`` of every layer a bias. Parameters have
+the names that the stock classes give them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 
 
 def layer_settings(config: Any, layer_idx: int) -> tuple[Any, frozenset[str]]:
-    """The config one layer is built from, and the blocks it lacks (``"attention"``, ``"mlp"``)."""
+    """Return the config that one layer is built from, and the blocks it lacks (``"attention"``, ``"mlp"``)."""
     per_layer = config.per_layer_config
     if isinstance(per_layer, dict):  # transformers without native per-layer configs
         overrides = {int(key): value for key, value in per_layer.items()}.get(layer_idx, {})
@@ -64,7 +64,7 @@ def layer_settings(config: Any, layer_idx: int) -> tuple[Any, frozenset[str]]:
 
 
 def _revalidate(cls: type) -> type:
-    """Collect the class's own validators where configs are strict dataclasses; elsewhere there is nothing to do."""
+    """Let a strict dataclass, which configs are in newer versions, collect the class's own validators."""
     if not hasattr(cls, "__class_validators__"):
         return cls
     from huggingface_hub.dataclasses import strict
@@ -73,7 +73,7 @@ def _revalidate(cls: type) -> type:
 
 
 class _PerLayerConfig:
-    """Replaces the stock head-count check, which reads global values, by one per layer."""
+    """Checks head counts per layer; the stock check reads global values."""
 
     def validate_architecture(self) -> None:
         for layer_idx in range(self.num_hidden_layers):  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ def residual_block(block: Any, norm: Any, hidden_states: Any, **kwargs: Any) -> 
 
 
 class _PerLayerDecoderLayer(nn.Module):
-    """A stock decoder layer built from its own settings, possibly without attention or MLP."""
+    """A stock decoder layer with its own sizes, possibly without attention or MLP."""
 
     self_attn: Any
     input_layernorm: Any
@@ -121,14 +121,14 @@ class _PerLayerDecoderLayer(nn.Module):
 
 
 def _give_bias(block: Any, name: str) -> None:
-    """Let a Linear of the block have a bias, if there is the block."""
+    """Give a Linear of the block a bias, unless it has one or the layer lacks the block."""
     if block is not None and getattr(block, name).bias is None:
         linear = getattr(block, name)
         setattr(block, name, nn.Linear(linear.in_features, linear.out_features, bias=True))
 
 
 class _PerLayerModel(PreTrainedModel):
-    """Builds the decoder with a layer class. The stock forward is used unchanged.
+    """A decoder of layers of different sizes, with the stock forward.
 
     The KV cache is indexed by the rank of a layer among those WITH attention, so that no cache slot stays empty.
     """
@@ -155,7 +155,7 @@ class _PerLayerModel(PreTrainedModel):
 
 
 class _PerLayerCausalLM(PreTrainedModel):
-    """The causal language model around such a decoder."""
+    """A causal language model with such a decoder."""
 
     _model_class: type
 
@@ -167,7 +167,7 @@ class _PerLayerCausalLM(PreTrainedModel):
         self.post_init()
 
     def _get_static_cache_init_shape(self, *args: Any, **kwargs: Any) -> Any:
-        """Static caches are laid out lazily when a layer has no attention: early layout counts every layer."""
+        """Return None, which makes static caches lazy, if a layer has no attention: eager ones count every layer."""
         if any(layer.self_attn is None for layer in self.model.layers):
             return None
         return super()._get_static_cache_init_shape(*args, **kwargs)
@@ -266,7 +266,7 @@ FAMILY_CLASSES = (
 
 
 def register() -> None:
-    """Make the Auto classes of transformers know our model types, and let ``save_pretrained`` copy this file."""
+    """Register our classes with the Auto classes of transformers, and let ``save_pretrained`` copy this file."""
     for config_class, model_class, causal_lm_class in FAMILY_CLASSES:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)

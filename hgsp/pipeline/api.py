@@ -20,7 +20,8 @@ from hgsp.models.devices import resolve_device
 from hgsp.models.families import check_prunable
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
-from hgsp.models.loading import inspect_model, load_dense, load_own_tokenizer
+from hgsp.models.loading import inspect_model, load_dense
+from hgsp.models.tokenizers import load_own_tokenizer
 from hgsp.pipeline.decision import decide
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pruning.plan import PrunePlan
@@ -51,9 +52,9 @@ def load(name: str, *, dtype: str = "bfloat16", device: str | None = None) -> tu
         InputError: not found, not a supported architecture, or files that do not hold the model's weights.
     """
     source = inspect_model(name, dtype)
-    for warning in source.warnings:
+    tokenizer, surplus = load_own_tokenizer(source)
+    for warning in [*source.warnings, *surplus]:
         LOG.warning("%s", warning)
-    tokenizer = load_own_tokenizer(source)
     return load_dense(source, dtype, resolve_device(device)), tokenizer
 
 

@@ -17,8 +17,8 @@ from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.environment import write_json
 from hgsp.evaluation.pre_post import PrePostEvaluation
 from hgsp.models.loaded import LoadedModel, load_for_pruning
-from hgsp.models.loading import load_own_tokenizer
 from hgsp.models.processes import is_main_process, join_processes, leave_processes
+from hgsp.models.tokenizers import load_own_tokenizer
 from hgsp.pipeline import report, stages
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import decide
@@ -69,7 +69,8 @@ def prune(config: PruneConfig, command: str) -> int:
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
         LOG.info("command: %s", command)
         run = _Run(request, command, log, scores, warnings)
-        run.tokenizer = load_own_tokenizer(request.source)
+        run.tokenizer, surplus = load_own_tokenizer(request.source)
+        run.warnings += surplus
         run.measure.check(request.source.config, run.tokenizer)
         recoveries = prepare_after_pruning(config, request, run.tokenizer) if config.finetune else []
         _read_texts(run)
@@ -103,6 +104,7 @@ def _read_texts(run: _Run) -> None:
         config.recipe,
         texts,
         run.tokenizer,
+        num_embeddings=run.request.source.config.vocab_size,
         seq_len=config.seq_len,
         seed=config.seed,
         scoring=config.scores_text,

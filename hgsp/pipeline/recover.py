@@ -24,8 +24,9 @@ from hgsp.evaluation.models import refuse_missing
 from hgsp.evaluation.pre_post import PrePostEvaluation
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
 from hgsp.models.devices import resolve_device
-from hgsp.models.loading import ModelSource, check_positions, check_vocabulary
+from hgsp.models.loading import ModelSource, check_positions
 from hgsp.models.processes import is_main_process, join_with_own_device, leave_processes, wait_for_all
+from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 from hgsp.pipeline import recovery_report as report
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.recovery_config import INTERRUPTED, OUT_OF_MEMORY, RecoveryConfig, recovery_after_pruning
@@ -81,6 +82,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
 def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) -> _Recovery:
     tokenizer, model_config = check_request(config)
     text = text or load_training_text(config, tokenizer)
+    check_token_ids(text.largest_id, model_config.vocab_size, tokenizer, config.data_path)
     teacher = inspect_teacher(config, model_config.vocab_size)
     evaluation = PrePostEvaluation(config, offloaded=False)
     evaluation.check(model_config, tokenizer)
@@ -106,7 +108,7 @@ def _train(recovery: _Recovery) -> Trained:
             training.trainable(model, config),
             recovery.text,
             config,
-            Collator(outputs.padding_token(recovery.tokenizer), config.packing),
+            Collator(outputs.padding_token(recovery.tokenizer, model.config.vocab_size), config.packing),
             device,
             config.work_dir,
             resume=config.resume,
@@ -144,7 +146,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
             + report.warnings_about(evaluation.results, trained, config),
         )
         report.write_analysis(content, config.pruned_model, folder)
-        report.tell(content, config)
+        report.show_report(content, config)
         log.copy_to(folder / "logs" / "training.log")
 
 
@@ -165,7 +167,8 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
         if model is not None:
             refuse_missing(model)
     tokenizer = load_tokenizer_of(config.base_model or config.pruned_model)
-    check_vocabulary(model_config.vocab_size, tokenizer)
+    for warning in check_vocabulary(model_config.vocab_size, tokenizer):
+        LOG.warning("%s", warning)
     return tokenizer, model_config
 
 
@@ -201,6 +204,7 @@ def prepare_after_pruning(
         check_surroundings(recovery)
         check_positions(request.source.config, "--cutoff_len", recovery.cutoff_len)
     text = load_training_text(recoveries[0], tokenizer)
+    check_token_ids(text.largest_id, request.source.config.vocab_size, tokenizer, recoveries[0].data_path)
     return [(recovery, text) for recovery in recoveries]
 
 

@@ -12,13 +12,13 @@ from hgsp.evaluation.config import MeasureConfig
 from hgsp.pipeline.config import PruneConfig
 from hgsp.recovery.config import TrainingConfig
 
-INTERRUPTED = "interrupted; go on with --resume, without it if nothing was saved yet"
+INTERRUPTED = "interrupted; resume with --resume, or start again if nothing was saved yet"
 OUT_OF_MEMORY = (
-    "go on with --resume --use_gradient_checkpointing, without --resume if nothing was saved yet. If that is not "
+    "continue with --resume --use_gradient_checkpointing, without --resume if nothing was saved yet. If that is not "
     "enough, start over with a smaller --micro_batch_size (--batch_size may stay), a smaller --cutoff_len, "
     "--distill_cache --distill_top_k 64, --distill_offload, or a smaller --lora_r"
 )
-#: Options that may differ between a run and its resumption: they change no number.
+#: Options that a resumed run may change because they change no number.
 FREE_TO_CHANGE = (
     "resume",
     "overwrite",
@@ -36,16 +36,16 @@ class _Models:
     """Models that a recovery reads and writes; a base class so that ``--help`` lists them first."""
 
     pruned_model: str = option(help="pruned_model.bin, its folder, or any Hugging Face model folder or hub id")
-    output_dir: str = option(help="where the recovered model goes")
-    base_model: str | None = option(None, help="where the tokenizer comes from, if not from the pruned model itself")
+    output_dir: str = option(help="folder of the recovered model")
+    base_model: str | None = option(None, help="model whose tokenizer is used (unset: the pruned model)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryConfig(TrainingConfig, MeasureConfig, _Models):
-    """All options of ``finetune_lora.py``. Raises InputError for values that make no sense."""
+    """All options of ``finetune_lora.py``. Raises InputError for invalid values."""
 
-    resume: bool = option(False, help="go on with an interrupted run of the same command")
-    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best there is")
+    resume: bool = option(False, help="resume an interrupted run of the same command")
+    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best available")
     overwrite: bool = option(False, help="replace an existing result, or an unfinished run")
     no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
 

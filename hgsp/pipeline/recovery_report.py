@@ -29,7 +29,7 @@ def got_worse(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def warnings_about(evaluation: Mapping[str, Any], trained: Trained, config: RecoveryConfig) -> list[str]:
-    """Loud when training did harm: the user must not take the recovered model for the better one."""
+    """Warn if the recovered model is worse than the pruned one."""
     texts = got_worse(evaluation)
     worse = [f"perplexity on {', '.join(texts)}"] if texts else []
     held_out = held_out_loss(trained)
@@ -38,13 +38,13 @@ def warnings_about(evaluation: Mapping[str, Any], trained: Trained, config: Reco
     if not worse:
         return []
     return [
-        f"RECOVERY MADE IT WORSE: {' and '.join(worse)} is higher than before. {config.pruned_model} is as it was; try "
+        f"RECOVERY MADE IT WORSE: {' and '.join(worse)} is higher than before. {config.pruned_model} is unchanged; try "
         "a lower --learning_rate, other data, or --distill_from the dense model"
     ]
 
 
 def next_command(config: RecoveryConfig) -> str:
-    """How to measure the result beside what it was."""
+    """Return the command that measures the pruned and the recovered model side by side."""
     base = config.base_model or config.distill_from
     dense = ["--base_model", base, "--compare"] if base else []
     models = ["--model_path", config.pruned_model, "--recovered_model", config.output_dir, *dense]
@@ -64,7 +64,7 @@ def analysis(
     dtype: str,
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of ``recovery_analysis.json``."""
+    """Return the content of ``recovery_analysis.json``."""
     return {
         "schema_version": RECOVERY_SCHEMA,
         "command": command,
@@ -88,7 +88,7 @@ def analysis(
 
 
 def write_analysis(content: Mapping[str, Any], pruned_model: str, folder: Path) -> None:
-    """``recovery_analysis.json``, and a copy of the pruning report, where there is one, with a recovery section."""
+    """Write ``recovery_analysis.json`` and, if there is a pruning report, a copy of it with a recovery section."""
     write_json(content, folder / RECOVERY_REPORT)
     pruned = Path(pruned_model)
     report = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
@@ -97,12 +97,12 @@ def write_analysis(content: Mapping[str, Any], pruned_model: str, folder: Path) 
 
 
 def add_to_report(pruned: Path, recovered: Path) -> None:
-    """Give the pruned model's own report the recovery section too."""
+    """Add the recovery section to the report of the pruned model itself."""
     write_atomically(pruned / PRUNING_REPORT, (recovered / PRUNING_REPORT).read_text())
 
 
-def closing_table(content: Mapping[str, Any]) -> Table:
-    """Pruned and recovered, side by side."""
+def summary_table(content: Mapping[str, Any]) -> Table:
+    """Return the table of the pruned and the recovered model."""
     table = Table(title=f"{Path(content['pruned_model']).name}: recovered by {_method(content)}", min_width=80)
     for heading in ("", "pruned", "recovered", "change"):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -131,9 +131,9 @@ def _method(content: Mapping[str, Any]) -> str:
     return name if content["distilled_from"] is None else f"{name}, distilled from {content['distilled_from']}"
 
 
-def tell(content: Mapping[str, Any], config: RecoveryConfig) -> None:
-    """Warnings, the table, where the result is and what to do next."""
+def show_report(content: Mapping[str, Any], config: RecoveryConfig) -> None:
+    """Log the warnings, the table, the result folder and the next command."""
     for warning in content["warnings"]:
         LOG.warning("%s", warning)
-    show(closing_table(content))
+    show(summary_table(content))
     LOG.info("result: %s\nnext: %s", config.output_dir, next_command(config))

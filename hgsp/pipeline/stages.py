@@ -20,6 +20,7 @@ from hgsp.data.calibration import Calibration, build_calibration
 from hgsp.data.texts import Text
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
+from hgsp.models.tokenizers import check_token_ids
 from hgsp.pipeline.decision import PruningDecision, decide
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pruning.plan import PrunePlan
@@ -106,6 +107,7 @@ def draw_calibrations(
     texts: Sequence[Text],
     tokenizer: Any,
     *,
+    num_embeddings: int,
     seq_len: int,
     seed: int,
     scoring: bool = True,
@@ -114,11 +116,12 @@ def draw_calibrations(
     """Draw the sequences of scoring, search and reconstruction from the same texts.
 
     Args:
+        num_embeddings: of the model that will read the texts.
         scoring: whether scoring reads text.
         at_most: whether a text that is too short to score with gives what it has.
 
     Raises:
-        InputError: a text is too short.
+        InputError: a text is too short, or has a token without an embedding.
     """
     to_score = to_search = to_reconstruct = None
     if scoring:
@@ -135,6 +138,8 @@ def draw_calibrations(
         to_reconstruct = build_calibration(texts, tokenizer, wanted, seq_len, seed, at_most=True)
         check_enough(to_reconstruct)
         LOG.info("reconstruction (%d sequences wanted): %s", wanted, to_reconstruct.describe())
+    for drawn in filter(None, (to_score, to_search, to_reconstruct)):
+        check_token_ids(int(drawn.input_ids.max()), num_embeddings, tokenizer, drawn.source)
     return Calibrations(to_score, to_search, to_reconstruct)
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 
 from hgsp.errors import InputError
@@ -97,6 +98,12 @@ class PrunePlan:
             f"PrunePlan({len(self.layers)} layers, {self.removed_params:,} parameters removed{share}, "
             f"whole layers removed: {whole})"
         )
+
+    def __str__(self) -> str:
+        console = Console(width=80, color_system=None)
+        with console.capture() as captured:
+            console.print(self.table())
+        return captured.get().rstrip()
 
     def table(self) -> Table:
         """Return the kept KV groups, MLP channels and share of parameters of every layer."""

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hgsp.errors import InputError
-from hgsp.models.decoder import refuse_missing_weights
 from hgsp.models.families import (
     ATTENTION_INPUTS,
     ATTENTION_OUTPUT,
@@ -26,7 +25,7 @@ from hgsp.models.families import (
     family_of,
 )
 from hgsp.models.geometry import Geometry, LayerShape, geometry_of
-from hgsp.models.loading import refuse_own_head
+from hgsp.models.weight_checks import refuse_missing_weights, refuse_own_head
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 
 #: Config keys that describe the dense checkpoint rather than the architecture.

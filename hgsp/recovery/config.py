@@ -1,4 +1,4 @@
-"""Options of training: a frozen, validated dataclass whose fields are also flags. Costs no torch to import."""
+"""Options of training, as a validated dataclass whose fields are also flags. Importing this file costs no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(TextConfig):
-    """How a pruned model is trained. Raises InputError for values that make no sense."""
+    """Options of training a pruned model. Raises InputError for invalid values."""
 
     data_path: str = option(
         DEFAULT_INSTRUCTIONS,
@@ -28,43 +28,47 @@ class TrainingConfig(TextConfig):
     )
     method: str = option("lora", help="train low-rank adapters, or all parameters", choices=METHODS)
     num_epochs: float = option(3, help="passes over the data", type=float)
-    max_steps: int | None = option(None, help="stop after this many optimizer steps, whatever the epochs", type=int)
+    max_steps: int | None = option(None, help="number of optimizer steps; overrides --num_epochs", type=int)
     learning_rate: float = option(3e-4, help="peak learning rate of the cosine schedule", type=float)
-    warmup_ratio: float = option(0.05, help="fraction of the steps in which the learning rate rises", type=float)
+    warmup_ratio: float = option(0.05, help="fraction of the steps with linear warmup", type=float)
     weight_decay: float = option(0.0, help="AdamW weight decay", type=float)
-    max_grad_norm: float = option(1.0, help="gradients are clipped to this norm", type=float)
+    max_grad_norm: float = option(1.0, help="gradient clipping norm", type=float)
     batch_size: int = option(128, help="sequences per optimizer step, over all processes", type=int)
     micro_batch_size: int = option(4, help="sequences per process and forward pass", type=int)
-    cutoff_len: int = option(256, help="longest sequence in tokens; longer ones are cut", type=int)
+    cutoff_len: int = option(256, help="maximum sequence length in tokens; longer sequences are truncated", type=int)
     packing: bool = option(
-        False, help="fill sequences up to cutoff_len with several samples that do not see each other"
+        False, help="pack several samples into a sequence of cutoff_len tokens, without attention across samples"
     )
-    train_on_inputs: bool = option(False, help="learn instructions too, not only answers")
+    train_on_inputs: bool = option(False, help="train on instructions too, not only on answers")
     val_size: int | None = option(
-        None, help="rows held out for the evaluation loss, 0 = none (unset: 5 %% of the rows, at most 128)", type=int
+        None, help="rows held out for the validation loss, 0 = none (unset: 5 %% of the rows, at most 128)", type=int
     )
     eval_steps: int | None = option(
         None,
-        help="steps between evaluations and saved states (unset: a tenth of all steps, or more if rows are few)",
+        help="steps between evaluations and saved states (unset: a tenth of all steps, more if there are few rows)",
         type=int,
     )
     lora_r: int = option(8, help="LoRA rank", type=int)
     lora_alpha: int = option(16, help="LoRA alpha", type=int)
     lora_dropout: float = option(0.0, help="LoRA dropout", type=float)
-    lora_target_modules: tuple[str, ...] = option(PROJECTIONS, help="Linears that get an adapter", nargs="+")
-    use_gradient_checkpointing: bool = option(False, help="compute activations again in the backward pass: less memory")
-    distill_from: str | None = option(
-        None, help="the dense parent: match its distributions (KL) instead of the text; every token then counts"
+    lora_target_modules: tuple[str, ...] = option(PROJECTIONS, help="projections with an adapter", nargs="+")
+    use_gradient_checkpointing: bool = option(
+        False, help="recompute activations in the backward pass: less memory, more time"
     )
-    distill_weight: float = option(1.0, help="share of KL in the loss; the rest is cross-entropy", type=float)
-    distill_temperature: float = option(1.0, help="softens both distributions", type=float)
-    distill_top_k: int = option(0, help="only the parent's k likeliest tokens and the rest as one; 0 = all", type=int)
-    distill_device: str | None = option(None, help="device of the parent (unset: that of the model)")
-    distill_offload: bool = option(False, help="read the parent layer by layer from its safetensors files")
-    distill_cache: bool = option(False, help="ask the parent once before training and keep its top k on disk")
-    report_to: str = option("none", help="where training is reported as it runs", choices=REPORTERS)
+    distill_from: str | None = option(
+        None, help="dense teacher: match its distributions (KL) instead of the text, on every token"
+    )
+    distill_weight: float = option(1.0, help="weight of KL in the loss; the rest is cross-entropy", type=float)
+    distill_temperature: float = option(1.0, help="temperature of both distributions", type=float)
+    distill_top_k: int = option(
+        0, help="use the teacher's top k tokens and the remaining mass as one more; 0 = all tokens", type=int
+    )
+    distill_device: str | None = option(None, help="device of the teacher (unset: that of the model)")
+    distill_offload: bool = option(False, help="read the teacher layer by layer from its safetensors files")
+    distill_cache: bool = option(False, help="run the teacher once before training and cache its top k on disk")
+    report_to: str = option("none", help="experiment tracker", choices=REPORTERS)
     dtype: str | None = option(None, help="dtype of weights and result (unset: as stored)", choices=DTYPE_NAMES)
-    seed: int = option(42, help="seed of adapters, order and held-out rows", type=int)
+    seed: int = option(42, help="seed of adapters, data order and held-out rows", type=int)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
@@ -99,10 +103,10 @@ class TrainingConfig(TextConfig):
 
 
 def require_packages(*packages: str) -> None:
-    """Refuse to go on without these packages.
+    """Refuse missing packages.
 
     Raises:
-        InputError: names the missing ones and how to install them.
+        InputError: names them and how to install them.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
@@ -117,7 +121,7 @@ def steps_per_update(config: TrainingConfig, num_processes: int) -> int:
     """Return the forward passes of each process per optimizer step.
 
     Raises:
-        InputError: the batch cannot be shared out evenly; names the nearest that can.
+        InputError: the batch is not a multiple of the micro batch times processes; names the nearest ones.
     """
     at_once = config.micro_batch_size * num_processes
     if config.batch_size % at_once:

@@ -64,7 +64,7 @@ def write_result(model: Any, tokenizer: Any, trained: Trained, folder: Path, *, 
 
 
 def loss_curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float | str]]:
-    """One row per step; empty where a step was not measured."""
+    """Return one row per step, with empty cells for losses not measured there."""
     rows: dict[float, dict[str, float | str]] = {}
     for entry in history:
         if "loss" in entry or "eval_loss" in entry:
@@ -74,7 +74,7 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float |
 
 
 def plot_losses(rows: Sequence[Mapping[str, float | str]], path: Path) -> None:
-    """Training and held-out loss over steps."""
+    """Plot training and held-out loss over steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -90,14 +90,18 @@ def plot_losses(rows: Sequence[Mapping[str, float | str]], path: Path) -> None:
 
 
 def held_out_loss(trained: Trained) -> dict[str, float] | None:
-    """Before training and of the state that was kept; None where nothing was held out."""
+    """Return the held-out loss before training and of the kept state; None if nothing was held out."""
     measured = {entry["step"]: entry["eval_loss"] for entry in trained.history if "eval_loss" in entry}
     return {"first": measured[0], "kept": measured[trained.kept_step]} if measured else None
 
 
-def padding_token(tokenizer: Any) -> int:
-    """What fills a batch: the tokenizer's padding, else its end of text. Masked everywhere; no vocabulary grows."""
-    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+def padding_token(tokenizer: Any, num_embeddings: int) -> int:
+    """Return the id that fills a batch: the padding token if the model has a row for it, else the end of text.
+
+    It is masked everywhere; no vocabulary grows.
+    """
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None or pad >= num_embeddings else pad)
 
 
 def stored_dtype(name: str | None, model_config: Any) -> torch.dtype:

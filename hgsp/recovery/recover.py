@@ -9,7 +9,8 @@ from typing import Any
 
 from hgsp.console.progress import Progress, silent
 from hgsp.models.checkpoint import load_pruned
-from hgsp.models.loading import ModelSource, check_positions, check_vocabulary
+from hgsp.models.loading import ModelSource, check_positions
+from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 from hgsp.recovery import outputs, training
 from hgsp.recovery.config import TrainingConfig, require_packages
 from hgsp.recovery.samples import Collator, load_training_text
@@ -70,11 +71,12 @@ def recover(
     check_positions(model.config, "cutoff_len", cutoff_len)
     teacher = _teacher(distill_from, config, model.config.vocab_size)
     text = load_training_text(config, tokenizer)
+    check_token_ids(text.largest_id, model.config.vocab_size, tokenizer, data_path)
     device, dtype, use_cache = str(model.device), model.dtype, model.config.use_cache
     student = model if inplace else copy.deepcopy(model)
     student = training.trainable(student.float() if method == "full" else student, config)
     with tempfile.TemporaryDirectory() as folder:
-        collator = Collator(outputs.padding_token(tokenizer), packed=False)
+        collator = Collator(outputs.padding_token(tokenizer, model.config.vocab_size), packed=False)
         trained = training.train(
             student, text, config, collator, device, Path(folder), teacher=teacher, progress=progress
         )

@@ -1,4 +1,4 @@
-"""The folder of a run that is not finished: made, taken over by ``--resume``, or refused."""
+"""The folder of an unfinished run: created, resumed, or refused."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from hgsp.environment import write_json
 from hgsp.errors import InputError
 
 SETTINGS = "settings.json"
+#: Folder of the teacher's cache within that of the run.
+TEACHER_CACHE = "parent"
 
 
 def last_complete_state(folder: Path) -> Path | None:
-    """The newest state that was written to its end: the Trainer writes ``trainer_state.json`` last."""
+    """Return the newest complete state: the Trainer writes ``trainer_state.json`` last."""
     states = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     return max(states, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def check_work_dir(work_dir: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Refuse to start over an unfinished run, or to resume one that is not there or was asked for something else.
+    """Refuse to start over an unfinished run, or to resume one that is missing or has other settings.
 
     Raises:
         InputError: names the settings that differ.
@@ -33,26 +35,26 @@ def check_work_dir(work_dir: Path, settings: Mapping[str, Any], *, resume: bool,
             raise InputError(
                 expected="no unfinished run in the way",
                 got=f"{work_dir} exists",
-                remedy="go on with it by finetune_lora.py --resume, or start over with --overwrite",
+                remedy="resume it with finetune_lora.py --resume, or start over with --overwrite",
             )
         return
     if not file.is_file():
-        raise InputError(expected="an unfinished run to resume", got=f"none in {work_dir}", remedy="leave --resume out")
+        raise InputError(expected="an unfinished run to resume", got=f"none in {work_dir}", remedy="omit --resume")
     before = json.loads(file.read_text())
     changed = sorted(name for name in settings if settings[name] != before.get(name))
     if changed:
         raise InputError(
             expected="the settings of the unfinished run with --resume",
             got=", ".join(f"--{name} {settings[name]} instead of {before.get(name)}" for name in changed),
-            remedy="repeat the command as it was, or start over with --overwrite",
+            remedy="repeat the original command, or start over with --overwrite",
         )
 
 
 @contextmanager
 def resumable_run(work_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
-    """The folder of a run, in place of an unfinished one if there is one and it is not resumed.
+    """Create the folder of a run, replacing an unfinished one unless it is resumed.
 
-    It vanishes when the run is finished, or fails before it has saved anything to resume from.
+    It is removed when the run is finished, or fails before anything was saved to resume from.
     """
     if not resume:
         if work_dir.exists():
@@ -69,8 +71,8 @@ def resumable_run(work_dir: Path, settings: Mapping[str, Any], *, resume: bool) 
 
 
 def _can_be_resumed(work_dir: Path) -> bool:
-    """Whether there is a state, or what the parent said of the text."""
-    return last_complete_state(work_dir / "states") is not None or any(work_dir.glob("parent/*/cache.json"))
+    """Return whether there is a complete state or a teacher cache."""
+    return last_complete_state(work_dir / "states") is not None or any(work_dir.glob(f"{TEACHER_CACHE}/*/cache.json"))
 
 
 def _is_json(path: Path) -> bool:

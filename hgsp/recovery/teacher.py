@@ -1,6 +1,6 @@
-"""The dense parent whose distributions are learned: asked as training runs, or once before with its answers on disk.
+"""The dense teacher: run during training, or once before with its top k cached on disk.
 
-T tokens | V vocab | k tokens kept of the parent
+T tokens | V vocab | k top tokens of the teacher
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from hgsp.recovery.samples import Collator, Sample
 
 LOG = logging.getLogger(__name__)
 
-PARENT_DTYPE = "bfloat16"
+TEACHER_DTYPE = "bfloat16"
 CACHED_BYTES_PER_TOKEN = 2 + 4  # float16 log-probability and int32 token id
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model in eval mode that is asked for the distributions of a batch."""
+    """A model in eval mode and the form in which its logits are used."""
 
     model: Any
     top_k: int
@@ -44,7 +44,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor | TeacherTopK:
-        """Logits [B, T, V], or their top, on the device of ``inputs``."""
+        """Return logits [B, T, V], or their top k, on the device of ``inputs``."""
         device = self.model.get_input_embeddings().weight.device
         logits = self.model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False).logits
         if self.top_k:
@@ -56,24 +56,24 @@ class Teacher:
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """The parent's top k at every position of every sequence, mapped from files."""
+    """The teacher's top k at every position of every sequence, memory-mapped."""
 
     values: NDArray[np.float16]
     tokens: NDArray[np.int32]
     offsets: tuple[int, ...]
 
     def of(self, index: int) -> tuple[Tensor, Tensor]:
-        """Log-probabilities float32 [T, k] and ids int64 [T, k] of one sequence."""
+        """Return log-probabilities float32 [T, k] and ids int64 [T, k] of one sequence."""
         rows = slice(self.offsets[index], self.offsets[index + 1])
         values, tokens = self.values[rows].astype(np.float32), self.tokens[rows].astype(np.int64)
         return torch.from_numpy(values), torch.from_numpy(tokens)
 
 
 def inspect_teacher(config: TrainingConfig, vocabulary: int) -> ModelSource | None:
-    """The parent that was asked for, not loaded yet.
+    """Return the source of ``--distill_from`` without loading it, None if unset.
 
     Raises:
-        InputError: not a model we know, or another vocabulary than the student's, so that no token means the same.
+        InputError: an unsupported model, another vocabulary than the student's, or a top k larger than that.
     """
     if config.distill_from is None:
         return None
@@ -88,10 +88,10 @@ def inspect_teacher(config: TrainingConfig, vocabulary: int) -> ModelSource | No
 
 
 def check_same_vocabulary(found: int, vocabulary: int, name: str) -> None:
-    """Refuse a teacher whose tokens mean something else than the student's.
+    """Refuse a teacher whose vocabulary is not the student's.
 
     Raises:
-        InputError: another number of tokens.
+        InputError: the numbers of tokens differ.
     """
     if found != vocabulary:
         raise InputError(
@@ -101,9 +101,9 @@ def check_same_vocabulary(found: int, vocabulary: int, name: str) -> None:
         )
 
 
-def load_parent(config: TrainingConfig, source: ModelSource, device: str) -> Teacher:
-    """In bfloat16 unless ``--dtype`` says otherwise, whole or read layer by layer."""
-    device, dtype = config.distill_device or device, config.dtype or PARENT_DTYPE
+def load_teacher(config: TrainingConfig, source: ModelSource, device: str) -> Teacher:
+    """Load the teacher in bfloat16 or ``--dtype``, whole or layer by layer."""
+    device, dtype = config.distill_device or device, config.dtype or TEACHER_DTYPE
     if config.distill_offload:
         model = load_offloaded(source, dtype, device)[0].model
     else:
@@ -120,27 +120,27 @@ def teacher_outputs(
     cache_dir: Path,
     progress: Progress = silent,
 ) -> tuple[Teacher | None, list[CachedTeacher | None]]:
-    """The parent to ask in training, or its cached answers to each of the sets; neither without ``--distill_from``.
+    """Return the teacher, or its cached top k for each of the sets; neither without a teacher.
 
-    With several processes the first one asks, the others wait for its files.
+    The main process writes the caches in ``cache_dir`` while the others wait.
     """
     nothing: list[CachedTeacher | None] = [None] * len(sets)
     if source is None or isinstance(source, Teacher):
         return source, nothing
     if not config.distill_cache:
-        return load_parent(config, source, device), nothing
+        return load_teacher(config, source, device), nothing
     folders = [cache_dir / str(number) for number in range(len(sets))]
     missing = [pair for pair in zip(folders, sets, strict=True) if _open_cache(*pair, config) is None]
     if missing and is_main_process():
-        parent = load_parent(config, source, device)
+        teacher = load_teacher(config, source, device)
         for folder, samples in missing:
-            _write_cache(folder, parent, samples, config, collator, progress)
+            _write_cache(folder, teacher, samples, config, collator, progress)
     wait_for_all()
     return None, [_open_cache(*pair, config) for pair in zip(folders, sets, strict=True)]
 
 
 def _open_cache(folder: Path, samples: Sequence[Sample], config: TrainingConfig) -> CachedTeacher | None:
-    """The parent's answers to exactly these sequences, if they are in ``folder``."""
+    """Open the cache in ``folder`` if it is of exactly these sequences."""
     description = folder / "cache.json"
     if not description.is_file() or json.loads(description.read_text()) != _description(samples, config):
         return None
@@ -150,16 +150,16 @@ def _open_cache(folder: Path, samples: Sequence[Sample], config: TrainingConfig)
 
 def _write_cache(
     folder: Path,
-    parent: Teacher,
+    teacher: Teacher,
     samples: Sequence[Sample],
     config: TrainingConfig,
     collator: Collator,
     progress: Progress,
 ) -> None:
-    """Ask the parent about every sequence. The description is written last: it makes the cache valid.
+    """Run the teacher on every sequence. The description is written last: it makes the cache valid.
 
     Raises:
-        InputError: the disk is too small for it.
+        InputError: not enough disk space.
     """
     folder.mkdir(parents=True, exist_ok=True)
     offsets = _offsets(samples)
@@ -169,18 +169,18 @@ def _write_cache(
         raise InputError(
             expected=f"{needed / 2**30:.1f} GiB on the disk of {folder} for --distill_cache",
             got=f"{free / 2**30:.1f} GiB",
-            remedy="use a smaller --distill_top_k, or leave --distill_cache out",
+            remedy="use a smaller --distill_top_k, or no --distill_cache",
         )
-    LOG.info("the parent's top %d of %d tokens: %.2f GiB on disk", config.distill_top_k, offsets[-1], needed / 2**30)
+    LOG.info("teacher cache: top %d of %d tokens, %.2f GiB on disk", config.distill_top_k, offsets[-1], needed / 2**30)
     shape = (offsets[-1], config.distill_top_k)
     values = np.lib.format.open_memmap(folder / "values.npy", "w+", dtype=np.float16, shape=shape)
     tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype=np.int32, shape=shape)
     starts = range(0, len(samples), config.micro_batch_size)
-    for start in progress(starts, "parent", len(starts)):
+    for start in progress(starts, "teacher", len(starts)):
         part = samples[start : start + config.micro_batch_size]
         batch = collator([{"sample": sample} for sample in part])
         del batch["labels"]
-        top = parent(batch)
+        top = teacher(batch)
         assert isinstance(top, TeacherTopK)
         for row, sample in enumerate(part):
             length = len(sample.input_ids)

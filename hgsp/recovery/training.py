@@ -1,4 +1,4 @@
-"""Trains a pruned model with peft and the Trainer of transformers, so that nothing is lost when it is interrupted."""
+"""Train a pruned model with peft and the Trainer of transformers, resumably."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hgsp.console.progress import Progress, silent
 from hgsp.environment import launched_processes
-from hgsp.errors import NumericalError
 from hgsp.models.half_precision import emulated_dtypes, fp32_matmul_fallback
 from hgsp.models.loading import ModelSource
+from hgsp.recovery.callbacks import EvaluateLast, ProgressCallback, StopOnNonFinite
 from hgsp.recovery.config import TrainingConfig, steps_per_update
 from hgsp.recovery.losses import Objective, TeacherTopK
-from hgsp.recovery.resume import last_complete_state
+from hgsp.recovery.resume import TEACHER_CACHE, last_complete_state
 from hgsp.recovery.samples import Collator, Sample, TrainingText
 from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
 
@@ -32,32 +32,32 @@ LOG = logging.getLogger(__name__)
 
 #: The variable by which accelerate chooses the device.
 TRAINER_DEVICE = "ACCELERATE_TORCH_DEVICE"
-#: Evaluations on held-out rows in a run, unless they would see more than this share of the sequences trained on.
+#: Evaluations on held-out rows per run, unless they cost more than this share of the training sequences.
 EVALUATIONS, EVALUATED_SHARE = 10, 0.2
 
 
 @dataclass(frozen=True)
 class Sequences(Dataset[dict[str, Any]]):
-    """What is trained on, with the parent's cached answers where there are any."""
+    """Training sequences, with the teacher's cached top k if there is a cache."""
 
     samples: Sequence[Sample]
-    parent: CachedTeacher | None = None
+    teacher: CachedTeacher | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row: dict[str, Any] = {"sample": self.samples[index]}
-        if self.parent is not None:
-            row["parent"] = self.parent.of(index)
+        if self.teacher is not None:
+            row["teacher"] = self.teacher.of(index)
         return row
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the best state lies (adapter, or whole model), and the log: one entry per step or evaluation.
+    """The folder of the best state (adapter or model), and the log with an entry per step or evaluation.
 
-    ``parameters`` counts those of the model and those that were trained.
+    ``parameters``: "model" and "trained" -> number of parameters.
     """
 
     checkpoint: Path
@@ -68,12 +68,12 @@ class Trained:
 
 
 def trainable(model: Any, config: TrainingConfig) -> Any:
-    """Return ``model`` with fresh adapters to train (and nothing else), or with all its parameters to train."""
+    """Prepare a model for training: only fresh adapters are trainable, or with ``full`` all parameters."""
     return add_adapters(model, config) if config.method == "lora" else model.requires_grad_(True)
 
 
 def add_adapters(model: Any, config: TrainingConfig) -> Any:
-    """LoRA (arXiv:2106.09685) on the chosen Linears of every layer, float32 over frozen weights, zero at the start."""
+    """Add float32 LoRA (arXiv:2106.09685) adapters, initially zero, to the chosen projections of frozen weights."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(config.seed)
@@ -88,7 +88,7 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
 
 
 def num_updates(num_sequences: int, config: TrainingConfig, processes: int) -> int:
-    """Optimizer steps of the whole run: ``--max_steps``, or what the epochs make."""
+    """Return the optimizer steps of the whole run: ``max_steps``, else those of the epochs."""
     if config.max_steps is not None:
         return config.max_steps
     batches = math.ceil(num_sequences / (config.micro_batch_size * processes))
@@ -109,13 +109,13 @@ def train(
     teacher: ModelSource | Teacher | None = None,
     progress: Progress = silent,
 ) -> Trained:
-    """Train a ``trainable`` model to the end and keep the state of the lowest held-out loss.
+    """Train a ``trainable`` model and keep the state with the lowest held-out loss.
 
-    States, and teacher logits if they are cached, are written to ``work_dir``; with ``resume`` training goes on from
-    the last complete state there.
+    States, and the teacher's cache if requested, are written to ``work_dir``; ``resume`` continues from the last
+    complete state there.
 
     Raises:
-        NumericalError: the loss or a gradient is not finite; names the step, the states before it stay.
+        NumericalError: the loss or a gradient is not finite; names the step. Earlier states are kept.
     """
     folder = work_dir / "states"
     steps = num_updates(len(text.train), config, launched_processes())
@@ -149,7 +149,7 @@ def _trainer_on(device: str) -> Iterator[None]:
 
 
 def count_parameters(model: Any, config: TrainingConfig) -> dict[str, int]:
-    """Return the parameters of a ``trainable`` model without its adapters, and those that are trained."""
+    """Count the parameters of a ``trainable`` model without adapters, and the trained ones."""
     everything = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"model": everything - trained if config.method == "lora" else everything, "trained": trained}
@@ -166,9 +166,8 @@ def _trainer(
     steps: int,
     progress: Progress,
 ) -> RecoveryTrainer:
-    """Everything that takes part in the training of ``model``."""
-    parent, caches = teacher_outputs(
-        config, teacher, (text.train, text.held_out), collator, device, work_dir / "parent", progress
+    loaded, caches = teacher_outputs(
+        config, teacher, (text.train, text.held_out), collator, device, work_dir / TEACHER_CACHE, progress
     )
     train_set, held_out = (Sequences(*pair) for pair in zip((text.train, text.held_out), caches, strict=True))
     trainer = RecoveryTrainer(
@@ -179,16 +178,16 @@ def _trainer(
         data_collator=collator,
         callbacks=[StopOnNonFinite(), ProgressCallback(progress), EvaluateLast()],
         objective=Objective(config.distill_weight if config.distill_from else 0.0, config.distill_temperature),
-        parent=parent,
+        teacher=loaded,
     )
-    trainer.remove_callback(PrinterCallback)  # the ProgressCallback speaks
+    trainer.remove_callback(PrinterCallback)  # replaced by our ProgressCallback
     return trainer
 
 
 def training_arguments(
     config: TrainingConfig, folder: Path, steps: int, num_held_out: int, device: str
 ) -> TrainingArguments:
-    """Our configuration in the terms of transformers."""
+    """Translate the options into those of transformers."""
     every = config.eval_steps or steps_between_evaluations(steps, config.batch_size, num_held_out)
     evaluates = num_held_out > 0
     arguments = TrainingArguments(
@@ -226,93 +225,43 @@ def training_arguments(
         ddp_find_unused_parameters=False,
     )
     if launched_processes() == 1:
-        arguments._n_gpu = min(1, arguments.n_gpu)  # never DataParallel over GPUs nobody asked for
+        arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel over all visible GPUs
     return arguments
 
 
 def steps_between_evaluations(steps: int, batch_size: int, num_held_out: int) -> int:
-    """A tenth of the steps, or more where evaluation would cost too much; states are saved as often."""
+    """Return a tenth of the steps, or more if evaluation costs too much; states are saved as often."""
     affordable = int(EVALUATED_SHARE * steps * batch_size / num_held_out) if num_held_out else EVALUATIONS
     return max(1, math.ceil(steps / max(1, min(EVALUATIONS, affordable))))
 
 
 def checkpointing_arguments() -> dict[str, Any]:
-    """Under the name this transformers knows. Re-entrant checkpointing would starve adapters of gradients."""
+    """Return the options of gradient checkpointing, whose name depends on the version of transformers.
+
+    Reentrant checkpointing gives no gradients to adapters over frozen inputs.
+    """
     names = {field.name for field in fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 class RecoveryTrainer(Trainer):
-    """The Trainer with our loss: cross-entropy, KL to the parent, or both, per token that counts."""
+    """A Trainer whose loss is cross-entropy, KL to the teacher, or both, per token that counts."""
 
-    def __init__(self, *, objective: Objective, parent: Teacher | None, **arguments: Any) -> None:
+    def __init__(self, *, objective: Objective, teacher: Teacher | None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.model_accepts_loss_kwargs = True  # our loss is divided by the tokens of the whole update already
-        self._objective, self._parent = objective, parent
+        self.model_accepts_loss_kwargs = True  # the loss is already divided by the tokens of the whole update
+        self._objective, self._teacher = objective, teacher
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         labels = inputs.pop("labels")
-        cached = [inputs.pop(name) for name in ("parent_values", "parent_tokens") if name in inputs]
+        cached = [inputs.pop(name) for name in ("teacher_values", "teacher_tokens") if name in inputs]
         outputs = model(**inputs, use_cache=False)
-        answer = TeacherTopK(*cached) if cached else None if self._parent is None else self._parent(inputs)
+        target = TeacherTopK(*cached) if cached else None if self._teacher is None else self._teacher(inputs)
         tokens = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] >= 0).sum()
-        loss = self._objective.summed(outputs.logits, labels, answer) / tokens
-        if num_items_in_batch is not None:  # those of all processes, whose losses are averaged
+        loss = self._objective.summed(outputs.logits, labels, target) / tokens
+        if num_items_in_batch is not None:  # tokens of all processes, whose losses are averaged
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
-
-
-class StopOnNonFinite(TrainerCallback):
-    """Stops before a step would spoil the weights; every process sees the same summed gradients."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
-        if not torch.stack([value.to(sums[0].device) for value in sums]).isfinite().all():
-            raise NumericalError(
-                f"the loss or a gradient of step {state.global_step + 1} is not finite; the states saved before "
-                "are kept. Lower --learning_rate, use --dtype bfloat16, or look for strange rows in the data"
-            )
-
-
-class ProgressCallback(TrainerCallback):
-    """Progress for the eye, every logged number for the log file, held-out losses for both."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._ticks: Iterator[int] | None = None
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._ticks is None and state.is_world_process_zero:
-            left = state.max_steps - state.global_step
-            self._ticks = self._progress(range(left), "recovery", left)
-            next(self._ticks)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        next(self._ticks or iter(()), None)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        if "eval_loss" in logs:
-            LOG.info("step %d of %d: held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
-        elif "loss" in logs:
-            LOG.info(
-                "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.2e",
-                state.global_step,
-                state.max_steps,
-                logs["loss"],
-                logs["grad_norm"],
-                logs["learning_rate"],
-                extra={"file_only": True},
-            )
-
-
-class EvaluateLast(TrainerCallback):
-    """The last state is measured too, whatever the interval."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == state.max_steps and args.eval_strategy != "no":
-            control.should_evaluate = True

@@ -1,4 +1,4 @@
-"""Runs the cells that are not there yet, one process each, so that nothing but the cell in progress can be lost."""
+"""Execution of the unfinished cells, one process each, so that a crash costs only the current cell."""
 
 from __future__ import annotations
 
@@ -25,35 +25,44 @@ from hgsp.study.resume import check_finished, is_finished, scores_for
 
 LOG = logging.getLogger(__name__)
 
-#: The cells' own flags, which no user may pass through, and why.
+#: Flags that the study sets itself, and why users may not pass them through.
 RESERVED = {
-    "--base_model": "the study names its models; MODELS_DIR says where they are",
-    "--output_name": "the study names its folders; --results_dir says where they go",
+    "--base_model": "the study chooses its models; MODELS_DIR names the folder of local copies",
+    "--output_name": "the study names its folders; --results_dir chooses their location",
     "--pruning_ratio": "the study has its own ratios",
-    "--scores": "cells share their model's scores by themselves",
-    "--overwrite": "remove the folders of cells that shall be made again",
+    "--scores": "the cells of a model share its scores automatically",
+    "--overwrite": "remove the folders of cells to run again",
 }
-#: Seconds a cell that was interrupted has to remove what it half wrote.
+#: Seconds an interrupted cell has to remove its partial output.
 GRACE_S = 60.0
 
-#: Runs the recipe with these arguments and returns its exit code, negative for a signal.
+#: Runs the pruning command with these arguments and returns its exit code, negative for a signal.
 Execute = Callable[[list[str]], int]
+
+
+@dataclass(frozen=True)
+class FailedCell:
+    """A cell whose command exited with a nonzero code."""
+
+    cell: Cell
+    exit_code: int
+    arguments: list[str]
 
 
 @dataclass
 class Outcome:
-    """What became of the cells, in words: exit codes are of failures."""
+    """The cells of a study by how they ended."""
 
-    kept: list[Cell] = field(default_factory=list)
-    made: list[Cell] = field(default_factory=list)
-    failed: list[tuple[Cell, int, list[str]]] = field(default_factory=list)
+    already_finished: list[Cell] = field(default_factory=list)
+    completed: list[Cell] = field(default_factory=list)
+    failed: list[FailedCell] = field(default_factory=list)
 
 
 def config_of(cell: Cell, results_dir: str, passed: Sequence[str]) -> PruneConfig:
-    """What the recipe will understand; argparse ends the process with 2 where it does not.
+    """Parse a cell's arguments as the pruning command will; argparse exits with 2 on errors.
 
     Raises:
-        InputError: a value that makes no sense, or a flag that is the study's own.
+        InputError: an invalid value, or a flag that the study sets itself.
     """
     for flag in passed:
         name = flag.partition("=")[0]
@@ -63,63 +72,63 @@ def config_of(cell: Cell, results_dir: str, passed: Sequence[str]) -> PruneConfi
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run left of a cell: its folder, or the recovered one, under a temporary name."""
+    """Remove the temporary folders that a killed run left of a cell or of its recovered sibling."""
     for name in (folder.name, f"{folder.name}_finetuned"):
         for partial in folder.parent.glob(f".{name}-*.partial"):
-            LOG.info("removing %s, left by a run that was killed", partial)
+            LOG.info("removing %s, left behind by a killed run", partial)
             shutil.rmtree(partial)
 
 
 def run_cells(cells: Sequence[Cell], results_dir: str, passed: Sequence[str], execute: Execute) -> Outcome:
-    """Run what is not finished; a cell that fails does not stop the others.
+    """Run the unfinished cells; a cell that fails does not stop the others.
 
     Raises:
-        InputError: before anything is run, as ``config_of`` and ``check_finished``.
-        KeyboardInterrupt: as ``execute``.
+        InputError: before anything runs, as ``config_of`` and ``check_finished``.
+        KeyboardInterrupt: from ``execute``.
     """
     configs = [config_of(cell, results_dir, passed) for cell in cells]
     if any(config.dry_run for config in configs):
-        raise InputError(expected="--dry_run before --", got="--dry_run for the recipe", remedy="it makes no results")
+        raise InputError(expected="--dry_run before --", got="--dry_run after it", remedy="pass it to the study itself")
     check_finished(cells, configs)
     outcome = Outcome()
     for number, (cell, config) in enumerate(zip(cells, configs, strict=True), 1):
         if is_finished(cell, config):
-            LOG.info("[%d/%d] %s: finished before, kept", number, len(cells), cell.output_name)
-            outcome.kept.append(cell)
+            LOG.info("[%d/%d] %s: already finished", number, len(cells), cell.output_name)
+            outcome.already_finished.append(cell)
             continue
         folder = cell.folder(results_dir)
         remove_leftovers(folder)
         arguments = cell.arguments(results_dir, passed, scores_for(cell, cells, results_dir, config))
         if (folder / PRUNING_REPORT).is_file():
-            arguments.append("--overwrite")  # pruned, but not recovered as asked
-        LOG.info("[%d/%d] %s", number, len(cells), shown(arguments))
+            arguments.append("--overwrite")  # pruned, but not yet recovered
+        LOG.info("[%d/%d] %s", number, len(cells), as_shell_command(arguments))
         code = execute(arguments)
         if code == 0:
-            outcome.made.append(cell)
+            outcome.completed.append(cell)
         else:
-            outcome.failed.append((cell, code, arguments))
-            LOG.error("%s: %s; going on", cell.output_name, in_words(code))
+            outcome.failed.append(FailedCell(cell, code, arguments))
+            LOG.error("%s: %s; continuing with the next cell", cell.output_name, describe_exit_code(code))
     return outcome
 
 
-def shown(arguments: Sequence[str]) -> str:
-    """The command to type in the repository."""
+def as_shell_command(arguments: Sequence[str]) -> str:
+    """Return the command to run a cell from the repository."""
     return shlex.join(["python", "run_global_pruning.py", *arguments])
 
 
-def in_words(code: int) -> str:
-    """What an exit code means."""
+def describe_exit_code(code: int) -> str:
+    """Describe the exit code of a failed cell, negative for a signal."""
     if code < 0:
-        return f"ended by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+        return f"killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     return {2: "refused (exit code 2)"}.get(code, f"failed (exit code {code})")
 
 
 @contextlib.contextmanager
-def only_run(results_dir: str) -> Iterator[Path]:
-    """Hold the lock of a results folder; gives the path of the second lock, which each cell holds while it runs.
+def study_lock(results_dir: str) -> Iterator[Path]:
+    """Lock a results folder; yields the path of a second lock, for each cell to hold while it runs.
 
     Raises:
-        InputError: another study, or a cell that outlived a killed one, is running there.
+        InputError: another study, or a cell that outlived a killed one, is running in the folder.
     """
     Path(results_dir).mkdir(parents=True, exist_ok=True)
     cell_lock = Path(results_dir) / ".run_all_experiments.cell.lock"
@@ -131,25 +140,25 @@ def only_run(results_dir: str) -> Iterator[Path]:
     except Timeout as error:
         raise InputError(
             expected=f"one study at a time in {results_dir}",
-            got="another one, or a cell that outlived a killed one, which is still running",
-            remedy="wait for it, or name another --results_dir",
+            got="another study, or a cell that outlived a killed one, still running",
+            remedy="wait for it to end, or choose another --results_dir",
         ) from error
 
 
-def in_own_process(command: Sequence[str]) -> Execute:
-    """Return a function that runs a cell as a process of its own: ``command`` followed by the cell's arguments.
+def subprocess_executor(command: Sequence[str]) -> Execute:
+    """Return a function that runs a cell in a subprocess: ``command`` followed by the cell's arguments.
 
-    Ctrl-C reaches the process by itself; SIGTERM, which only ends the study, is passed on so that the cell cleans up.
+    Ctrl-C reaches the subprocess directly; SIGTERM reaches only the study, which passes it on for the cell to clean up.
     """
 
     def execute(arguments: list[str]) -> int:
         process = subprocess.Popen([*command, *arguments])
 
-        def pass_on(number: int, frame: FrameType | None) -> Any:
+        def interrupt(number: int, frame: FrameType | None) -> Any:
             process.send_signal(signal.SIGINT)
             raise KeyboardInterrupt
 
-        before = signal.signal(signal.SIGTERM, pass_on)
+        before = signal.signal(signal.SIGTERM, interrupt)
         try:
             return process.wait()
         except KeyboardInterrupt:

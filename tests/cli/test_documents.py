@@ -1,4 +1,4 @@
-"""What documents say can be done: commands go through the real parsers, links and files are there, imports work."""
+"""Documents can be followed: commands go through the real parsers, links and files exist, imports work."""
 
 import argparse
 import ast
@@ -39,7 +39,7 @@ OPTIONS = {
 OTHERS = {"cd", "export", "git", "pip", "source", "hf", "huggingface-cli", "modelscope", "ls", "cat"}
 #: Files that documents name by their path in the repository. What lies in a result has other names or endings.
 OURS = re.compile(
-    r"`((?:hgsp|evaluation|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
+    r"`((?:hgsp|evaluation|examples|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
 )
 RESULT_FILES = {"results.md", "summary.md"}
 
@@ -212,3 +212,14 @@ def test_flags_named_in_documents_exist():
     for path in DOCUMENTS:
         named = set(re.findall(r"`(--\w+)", path.read_text()))
         assert named <= known, (name_of(path), named - known)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_paragraphs_are_short(path):
+    lines = [line for line in without_blocks(path).splitlines() if not line.startswith("|")]
+    long = [line[:60] for line in lines if len(line) > 600]
+    assert not long
+
+
+def test_the_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 90

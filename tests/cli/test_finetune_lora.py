@@ -15,9 +15,7 @@ from conftest import TINY, make_tiny
 from hgsp.cli import main as cli
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
 from hgsp.pruning.surgery import apply_plan
-from hgsp.recovery import outputs as outcome
-from hgsp.recovery import resume as resume_paths
-from hgsp.recovery import training
+from hgsp.recovery import callbacks, outputs, resume, training
 from hgsp.recovery.losses import Objective
 from plans import mixed_plan, plan_dropping
 
@@ -285,7 +283,7 @@ def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, res
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.StopOnNonFinite, "on_step_end", kill, raising=False)
+        patch.setattr(callbacks.StopOnNonFinite, "on_step_end", kill, raising=False)
         with pytest.raises(Killed):
             finetune(output)
     assert not output.exists()
@@ -310,7 +308,7 @@ def test_a_run_killed_after_its_last_step_is_resumed_without_another(held_out, f
 
     flags = ("--val_size", held_out, "--skip_evaluation")
     with monkeypatch.context() as patch:
-        patch.setattr(outcome, "recovered_model", kill)
+        patch.setattr(outputs, "recovered_model", kill)
         with pytest.raises(Killed):
             finetune(tmp_path / "out", *flags)
     monkeypatch.setattr(training.RecoveryTrainer, "train", kill)
@@ -330,8 +328,8 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
     calls = []
     original = Objective.summed
 
-    def planted(self, logits, labels, parent=None):
-        loss = original(self, logits, labels, parent)
+    def planted(self, logits, labels, teacher=None):
+        loss = original(self, logits, labels, teacher)
         calls.append(logits.requires_grad)
         return loss * float("nan") if sum(calls) == 5 else loss
 
@@ -340,21 +338,21 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
     assert "step 3 is not finite" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     states = tmp_path / "out.training" / "states"
-    last = resume_paths.last_complete_state(states)
+    last = resume.last_complete_state(states)
     assert last == states / "checkpoint-2"
     assert all(tensor.isfinite().all() for tensor in load_file(last / "adapter_model.safetensors").values())
 
 
 def test_recovery_that_does_harm_says_so_and_keeps_the_pruned_model(finetune, pruned, tmp_path, monkeypatch):
     before = {name: (pruned / name).read_bytes() for name in files_in(pruned)}
-    trained = outcome.recovered_model
+    trained = outputs.recovered_model
 
     def spoiled(*arguments):
         model = trained(*arguments)
         model.lm_head.weight.data *= 5
         return model
 
-    monkeypatch.setattr(outcome, "recovered_model", spoiled)
+    monkeypatch.setattr(outputs, "recovered_model", spoiled)
     assert finetune(tmp_path / "out") == 0
     analysis = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())
     assert analysis["worse_on"] == ["builtin"]
@@ -393,7 +391,7 @@ def test_a_model_trained_on_what_it_is_evaluated_on_says_so(name, finetune, text
     flags = ("--data_path", path, "--eval_tasks", f"builtin,{path}", "--max_steps", "1", "--val_size", "0")
     assert finetune(tmp_path / "out", *flags) == 0
     warnings = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())["warnings"]
-    assert f"trained on the very text that is evaluated ({path}): its PPL flatters the model" in warnings
+    assert f"trained on the evaluation text itself ({path}): its PPL is biased low" in warnings
     assert not any("(builtin)" in warning for warning in warnings)
 
 
@@ -414,7 +412,7 @@ DISTILLATIONS = {
 
 
 @pytest.mark.parametrize("way", DISTILLATIONS)
-def test_distillation_brings_the_student_nearer_to_its_parent(way, finetune, dense, tmp_path):
+def test_distillation_lowers_the_distance_to_the_teacher(way, finetune, dense, tmp_path):
     flags = ("--distill_from", dense, "--dtype", "float32", "--skip_evaluation")
     assert finetune(tmp_path / "out", *flags, *DISTILLATIONS[way]) == 0
     kept = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())["held_out_loss"]
@@ -428,7 +426,7 @@ def test_the_cached_top_trains_as_the_asked_one(finetune, dense, tmp_path):
     assert losses_of(tmp_path / "b") == pytest.approx(losses_of(tmp_path / "a"), rel=1e-2)
 
 
-def test_the_parent_distilled_from_itself_has_nothing_to_learn(finetune, dense, tmp_path):
+def test_the_teacher_distilled_from_itself_has_nothing_to_learn(finetune, dense, tmp_path):
     assert finetune(tmp_path / "out", "--distill_from", dense, "--dtype", "float32", model=dense) == 0
     assert losses_of(tmp_path / "out")[0] == pytest.approx(0, abs=1e-5)
 
@@ -462,11 +460,11 @@ REFUSED = {
     "batch": (["--batch_size", "7", "--micro_batch_size", "3"], "the nearest are 6 or 9"),
     "small batch": (["--batch_size", "2", "--micro_batch_size", "4"], "the nearest is 4"),
     "linears": (["--lora_target_modules", "q_proj", "lm_head"], "lm_head"),
-    "parent": (["--distill_from", "nowhere/at/all"], "nowhere/at/all"),
+    "teacher": (["--distill_from", "nowhere/at/all"], "nowhere/at/all"),
     "cache alone": (["--distill_cache", "--distill_top_k", "5"], "--distill_from"),
     "cache of all": (["--distill_cache", "--distill_from", "x"], "--distill_top_k"),
     "weight": (["--distill_from", "x", "--distill_weight", "0"], "--distill_weight"),
-    "parent in a .gguf": (["--distill_from", "x.gguf", "--distill_offload"], "--distill_from"),
+    "teacher in a .gguf": (["--distill_from", "x.gguf", "--distill_offload"], "--distill_from"),
     "long sequences": (["--cutoff_len", "513"], "--cutoff_len of at most 512"),
     "long windows": (["--eval_seq_len", "513"], "--eval_seq_len of at most 512"),
     "nothing to resume": (["--resume"], "--resume"),
@@ -508,7 +506,7 @@ def test_a_tokenizer_of_another_model_is_refused(finetune, saved, make, tmp_path
     assert "tokenizer of at most 100 tokens" in capsys.readouterr().err
 
 
-def test_a_parent_without_weights_is_refused(finetune, dense, tmp_path, capsys):
+def test_a_teacher_without_weights_is_refused(finetune, dense, tmp_path, capsys):
     (dense / "model.safetensors").unlink()
     assert finetune(tmp_path / "out", "--distill_from", dense) == 2
     assert f"weights in '{dense}'" in capsys.readouterr().err

@@ -59,7 +59,7 @@ def test_every_ratio_is_pruned_and_recovered_into_its_own_folder(prune, tmp_path
     ],
 )
 def test_what_recovery_cannot_do_is_refused_before_pruning(flags, message, prune, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hgsp.models.loaded.load_for_pruning", None)
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", None)
     assert prune("--pruning_ratio", "0.2", *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
@@ -78,8 +78,8 @@ def test_several_processes_are_told_to_recover_afterwards(prune, monkeypatch, ca
 
 
 FAILURES = {
-    "interrupt": (KeyboardInterrupt(), "go on with --resume"),
-    "out of memory": (MemoryError(), "go on with --resume --use_gradient_checkpointing"),
+    "interrupt": (KeyboardInterrupt(), "resume with --resume"),
+    "out of memory": (MemoryError(), "continue with --resume --use_gradient_checkpointing"),
 }
 
 

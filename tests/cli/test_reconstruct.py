@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from conftest import make_tiny
 from hgsp.cli import cut
 from hgsp.models.checkpoint import load_pruned
-from hgsp.pipeline import run as pipeline
+from hgsp.pipeline import prune as pipeline
 from hgsp.pruning.plan import PrunePlan
 from hgsp.reconstruction.resume import ResumeState
 from pruning import analysis_of, tensors_of
@@ -169,7 +169,7 @@ def test_a_method_without_text_reads_it_to_reconstruct_and_a_short_text_gives_wh
 def test_evaluating_on_the_text_of_the_reconstruction_is_a_warning(prune, text_file):
     _, whole = prune("whole")
     _, again = prune("again", "--scores", whole / "scores.npz", "--eval_tasks", text_file)
-    assert any("calibrated on the very text" in warning for warning in analysis_of(again)["warnings"])
+    assert any("calibrated on the evaluation text" in warning for warning in analysis_of(again)["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_evaluating_on_the_text_of_the_reconstruction_is_a_warning(prune, text_f
 def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, tmp_path, monkeypatch, capsys, flags, complaint):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "short.txt").write_text("abcd" * 10)
-    monkeypatch.setattr("hgsp.models.loaded.load_for_pruning", None)  # calling it would be a TypeError
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", None)  # calling it would be a TypeError
     try:
         code, folder = prune("refused", *flags)
     except SystemExit as stop:  # argparse's own way out

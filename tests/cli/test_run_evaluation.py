@@ -80,7 +80,7 @@ def test_running_again_adds_what_is_missing_and_repeats_nothing(evaluate, pruned
     assert stored(pruned / "evaluation")["results"][:2] == first
     no_weights(monkeypatch)
     assert evaluate(pruned, "--tasks", "lambada,wikitext,efficiency") == 0
-    assert "done before with the same protocol" in capsys.readouterr().err
+    assert "measured before with the same protocol" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="weights were loaded"):
         evaluate(pruned, "--tasks", "wikitext", "--rerun")
     for task in ("wikitext", "lambada"):

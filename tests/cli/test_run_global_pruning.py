@@ -289,7 +289,7 @@ def test_no_bin_and_skip_evaluation_do_what_they_say(prune, tmp_path):
 def test_calibrating_on_the_text_that_is_evaluated_is_a_warning_in_log_and_json(prune, text_file, tmp_path):
     assert prune(tmp_path, "--eval_tasks", text_file) == 0
     (warning,) = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())["warnings"]
-    assert "calibrated on the very text that is evaluated" in warning
+    assert "calibrated on the evaluation text itself" in warning
     assert warning in (tmp_path / "out" / "logs" / "training.log").read_text()
 
 
@@ -586,7 +586,7 @@ def test_what_cannot_end_well_is_refused_before_weights_are_read(prune, tmp_path
     (tmp_path / "file").touch()
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("a")
-    monkeypatch.setattr("hgsp.models.loaded.load_for_pruning", lambda *_, **__: pytest.fail("read weights"))
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", lambda *_, **__: pytest.fail("read weights"))
     assert prune(tmp_path / "results", *flags) == 2
     assert message in capsys.readouterr().err
     assert everything_in(tmp_path) == ["empty.txt", "file", "short.txt"]

@@ -137,7 +137,7 @@ def test_scores_that_could_not_be_written_are_refused_before_weights_are_read(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "scores.npz").touch()
-    monkeypatch.setattr("hgsp.models.loaded.load_for_pruning", lambda *_, **__: pytest.fail("read weights"))
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", lambda *_, **__: pytest.fail("read weights"))
     overwrite = ["--overwrite"] if output != "scores.npz" else []
     assert score.main(["--base_model", str(base), "--output", str(tmp_path / output), *CALIBRATION, *overwrite]) == 2
     assert message in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, monkeypatch, capsys, flags, complaint):
-    monkeypatch.setattr("hgsp.models.loaded.load_for_pruning", None)  # calling it would be a TypeError
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", None)  # calling it would be a TypeError
     try:
         code, _ = prune("refused", *flags)
     except SystemExit as stop:  # argparse's own way out

@@ -66,7 +66,7 @@ def small(models, tmp_path, monkeypatch):
         ran.append(arguments)
         return run_global_pruning.main(arguments)
 
-    monkeypatch.setattr(running, "in_own_process", lambda lock: execute)
+    monkeypatch.setattr(running, "subprocess_executor", lambda lock: execute)
 
     def run(*flags):
         ran.clear()
@@ -181,10 +181,10 @@ def test_the_whole_matrix_with_one_scoring_pass_per_model_then_nothing_again(sma
         *("summary.csv", "summary.md", "summary.tex", "summary_ppl.png", "summary_layers.png")
     }
     shown = capsys.readouterr().out
-    assert "7 cells made, 0 kept, 0 failed" in shown
+    assert "7 cells completed, 0 already finished, 0 failed" in shown
     assert "skipped" not in shown
     assert small() == (0, [])
-    assert "0 cells made, 7 kept, 0 failed" in capsys.readouterr().out
+    assert "0 cells completed, 7 already finished, 0 failed" in capsys.readouterr().out
 
 
 def test_a_failing_cell_does_not_stop_the_others_nor_their_scores(small, tmp_path, monkeypatch, capsys):
@@ -196,7 +196,7 @@ def test_a_failing_cell_does_not_stop_the_others_nor_their_scores(small, tmp_pat
     assert "--scores" not in ran[1]
     assert ran[2][-1] == str(tmp_path / "out/SmolLM2-135M/prune_30/scores.npz")
     shown = capsys.readouterr().out
-    assert "5 cells made, 0 kept, 2 failed" in shown
+    assert "5 cells completed, 0 already finished, 2 failed" in shown
     assert "failed: SmolLM2-135M/prune_20, refused (exit code 2)\n  python run_global_pruning.py --base_model" in shown
     (tmp_path / "out/SmolLM2-135M/prune_20").rmdir()
     (tmp_path / "out/Mistral-135M/prune_30").rmdir()
@@ -234,7 +234,7 @@ def test_a_cell_that_was_pruned_but_not_recovered_is_made_again(small, tmp_path,
 
 
 def test_two_studies_do_not_work_in_one_folder(small, tmp_path, capsys):
-    with running.only_run(str(tmp_path / "out")):
+    with running.study_lock(str(tmp_path / "out")):
         assert small() == (2, [])
     assert "one study at a time" in capsys.readouterr().err
 
@@ -299,7 +299,7 @@ def test_being_asked_to_end_tidies_up_the_cell_and_exits_with_1(end, models, tmp
         run.process.terminate()
     assert run.process.wait(60) == 1
     assert not list(folder.rglob(".*.partial"))
-    assert "the same command goes on" in (tmp_path / "ended.log").read_text()
+    assert "the same command resumes" in (tmp_path / "ended.log").read_text()
 
 
 @pytest.mark.slow

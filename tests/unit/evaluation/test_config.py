@@ -1,4 +1,4 @@
-"""What can be asked for: task names, aliases, nearest names, and values that make no sense."""
+"""Options of an evaluation: task names, aliases, similar names, and invalid values."""
 
 import pytest
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from hgsp.console.report_schema import DENSE, DONE, FAILED, PRUNED, RECOVERED
 from hgsp.evaluation.collapse import has_collapsed
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
-from hgsp.evaluation.reporting import busy_warnings, dense_and_other, harm_warnings, same_corpus_warnings
+from hgsp.evaluation.reporting import busy_warnings, harm_warnings, perplexity_pairs, same_corpus_warnings
 from hgsp.evaluation.results import Metric, Results, TaskResult
 from hgsp.evaluation.tables import comparison, comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 
@@ -131,20 +131,20 @@ def test_the_printed_average_says_where_acc_stands_in(tmp_path):
 
 @pytest.mark.parametrize(("pruned", "verdict"), [(1000.0, False), (1000.1, True)])
 def test_collapse_is_more_than_a_hundred_times_the_dense_perplexity(pruned, verdict):
-    assert has_collapsed(dense_and_other([ppl(DENSE, 10.0), ppl(PRUNED, pruned)], {})) is verdict
+    assert has_collapsed(perplexity_pairs([ppl(DENSE, 10.0), ppl(PRUNED, pruned)], {})) is verdict
 
 
 def test_collapse_is_judged_by_the_pruning_run_if_the_protocol_is_the_same():
     before = {**PROTOCOL, "ppl": 10.0}
     analysis = {"evaluation": {"before": {"wikitext2": before}}}
-    assert has_collapsed(dense_and_other([ppl(PRUNED, 2000.0)], analysis)) is True
-    assert has_collapsed(dense_and_other([ppl(PRUNED, 20.0)], analysis)) is False
+    assert has_collapsed(perplexity_pairs([ppl(PRUNED, 2000.0)], analysis)) is True
+    assert has_collapsed(perplexity_pairs([ppl(PRUNED, 20.0)], analysis)) is False
     other = {"evaluation": {"before": {"wikitext2": {**before, "seq_len": 2048}}}}
-    assert has_collapsed(dense_and_other([ppl(PRUNED, 2000.0)], other)) is None
-    assert has_collapsed(dense_and_other([ppl(DENSE, 10.0, limit=1), ppl(PRUNED, 2000.0, limit=2)], {})) is None
+    assert has_collapsed(perplexity_pairs([ppl(PRUNED, 2000.0)], other)) is None
+    assert has_collapsed(perplexity_pairs([ppl(DENSE, 10.0, limit=1), ppl(PRUNED, 2000.0, limit=2)], {})) is None
 
 
-def test_calibrating_on_the_evaluated_corpus_is_said():
+def test_calibrating_on_the_evaluated_corpus_is_a_warning():
     source = "wikitext2, wikitext-2-raw-v1/train, wiki.train.raw"
     analysis = {"scoring": {"calibration": {"source": source}}}
     (warning,) = same_corpus_warnings([ppl(PRUNED, 20.0)], analysis)
@@ -172,9 +172,9 @@ def test_a_recovery_that_does_harm_is_said():
         assert harm_warnings([ppl(PRUNED, 20.0), *others]) == []
 
 
-@pytest.mark.parametrize(("timing_spread", "said"), [(1.5, False), (1.6, True)])
-def test_times_of_a_busy_machine_are_not_to_be_trusted(timing_spread, said):
+@pytest.mark.parametrize(("timing_spread", "warned"), [(1.5, False), (1.6, True)])
+def test_latencies_of_a_busy_machine_are_a_warning(timing_spread, warned):
     timed = TaskResult(PRUNED, "efficiency", DONE, PRUNED, {}, protocol={"timing_spread": timing_spread})
-    assert [f"more than {timing_spread} times the fastest" in warning for warning in busy_warnings([timed])] == [
-        True
-    ] * said
+    assert [
+        f"more than {timing_spread} times as long as the fastest" in warning for warning in busy_warnings([timed])
+    ] == [True] * warned

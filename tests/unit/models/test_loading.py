@@ -14,8 +14,9 @@ from conftest import TINY, make_tiny
 from hgsp.errors import InputError
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.geometry import LayerShape, geometry_of
-from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
+from hgsp.models.tokenizers import load_tokenizer
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
 

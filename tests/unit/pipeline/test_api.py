@@ -135,9 +135,10 @@ def test_flags_of_requires_grad_survive_a_failing_score(loaded):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_the_logger_is_left_as_it_was(loaded, tmp_path):
+def test_the_logger_is_left_as_it_was(loaded, command, tmp_path):
     logger = logging.getLogger("hgsp")
     before = (logger.level, logger.propagate, list(logger.handlers), logger.disabled)
+    command()
     model, tokenizer, text = loaded
     pruned = hgsp.prune(model, hgsp.score(model, text).select(0.2), reconstruct=text)
     hgsp.save(pruned, tokenizer, tmp_path / "pruned")

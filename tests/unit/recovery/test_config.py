@@ -1,4 +1,4 @@
-"""What a user can ask of recovery: names and defaults of the contract, and how batches are shared out."""
+"""Options of recovery: names and defaults of the contract, and how batches are divided."""
 
 import shlex
 
@@ -89,12 +89,12 @@ def test_evaluation_never_costs_more_than_a_share_of_training(steps, batch, held
 
 
 def test_the_next_command_can_be_pasted_whatever_the_paths_are():
-    config = parsed("--output_dir", "my models/out", "--distill_from", "the parent")
+    config = parsed("--output_dir", "my models/out", "--distill_from", "the teacher")
     program, _, *flags = shlex.split(next_command(config))
     assert program == "python"
     given = parse(EvaluationConfig, flags, prog="prog", description="")
     assert (given.model_path, given.recovered_model) == (config.pruned_model, config.output_dir)
-    assert (given.base_model, given.compare) == ("the parent", True)
+    assert (given.base_model, given.compare) == ("the teacher", True)
 
 
 def test_a_state_that_was_not_written_to_its_end_is_not_taken(tmp_path):

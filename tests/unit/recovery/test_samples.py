@@ -171,7 +171,7 @@ def test_rows_with_an_empty_answer_are_skipped_and_counted(kind, template, rows_
     text = load_training_text(config(rows_file([ALPACA, EMPTY[kind], ALPACA])), chatty)
     assert (len(text.train), text.description["samples"], text.description["empty_samples"]) == (2, 2, 1)
     assert text.warnings == ["rows skipped because their answers are empty: 1"]
-    with pytest.raises(InputError, match="none, 1 with an empty answer"):
+    with pytest.raises(InputError, match="none: 1 with an empty answer"):
         load_training_text(config(rows_file([EMPTY[kind]])), chatty)
 
 
@@ -189,7 +189,7 @@ def test_a_template_that_refuses_the_roles_is_one_line(chatty):
 
 
 def test_a_chat_that_begins_with_an_answer_is_refused_by_its_number(chatty):
-    with pytest.raises(InputError, match="got row 3, which begins with one"):
+    with pytest.raises(InputError, match="got row 3, which begins with an assistant turn"):
         passage_of({"messages": CHAT[2:]}, 3, chatty)
 
 
@@ -229,7 +229,7 @@ def test_val_size_is_taken_at_its_word_and_refused_when_nothing_is_left(rows_fil
 
 @pytest.mark.parametrize("rows", [[], [ALPACA]])
 def test_nothing_to_learn_is_refused(rows, rows_file, tokenizer):
-    with pytest.raises(InputError, match=r"rows with|samples with something to learn"):
+    with pytest.raises(InputError, match=r"rows with|samples with an answer to learn"):
         load_training_text(config(rows_file(rows), cutoff_len=8), tokenizer)
 
 
@@ -258,7 +258,7 @@ def test_rows_of_the_hub_are_those_of_its_train_split(tokenizer, monkeypatch):
 
 
 def test_distilling_learns_every_token(rows_file, tokenizer):
-    text = load_training_text(config(rows_file([ALPACA] * 2), distill_from="parent"), tokenizer)
+    text = load_training_text(config(rows_file([ALPACA] * 2), distill_from="teacher"), tokenizer)
     assert text.description["learned"] == "every token"
     assert text.train[0].num_learned == len(text.train[0].input_ids) - 1
 

@@ -277,7 +277,7 @@ def test_a_broken_results_json_costs_its_accuracies_only(write, tmp_path):
 
 
 def test_latex_is_escaped():
-    assert tables.escaped("a_b & 50 % → #{1}~^\\") == (
+    assert tables.escape_latex("a_b & 50 % → #{1}~^\\") == (
         r"a\_b \& 50 \% $\to$ \#\{1\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
     )
 
@@ -344,7 +344,7 @@ def test_lines_that_differ_in_the_seed_alone_are_told_apart_by_their_folder(writ
 def test_the_plot_shows_ratios_to_the_dense_model_of_the_same_protocol(write, tmp_path):
     write("a/p20", report())
     write("a/p20_finetuned", report(recovery=RECOVERY), recovery=RECOVERY)
-    figure = plots.cost_of_quality(only(tmp_path))
+    figure = plots.plot_perplexity(only(tmp_path))
     (axes,) = figure.axes
     assert axes.get_yscale() == "log"
     assert {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()} == {
@@ -361,7 +361,7 @@ def test_legends_of_long_names_lie_inside_the_picture_and_cover_nothing(num_mode
         write(f"a{number}/p20", report(base_model=model), table=table)
         recovered = report(base_model=model, recovery=RECOVERY)
         write(f"a{number}/p20_finetuned", recovered, recovery=RECOVERY)
-    for draw in (plots.cost_of_quality, plots.kept_by_layer):
+    for draw in (plots.plot_perplexity, plots.plot_kept_groups):
         figure = draw(only(tmp_path))
         figure.savefig(io.BytesIO())
         (legend,) = figure.legends
@@ -376,15 +376,15 @@ def test_legends_of_long_names_lie_inside_the_picture_and_cover_nothing(num_mode
 
 def test_there_is_no_plot_without_numbers(write, tmp_path):
     write("a/p20", report(evaluation={"after": {"wikitext2": ppl(9.0)}}))
-    assert plots.cost_of_quality(only(tmp_path)) is None
-    assert plots.kept_by_layer(only(tmp_path)) is None
+    assert plots.plot_perplexity(only(tmp_path)) is None
+    assert plots.plot_kept_groups(only(tmp_path)) is None
 
 
 def test_kept_fractions_come_from_the_group_table(write, tmp_path):
     table = "layer,kind,kept\n0,attention,1\n0,attention,0\n0,mlp,1\n1,attention,1\n1,attention,1\n1,mlp,0\n1,mlp,0\n"
     folder = write("a/p20", report(), table=table)
     assert plots.kept_fractions(folder) == {"attention": [0.5, 1.0], "mlp": [1.0, 0.0]}
-    attention, mlp = plots.kept_by_layer(only(tmp_path)).axes
+    attention, mlp = plots.plot_kept_groups(only(tmp_path)).axes
     assert attention.get_lines()[0].get_ydata().tolist() == [50, 100]
     assert mlp.get_lines()[0].get_ydata().tolist() == [100, 0]
 
