@@ -74,14 +74,14 @@ def search_allocation(
 ) -> Allocation:
     """Search for the widths per layer and kind with the lowest KL(dense || pruned) at the problem's budget.
 
-    Plans are judged by the model they will give: masked, or reconstructed.
+    Plans are measured with the reconstruction that they will get, or masked if they will get none.
 
     Args:
         tensors_dir: folder for the tensors that a step refits; None keeps them in memory.
         state_file: written after every step; a search of the same problem resumes from it.
 
     Raises:
-        InputError: too few sequences to reconstruct and to judge.
+        InputError: too few sequences to reconstruct a plan and to measure it.
         NumericalError: as ``search`` and ``reconstruct``.
     """
     proposals = _proposals(loaded, problem, calibration, options, tensors_dir)
@@ -91,10 +91,10 @@ def search_allocation(
         "moves": proposals.report_name,
         "steps": state.steps,
         "kl_before": state.divergences[0],
-        "kl_after": state.least,
+        "kl_after": state.lowest,
         "kl_of_steps": state.divergences[1:],
     }
-    LOG.info("budget search: KL(dense || cut) %.4f -> %.4f nats per token", found["kl_before"], found["kl_after"])
+    LOG.info("budget search: KL(dense || pruned) %.4f -> %.4f nats per token", found["kl_before"], found["kl_after"])
     factors_LK = np.array(state.log_factors)
     plan = plan_for(options.reconstruct, problem.plan(factors_LK))
     return Allocation(problem.reweighted(factors_LK), plan, found)
@@ -110,7 +110,7 @@ def _proposals(
     batch_size, spill_dir = options.batch_size, options.spill_dir
     if options.reconstruct == "none":
         return GradientProposals(loaded.decoder, problem, calibration, batch_size=batch_size, spill_dir=spill_dir)
-    # whole blocks would take too long for every step, and move budget as least squares does
+    # refitting whole blocks in every step would take too long
     method = "bias" if options.reconstruct == "bias" else "lstsq"
     frozen = problem.minimum_sizes.frozen_layers(problem.geometry.num_layers)
     reconstruction = ReconstructionOptions(method, batch_size, spill_dir, frozen)

@@ -1,6 +1,6 @@
-"""KL divergence from the dense model's next-token distributions, and its gradient where the head begins.
+"""KL divergence from the dense model's next-token distributions, and its gradient at the last hidden states.
 
-N sequences | B of them in a batch | T tokens | H hidden | V vocab
+N sequences | B of them in a batch | T tokens | H hidden
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from hgsp.models.decoder import MAX_LOGITS, Decoder
 
 
 class DivergenceFromDense:
-    """KL(dense || other) of every token's next-token distribution on fixed text.
+    """KL(dense || other) of the next-token distributions on fixed text; a context manager.
 
-    Of the dense model only its last hidden states are kept, [N, T, H] in its dtype, in ``spill_dir`` if there is one;
-    logits are computed again for a few positions at a time. Use as a context manager.
+    Keeps the last hidden states of the dense model, [N, T, H] in its dtype, in ``spill_dir`` unless that is None.
+    Logits exist for a few positions at a time, log-probabilities are float32, sums over tokens float64.
     """
 
     def __init__(self, decoder: Decoder, input_ids_NT: Tensor, batch_size: int, spill_dir: Path | None) -> None:
@@ -37,18 +37,23 @@ class DivergenceFromDense:
         self._walk.__exit__()
 
     def per_token(self, walk: LayerWalk) -> float:
-        """Mean over all tokens of what another model makes of the same text, in nats; walks it to its end."""
+        """Walk another model forward over the same text, and return the mean divergence per token in nats."""
         for layer_pass in walk.forward():
             layer_pass.run()
         total = sum(float(self.summed(walk.last()[batch], batch).sum()) for batch in walk.batches)
         return total / walk.input_ids.numel()
 
     def summed(self, hidden_BTH: Tensor, batch: slice) -> Tensor:
-        """Sum over a sequence's tokens in nats, float64 [B], of the sequences that ``batch`` names."""
+        """Return the sum over the tokens of each sequence in nats, float64 [B].
+
+        Args:
+            hidden_BTH: last hidden states of the other model.
+            batch: the rows of the text that they belong to.
+        """
         return self._measure(hidden_BTH, batch, None)
 
     def with_gradient(self, hidden_BTH: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
-        """The same, and its gradient with respect to the last hidden states in their dtype, [B, T, H]."""
+        """Return the same sums, and their gradient with respect to the last hidden states, [B, T, H] in their dtype."""
         gradient_BTH = torch.zeros_like(hidden_BTH)
         return self._measure(hidden_BTH, batch, gradient_BTH), gradient_BTH
 

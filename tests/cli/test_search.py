@@ -85,7 +85,7 @@ def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch
     assert json.loads((tmp_path / "again.search.json").read_text())["accepted"]
     code, folder = prune("again", *SEARCH)
     assert code == 0
-    assert "goes on after step 2" in (folder / "logs" / "training.log").read_text()
+    assert "resuming after step 2" in (folder / "logs" / "training.log").read_text()
     expected, got = tensors_of(whole), tensors_of(folder)
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
     assert analysis_of(folder)["search"] == analysis_of(whole)["search"]
