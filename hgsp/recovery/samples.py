@@ -85,33 +85,9 @@ def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
     is_plain = _is_plain_text(config.data_path)
     everything = is_plain or config.train_on_inputs or config.distill_from is not None
     if is_plain:
-        text = load_text(config.data_path, CALIBRATE, config.data_dir)
-        windows = _windows(text, config.cutoff_len, tokenizer)
-        if not windows:
-            raise InputError(
-                expected=f"a text of at least one window of {config.cutoff_len} tokens (--cutoff_len)",
-                got=f"a shorter one in {config.data_path}",
-                remedy="lower --cutoff_len or use a longer text",
-            )
-        train, held_out = _split(windows, config)
-        notes = Counter[str]()
+        text, train, held_out, notes = _samples_of_text(config, tokenizer)
     else:
-        if not tokenizer.is_fast:
-            raise InputError(
-                expected="a fast tokenizer, which returns the offsets of tokens",
-                got=type(tokenizer).__name__,
-                remedy="add the fast tokenizer (tokenizer.json) to the model, or train on a text file",
-            )
-        passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
-        content = "\n\n".join(passage.text for passage in passages)
-        text = Text(config.data_path, "train", config.data_path, repr("\n\n"), content)
-        answered = [passage for passage in passages if passage.answers]
-        notes = Counter(empty=len(passages) - len(answered))
-        parts = [
-            tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)
-            for part in _split(answered, config)
-        ]
-        (train, held_out), notes = (samples for samples, _ in parts), sum((counts for _, counts in parts), notes)
+        text, train, held_out, notes = _samples_of_rows(config, tokenizer, everything=everything)
     _refuse_empty(train, config, notes)
     num_samples = len(train) + len(held_out)
     if config.packing:
@@ -131,6 +107,42 @@ def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
         "learned": "every token" if everything else "answers",
     }
     return TrainingText(tuple(train), tuple(held_out), description, text)
+
+
+def _samples_of_text(config: TrainingConfig, tokenizer: Any) -> tuple[Text, list[Sample], list[Sample], Counter[str]]:
+    """Cut a plain text into windows that are learned whole; held-out windows are the second part of the result."""
+    text = load_text(config.data_path, CALIBRATE, config.data_dir)
+    windows = _windows(text, config.cutoff_len, tokenizer)
+    if not windows:
+        raise InputError(
+            expected=f"a text of at least one window of {config.cutoff_len} tokens (--cutoff_len)",
+            got=f"a shorter one in {config.data_path}",
+            remedy="lower --cutoff_len or use a longer text",
+        )
+    train, held_out = _split(windows, config)
+    return text, train, held_out, Counter[str]()
+
+
+def _samples_of_rows(
+    config: TrainingConfig, tokenizer: Any, *, everything: bool
+) -> tuple[Text, list[Sample], list[Sample], Counter[str]]:
+    """Tokenize rows that have an answer; ``everything`` learns their prompts too."""
+    if not tokenizer.is_fast:
+        raise InputError(
+            expected="a fast tokenizer, which returns the offsets of tokens",
+            got=type(tokenizer).__name__,
+            remedy="add the fast tokenizer (tokenizer.json) to the model, or train on a text file",
+        )
+    passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
+    content = "\n\n".join(passage.text for passage in passages)
+    text = Text(config.data_path, "train", config.data_path, repr("\n\n"), content)
+    answered = [passage for passage in passages if passage.answers]
+    parts = [
+        tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)
+        for part in _split(answered, config)
+    ]
+    (train, held_out), notes = (samples for samples, _ in parts), Counter(empty=len(passages) - len(answered))
+    return text, train, held_out, sum((counts for _, counts in parts), notes)
 
 
 def tokenize_passages(

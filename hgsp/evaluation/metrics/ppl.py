@@ -18,6 +18,7 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import tokenize
 from hgsp.data.texts import EVALUATE, Text, load_text
 from hgsp.errors import InputError, NumericalError
+from hgsp.models.decoder import eval_mode
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 
@@ -161,15 +162,11 @@ def perplexity(
     bos = bos_token(tokenizer) if add_bos else None
     windows = windows_of(text, tokenizer, seq_len, bos, max_windows, drop_last=drop_last)
     check_token_ids(max(int(window.max()) for window in windows), num_embeddings, tokenizer, text.name)
-    was_training = model.training
-    model.eval()
     nll: list[float] = []
     batches = list(_batches(windows, batch_size))
-    try:
+    with eval_mode(model):
         for batch in progress(batches, f"perplexity on {text.name}", len(batches)):
             nll += _finite(_window_nll(model, torch.stack(batch)), text.name, len(nll))
-    finally:
-        model.train(was_training)
     predicted = [len(window) - 1 for window in windows]
     total, tokens = math.fsum(nll), sum(predicted)
     if total / tokens > MAX_MEAN_NLL:
