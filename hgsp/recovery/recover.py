@@ -12,8 +12,9 @@ from hgsp.models.checkpoint import load_pruned
 from hgsp.models.loading import ModelSource, check_positions
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 from hgsp.recovery import outputs, training
+from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig, require_packages
-from hgsp.recovery.samples import Collator, TrainingText, load_training_text
+from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import Teacher, check_same_vocabulary, inspect_teacher
 
 

@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -183,41 +182,6 @@ def pack(samples: Sequence[Sample], length: int) -> list[Sample]:
     return [_joined(part) for part in packed]
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Collate the samples of one forward pass into tensors [B, T], padded on the right.
-
-    A packed batch has no mask but ``position_ids`` that restart with every sample, by which transformers prevents
-    attention across samples.
-    """
-
-    pad_token_id: int
-    packed: bool
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        samples: list[Sample] = [row["sample"] for row in rows]
-        length = max(len(sample.input_ids) for sample in samples)
-        batch = {
-            "input_ids": _padded([sample.input_ids for sample in samples], length, self.pad_token_id),
-            "labels": _padded([sample.labels for sample in samples], length, IGNORED),
-        }
-        if self.packed:
-            batch["position_ids"] = torch.stack([_positions(sample, length) for sample in samples])
-        else:
-            batch["attention_mask"] = _padded([np.ones_like(sample.input_ids) for sample in samples], length, 0)
-        if "teacher" in rows[0]:
-            batch["teacher_values"], batch["teacher_tokens"] = (
-                torch.stack(
-                    [
-                        torch.nn.functional.pad(row["teacher"][part], (0, 0, 0, length - len(row["teacher"][part])))
-                        for row in rows
-                    ]
-                )
-                for part in (0, 1)
-            )
-        return batch
-
-
 def _is_plain_text(data_path: str) -> bool:
     path = Path(data_path)
     return canonical_name(data_path) in DATASET_CHOICES or (path.is_file() and not set(ROWS) & set(path.suffixes))
@@ -290,14 +254,3 @@ def _joined(samples: Sequence[Sample]) -> Sample:
     starts = tuple(np.cumsum([0, *lengths[:-1]]).tolist())
     ids, labels = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("input_ids", "labels"))
     return Sample(ids, labels, starts)
-
-
-def _padded(arrays: Sequence[NDArray[np.int32]], length: int, value: int) -> torch.Tensor:
-    padded = [np.pad(array, (0, length - len(array)), constant_values=value) for array in arrays]
-    return torch.from_numpy(np.stack(padded)).long()
-
-
-def _positions(sample: Sample, length: int) -> torch.Tensor:
-    """Return positions [T] that restart with every packed sample and with the padding."""
-    bounds = [*sample.starts, len(sample.input_ids), length]
-    return torch.cat([torch.arange(end - start) for start, end in pairwise(bounds)])

@@ -22,10 +22,11 @@ from hgsp.environment import launched_processes
 from hgsp.models.half_precision import emulated_dtypes, fp32_matmul_fallback
 from hgsp.models.loading import ModelSource
 from hgsp.recovery.callbacks import EvaluateLast, ProgressCallback, StopOnNonFinite
+from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig, steps_per_update
 from hgsp.recovery.losses import Objective, TeacherTopK
 from hgsp.recovery.resume import TEACHER_CACHE, last_complete_state
-from hgsp.recovery.samples import Collator, Sample, TrainingText
+from hgsp.recovery.samples import Sample, TrainingText
 from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
 
 LOG = logging.getLogger(__name__)

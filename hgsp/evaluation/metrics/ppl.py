@@ -23,8 +23,7 @@ from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 
 DEFAULT_SEQ_LEN = 2048
-#: Logits cast to float32 at a time. On a CPU 8 MiB, which the C allocator reuses: larger temporaries go back to the
-#: system every time, and page faults then cost more than the arithmetic.
+#: Logits cast to float32 at a time; on a CPU 8 MiB, which the C allocator reuses instead of returning them.
 FLOAT_LOGITS_ON_CPU, FLOAT_LOGITS = 1 << 21, 1 << 26
 #: Mean NLL whose exp overflows float64.
 MAX_MEAN_NLL = 700.0
