@@ -7,9 +7,10 @@ import torch
 
 from hgsp.errors import InputError
 from hgsp.recovery import losses
+from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import Objective, TeacherTopK, top_of
-from hgsp.recovery.samples import IGNORED, Collator
+from hgsp.recovery.samples import IGNORED
 from hgsp.recovery.teacher import Teacher, inspect_teacher, teacher_outputs
 from recovering import sample
 
@@ -24,7 +25,7 @@ def batch():
     labels = torch.randint(0, V, (B, T), generator=generator)
     labels[:, :3] = IGNORED
     labels[1, -2:] = IGNORED
-    return logits.requires_grad_(), parent, labels
+    return logits.requires_grad_(), teacher, labels
 
 
 def by_hand(logits, labels, teacher, weight, temperature):
