@@ -21,10 +21,11 @@ import finetune_lora
 import run_global_pruning
 from evaluation import run_evaluation
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of
+from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import Objective
 from hgsp.recovery.outputs import padding_token
-from hgsp.recovery.samples import Collator, load_training_text
+from hgsp.recovery.samples import load_training_text
 
 #: Setting -> flags; TEACHER stands for the dense model. Learning rates are the best of a few tried per setting.
 SETTINGS = {

@@ -75,8 +75,9 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
 
     from hgsp.data.texts import Text
     from hgsp.environment import peak_memory_bytes
+    from hgsp.recovery.collator import Collator
     from hgsp.recovery.config import TrainingConfig
-    from hgsp.recovery.samples import Collator, Sample, TrainingText
+    from hgsp.recovery.samples import Sample, TrainingText
     from hgsp.recovery.training import train, trainable
 
     with torch.device(options.device):

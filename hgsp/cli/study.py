@@ -62,7 +62,7 @@ def study(own: argparse.Namespace, passed: Sequence[str]) -> int:
     cells = chosen_cells(own.smoke)
     if own.dry_run:
         for cell in cells:
-            running.config_of(cell, own.results_dir, passed)
+            running.cell_settings(cell, own.results_dir, passed)
         for arguments in planned_arguments(cells, own.results_dir, passed):
             print(running.as_shell_command(arguments))
         return 0

@@ -1,4 +1,4 @@
-"""Names that reports are written and read by: files, schema versions, roles of models, stages of an evaluation."""
+"""Names shared by the writers and readers of reports: files, schema versions, roles of models, evaluation stages."""
 
 from __future__ import annotations
 

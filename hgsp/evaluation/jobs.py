@@ -43,6 +43,7 @@ class PerplexityJob:
 
     @property
     def task(self) -> str:
+        """The name of the text."""
         return self.text.name
 
     @property
@@ -95,6 +96,7 @@ class HarnessJob:
 
     @property
     def task(self) -> str:
+        """The name of the task, ours rather than the harness's."""
         return self.name
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from hgsp.evaluation.metrics.efficiency import Workload
 from hgsp.evaluation.side_by_side import measure
 from hgsp.evaluation.tables import format_metric
 from hgsp.evaluation.tasks import EFFICIENCY, parse_tasks
+from hgsp.models.decoder import eval_mode
 
 
 class Evaluation(Mapping[str, Mapping[str, float]]):
@@ -89,7 +89,7 @@ def evaluate(
     seq_lens, folder = None if seq_len is None else (seq_len,), data_folder(data_dir)
     jobs = [job for name in names if name != EFFICIENCY for job in jobs_of(name, options, seq_lens, folder)]
     details: dict[str, Measured] = {}
-    with _eval_mode(model):
+    with eval_mode(model):
         for job in jobs:
             measured = job.run(model, tokenizer, progress)
             if measured is not None:
@@ -97,13 +97,3 @@ def evaluate(
         if EFFICIENCY in names:
             details[EFFICIENCY] = measure({"model": model}, Workload(), str(model.device), progress)["model"]
     return Evaluation(details)
-
-
-@contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -28,7 +28,7 @@ FAILURES = (ArithmeticError, ImportError, LookupError, MemoryError, OSError, Run
 
 
 class Runner:
-    """Runs the jobs that ``results`` lacks. Only the main process records and writes.
+    """A runner of the jobs that ``results`` lacks. Only the main process records and writes.
 
     ``has_failed``: whether a task of this run failed; ``results`` may contain failures of earlier runs.
     """

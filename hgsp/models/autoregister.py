@@ -24,7 +24,7 @@ def _register() -> None:
 
 
 class _RegisterAfter(importlib.abc.MetaPathFinder):
-    """An import hook that registers our classes when no module of transformers is being imported any more."""
+    """An import hook that registers our classes when neither transformers nor their own file is being imported."""
 
     def __init__(self) -> None:
         self._being_imported = 0
@@ -32,7 +32,7 @@ class _RegisterAfter(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith("transformers."):
+        if not fullname.startswith(("transformers.", "hgsp.models.modeling_hgsp")):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:

@@ -197,6 +197,17 @@ def _on_device(value: Any, device: torch.device) -> Any:
     return value
 
 
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter."""
     return next(module.parameters()).device

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from hgsp.data.calibration import Calibration, build_calibration
 from hgsp.data.texts import CALIBRATE, Text, dataset_names, load_text
 from hgsp.errors import InputError
 from hgsp.models.checkpoint import save_pruned
-from hgsp.models.decoder import Decoder
+from hgsp.models.decoder import Decoder, eval_mode
 from hgsp.models.devices import resolve_device
 from hgsp.models.families import check_prunable
 from hgsp.models.geometry import Geometry, geometry_of
@@ -175,7 +174,7 @@ def score(
     """
     check_prunable(model.config.to_dict())
     options = ScoringOptions(batch_size, checkpointing, None if spill_dir is None else Path(spill_dir))
-    with _eval_mode(model):
+    with eval_mode(model):
         groups = score_model(
             _in_memory(model),
             method,
@@ -216,7 +215,7 @@ def prune(
     if reconstruct is not None:
         plan = plan_for(method, plan)
         options = ReconstructionOptions(method, batch_size)
-        with _eval_mode(model):
+        with eval_mode(model):
             found = reconstruct_weights(Decoder(model), Surgery(model, plan), reconstruct, options, progress=progress)
         tensors = found.tensors
     return apply_plan(model, plan, tensors, inplace=inplace)
@@ -249,14 +248,3 @@ def save(model: Any, tokenizer: Any, folder: str | Path, *, overwrite: bool = Fa
 
 def _in_memory(model: Any) -> LoadedModel:
     return LoadedModel(Decoder(model), None, str(model.dtype).removeprefix("torch."))
-
-
-@contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
-    """Switch dropout off for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
+from hgsp.console.flags import nearest_multiples, option, parse, require, require_counts, require_positive
 from hgsp.data.config import TextConfig
 from hgsp.data.texts import check_dataset_name, dataset_names
 from hgsp.environment import launched_processes
@@ -237,3 +237,13 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         if len(self.pruning_ratio) == 1:
             return self.output_name
         return f"{self.output_name}_{ratio * 100:g}"
+
+
+def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the value of every option for a command line; argparse exits with 2 on one that it does not understand.
+
+    Raises:
+        InputError: a value that makes no sense.
+    """
+    config = parse(PruneConfig, arguments, prog="run_global_pruning.py", description="")
+    return {item.name: getattr(config, item.name) for item in fields(config)}

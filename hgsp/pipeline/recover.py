@@ -32,9 +32,10 @@ from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.recovery_config import INTERRUPTED, OUT_OF_MEMORY, RecoveryConfig, recovery_after_pruning
 from hgsp.pipeline.request import Request
 from hgsp.recovery import outputs, training
+from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import require_packages
 from hgsp.recovery.resume import check_work_dir, resumable_run
-from hgsp.recovery.samples import Collator, TrainingText, load_training_text
+from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import inspect_teacher
 from hgsp.recovery.training import Trained
 

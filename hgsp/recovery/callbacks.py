@@ -16,7 +16,7 @@ LOG = logging.getLogger(__name__)
 
 
 class StopOnNonFinite(TrainerCallback):
-    """Stops before an optimizer step with a NaN or infinite gradient, in all processes alike."""
+    """Stop before an optimizer step with a NaN or infinite gradient, in all processes alike."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
@@ -28,7 +28,7 @@ class StopOnNonFinite(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Advances the progress bar; logs held-out losses, and all other numbers to the log file only."""
+    """Advance the progress bar; log held-out losses, and all other numbers to the log file only."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -61,7 +61,7 @@ class ProgressCallback(TrainerCallback):
 
 
 class EvaluateLast(TrainerCallback):
-    """Evaluates the last state, whatever the interval."""
+    """Evaluate the last state, whatever the interval."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == state.max_steps and args.eval_strategy != "no":

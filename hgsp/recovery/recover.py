@@ -12,8 +12,9 @@ from hgsp.models.checkpoint import load_pruned
 from hgsp.models.loading import ModelSource, check_positions
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 from hgsp.recovery import outputs, training
+from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig, require_packages
-from hgsp.recovery.samples import Collator, load_training_text
+from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import Teacher, check_same_vocabulary, inspect_teacher
 
 
@@ -67,20 +68,38 @@ def recover(
         distill_from=distill_from if isinstance(distill_from, (str, type(None))) else "a model in memory",
         seed=seed,
     )
-    check_vocabulary(model.config.vocab_size, tokenizer)
-    check_positions(model.config, "cutoff_len", cutoff_len)
     teacher = _teacher(distill_from, config, model.config.vocab_size)
-    text = load_training_text(config, tokenizer)
-    check_token_ids(text.largest_id, model.config.vocab_size, tokenizer, data_path)
-    device, dtype, use_cache = str(model.device), model.dtype, model.config.use_cache
+    text = _checked_text(config, model, tokenizer)
     student = model if inplace else copy.deepcopy(model)
-    student = training.trainable(student.float() if method == "full" else student, config)
+    return _trained(student, tokenizer, text, config, teacher, progress)
+
+
+def _checked_text(config: TrainingConfig, model: Any, tokenizer: Any) -> TrainingText:
+    """Read the training text and check that the model has a row and a position for each of its tokens."""
+    check_vocabulary(model.config.vocab_size, tokenizer)
+    check_positions(model.config, "cutoff_len", config.cutoff_len)
+    text = load_training_text(config, tokenizer)
+    check_token_ids(text.largest_id, model.config.vocab_size, tokenizer, config.data_path)
+    return text
+
+
+def _trained(
+    student: Any,
+    tokenizer: Any,
+    text: TrainingText,
+    config: TrainingConfig,
+    teacher: ModelSource | Teacher | None,
+    progress: Progress,
+) -> Any:
+    """Train a model and return it merged, with its device, dtype and config as before."""
+    device, dtype, use_cache = str(student.device), student.dtype, student.config.use_cache
+    collator = Collator(outputs.padding_token(tokenizer, student.config.vocab_size), packed=False)
+    student = training.trainable(student.float() if config.method == "full" else student, config)
     with tempfile.TemporaryDirectory() as folder:
-        collator = Collator(outputs.padding_token(tokenizer, model.config.vocab_size), packed=False)
         trained = training.train(
             student, text, config, collator, device, Path(folder), teacher=teacher, progress=progress
         )
-        if method == "full":
+        if config.method == "full":
             recovered = load_pruned(trained.checkpoint, device=device, dtype=dtype)
         else:
             recovered = outputs.merged_in_memory(student, trained)

@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,33 +84,9 @@ def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
     is_plain = _is_plain_text(config.data_path)
     everything = is_plain or config.train_on_inputs or config.distill_from is not None
     if is_plain:
-        text = load_text(config.data_path, CALIBRATE, config.data_dir)
-        windows = _windows(text, config.cutoff_len, tokenizer)
-        if not windows:
-            raise InputError(
-                expected=f"a text of at least one window of {config.cutoff_len} tokens (--cutoff_len)",
-                got=f"a shorter one in {config.data_path}",
-                remedy="lower --cutoff_len or use a longer text",
-            )
-        train, held_out = _split(windows, config)
-        notes = Counter[str]()
+        text, train, held_out, notes = _samples_of_text(config, tokenizer)
     else:
-        if not tokenizer.is_fast:
-            raise InputError(
-                expected="a fast tokenizer, which returns the offsets of tokens",
-                got=type(tokenizer).__name__,
-                remedy="add the fast tokenizer (tokenizer.json) to the model, or train on a text file",
-            )
-        passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
-        content = "\n\n".join(passage.text for passage in passages)
-        text = Text(config.data_path, "train", config.data_path, repr("\n\n"), content)
-        answered = [passage for passage in passages if passage.answers]
-        notes = Counter(empty=len(passages) - len(answered))
-        parts = [
-            tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)
-            for part in _split(answered, config)
-        ]
-        (train, held_out), notes = (samples for samples, _ in parts), sum((counts for _, counts in parts), notes)
+        text, train, held_out, notes = _samples_of_rows(config, tokenizer, everything=everything)
     _refuse_empty(train, config, notes)
     num_samples = len(train) + len(held_out)
     if config.packing:
@@ -131,6 +106,42 @@ def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
         "learned": "every token" if everything else "answers",
     }
     return TrainingText(tuple(train), tuple(held_out), description, text)
+
+
+def _samples_of_text(config: TrainingConfig, tokenizer: Any) -> tuple[Text, list[Sample], list[Sample], Counter[str]]:
+    """Cut a plain text into windows that are learned whole; held-out windows are the second part of the result."""
+    text = load_text(config.data_path, CALIBRATE, config.data_dir)
+    windows = _windows(text, config.cutoff_len, tokenizer)
+    if not windows:
+        raise InputError(
+            expected=f"a text of at least one window of {config.cutoff_len} tokens (--cutoff_len)",
+            got=f"a shorter one in {config.data_path}",
+            remedy="lower --cutoff_len or use a longer text",
+        )
+    train, held_out = _split(windows, config)
+    return text, train, held_out, Counter[str]()
+
+
+def _samples_of_rows(
+    config: TrainingConfig, tokenizer: Any, *, everything: bool
+) -> tuple[Text, list[Sample], list[Sample], Counter[str]]:
+    """Tokenize rows that have an answer; ``everything`` learns their prompts too."""
+    if not tokenizer.is_fast:
+        raise InputError(
+            expected="a fast tokenizer, which returns the offsets of tokens",
+            got=type(tokenizer).__name__,
+            remedy="add the fast tokenizer (tokenizer.json) to the model, or train on a text file",
+        )
+    passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
+    content = "\n\n".join(passage.text for passage in passages)
+    text = Text(config.data_path, "train", config.data_path, repr("\n\n"), content)
+    answered = [passage for passage in passages if passage.answers]
+    parts = [
+        tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)
+        for part in _split(answered, config)
+    ]
+    (train, held_out), notes = (samples for samples, _ in parts), Counter(empty=len(passages) - len(answered))
+    return text, train, held_out, sum((counts for _, counts in parts), notes)
 
 
 def tokenize_passages(
@@ -169,41 +180,6 @@ def pack(samples: Sequence[Sample], length: int) -> list[Sample]:
         packed[-1].append(sample)
         room -= len(sample.input_ids)
     return [_joined(part) for part in packed]
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Makes tensors [B, T] of the samples of one forward pass, padded on the right.
-
-    A packed batch has no mask but ``position_ids`` that restart with every sample, by which transformers prevents
-    attention across samples.
-    """
-
-    pad_token_id: int
-    packed: bool
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        samples: list[Sample] = [row["sample"] for row in rows]
-        length = max(len(sample.input_ids) for sample in samples)
-        batch = {
-            "input_ids": _padded([sample.input_ids for sample in samples], length, self.pad_token_id),
-            "labels": _padded([sample.labels for sample in samples], length, IGNORED),
-        }
-        if self.packed:
-            batch["position_ids"] = torch.stack([_positions(sample, length) for sample in samples])
-        else:
-            batch["attention_mask"] = _padded([np.ones_like(sample.input_ids) for sample in samples], length, 0)
-        if "teacher" in rows[0]:
-            batch["teacher_values"], batch["teacher_tokens"] = (
-                torch.stack(
-                    [
-                        torch.nn.functional.pad(row["teacher"][part], (0, 0, 0, length - len(row["teacher"][part])))
-                        for row in rows
-                    ]
-                )
-                for part in (0, 1)
-            )
-        return batch
 
 
 def _is_plain_text(data_path: str) -> bool:
@@ -278,14 +254,3 @@ def _joined(samples: Sequence[Sample]) -> Sample:
     starts = tuple(np.cumsum([0, *lengths[:-1]]).tolist())
     ids, labels = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("input_ids", "labels"))
     return Sample(ids, labels, starts)
-
-
-def _padded(arrays: Sequence[NDArray[np.int32]], length: int, value: int) -> torch.Tensor:
-    padded = [np.pad(array, (0, length - len(array)), constant_values=value) for array in arrays]
-    return torch.from_numpy(np.stack(padded)).long()
-
-
-def _positions(sample: Sample, length: int) -> torch.Tensor:
-    """Return positions [T] that restart with every packed sample and with the padding."""
-    bounds = [*sample.starts, len(sample.input_ids), length]
-    return torch.cat([torch.arange(end - start) for start, end in pairwise(bounds)])

@@ -24,9 +24,10 @@ from hgsp.errors import InputError
 from hgsp.models.loading import ModelSource, inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
 from hgsp.models.processes import is_main_process, wait_for_all
+from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import TeacherTopK, top_of
-from hgsp.recovery.samples import Collator, Sample
+from hgsp.recovery.samples import Sample
 
 LOG = logging.getLogger(__name__)
 

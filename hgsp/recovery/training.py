@@ -22,10 +22,11 @@ from hgsp.environment import launched_processes
 from hgsp.models.half_precision import emulated_dtypes, fp32_matmul_fallback
 from hgsp.models.loading import ModelSource
 from hgsp.recovery.callbacks import EvaluateLast, ProgressCallback, StopOnNonFinite
+from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig, steps_per_update
 from hgsp.recovery.losses import Objective, TeacherTopK
 from hgsp.recovery.resume import TEACHER_CACHE, last_complete_state
-from hgsp.recovery.samples import Collator, Sample, TrainingText
+from hgsp.recovery.samples import Sample, TrainingText
 from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
 
 LOG = logging.getLogger(__name__)
@@ -256,6 +257,7 @@ class RecoveryTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """Return the loss per learned token of the whole update; ``inputs`` are [B, T], cached top k [B, T, k]."""
         labels = inputs.pop("labels")
         cached = [inputs.pop(name) for name in ("teacher_values", "teacher_tokens") if name in inputs]
         outputs = model(**inputs, use_cache=False)

@@ -16,10 +16,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hgsp.console.flags import parse
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.errors import InputError
-from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.config import settings_of
 from hgsp.study.matrix import Cell
 from hgsp.study.resume import check_finished, is_finished, scores_for
 
@@ -58,8 +57,8 @@ class Outcome:
     failed: list[FailedCell] = field(default_factory=list)
 
 
-def config_of(cell: Cell, results_dir: str, passed: Sequence[str]) -> PruneConfig:
-    """Parse a cell's arguments as the pruning command will; argparse exits with 2 on errors.
+def cell_settings(cell: Cell, results_dir: str, passed: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that the pruning command will run a cell with; argparse exits with 2 on errors.
 
     Raises:
         InputError: an invalid value, or a flag that the study sets itself.
@@ -68,7 +67,7 @@ def config_of(cell: Cell, results_dir: str, passed: Sequence[str]) -> PruneConfi
         name = flag.partition("=")[0]
         if name in RESERVED:
             raise InputError(expected="flags for all cells", got=name, remedy=RESERVED[name])
-    return parse(PruneConfig, cell.arguments(results_dir, passed, None), prog="run_global_pruning.py", description="")
+    return settings_of(cell.arguments(results_dir, passed, None))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -83,22 +82,22 @@ def run_cells(cells: Sequence[Cell], results_dir: str, passed: Sequence[str], ex
     """Run the unfinished cells; a cell that fails does not stop the others.
 
     Raises:
-        InputError: before anything runs, as ``config_of`` and ``check_finished``.
+        InputError: before anything runs, as ``cell_settings`` and ``check_finished``.
         KeyboardInterrupt: from ``execute``.
     """
-    configs = [config_of(cell, results_dir, passed) for cell in cells]
-    if any(config.dry_run for config in configs):
+    settings = [cell_settings(cell, results_dir, passed) for cell in cells]
+    if any(own["dry_run"] for own in settings):
         raise InputError(expected="--dry_run before --", got="--dry_run after it", remedy="pass it to the study itself")
-    check_finished(cells, configs)
+    check_finished(cells, settings)
     outcome = Outcome()
-    for number, (cell, config) in enumerate(zip(cells, configs, strict=True), 1):
-        if is_finished(cell, config):
+    for number, (cell, own) in enumerate(zip(cells, settings, strict=True), 1):
+        if is_finished(cell, own):
             LOG.info("[%d/%d] %s: already finished", number, len(cells), cell.output_name)
             outcome.already_finished.append(cell)
             continue
         folder = cell.folder(results_dir)
         remove_leftovers(folder)
-        arguments = cell.arguments(results_dir, passed, scores_for(cell, cells, results_dir, config))
+        arguments = cell.arguments(results_dir, passed, scores_for(cell, cells, results_dir, own))
         if (folder / PRUNING_REPORT).is_file():
             arguments.append("--overwrite")  # pruned, but not yet recovered
         LOG.info("[%d/%d] %s", number, len(cells), as_shell_command(arguments))

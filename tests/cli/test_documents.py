@@ -20,7 +20,7 @@ from hgsp.console.flags import parse
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig, ScoreConfig
 from hgsp.pipeline.recovery_config import RecoveryConfig
-from hgsp.study.run import config_of
+from hgsp.study.run import cell_settings
 
 #: What a command's arguments become.
 OPTIONS = {
@@ -77,7 +77,7 @@ def read(words):
         read_script(started.training_script, *started.training_script_args)
     elif program.removeprefix("./") == "scripts/run_all_experiments.sh":
         own, passed = study.options(arguments)
-        config_of(study.study_cells(None)[0], own.results_dir, passed)
+        cell_settings(study.study_cells(None)[0], own.results_dir, passed)
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in arguments if "=" not in word} <= set(targets)

@@ -165,6 +165,7 @@ assert torch.equal(model(expected["tokens"]).logits, expected["ragged"])
         "import hgsp; from transformers import LlamaForCausalLM",  # Auto classes come before hgsp registers its own
         "import hgsp; from transformers.modeling_layers import GradientCheckpointingLayer",
         "import hgsp; from transformers import AutoConfig; AutoConfig.from_pretrained('ragged')",
+        "from hgsp.models.decoder import Decoder",  # our own classes come before the Auto classes
     ],
 )
 def test_the_order_of_imports_does_not_matter(python, folders, order):

@@ -52,7 +52,7 @@ def test_a_folder_without_weights_is_refused_early(evaluate, dense, pruned, tmp_
         assert "got none; check that pruning finished" in capsys.readouterr().err
     assert evaluate(pruned, "--base_model", empty, "--compare") == 2
     assert evaluate(tmp_path / "nowhere" / "x") == 2
-    assert "not there" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert evaluate(dense, "--recovered_model", tmp_path / "gone.bin") == 2
     assert not (empty / "evaluation").exists()
 

@@ -18,6 +18,7 @@ import run_global_pruning
 from conftest import TINY, VOCAB, make_tiny
 from hgsp.cli import main as cli
 from hgsp.console import result_folders as folders
+from hgsp.console.exit_codes import run_guarded
 from hgsp.evaluation.config import CPU_EVAL_WINDOWS
 from hgsp.models import checkpoint
 from hgsp.models.checkpoint import load_pruned
@@ -640,7 +641,7 @@ def test_a_polite_kill_is_an_interrupt(where, capsys):
         return 0
 
     with ThreadPoolExecutor(1) as pool:
-        code = cli.run_guarded(run) if where == "main thread" else pool.submit(cli.run_guarded, run).result()
+        code = run_guarded(run) if where == "main thread" else pool.submit(run_guarded, run).result()
     assert code == (1 if where == "main thread" else 7)
     assert ("interrupted" in capsys.readouterr().err) == (where == "main thread")
     assert signal.getsignal(signal.SIGTERM) is before

@@ -227,7 +227,7 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int, name: str) -> A
     num_embeddings = model.get_input_embeddings().weight.shape[0]
 
     class CountingLM(HFLM):  # type: ignore[misc]
-        """Advances ``scored`` by one for every sequence."""
+        """Advance ``scored`` by one for every sequence."""
 
         scored: Iterator[int] = iter(())
 

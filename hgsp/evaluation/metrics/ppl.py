@@ -18,12 +18,12 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import tokenize
 from hgsp.data.texts import EVALUATE, Text, load_text
 from hgsp.errors import InputError, NumericalError
+from hgsp.models.decoder import eval_mode
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 
 DEFAULT_SEQ_LEN = 2048
-#: Logits cast to float32 at a time. On a CPU 8 MiB, which the C allocator reuses: larger temporaries go back to the
-#: system every time, and page faults then cost more than the arithmetic.
+#: Logits cast to float32 at a time; on a CPU 8 MiB, which the C allocator reuses instead of returning them.
 FLOAT_LOGITS_ON_CPU, FLOAT_LOGITS = 1 << 21, 1 << 26
 #: Mean NLL whose exp overflows float64.
 MAX_MEAN_NLL = 700.0
@@ -161,15 +161,11 @@ def perplexity(
     bos = bos_token(tokenizer) if add_bos else None
     windows = windows_of(text, tokenizer, seq_len, bos, max_windows, drop_last=drop_last)
     check_token_ids(max(int(window.max()) for window in windows), num_embeddings, tokenizer, text.name)
-    was_training = model.training
-    model.eval()
     nll: list[float] = []
     batches = list(_batches(windows, batch_size))
-    try:
+    with eval_mode(model):
         for batch in progress(batches, f"perplexity on {text.name}", len(batches)):
             nll += _finite(_window_nll(model, torch.stack(batch)), text.name, len(nll))
-    finally:
-        model.train(was_training)
     predicted = [len(window) - 1 for window in windows]
     total, tokens = math.fsum(nll), sum(predicted)
     if total / tokens > MAX_MEAN_NLL:

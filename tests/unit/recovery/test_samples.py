@@ -7,9 +7,10 @@ import torch
 from transformers import ByT5Tokenizer
 
 from hgsp.errors import InputError
+from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.instructions import passage_of
-from hgsp.recovery.samples import IGNORED, Collator, load_training_text, pack, tokenize_passages
+from hgsp.recovery.samples import IGNORED, load_training_text, pack, tokenize_passages
 from recovering import sample
 
 ALPACA = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
