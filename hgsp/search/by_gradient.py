@@ -3,7 +3,7 @@
 At the best plan, one more parameter lowers the divergence by the same amount in every block. This gain is estimated
 from the masks of the groups next to the selection threshold, on both sides: minus the gradient of KL(dense || pruned),
 per parameter. A step multiplies the factors by a power of a block's gain relative to the others', inside one kind or
-between the two. (arXiv:2410.14649 judges widths by KL, too, with an evolutionary search.)
+between the two. (arXiv:2410.14649 also searches widths by KL, with an evolutionary algorithm.)
 
 L layers | K kinds of block | G groups of one block
 """

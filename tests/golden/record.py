@@ -1,7 +1,7 @@
-"""Computes the golden numbers of two tiny models, and writes them: ``python tests/golden/record.py`` from the root.
+"""Record the golden numbers of two tiny models: ``python tests/golden/record.py`` from the root.
 
-Weights come from NumPy's legacy generator, whose stream is frozen, and the text is the licence, which nobody edits: the
-numbers depend on nothing that a new version of torch, Python or this repository may change.
+Weights come from NumPy's legacy generator, whose stream is frozen, and the text is the licence, so that no new version
+of torch, Python or this repository changes the numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LICENCE = Text("licence", "whole file", "LICENSE", "''", (REPOSITORY / "LICENSE"
 
 
 def frozen_model(name: str) -> Any:
-    """A tiny model with weights that are the same for ever."""
+    """Return a tiny model whose weights never change."""
     model, random = make_tiny(name), np.random.RandomState(7)
     with torch.no_grad():
         for parameter_name, parameter in sorted(model.named_parameters()):
@@ -51,7 +51,7 @@ def frozen_model(name: str) -> Any:
 
 
 def numbers(name: str, tokenizer: Any) -> dict[str, Any]:
-    """Summed and first importances per method and layer, a plan's hash, and perplexities before and after that plan."""
+    """Return importances (sum and first of every layer), the hash of a plan, and perplexities before and after it."""
     model = frozen_model(name)
     calibration = build_calibration(LICENCE, tokenizer, 4, 48, seed=42)
     geometry = geometry_of(model)
@@ -73,13 +73,13 @@ def numbers(name: str, tokenizer: Any) -> dict[str, Any]:
 
 
 def plan_hash(plan: PrunePlan) -> str:
-    """Of the kept indices alone."""
+    """Hash the kept indices alone."""
     kept = [[list(keep.kv_groups), list(keep.mlp_channels)] for keep in plan.layers]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def main() -> None:
-    """Record anew, with where the numbers come from."""
+    """Write the golden file with the provenance of its numbers."""
     from conftest import make_tokenizer
 
     torch.set_num_threads(1)

@@ -43,7 +43,7 @@ def problems(draw):
     if minimum_sizes.freeze_first + minimum_sizes.freeze_last > len(shapes):
         minimum_sizes = replace(minimum_sizes, freeze_first=0)
     budget = draw(st.integers(0, decoder))
-    if draw(st.booleans()):  # what some set of unprotected groups costs exactly: where the greedy order runs dry
+    if draw(st.booleans()):  # the exact cost of a set of unprotected groups, which the greedy order may miss
         groups, channels = num_unprotected(geometry, minimum_sizes)
         budget = draw(st.integers(0, groups)) * group + draw(st.integers(0, channels)) * channel
     return geometry, build_group_table(importance, geometry), budget, minimum_sizes
@@ -66,15 +66,15 @@ def test_shortfall_is_less_than_the_cheapest_kept_unprotected_group(problem):
     geometry, table, budget, minimum_sizes = problem
     plan = select_groups(table, geometry, budget, minimum_sizes)
     kept = kept_mask(table, plan)
-    for layer, least in enumerate(minimum_sizes.smallest_shapes(geometry)):
-        for kind, floor in ((ATTENTION, least.num_kv_groups), (MLP, least.mlp_width)):
+    for layer, smallest in enumerate(minimum_sizes.smallest_shapes(geometry)):
+        for kind, minimum in ((ATTENTION, smallest.num_kv_groups), (MLP, smallest.mlp_width)):
             mine = (table.layer == layer) & (table.kind == kind)
-            if (kept & mine).sum() > floor:
+            if (kept & mine).sum() > minimum:
                 assert budget - plan.removed_params < table.cost[mine][0]
 
 
 @given(problems())
-def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(problem):
+def test_the_budget_is_met_to_within_one_channel_if_minimum_sizes_allow_it(problem):
     """The removed size against every combination of removed KV groups and channels."""
     geometry, table, budget, minimum_sizes = problem
     groups, channels = num_unprotected(geometry, minimum_sizes)
@@ -86,18 +86,18 @@ def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(pr
 
 
 @given(problems(), epsilons)
-def test_floors_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, epsilon):
+def test_minimum_sizes_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, epsilon):
     """Minimum sizes hold, and a frozen layer never leaves."""
     geometry, table, budget, minimum_sizes = problem
     plan = select_groups(table, geometry, budget, minimum_sizes, epsilon)
     past_free = geometry.num_layers - minimum_sizes.freeze_last
-    for layer, (keep, least) in enumerate(zip(plan.layers, minimum_sizes.smallest_shapes(geometry), strict=True)):
+    for layer, (keep, smallest) in enumerate(zip(plan.layers, minimum_sizes.smallest_shapes(geometry), strict=True)):
         if layer in plan.removed_layers:
             assert epsilon is not None
             assert minimum_sizes.freeze_first <= layer < past_free
         else:
-            assert keep.shape.num_kv_groups >= least.num_kv_groups
-            assert keep.shape.mlp_width >= least.mlp_width
+            assert keep.shape.num_kv_groups >= smallest.num_kv_groups
+            assert keep.shape.mlp_width >= smallest.mlp_width
     assert len(plan.removed_layers) < geometry.num_layers
 
 

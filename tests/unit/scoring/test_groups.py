@@ -1,4 +1,4 @@
-"""The table of all groups: order, costs, scores, its CSV, and its refusal of numbers that are none."""
+"""The table of all groups: order, costs, scores, CSV, and refusal of values that are not finite."""
 
 import csv
 
@@ -21,7 +21,7 @@ def geometry(make):
 
 
 def test_costs_add_up_to_all_prunable_parameters(tiny):
-    """sum(cost) is what is left of the decoder without norms and output biases, counted on the modules."""
+    """sum(cost) is the number of parameters of the decoder without norms and output biases, counted on the modules."""
     geometry = geometry_of(tiny)
     table = build_group_table(random_importance(geometry), geometry)
     stays = ("norm.weight", "o_proj.bias", "down_proj.bias")
@@ -67,7 +67,7 @@ def test_a_depth_profile_is_a_power_of_the_depth_of_mean_zero_for_one_kind(kind)
     assert not depth_profile(1, kind, 1).any()
 
 
-def test_a_normalised_copy_changes_the_score_and_not_the_importance(geometry):
+def test_normalized_importances_change_the_score_and_not_the_importance(geometry):
     importance = random_importance(geometry)
     halved = [{kind: values / 2 for kind, values in layer.items()} for layer in importance]
     table = build_group_table(importance, geometry, halved)

@@ -46,7 +46,7 @@ def test_the_scale_of_a_block_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)
-def test_a_block_that_is_worth_nothing_stays_finite(name):
+def test_a_block_without_importance_stays_finite(name):
     assert np.isfinite(NORMALIZERS[name](np.zeros(4), np.zeros(4), 7)).all()
 
 
@@ -54,8 +54,8 @@ def test_equal_ranks_go_to_the_lower_index_first():
     np.testing.assert_array_equal(NORMALIZERS["rank"](np.ones(4), np.ones(4), 8), [2, 4, 6, 8])
 
 
-def test_each_kind_of_each_layer_is_normalised_on_its_own_and_by_its_own_cost():
-    """Mean score per parameter: 1 in every block, whatever a group of that kind costs."""
+def test_each_kind_of_each_layer_is_normalized_by_itself_and_by_its_own_cost():
+    """The mean score per parameter is 1 in every block, whatever the cost of a group."""
     geometry = geometry_of(make_tiny("llama-8q4kv"))
     generator = np.random.default_rng(0)
     raw = [
@@ -70,7 +70,7 @@ def test_each_kind_of_each_layer_is_normalised_on_its_own_and_by_its_own_cost():
     np.testing.assert_array_equal(table.importance[:4], raw[0]["attention"])  # the table still shows the raw ones
 
 
-def test_output_takes_the_writers_part_and_without_one_the_importance_itself():
+def test_output_ranks_by_the_output_projection_if_it_is_scored_separately():
     geometry = geometry_of(make_tiny("llama-8q4kv", num_hidden_layers=1))
     layer = {"attention": np.array([1.0, 2, 3, 4]), "mlp": np.arange(96.0)}
     parts = {"attention.output": layer["attention"][::-1], "mlp.output": layer["mlp"][::-1]}

@@ -1,4 +1,4 @@
-"""Scores on disk: what is read is what was written, and a file that does not belong to the model is refused."""
+"""Scores on disk: a round trip, and refusal of damaged files and of files of another model."""
 
 import json
 import math
@@ -42,9 +42,9 @@ def model():
     return make_tiny("qwen2-14q2kv")
 
 
-@pytest.mark.parametrize("method", ["taylor", "flap"])  # with and without the writer's part
+@pytest.mark.parametrize("method", ["taylor", "flap"])  # with and without the share of the output projection
 @pytest.mark.parametrize("with_influence", [True, False])
-def test_what_is_read_is_what_was_written(model, tmp_path, method, with_influence):
+def test_scores_read_back_as_they_were_written(model, tmp_path, method, with_influence):
     written = scores_of(model, method, with_influence)
     written.write(tmp_path / "any name")
     read = Scores.read(tmp_path / "any name")
@@ -65,7 +65,7 @@ def test_what_is_read_is_what_was_written(model, tmp_path, method, with_influenc
 
 
 def test_more_than_ten_layers_are_not_mixed_up(tmp_path):
-    """Layer 1 is not layers 10 and 11."""
+    """The prefix of layer 1 is not that of layers 10 and 11."""
     by_layer = tuple({"attention": np.full(2, float(i)), "mlp": np.full(3, float(i))} for i in range(12))
     Scores(by_layer, None, np.zeros((12, 7, 16), np.float32), {}).write(tmp_path / "s.npz")
     for index, layer in enumerate(Scores.read(tmp_path / "s.npz").by_layer):
@@ -101,7 +101,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_is_not_one_is_refused_by_its_name(model, tmp_path, damage):
+def test_a_damaged_file_is_refused_by_its_name(model, tmp_path, damage):
     path = tmp_path / "scores.npz"
     scores_of(model).write(path)
     DAMAGES[damage](path)
@@ -110,7 +110,7 @@ def test_a_file_that_is_not_one_is_refused_by_its_name(model, tmp_path, damage):
 
 
 def test_a_changed_byte_is_noticed(model, tmp_path):
-    """Archives carry checksums: no importance is silently another."""
+    """The checksums of the archive are verified."""
     path = tmp_path / "scores.npz"
     scores_of(model).write(path)
     flip(path, b"1.mlp.npy", 200, 1)
@@ -120,7 +120,7 @@ def test_a_changed_byte_is_noticed(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_same_model_is_recognised_in_any_dtype(model, dtype):
-    """Scored in float32, cut in bfloat16, or the other way round."""
+    """Scored in float32 and pruned in bfloat16, or the reverse."""
     scores, other = scores_of(model), make_tiny("qwen2-14q2kv").to(getattr(torch, dtype))
     scores.check_belongs_to(geometry_of(other), sample_of(other), dtype)
 
@@ -144,7 +144,7 @@ def test_scores_of_another_model_are_refused(model, stranger):
 @pytest.mark.parametrize("linear", LINEARS)
 @pytest.mark.parametrize(("dtype", "change"), [("float32", 1.0001), ("bfloat16", 1.1)])
 def test_one_linear_with_other_weights_is_noticed_in_any_layer(model, linear, dtype, change):
-    """As in a model that was fine-tuned a little, in the last layers only: the same dtype has the same values."""
+    """Such as a model whose last layers were fine-tuned a little."""
     scores, last = scores_of(model), model.model.layers[-1].get_submodule(linear)
     last.weight.data[0] *= change
     with pytest.raises(InputError, match="other weights"):
@@ -250,7 +250,7 @@ def test_score_model_records_where_scores_come_from(model, layer_importance):
         ({"method": "magnitude", "calibration": None, "layer_importance": "perplexity"}, "text for the influence"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(model, arguments, complaint):
+def test_invalid_scoring_arguments_are_refused(model, arguments, complaint):
     settings = {"method": "taylor", "calibration": TEXT, "base_model": "some/model"} | arguments
     with pytest.raises(InputError, match=complaint):
         score_model(LoadedModel(Decoder(model), None, "float32"), **settings)

@@ -1,4 +1,4 @@
-"""The budget search as one stage: the plan it gives is the one it judged, and the report's words stay."""
+"""The budget search as one stage: its plan, and the words of its report, which are a schema."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def problem(loaded):
     ("reconstruct", "report_name"),
     [("none", "GradientMoves"), ("lstsq", "ProfileMoves"), ("blocks", "ProfileMoves"), ("bias", "ProfileMoves")],
 )
-def test_the_plan_is_selected_from_the_table_and_reported_in_the_words_of_old_reports(
+def test_the_plan_is_selected_from_the_table_and_reported_by_the_schema(
     loaded, problem, tmp_path, reconstruct, report_name
 ):
     state_file = tmp_path / "state.json"
