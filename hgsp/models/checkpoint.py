@@ -151,21 +151,7 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
         InputError: no model, missing weights, or a .bin that holds more than tensors and plain values.
     """
     if is_bin(path):
-        content = _read_bin(Path(path))
-        config = AutoConfig.for_model(**json.loads(content["config"]))
-        state = content["state_dict"]
-        if dtype is not None:
-            config.dtype = dtype
-            state = {name: tensor.to(dtype) for name, tensor in state.items()}
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        _check_names(model, state, Path(path))
-        model.load_state_dict(state, assign=True, strict=False)
-        model.tie_weights()
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its tables are no weights, and float32
-        if content["generation_config"] is not None:
-            model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
-        return model.to(device).eval()
+        return _load_bin(Path(path), dtype).to(device).eval()
     try:
         model = load_complete(path, dtype=dtype or "auto")
     except InputError:
@@ -173,6 +159,24 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
     except (OSError, ValueError) as error:
         raise _not_a_model(path, error) from error
     return model.to(device).eval()
+
+
+def _load_bin(path: Path, dtype: torch.dtype | None) -> Any:
+    content = _read_bin(path)
+    config = AutoConfig.for_model(**json.loads(content["config"]))
+    state = content["state_dict"]
+    if dtype is not None:
+        config.dtype = dtype
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    _check_names(model, state, path)
+    model.load_state_dict(state, assign=True, strict=False)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # float32 buffers that are not in the file
+    if content["generation_config"] is not None:
+        model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
+    return model
 
 
 def is_bin(path: str | Path) -> bool:

@@ -50,6 +50,7 @@ class Geometry:
         return self.queries_per_kv * self.head_dim if kind == "attention" else 1
 
     def params_per_group(self, kind: str) -> int:
+        """Return the number of parameters of one group."""
         return self.kv_group_params if kind == "attention" else self.mlp_channel_params
 
     def layer_params(self, shape: LayerShape) -> int:

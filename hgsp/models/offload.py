@@ -34,6 +34,7 @@ class SafetensorFiles:
                     self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
+        """Read a tensor in its stored dtype."""
         with open_weights(self._file_of[name]) as tensors:
             return tensors.get_tensor(name)
 
@@ -102,6 +103,28 @@ def load_offloaded(
     files = SafetensorFiles(_local_folder(source.name))
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
+    on = single_device(device)
+    held = {
+        name: files.read(name).to(on, DTYPES[dtype])
+        for name in _stored_names(source.name, model, files)
+        if not name.startswith(LAYER_PREFIX)
+    }
+    model.load_state_dict(held, strict=False, assign=True)
+    if "lm_head.weight" in held:
+        refuse_own_head(model)
+    model.tie_weights()
+    with suppress(OSError):  # without the file, the skeleton's is made from the config
+        model.generation_config = GenerationConfig.from_pretrained(source.name)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
+    return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
+
+
+def _stored_names(source_name: str, model: Any, files: SafetensorFiles) -> list[str]:
+    """Return the names of the model's tensors in the files; a tied head need not be there.
+
+    Raises:
+        InputError: tensors that are missing, of the wrong shape, or without a parameter in the model.
+    """
     tied = model.config.tie_word_embeddings
     wanted = {
         name: tuple(tensor.shape)
@@ -111,23 +134,13 @@ def load_offloaded(
     missing = sorted(wanted.keys() - files.shapes.keys())
     wrong = [name for name, shape in wanted.items() if files.shapes.get(name, shape) != shape]
     if missing or wrong:
-        got = f"{len(missing)} missing, such as {missing[0]}" if missing else f"another shape of {wrong[0]}"
         raise InputError(
-            expected=f"every weight of '{source.name}' in its safetensors files, of the shape that config.json says",
-            got=got,
+            expected=f"every weight of '{source_name}' in its safetensors files, of the shape that config.json says",
+            got=f"{len(missing)} missing, such as {missing[0]}" if missing else f"another shape of {wrong[0]}",
             remedy="check that the download is complete; config.json and the weights belong together",
         )
-    refuse_unplaced_weights(source.name, files.shapes.keys() - wanted.keys(), model.config)
-    on = single_device(device)
-    held = {name: files.read(name).to(on, DTYPES[dtype]) for name in wanted if not name.startswith(LAYER_PREFIX)}
-    model.load_state_dict(held, strict=False, assign=True)
-    if "lm_head.weight" in held:
-        refuse_own_head(model)
-    model.tie_weights()
-    with suppress(OSError):  # without the file, the skeleton's is made from the config
-        model.generation_config = GenerationConfig.from_pretrained(source.name)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
-    return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
+    refuse_unplaced_weights(source_name, files.shapes.keys() - wanted.keys(), model.config)
+    return list(wanted)
 
 
 def _local_folder(name: str) -> Path:
