@@ -47,8 +47,8 @@ LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *MLP_INPUTS, MLP_OUTPUT)
 class Family:
     """One model family: its names in transformers, the classes of its pruned form, and the parts of its models.
 
-    All layers of a model see the same attention mask: ``check_prunable`` refuses sliding windows. ``logit_softcap`` is
-    the config key of the bound that is applied to the logits by tanh.
+    ``attention_types`` are the values of the config's ``layer_types`` that the decoder can build masks for; others are
+    refused. ``logit_softcap`` is the config key of the bound that is applied to the logits by tanh.
     """
 
     model_type: str
@@ -60,6 +60,7 @@ class Family:
     final_norm: str = "model.norm"
     head: str = "lm_head"
     logit_softcap: str | None = None
+    attention_types: frozenset[str] = frozenset({"full_attention"})
 
 
 FAMILIES = {
@@ -68,6 +69,8 @@ FAMILIES = {
     "mistral": Family("mistral", "hgsp_mistral", "HgspMistralConfig", "HgspMistralForCausalLM"),
     "qwen3": Family("qwen3", "hgsp_qwen3", "HgspQwen3Config", "HgspQwen3ForCausalLM"),
 }
+#: Dense and pruned model type -> family.
+_FAMILY_OF = {name: family for family in FAMILIES.values() for name in (family.model_type, family.pruned_model_type)}
 
 
 def family_of(config: Any) -> Family:
@@ -76,10 +79,10 @@ def family_of(config: Any) -> Family:
     Raises:
         InputError: the family is not supported.
     """
-    for family in FAMILIES.values():
-        if config.model_type in (family.model_type, family.pruned_model_type):
-            return family
-    raise _unsupported(config.model_type, "")
+    family = _FAMILY_OF.get(config.model_type)
+    if family is None:
+        raise _unsupported(config.model_type, "")
+    return family
 
 
 def check_prunable(raw_config: Mapping[str, Any]) -> None:
@@ -92,9 +95,8 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
         InputError: the architecture is not supported, has a sliding window, or its weights are quantised.
     """
     model_type = str(raw_config.get("model_type"))
-    if model_type not in {
-        name for family in FAMILIES.values() for name in (family.model_type, family.pruned_model_type)
-    }:
+    family = _FAMILY_OF.get(model_type)
+    if family is None:
         experts = raw_config.get("num_local_experts") or raw_config.get("num_experts") or "moe" in model_type
         raise _unsupported(model_type, " (mixture of experts)" if experts else "")
     if raw_config.get("quantization_config") is not None:
@@ -105,7 +107,7 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
         )
     window = raw_config.get("sliding_window")
     found = f"sliding_window={window}" if window is not None and raw_config.get("use_sliding_window", True) else ""
-    if others := sorted({*(raw_config.get("layer_types") or ())} - {"full_attention"}):
+    if others := sorted({*(raw_config.get("layer_types") or ())} - family.attention_types):
         found = found or f"layer_types has {others[0]}"
     if found:
         raise InputError(

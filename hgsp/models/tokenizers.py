@@ -71,19 +71,21 @@ def check_vocabulary(num_embeddings: int, tokenizer: Any) -> list[str]:
     ]
 
 
-def check_token_ids(largest_id: int, num_embeddings: int, tokenizer: Any, text: str) -> None:
+def check_token_ids(largest_id: int, num_embeddings: int, tokenizer: Any | None, text: str) -> None:
     """Refuse a text with a token that has no row in the model's embedding.
 
     Args:
         largest_id: the largest token id of the text as the model reads it.
+        tokenizer: gives the token its name; None names the id alone.
         text: the name of the text.
 
     Raises:
         InputError: with the token.
     """
     if largest_id >= num_embeddings:
+        name = "" if tokenizer is None else f"{tokenizer.convert_ids_to_tokens(largest_id)!r}, "
         raise InputError(
             expected=f"a text in which every token has one of the model's {num_embeddings} embeddings",
-            got=f"{tokenizer.convert_ids_to_tokens(largest_id)!r}, id {largest_id}, in {text}",
+            got=f"{name}id {largest_id}, in {text}",
             remedy="take the token out of the text, or pass the tokenizer that belongs to the model",
         )

@@ -20,7 +20,7 @@ from hgsp.models.families import check_prunable
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.models.loading import inspect_model, load_dense
-from hgsp.models.tokenizers import load_own_tokenizer
+from hgsp.models.tokenizers import check_token_ids, load_own_tokenizer
 from hgsp.pipeline.decision import decide
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pruning.plan import PrunePlan
@@ -169,10 +169,12 @@ def score(
         spill_dir: folder for hidden states, None is memory.
 
     Raises:
-        InputError: an unknown method, an unsupported model, or a method that needs text without one.
+        InputError: an unknown method, an unsupported model, a method that needs text without one, or text with a
+            token that the model has no embedding for.
         NumericalError: a statistic is not finite.
     """
     check_prunable(model.config.to_dict())
+    _check_text(text, model)
     options = ScoringOptions(batch_size, checkpointing, None if spill_dir is None else Path(spill_dir))
     with eval_mode(model):
         groups = score_model(
@@ -208,11 +210,12 @@ def prune(
         inplace: consume the dense model, so that no more than one layer exists twice; else it is not changed.
 
     Raises:
-        InputError: a plan of another model, or too few sequences.
+        InputError: a plan of another model, too few sequences, or text with a token without an embedding.
         NumericalError: the pruned model's hidden states are not finite.
     """
     tensors = None
     if reconstruct is not None:
+        _check_text(reconstruct, model)
         plan = plan_for(method, plan)
         options = ReconstructionOptions(method, batch_size)
         with eval_mode(model):
@@ -244,6 +247,13 @@ def save(model: Any, tokenizer: Any, folder: str | Path, *, overwrite: bool = Fa
     with new_folder(target, overwrite) as partial:
         save_pruned(model, tokenizer, partial, with_bin=with_bin)
     return target
+
+
+def _check_text(text: Calibration | None, model: Any) -> None:
+    """Refuse calibration sequences with a token that the model has no embedding for."""
+    if text is not None:
+        num_embeddings = model.get_input_embeddings().weight.shape[0]
+        check_token_ids(int(text.input_ids.max()), num_embeddings, None, text.source)
 
 
 def _in_memory(model: Any) -> LoadedModel:

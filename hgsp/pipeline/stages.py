@@ -156,9 +156,8 @@ def prune_in_rounds(
 ) -> Pruning:
     """Select, search and reconstruct as the recipe says; with several rounds, a part of the budget at a time.
 
-    Every round starts from the dense model: it is scored as the last round left it, pruned to this round's share of
-    the budget, and reconstructed. The plan of the last round is the one that the search starts from. The dense model
-    is not changed.
+    Every round starts from the dense model, scores it as the previous round left it, prunes to this round's share of
+    the budget, and reconstructs. The search starts from the plan of the last round. The dense model is not changed.
 
     Raises:
         InputError, NumericalError: as ``score_groups``, ``search`` and ``reconstruct``.
@@ -199,7 +198,7 @@ def _searched(
     resources: Resources,
     progress: Progress,
 ) -> PruningDecision:
-    """The decision with the widths that the budget search found."""
+    """Return the decision with the widths that the budget search found."""
     plan = decision.plan
     problem = SearchProblem(
         decision.table,
@@ -233,7 +232,7 @@ def _reconstructed(
     resources: Resources,
     progress: Progress,
 ) -> Reconstruction:
-    """Refit the remaining weights; the tensors of finished layers wait on disk where there is a state folder."""
+    """Refit the remaining weights; with a state folder, tensors of finished layers are kept there on disk."""
     frozen = minimum_sizes.frozen_layers(dense.decoder.num_layers)
     options = ReconstructionOptions(recipe.reconstruct, resources.batch_size, resources.streams_dir, frozen)
     resume = None
@@ -253,7 +252,7 @@ def _fingerprint(dense: LoadedModel, plan: PrunePlan, options: ReconstructionOpt
 
 
 def _as_pruned(dense: LoadedModel, plan: PrunePlan, reconstruction: Reconstruction | None) -> LoadedModel:
-    """The dense model computing what the pruned one computes, to be scored again."""
+    """Return the dense model with what the plan drops zeroed out, to be scored again."""
     replaced = None if reconstruction is None else reconstruction.tensors
     surgery = Surgery(dense.model, plan, read=dense.read, replaced=replaced)
     return replace(dense, decoder=zero_padded_decoder(dense.decoder, surgery))

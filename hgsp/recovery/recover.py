@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig, require_packages
 from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import Teacher, check_same_vocabulary, inspect_teacher
+
+LOG = logging.getLogger(__name__)
 
 
 def recover(
@@ -76,7 +79,8 @@ def recover(
 
 def _checked_text(config: TrainingConfig, model: Any, tokenizer: Any) -> TrainingText:
     """Read the training text and check that the model has a row and a position for each of its tokens."""
-    check_vocabulary(model.config.vocab_size, tokenizer)
+    for warning in check_vocabulary(model.config.vocab_size, tokenizer):
+        LOG.warning("%s", warning)
     check_positions(model.config, "cutoff_len", config.cutoff_len)
     text = load_training_text(config, tokenizer)
     check_token_ids(text.largest_id, model.config.vocab_size, tokenizer, config.data_path)

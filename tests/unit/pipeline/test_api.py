@@ -1,6 +1,7 @@
 """The Python interface: ten lines give the command's result, and leave the user's model and logger alone."""
 
 import copy
+import dataclasses
 import json
 import logging
 import runpy
@@ -163,6 +164,17 @@ def test_a_ratio_out_of_reach_is_refused(loaded):
 def test_a_method_that_needs_text_says_so(loaded):
     with pytest.raises(InputError, match="calibration text"):
         hgsp.score(loaded[0], method="wanda")
+
+
+def test_text_with_a_token_without_an_embedding_is_refused(loaded):
+    model, _, text = loaded
+    ids = text.input_ids.clone()
+    ids[3, 5] = 300
+    foreign = dataclasses.replace(text, input_ids=ids)
+    with pytest.raises(InputError, match="id 300"):
+        hgsp.score(model, foreign)
+    with pytest.raises(InputError, match="id 300"):
+        hgsp.prune(model, hgsp.score(model, text).select(0.2), reconstruct=foreign)
 
 
 def test_save_replaces_a_model_only_when_told_to_and_nothing_else_ever(loaded, tmp_path):
