@@ -42,7 +42,7 @@ def load(name: str, *, dtype: str = "bfloat16", device: str | None = None) -> tu
     Args:
         name: hub id, local folder, or a .gguf file, which is de-quantised.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
-        device: None is the best there is, ``"auto"`` spreads the model over what accelerate finds.
+        device: None is the best available, ``"auto"`` spreads the model over what accelerate finds.
 
     Returns:
         The causal language model in eval mode, and the tokenizer.

@@ -1,4 +1,4 @@
-"""Recipes: settings of the whole pruning pipeline as data, by name. What ``best`` means is defined here."""
+"""Recipes: settings of the whole pruning pipeline as data, by name. ``best`` is defined here."""
 
 from __future__ import annotations
 

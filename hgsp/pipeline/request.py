@@ -45,18 +45,18 @@ class Request:
         return self.source.geometry
 
     def folder(self, ratio: float) -> Path:
-        """The result folder of a ratio."""
+        """Return the result folder of a ratio."""
         return Path(self.config.results_dir) / self.config.output_name_for(ratio)
 
     def resume_paths(self, ratio: float) -> ResumePaths:
-        """Paths of resumable state, next to the result folder, which exists only when the result is complete."""
+        """Return the paths of resumable state, next to the result folder, which exists only once it is complete."""
         folder = self.folder(ratio)
         return ResumePaths(
             folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction")
         )
 
     def resources(self, ratio: float | None = None, folder: Path | None = None) -> Resources:
-        """Where and how to compute; with a ratio, what pruning to it needs while it fills ``folder``."""
+        """Return where and how to compute; a ratio adds the paths of its state, and ``folder`` as scratch space."""
         config = self.config
         spill_dir = Path(config.spill_dir) if config.spill_dir else None
         resources = Resources(config.batch_size, config.use_gradient_checkpointing, spill_dir)

@@ -118,7 +118,7 @@ def draw_calibrations(
     Args:
         num_embeddings: of the model that will read the texts.
         scoring: whether scoring reads text.
-        at_most: whether a text that is too short to score with gives what it has.
+        at_most: whether a text that is too short to score with gives all its windows.
 
     Raises:
         InputError: a text is too short, or has a token without an embedding.
