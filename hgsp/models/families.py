@@ -69,8 +69,6 @@ FAMILIES = {
     "mistral": Family("mistral", "hgsp_mistral", "HgspMistralConfig", "HgspMistralForCausalLM"),
     "qwen3": Family("qwen3", "hgsp_qwen3", "HgspQwen3Config", "HgspQwen3ForCausalLM"),
 }
-#: Dense and pruned model type -> family.
-_FAMILY_OF = {name: family for family in FAMILIES.values() for name in (family.model_type, family.pruned_model_type)}
 
 
 def family_of(config: Any) -> Family:
@@ -79,7 +77,7 @@ def family_of(config: Any) -> Family:
     Raises:
         InputError: the family is not supported.
     """
-    family = _FAMILY_OF.get(config.model_type)
+    family = _family_named(config.model_type)
     if family is None:
         raise _unsupported(config.model_type, "")
     return family
@@ -95,7 +93,7 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
         InputError: the architecture is not supported, has a sliding window, or its weights are quantised.
     """
     model_type = str(raw_config.get("model_type"))
-    family = _FAMILY_OF.get(model_type)
+    family = _family_named(model_type)
     if family is None:
         experts = raw_config.get("num_local_experts") or raw_config.get("num_experts") or "moe" in model_type
         raise _unsupported(model_type, " (mixture of experts)" if experts else "")
@@ -115,6 +113,11 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
             got=f"sliding-window attention ({found})",
             remedy='use a version without it, such as Mistral-7B-v0.3, whose config.json has "sliding_window": null',
         )
+
+
+def _family_named(model_type: str) -> Family | None:
+    families = (family for family in FAMILIES.values() if model_type in (family.model_type, family.pruned_model_type))
+    return next(families, None)
 
 
 def _unsupported(model_type: str, detail: str) -> InputError:

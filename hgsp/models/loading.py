@@ -119,7 +119,7 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
         InputError: an adapter is in the folder, a file is broken, or a weight is missing, not in memory, of the wrong
             shape, or has no parameter in the model.
     """
-    refuse_adapter(name)
+    refuse_adapter(name, ask_hub=True)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
     except (SafetensorError, UnpicklingError, EOFError) as error:

@@ -15,13 +15,16 @@ from hgsp.errors import InputError
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def refuse_adapter(name: str | Path) -> None:
+def refuse_adapter(name: str | Path, *, ask_hub: bool = False) -> None:
     """Refuse a folder or hub id that holds an adapter: peft would apply it to weights it may be merged into already.
+
+    Args:
+        ask_hub: look at a hub id too, which takes a request.
 
     Raises:
         InputError: it has an ``adapter_config.json``, alone or beside a whole model.
     """
-    may_hold_one = Path(name).is_dir() or HUB_ID.fullmatch(str(name))
+    may_hold_one = Path(name).is_dir() or (ask_hub and HUB_ID.fullmatch(str(name)))
     found = find_adapter_config_file(str(name)) if may_hold_one else None
     if found is None:
         return

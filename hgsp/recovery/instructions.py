@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hgsp.data.rows import read_rows
+from hgsp.data.rows import is_plain, read_rows
 from hgsp.errors import InputError
 
 #: Headings of the parts of a row without a chat template.
@@ -53,7 +53,10 @@ def load_rows(data_path: str) -> list[dict[str, Any]]:
     Raises:
         InputError: no such file or dataset, or no rows in it.
     """
-    rows = read_rows(Path(data_path)) if Path(data_path).is_file() else _rows_from_hub(data_path)
+    path = Path(data_path)
+    if not path.exists() and not is_plain(path):  # the suffix of a file with rows: no need to ask the hub
+        raise InputError(expected="a file of rows", got=f"no file {path}", remedy="check the path")
+    rows = read_rows(path) if path.is_file() else _rows_from_hub(data_path)
     if not rows:
         raise InputError(expected=f"rows with {KNOWN_ROWS}", got=f"none in {data_path}", remedy="use other data")
     return rows

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from hgsp.data.calibration import tokenize
+from hgsp.data.rows import is_plain
 from hgsp.data.texts import CALIBRATE, DATASET_CHOICES, Text, canonical_name, load_text
 from hgsp.errors import InputError
 from hgsp.recovery.config import TrainingConfig
@@ -28,7 +29,6 @@ from hgsp.recovery.instructions import Passage, load_rows, passage_of
 LOG = logging.getLogger(__name__)
 
 IGNORED = -100
-ROWS = (".json", ".jsonl", ".parquet")
 MAX_VALIDATION_ROWS, VALIDATION_SHARE = 128, 0.05
 TOKENIZED_AT_ONCE = 1000
 Item = TypeVar("Item")
@@ -81,9 +81,9 @@ def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
         raise InputError(
             expected="a tokenizer with an end-of-text token", got="one without", remedy="set eos_token in its files"
         )
-    is_plain = _is_plain_text(config.data_path)
-    everything = is_plain or config.train_on_inputs or config.distill_from is not None
-    if is_plain:
+    plain = _is_plain_text(config.data_path)
+    everything = plain or config.train_on_inputs or config.distill_from is not None
+    if plain:
         text, train, held_out, notes = _samples_of_text(config, tokenizer)
     else:
         text, train, held_out, notes = _samples_of_rows(config, tokenizer, everything=everything)
@@ -184,7 +184,7 @@ def pack(samples: Sequence[Sample], length: int) -> list[Sample]:
 
 def _is_plain_text(data_path: str) -> bool:
     path = Path(data_path)
-    return canonical_name(data_path) in DATASET_CHOICES or (path.is_file() and not set(ROWS) & set(path.suffixes))
+    return canonical_name(data_path) in DATASET_CHOICES or (path.is_file() and is_plain(path))
 
 
 def _sample(

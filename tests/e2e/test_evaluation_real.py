@@ -216,7 +216,7 @@ def test_two_processes_give_the_numbers_of_one(smollm, data_dir, tmp_path):
         command = [str(part) for part in (*launch, *script, *flags, "--output", output)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert ("2 processes share out" in done.stderr) is (processes == 2)
+        assert ("2 processes share the items" in done.stderr) is (processes == 2)
         found.append(json.loads((output / "results.json").read_text())["results"])
     for one, two in zip(*found, strict=True):
         assert one["task"] == two["task"]

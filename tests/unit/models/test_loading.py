@@ -278,6 +278,19 @@ def test_an_adapter_beside_a_whole_model_is_refused(saved, reader):
         READERS[reader](folder)
 
 
+def test_an_adapter_of_the_hub_is_refused_when_weights_are_loaded(saved, monkeypatch):
+    folder = saved(make_tiny("llama-8q4kv"))
+    asked = []
+    (folder / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(
+        "hgsp.models.weight_checks.find_adapter_config_file",
+        lambda name: asked.append(name) or str(folder / "adapter_config.json"),
+    )
+    with pytest.raises(InputError, match=r"a model and an adapter"):
+        load_pruned("some/model")
+    assert asked == ["some/model"]
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_an_adapter_alone_is_to_be_merged_first(tmp_path, reader):
     (tmp_path / "adapter_config.json").write_text("{}")
