@@ -44,9 +44,10 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Pages and tables that are made from docstrings and results.
+# Pages and tables made from docstrings, flags and results; and the API pages, in site/.
 docs: $(VENV)/installed
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/docs_site.py site
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -1,6 +1,6 @@
-"""How far a pruned model's next-token distributions are from the dense model's, on text.
+"""KL divergence between the next-token distributions of the dense and the pruned model, on text.
 
-T tokens of a window | V vocab
+T tokens of a window | H hidden | V vocab
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Log-probabilities in float32 at a time, in values.
-AT_ONCE = 1 << 22
+#: Float32 log-probabilities computed at a time, in values.
+CHUNK_VALUES = 1 << 22
 
 
 class DenseReference:
-    """A dense model on windows of text: its last hidden states [T, H] are kept, so that its layers run only once."""
+    """A dense model evaluated on windows of text; caches its last hidden states [T, H], so its layers run only once."""
 
     @torch.inference_mode()
     def __init__(self, dense: Any, windows: Sequence[Tensor]) -> None:
@@ -26,9 +26,9 @@ class DenseReference:
 
     @torch.inference_mode()
     def compare(self, pruned: Any) -> tuple[float, float]:
-        """Perplexity of the pruned model and mean KL(dense || pruned) in nats per predicted token, from one pass.
+        """Return the pruned model's perplexity and the mean KL(dense || pruned) in nats per predicted token.
 
-        Log-probabilities are float32, a window's sums float64; two windows' logits [T, V] exist at a time.
+        Log-probabilities are float32, sums float64. Memory holds one window's logits [T, V] of both models at a time.
         """
         sums = [
             _window_sums(self._head(hidden), pruned(**_inputs(pruned, window)).logits[0, :-1], window[1:])
@@ -45,8 +45,8 @@ def _inputs(model: Any, window_T: Tensor) -> dict[str, Any]:
 
 
 def _window_sums(dense_TV: Tensor, pruned_TV: Tensor, targets_T: Tensor) -> tuple[float, float]:
-    """Negative log-likelihood of the targets under the pruned model, and KL, summed over the window."""
-    rows = max(1, AT_ONCE // dense_TV.shape[1])
+    """Return the pruned model's negative log-likelihood of the targets, and KL, both summed over a window."""
+    rows = max(1, CHUNK_VALUES // dense_TV.shape[1])
     nll = kl = 0.0
     pieces = (dense_TV.split(rows), pruned_TV.split(rows), targets_T.to(dense_TV.device).split(rows))
     for dense, pruned, targets in zip(*pieces, strict=True):

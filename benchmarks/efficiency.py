@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Size, arithmetic, latency and memory of several models side by side, as ratios to the first.
+"""Size, FLOPs, latency and memory of several models side by side, as ratios to the first.
 
 python benchmarks/efficiency.py --models dense=FOLDER p20=FOLDER p50=FOLDER --output efficiency.json
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from machine import provenance
 
-from hgsp.cli.main import quiet_libraries
+from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.progress import terminal
 from hgsp.evaluation.metrics.efficiency import Workload, measure_timings, static_costs
 from hgsp.evaluation.models import load_model
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=PATH")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--threads", type=int, help="CPU threads (unset: torch's choice)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--prompt_len", type=int, default=128)
     parser.add_argument("--decode_len", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=7)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def widths(model: Any) -> dict[str, Any]:
-    """How regular the layers are: kernels like multiples of 16 or 64."""
+    """Summarise the layers' widths; kernels are fastest at multiples of 16 or 64."""
     mlp = [shape.mlp_width for shape in geometry_of(model).shapes if shape.mlp_width]
     return {
         "mlp_min": min(mlp),

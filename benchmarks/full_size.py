@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Prune a random-weight checkpoint of the exact shape of a 7B or 8B model with --offload, and check the result.
 
-The checkpoint is written, scored with a few short samples, cut by 20 %, saved, and read back layer by layer: its logits
-must be those of the dense model in which the dropped groups write nothing.
+The checkpoint is written, scored on a few short sequences, pruned by 20 %, saved, and read back layer by layer: its
+logits must equal those of the dense model with the removed groups masked.
 
     python benchmarks/full_size.py --model LLaMA-3-8B --work_dir scratch --output full_size.json
 """
@@ -22,18 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import peak_rss_bytes, provenance
+from machine import provenance
 from shapes import SHAPES, byte_tokenizer, config_of
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from hgsp.environment import peak_memory_bytes
 from hgsp.models.checkpoint import save_streamed
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded
-from hgsp.pruning.select import MinimumSizes, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, budget_for_ratio, kept_mask, select_groups
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.scores import Scores
 
@@ -45,10 +47,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="LLaMA-3-8B")
     parser.add_argument("--method", default="taylor")
-    parser.add_argument("--layers", type=int, help="fewer layers than the model has, for a quick try")
+    parser.add_argument("--layers", type=int, help="number of layers, for a quick try (default: all)")
     parser.add_argument("--nsamples", default="4")
     parser.add_argument("--seq_len", default="64")
-    parser.add_argument("--work_dir", type=Path, required=True, help="needs about three times the model's size")
+    parser.add_argument(
+        "--work_dir", type=Path, required=True, help="scratch folder; needs about three times the model's size"
+    )
     parser.add_argument("--no_bin", action="store_true")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -78,8 +82,8 @@ def main() -> None:
         "pruning_wall_s": round(wall_s, 1),
         "pruning_peak_rss_bytes": usage.ru_maxrss * 1024,
         **check(dense, options.work_dir / "pruned"),
-        **time_the_table(options.work_dir / "pruned", dense),
-        "checking_peak_rss_bytes": peak_rss_bytes(),
+        **time_selection(options.work_dir / "pruned", dense),
+        "checking_peak_rss_bytes": peak_memory_bytes("cpu"),
     }
     print(json.dumps(result, indent=2))
     if options.output:
@@ -87,7 +91,7 @@ def main() -> None:
 
 
 def write_random_checkpoint(name: str, layers: int | None, folder: Path) -> None:
-    """Weights of a fresh model, one shard at a time, written only if they are not there."""
+    """Write random weights one shard at a time, unless the checkpoint exists."""
     if (folder / "config.json").exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -107,7 +111,7 @@ def write_random_checkpoint(name: str, layers: int | None, folder: Path) -> None
 
 @torch.no_grad()
 def check(dense_folder: Path, pruned_folder: Path) -> dict[str, Any]:
-    """Difference of last-token logits between the pruned model and the masked dense one, relative to their spread."""
+    """Compare last-token logits of the pruned and the masked dense model, relative to their standard deviation."""
     plan = PrunePlan.read_json(pruned_folder / "prune_plan.json")
     input_ids = torch.randint(0, 256, (1, 16), generator=torch.Generator().manual_seed(0))
     pruned = logits(load_offloaded(inspect_model(str(pruned_folder)), "bfloat16", "cpu")[0], input_ids, None)
@@ -125,25 +129,25 @@ def check(dense_folder: Path, pruned_folder: Path) -> dict[str, Any]:
 
 
 def logits(decoder: Decoder, input_ids: Tensor, plan: PrunePlan | None) -> Tensor:
-    """Last-token logits [V] float32, reading one layer at a time; with a plan, dropped groups write nothing."""
+    """Return last-token logits [V], float32, loading one layer at a time; a ``plan`` masks the groups it removes."""
     geometry = geometry_of(decoder.model)
     hidden = decoder.embed(input_ids)
     for index in range(decoder.num_layers):
         with decoder.layer(index) as module, ExitStack() as hooks:
             if plan is not None:
-                width = geometry.queries_per_kv * geometry.head_dim
+                width = geometry.columns_per_group("attention")
                 groups = torch.tensor(plan.layers[index].kv_groups)
                 columns = (groups[:, None] * width + torch.arange(width)).flatten()
-                hooks.enter_context(reading_only(module.get_submodule(ATTENTION_OUTPUT), columns))
+                hooks.enter_context(masked_inputs(module.get_submodule(ATTENTION_OUTPUT), columns))
                 channels = torch.tensor(plan.layers[index].mlp_channels)
-                hooks.enter_context(reading_only(module.get_submodule(MLP_OUTPUT), channels))
+                hooks.enter_context(masked_inputs(module.get_submodule(MLP_OUTPUT), channels))
             hidden = decoder.call(module, hidden)
-    return decoder.model.lm_head(decoder.model.model.norm(hidden[:, -1]))[0].float()
+    return decoder.logits(hidden[:, -1])[0].float()
 
 
 @contextmanager
-def reading_only(linear: nn.Module, columns: Tensor) -> Iterator[None]:
-    """Let a Linear see only some of its inputs; the others are zero."""
+def masked_inputs(linear: nn.Module, columns: Tensor) -> Iterator[None]:
+    """Zero all inputs of a Linear except ``columns`` within the ``with`` block."""
 
     def mask(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         kept = torch.zeros_like(args[0])
@@ -157,17 +161,17 @@ def reading_only(linear: nn.Module, columns: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def time_the_table(pruned_folder: Path, dense_folder: Path) -> dict[str, Any]:
-    """Seconds to order and cut all groups, and to write them as CSV."""
+def time_selection(pruned_folder: Path, dense_folder: Path) -> dict[str, Any]:
+    """Return the seconds needed to select from all groups, and to write them as CSV."""
     geometry = inspect_model(str(dense_folder)).geometry
     scores = Scores.read(pruned_folder / "scores.npz")
     start = time.perf_counter()
     table = build_group_table(scores.by_layer, geometry)
     plan = select_groups(table, geometry, budget_for_ratio(geometry, RATIO, MinimumSizes()), MinimumSizes())
-    cut_s = time.perf_counter() - start
+    select_s = time.perf_counter() - start
     start = time.perf_counter()
     table.write_csv(pruned_folder / "global_group_table.csv", kept_mask(table, plan))
-    return {"groups": len(table), "cut_s": round(cut_s, 3), "csv_s": round(time.perf_counter() - start, 2)}
+    return {"groups": len(table), "cut_s": round(select_s, 3), "csv_s": round(time.perf_counter() - start, 2)}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Perplexity after pruning, per importance method, score normalisation, temperature and ratio. No training.
 
-Each method scores once; every combination is cut from those scores, applied and measured. Results already in the output
-file are not computed again.
+Each method scores once; every combination is selected from those scores, applied and measured. Resumes from the output
+file.
 
     python benchmarks/methods.py --base_model MODEL --calibrate wiki.valid.raw --evaluate wiki.test.raw \\
         --methods taylor fisher wanda --normalizations none rank --ratios 0.2 0.5 --output methods.json
@@ -18,17 +18,19 @@ from typing import Any
 
 from machine import provenance
 
-from hgsp.cli.main import quiet_libraries
+from hgsp.console.exit_codes import quiet_libraries
 from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import CALIBRATE, EVALUATE, load_text
 from hgsp.evaluation.metrics.ppl import perplexity
-from hgsp.models.decoder import Decoder
-from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.models.loaded import load_for_pruning
+from hgsp.models.loading import inspect_model, load_dense
+from hgsp.models.tokenizers import load_tokenizer
 from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.methods import METHODS
-from hgsp.scoring.score import ScoringOptions, score_groups
-from hgsp.scoring.scores import Scores, sample_weights
+from hgsp.scoring.score import ScoringOptions
+from hgsp.scoring.score_model import score_model
+from hgsp.scoring.scores import RankingOptions, Scores
 
 
 def main() -> None:
@@ -65,12 +67,12 @@ def main() -> None:
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes a cell of the table."""
+    """Return the settings that identify a row."""
     return row["method"], row["normalization"], row["temperature"], row["ratio"]
 
 
 class Bench:
-    """One model, one calibration and one evaluation text; scores are kept per method."""
+    """One model with one calibration and one evaluation text; caches the scores of each method."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -83,13 +85,12 @@ class Bench:
         self.dense = self._perplexity(load_dense(self._source, "bfloat16", options.device))
 
     def measure(self, method: str, normalization: str, temperature: float, ratio: float) -> dict[str, Any]:
-        """PPL and shape of one cell."""
+        """Return perplexity and shape of one pruned model."""
         if method not in self._scores:
             self._scores[method] = self._score(method)
         geometry = self._source.geometry
         denominator = geometry.decoder_params if self._options.denominator == "decoder" else geometry.total_params
-        name = METHODS[method].normalization if normalization == "auto" else normalization
-        table, _ = self._scores[method].table(geometry, name, temperature, None)
+        table, _ = self._scores[method].ranked(geometry, RankingOptions(normalization, temperature))
         plan = select_groups(table, geometry, int(ratio * denominator), MinimumSizes())
         pruned = apply_plan(load_dense(self._source, "bfloat16", self._options.device), plan)
         return {
@@ -100,13 +101,9 @@ class Bench:
         }
 
     def _score(self, method: str) -> Scores:
-        model = load_dense(self._source, "bfloat16", self._options.device)
-        found = score_groups(
-            Decoder(model), method, self._calibration, with_influence=True, options=ScoringOptions(batch_size=8)
-        )
-        state = model.state_dict()
-        sample = sample_weights(lambda name: state[name][:1], self._source.geometry.num_layers)
-        return Scores(found.by_layer, found.influence, sample, {})
+        loaded = load_for_pruning(self._source, "bfloat16", self._options.device)
+        name, options = Path(self._options.base_model).name, ScoringOptions(batch_size=8)
+        return score_model(loaded, method, self._calibration, options, base_model=name, layer_importance="cosine")
 
     def _perplexity(self, model: Any) -> dict[str, Any]:
         options = self._options

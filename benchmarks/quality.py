@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Quality after each way of making a model smaller, at the same size. No training. JSON, tables and a plot beside it.
+"""Quality after pruning with different settings to the same size, without training. Writes JSON, tables and a plot.
 
-Perplexity and KL to the dense model on the same windows, and with --tasks the mean zero-shot accuracy. Ways are in
-quality_ways.py, published methods in baselines/. Cells already in the output file are not computed again, the dense
-model's included; scores, searches and finished layers of reconstructions are kept beside it.
+Measures perplexity and KL to the dense model on the same windows and, with --tasks, mean zero-shot accuracy. Settings
+are defined in quality_settings.py, published methods in baselines/. Resumes from the output file; scores and the state
+of searches and reconstructions are kept next to it.
 
     python benchmarks/quality.py --base_model MODEL --calibrate wiki.valid.raw --evaluate wiki.test.raw c4.jsonl \\
         --ways fisher+lstsq llm-pruner flap-published --ratios 0.2 0.3 0.5 --output quality.json \\
@@ -25,9 +25,9 @@ from typing import Any
 from divergence import DenseReference
 from machine import provenance
 from quality_report import draw, markdown, mean_accuracy
-from quality_ways import SETTINGS, Maker
+from quality_settings import SETTINGS, Maker
 
-from hgsp.cli.main import quiet_libraries
+from hgsp.console.exit_codes import quiet_libraries
 from hgsp.data.calibration import tokenize
 from hgsp.data.texts import EVALUATE, load_text
 from hgsp.evaluation.metrics.harness import load_task, run_task
@@ -41,9 +41,15 @@ from hgsp.models.half_precision import fp32_matmul_fallback
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base_model", required=True)
-    parser.add_argument("--ways", nargs="+", choices=SETTINGS, default=["fisher", "fisher+lstsq"])
-    parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.3, 0.5], help="of the decoder layers")
-    parser.add_argument("--calibrate", nargs="+", default=["wikitext2"], help="several give as many sequences each")
+    parser.add_argument("--ways", dest="settings", nargs="+", choices=SETTINGS, default=["fisher", "fisher+lstsq"])
+    parser.add_argument(
+        "--ratios",
+        nargs="+",
+        type=float,
+        default=[0.2, 0.3, 0.5],
+        help="fractions of the decoder layers' parameters to remove",
+    )
+    parser.add_argument("--calibrate", nargs="+", default=["wikitext2"], help="texts, which contribute equally")
     parser.add_argument("--nsamples", type=int, default=64)
     parser.add_argument("--reconstruct_nsamples", type=int, default=256)
     parser.add_argument("--seq_len", type=int, default=256)
@@ -51,8 +57,8 @@ def main() -> None:
     parser.add_argument("--evaluate", nargs="+", default=["wikitext2"])
     parser.add_argument("--eval_seq_len", type=int, default=1024)
     parser.add_argument("--eval_windows", type=int, default=8)
-    parser.add_argument("--tasks", nargs="+", default=[], help=f"of {', '.join(ZERO_SHOT)}, or zeroshot for all")
-    parser.add_argument("--limit", type=int, help="items of each task")
+    parser.add_argument("--tasks", nargs="+", default=[], help=f"{', '.join(ZERO_SHOT)}, or zeroshot for all")
+    parser.add_argument("--limit", type=int, help="items per task")
     parser.add_argument("--data_dir", default=os.environ.get("HGSP_DATA_DIR"), help="local texts and tasks")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, required=True)
@@ -71,10 +77,10 @@ def main() -> None:
     if options.tasks and "dense_accuracy" not in result:
         result["dense_accuracy"] = bench.accuracy(bench.reference)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
-    for way, ratio in itertools.product(options.ways, options.ratios):
-        if (way, ratio) not in done:
-            make = functools.partial(SETTINGS[way], bench.maker)
-            result["rows"].append({"way": way, "ratio": ratio, **bench.measure(make, ratio)})
+    for setting, ratio in itertools.product(options.settings, options.ratios):
+        if (setting, ratio) not in done:
+            prune = functools.partial(SETTINGS[setting], bench.maker)
+            result["rows"].append({"way": setting, "ratio": ratio, **bench.measure(prune, ratio)})
             print(json.dumps(result["rows"][-1]), flush=True)
             options.output.write_text(json.dumps(result, indent=2) + "\n")
             options.output.with_suffix(".md").write_text(markdown(result))
@@ -82,7 +88,7 @@ def main() -> None:
 
 
 class Bench:
-    """Measures what is made of one model on several texts and tasks."""
+    """Measures pruned versions of one model on several texts and tasks."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -92,15 +98,15 @@ class Bench:
 
     @functools.cached_property
     def reference(self) -> Any:
-        """The dense model that is measured and compared with; ways get one of their own, which they may take over."""
+        """The dense model to measure and to compare with; settings load their own copy."""
         return self.maker.dense()
 
-    def measure(self, make: Callable[[int], Any], ratio: float) -> dict[str, Any]:
-        """Quality and size of the model made for a budget, what a search found, seconds from the dense model on."""
+    def measure(self, prune: Callable[[int], Any], ratio: float) -> dict[str, Any]:
+        """Prune and return quality, size, search results and the seconds that pruning took."""
         geometry = self.maker.source.geometry
         self.maker.found.clear()
         start = time.perf_counter()
-        model = make(round(ratio * geometry.decoder_params))
+        model = prune(round(ratio * geometry.decoder_params))
         seconds = round(time.perf_counter() - start, 1)
         removed = geometry.total_params - sum(parameter.numel() for parameter in model.parameters())
         reached = round(removed / geometry.decoder_params, 4)
@@ -111,7 +117,7 @@ class Bench:
 
     @functools.cached_property
     def _references(self) -> dict[str, DenseReference]:
-        """The dense model on windows of every text that is measured on, by the text's name."""
+        """The dense reference on the windows of every evaluation text, by the text's name."""
         options, references = self._options, {}
         for text in self._evaluated:
             ids = tokenize(text.content, self.maker.tokenizer)
@@ -120,7 +126,7 @@ class Bench:
         return references
 
     def quality(self, model: Any) -> dict[str, dict[str, float]]:
-        """Perplexity by text, and KL(dense || model) in nats per token."""
+        """Return perplexity, and KL(dense || model) in nats per token, by text."""
         found = {name: reference.compare(model) for name, reference in self._references.items()}
         return {
             "ppl": {name: round(ppl, 2) for name, (ppl, _) in found.items()},
@@ -128,7 +134,7 @@ class Bench:
         }
 
     def accuracy(self, model: Any) -> dict[str, Any]:
-        """Means over the zero-shot tasks with their standard errors, and every task's own."""
+        """Return mean zero-shot accuracies with standard errors, and the accuracies of every task."""
         options, tokenizer = self._options, self.maker.tokenizer
         scores = {
             task.spec.name: run_task(task, model, tokenizer, batch_size=options.batch_size, limit=options.limit)

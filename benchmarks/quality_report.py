@@ -1,4 +1,4 @@
-"""What ``quality.py`` measured, as means, as tables and as a picture."""
+"""Means, tables and a plot of the measurements of ``quality.py``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hgsp.evaluation.metrics.zeroshot import averages
 
 T = TypeVar("T")
 
-#: Nine, for ten colours: ninety ways differ.
+#: Nine markers with ten colours distinguish ninety settings.
 MARKERS = "os^vD<>PX"
 
-#: What guessing gets in a task: one in so many choices.
+#: Accuracy of guessing: one over the number of choices.
 CHANCE = {
     "boolq": 1 / 2,
     "piqa": 1 / 2,
@@ -30,7 +30,7 @@ CHANCE = {
 
 
 def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
-    """Both usual means over tasks; a mean's standard error is sqrt(sum of squared ones) / n, the tasks independent."""
+    """Return mean acc and acc_norm over tasks, with standard errors sqrt(sum of squares) / n, tasks independent."""
     means = averages({task: {name: score.value for name, score in found.items()} for task, found in scores.items()})
     assert means is not None
     result: dict[str, Any] = {}
@@ -43,16 +43,16 @@ def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Where the numbers are from, and their tables."""
+    """Return the provenance of the numbers, and their tables."""
     origin = f"{result['base_model']}, `{result['command']}`, commit {result['commit']}, {result['processor']}"
     return "\n".join([origin, "", *tables(result)])
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
-    """Lines of tables of ways by ratios: perplexity and KL to the dense model on every text, and mean accuracy.
+    """Return tables of settings by ratios, as lines: perplexity and KL to the dense model by text, and mean accuracy.
 
-    Where the dense model guesses in some tasks, also the mean without them: there an accuracy tells how often a model's
-    favourite answer happens to be right, and a worse model can have the better one.
+    If the dense model is no better than chance on some tasks, adds the mean without them: their accuracy only tells how
+    often a model's favourite answer happens to be right, and a worse model can score higher.
     """
     lines: list[str] = []
     for text, dense in result["dense"].items():
@@ -72,17 +72,17 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Perplexity on every text against the ratio, one line per way. Without matplotlib, says what is missing."""
+    """Plot perplexity on every text against the ratio, one line per setting; prints a hint without matplotlib."""
     if find_spec("matplotlib") is None:
-        print("no plot: it needs matplotlib (pip install 'hgsp[plots]')")
+        print("no plot: install matplotlib (pip install 'hgsp[plots]')")
         return
     from matplotlib.figure import Figure
 
     texts = list(result["dense"])
     figure = Figure(figsize=(6.4 * len(texts), 4.8), layout="constrained")
     for axes, text in zip(figure.subplots(1, len(texts), squeeze=False)[0], texts, strict=True):
-        for place, (way, line) in enumerate(_lines(result, text).items()):
-            axes.plot(*zip(*line, strict=True), label=way, marker=MARKERS[place % len(MARKERS)])
+        for place, (setting, line) in enumerate(_lines(result, text).items()):
+            axes.plot(*zip(*line, strict=True), label=setting, marker=MARKERS[place % len(MARKERS)])
         axes.axhline(result["dense"][text], color="grey", linestyle=":", label="dense")
         axes.set(xlabel="removed of the decoder layers' parameters", ylabel=f"perplexity, {text}", yscale="log")
         axes.set_title(result["base_model"])
@@ -91,7 +91,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _lines(result: Mapping[str, Any], text: str) -> dict[str, list[tuple[float, float]]]:
-    """Way -> (ratio really reached, perplexity), ascending."""
+    """Map each setting to its (reached ratio, perplexity) pairs, ascending."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in sorted(result["rows"], key=lambda row: row["ratio"]):
         if text in row["ppl"]:
@@ -100,9 +100,9 @@ def _lines(result: Mapping[str, Any], text: str) -> dict[str, list[tuple[float, 
 
 
 def _table(result: Mapping[str, Any], title: str, dense: str, cell: Callable[[Mapping[str, Any]], str]) -> list[str]:
-    """One table, or nothing where no row has what it shows."""
+    """Return the lines of one table, or none if all its cells are empty."""
     ratios = sorted({row["ratio"] for row in result["rows"]})
-    ways = list(dict.fromkeys(row["way"] for row in result["rows"]))
+    settings = list(dict.fromkeys(row["way"] for row in result["rows"]))
     cells = {(row["way"], row["ratio"]): cell(row) for row in result["rows"]}
     if not any(cells.values()):
         return []
@@ -110,8 +110,8 @@ def _table(result: Mapping[str, Any], title: str, dense: str, cell: Callable[[Ma
         f"| {title} | dense | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |",
         "|" + "---|" * (len(ratios) + 2),
         *(
-            f"| `{way}` | {dense} | " + " | ".join(cells.get((way, ratio), "") for ratio in ratios) + " |"
-            for way in ways
+            f"| `{setting}` | {dense} | " + " | ".join(cells.get((setting, ratio), "") for ratio in ratios) + " |"
+            for setting in settings
         ),
         "",
     ]
@@ -122,20 +122,20 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
-    """The mean that pruning papers give: of acc_norm, of acc where a task has no other."""
+    """Format the mean that pruning papers report: acc_norm, or acc for tasks without it."""
     found = row.get("accuracy")
     return "" if found is None else f"{100 * found['acc_norm']:.1f} ± {100 * found['acc_norm_stderr']:.1f}"
 
 
 def _guessed(accuracy: Mapping[str, Any] | None) -> list[str]:
-    """Tasks in which a model is no better than chance; none where that would be all of them."""
+    """Return the tasks on which a model is no better than chance; none if that is true of all."""
     by_task = {} if accuracy is None else accuracy["by_task"]
     guessed = [task for task, found in by_task.items() if _score(found, "acc_norm") <= CHANCE[task]]
     return guessed if len(guessed) < len(by_task) else []
 
 
 def _accuracy_without(guessed: Sequence[str], row: Mapping[str, Any]) -> str:
-    """The same mean over the other tasks, with the binomial standard error if each had the same number of items."""
+    """Format the mean over the other tasks, with the binomial standard error if all tasks had ``limit`` items."""
     accuracy = row.get("accuracy")
     if accuracy is None:
         return ""
@@ -148,5 +148,5 @@ def _accuracy_without(guessed: Sequence[str], row: Mapping[str, Any]) -> str:
 
 
 def _score(found: Mapping[str, T], metric: str) -> T:
-    """A task's value of this metric, of acc where it has no such one."""
+    """Return a task's value of this metric, or of acc if it has none."""
     return found.get(metric, found["acc"])

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What scoring and reconstruction cost per layer at the shape of a real model, and what the whole model would take.
+"""Time of scoring and reconstruction per layer at the shape of a real model, and an estimate for the whole model.
 
-Both run on a model with few layers and random weights, cut by 20 %. Solving the least squares takes the same time
-whatever the text, and is timed apart, as is an epoch of refitting whole blocks; all else grows with the tokens. The
-vocabulary is next to nothing: what is timed are layers.
+Both run on a model with few layers and random weights, pruned by 20 %. Solving the least squares takes the same time
+for any amount of text and is timed separately, as is an epoch of refitting whole blocks; everything else is linear in
+the number of tokens. The vocabulary is tiny, so that only layers are timed.
 
     python benchmarks/reconstruction.py --model LLaMA-3-8B --output reconstruction.json
 """
@@ -29,13 +29,14 @@ from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
-from hgsp.pipeline.config import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES, PruneConfig
+from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.recipes import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES
 from hgsp.pruning.select import MinimumSizes, budget_for_ratio, select_groups
 from hgsp.pruning.surgery import Surgery
 from hgsp.reconstruction.block_fit import STEP_TOKENS, fit_block, num_epochs
 from hgsp.reconstruction.least_squares import solve
 from hgsp.reconstruction.paired_forward import HELD_OUT
-from hgsp.reconstruction.reconstruct import reconstruct
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, reconstruct
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import ScoringOptions, score_groups
 
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per layer of scoring and of reconstruction."""
+    """Return the seconds per layer of scoring and of each part of reconstruction."""
     with torch.device(options.device):
         config = config_of(options.model, num_hidden_layers=options.layers, vocab_size=SMALL_VOCABULARY)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
@@ -84,14 +85,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         budget_for_ratio(geometry, RATIO, minimum_sizes),
         minimum_sizes,
     )
-    surgery = Surgery(model.config, geometry, plan, lambda name: model.get_parameter(name).detach())
+    surgery = Surgery(model, plan)
     solving, fitting = Timed(solve), Timed(fit_block)
     with (
         patch("hgsp.reconstruction.reconstruct.solve", solving),
         patch("hgsp.reconstruction.reconstruct.fit_block", fitting),
     ):
         _, reconstruct_s = timed(
-            lambda: reconstruct(decoder, surgery, calibration, batch_size=options.batch_size, whole_blocks=True)
+            lambda: reconstruct(decoder, surgery, calibration, ReconstructionOptions("blocks", options.batch_size))
         )
     tokens = calibration.input_ids.numel()
     rest_s = reconstruct_s - solving.seconds - fitting.seconds
@@ -105,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class Timed:
-    """A function that adds up the seconds of its calls."""
+    """A function that accumulates the duration of its calls."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self._run, self.seconds = run, 0.0
@@ -117,6 +118,7 @@ class Timed:
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """Return a call's result and its duration in seconds, including queued GPU work."""
     start = time.perf_counter()
     result = run()
     if torch.cuda.is_available():
@@ -125,20 +127,18 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def whole_model(name: str, layer: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of a recipe's parts with all layers and its own amount of text.
+    """Estimate the seconds of a recipe's stages with all layers and its own amount of text.
 
-    A step of the search is counted as a reconstruction from all its text: more than it is, the judging included.
-    Whole blocks are left out where no time was taken of them.
+    A search step counts as a reconstruction from all its text, an upper bound that covers the evaluation of the
+    candidate. Whole blocks are omitted if they were not timed.
     """
     depth = config_of(name).num_hidden_layers
 
-    def seconds(
-        of_all_text: float, num_sequences: int, whatever_the_text: float = 0.0, times: int = 1
-    ) -> dict[str, int]:
+    def seconds(of_all_text: float, num_sequences: int, fixed: float = 0.0, times: int = 1) -> dict[str, int]:
         share = num_sequences * PruneConfig.seq_len / layer["tokens"]
-        return {"seconds": round(times * depth * (whatever_the_text + share * of_all_text))}
+        return {"seconds": round(times * depth * (fixed + share * of_all_text))}
 
-    refit = functools.partial(seconds, layer["rest_of_reconstruct_s"], whatever_the_text=layer["solve_s"])
+    refit = functools.partial(seconds, layer["rest_of_reconstruct_s"], fixed=layer["solve_s"])
     parts = {"score": seconds(layer["score_s"], recipe.get("nsamples", PruneConfig.nsamples))}
     if "search" in recipe:
         parts["search"] = refit(DEFAULT_PROFILE_NSAMPLES, times=recipe["search"] + 1)
@@ -152,7 +152,7 @@ def whole_model(name: str, layer: Mapping[str, Any], recipe: Mapping[str, Any]) 
 
 
 def epochs_for(tokens: int) -> int:
-    """Times that blocks go through a text of which one sequence in ``HELD_OUT`` judges."""
+    """Return the epochs of a block fit on a text of which one sequence in ``HELD_OUT`` is held out."""
     return num_epochs(math.ceil(tokens * (1 - 1 / HELD_OUT) / STEP_TOKENS))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What recovery brings back, by ratio and way, with the same text and number of steps for every way.
+"""Quality after recovery, by ratio and training setting, with the same text and number of steps.
 
-Prunes the model, recovers it every way and measures all of them. Finished cells in the work folder are not made again.
+Prunes the model, recovers it with every setting and measures each. Resumes from the work folder.
 
     python benchmarks/recovery.py --base_model MODEL --data_dir DATA --instructions alpaca.json --work_dir WORK \\
         --ratios 0.2 0.3 0.5 --max_steps 100 --output recovery.json
@@ -21,23 +21,24 @@ import finetune_lora
 import run_global_pruning
 from evaluation import run_evaluation
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.collator import Collator
+from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import Objective
 from hgsp.recovery.outputs import padding_token
-from hgsp.recovery.samples import Collator, load_training_text
+from hgsp.recovery.samples import load_training_text
 
-#: Way -> its flags; PARENT stands for the dense model. The learning rates are the best of a few tried for each.
+#: Setting -> flags; TEACHER stands for the dense model. Learning rates are the best of a few tried per setting.
 SETTINGS = {
     "LoRA": ["--learning_rate", "3e-3"],
-    "LoRA, distilled": ["--learning_rate", "3e-3", "--distill_from", "PARENT"],
-    "LoRA, half distilled": ["--learning_rate", "3e-3", "--distill_from", "PARENT", "--distill_weight", "0.5"],
+    "LoRA, distilled": ["--learning_rate", "3e-3", "--distill_from", "TEACHER"],
+    "LoRA, half distilled": ["--learning_rate", "3e-3", "--distill_from", "TEACHER", "--distill_weight", "0.5"],
     "all parameters": ["--learning_rate", "5e-5", "--method", "full"],
-    "all parameters, distilled": ["--learning_rate", "3e-4", "--method", "full", "--distill_from", "PARENT"],
+    "all parameters, distilled": ["--learning_rate", "3e-4", "--method", "full", "--distill_from", "TEACHER"],
     "all parameters, half distilled": [
-        *("--learning_rate", "3e-4", "--method", "full", "--distill_from", "PARENT", "--distill_weight", "0.5")
+        *("--learning_rate", "3e-4", "--method", "full", "--distill_from", "TEACHER", "--distill_weight", "0.5")
     ],
 }
-#: Measured of every model; not all of each text, so that the whole table takes hours and not days on a CPU.
+#: Part of each text only, so that the whole table takes hours rather than days on a CPU.
 MEASURED = ["--seq_len", "1024", "--max_windows", "8"]
 
 
@@ -45,14 +46,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base_model", required=True)
     parser.add_argument("--data_dir", required=True, help="local texts and tasks")
-    parser.add_argument("--instructions", required=True, help="training rows")
+    parser.add_argument("--instructions", required=True, help="training data")
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2])
-    parser.add_argument("--ways", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--prune_flags", nargs="*", default=[], help="without dashes: name=value")
+    parser.add_argument("--ways", dest="settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument(
+        "--prune_flags", nargs="*", default=[], help="further pruning flags, as name=value without dashes"
+    )
     parser.add_argument("--max_steps", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--tasks", nargs="*", default=["arc_easy"], help="whose accuracy is measured; none: --tasks")
+    parser.add_argument("--tasks", nargs="*", default=["arc_easy"], help="accuracy tasks; a bare --tasks for none")
     parser.add_argument("--limit", default="200")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, required=True)
@@ -62,37 +65,38 @@ def main() -> None:
     for ratio in options.ratios:
         pruned = bench.prune(ratio)
         rows.append({"ratio": ratio, "way": "pruned", **bench.measure(pruned, pruned.name)})
-        for way in options.ways:
-            folder, seconds = bench.recover(pruned, way)
-            rows.append({"ratio": ratio, "way": way, "train_s": seconds, **bench.measure(folder, folder.name)})
+        for setting in options.settings:
+            folder, seconds = bench.recover(pruned, setting)
+            rows.append({"ratio": ratio, "way": setting, "train_s": seconds, **bench.measure(folder, folder.name)})
             print(json.dumps(rows[-1]), flush=True)
             result = {**provenance(), "base_model": Path(options.base_model).name, "rows": rows}
             options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 class Bench:
-    """One dense model and what is made of it in the work folder."""
+    """One dense model, and its pruned and recovered versions in the work folder."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
 
     def prune(self, ratio: float) -> Path:
+        """Return the folder of the pruned model, pruning unless it exists."""
         folder = Path(self._options.work_dir) / f"p{ratio * 100:g}"
         if not folder.exists():
-            asked = {"pruning_ratio": ratio, "temperature": 0, "dataset": "wikitext2", "nsamples": 64}
-            asked |= dict(flag.split("=", 1) for flag in self._options.prune_flags)
-            flags = [part for name, value in asked.items() for part in (f"--{name}", str(value))]
+            settings = {"pruning_ratio": ratio, "temperature": 0, "dataset": "wikitext2", "nsamples": 64}
+            settings |= dict(flag.split("=", 1) for flag in self._options.prune_flags)
+            flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
             paths = ["--base_model", self._options.base_model, "--output_name", folder.name]
             paths += ["--results_dir", str(folder.parent), "--data_dir", self._options.data_dir]
             common = ["--device", self._options.device, "--skip_evaluation", "--no_bin"]
             _succeed(run_global_pruning.main([*paths, *flags, *common]))
         return folder
 
-    def recover(self, pruned: Path, way: str) -> tuple[Path, float]:
-        """The recovered folder, and the seconds its training took, evaluation on held-out rows included."""
-        folder = pruned.with_name(f"{pruned.name} {way}".replace(", ", "_").replace(" ", "_"))
+    def recover(self, pruned: Path, setting: str) -> tuple[Path, float]:
+        """Return the recovered folder and the training time in seconds, including evaluation on held-out rows."""
+        folder = pruned.with_name(f"{pruned.name} {setting}".replace(", ", "_").replace(" ", "_"))
         if not folder.exists():
-            flags = [self._options.base_model if flag == "PARENT" else flag for flag in SETTINGS[way]]
+            flags = [self._options.base_model if flag == "TEACHER" else flag for flag in SETTINGS[setting]]
             paths = ["--pruned_model", str(pruned), "--output_dir", str(folder), "--overwrite"]
             _succeed(finetune_lora.main([*paths, *self._training_flags(), *flags]))
         analysis = json.loads((folder / "recovery_analysis.json").read_text())
@@ -106,7 +110,7 @@ class Bench:
         return [*flags, "--packing", "--skip_evaluation", "--no_bin"]
 
     def measure(self, model: Path, name: str) -> dict[str, Any]:
-        """Perplexity on two texts, the loss on held-out answers, and accuracies; kept in the work folder."""
+        """Return perplexity on two texts, loss on held-out answers and accuracies; cached in the work folder."""
         options = self._options
         output = Path(options.work_dir) / "measured" / name
         kept = output / "cell.json"
@@ -129,13 +133,12 @@ class Bench:
 
     @torch.inference_mode()
     def _answer_loss(self, path: Path) -> float:
-        """Nats per token of the answers of the rows that every way held out."""
+        """Return the loss on the answers of the held-out rows, the same for every setting, in nats per token."""
         tokenizer = load_tokenizer_of(self._options.base_model)
-        config = RecoveryConfig(
-            pruned_model=str(path), output_dir="none", data_path=self._options.instructions, skip_evaluation=True
-        )
+        config = TrainingConfig(data_path=self._options.instructions)
         samples = load_training_text(config, tokenizer).held_out
-        model, collator = load_pruned(path, device=self._options.device), Collator(padding_token(tokenizer), False)
+        model = load_pruned(path, device=self._options.device)
+        collator = Collator(padding_token(tokenizer, model.config.vocab_size), False)
         total = 0.0
         for start in range(0, len(samples), 8):
             batch = collator([{"sample": sample} for sample in samples[start : start + 8]])

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Peak memory of LoRA training at the layer shape of LLaMA-3-8B, per number of layers, and what that makes for 32.
+"""Peak memory of LoRA training at the layer shape of LLaMA-3-8B by number of layers, extrapolated to all 32.
 
-Random bfloat16 weights, two optimizer steps with gradient checkpointing: adapters, gradients and both AdamW moments
-are there. Every measurement runs in a process of its own; the whole model is extrapolated from the growth per layer.
+Random bfloat16 weights, two optimizer steps with gradient checkpointing, so that adapters, gradients and both AdamW
+moments are allocated. Every measurement runs in its own process.
 
     python benchmarks/recovery_memory.py --layers 1 2 4 --output recovery_memory.json
 """
@@ -31,18 +31,20 @@ def main() -> None:
     parser.add_argument("--cutoff_len", type=int, default=256)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", type=int, metavar="LAYERS", help="measure this here and print JSON")
+    parser.add_argument(
+        "--one", type=int, metavar="LAYERS", help="measure LAYERS layers in this process and print JSON"
+    )
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options, options.one)))
         return
-    from machine import GIVE_BACK, provenance
+    from machine import TRIM_FREED_MEMORY, provenance
     from shapes import config_of
 
     rows = []
     for layers in options.layers:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", str(layers)]
-        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | GIVE_BACK)
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | TRIM_FREED_MEMORY)
         rows.append(json.loads(run.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)
     result = {
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def whole_model(rows: list[dict[str, Any]], num_layers: int) -> dict[str, Any]:
-    """Straight on from the last two measurements."""
+    """Extrapolate linearly from the last two measurements."""
     (first, last), *_ = reversed(list(pairwise(rows)))
     added = last["layers"] - first["layers"]
     missing = num_layers - last["layers"]
@@ -67,15 +69,16 @@ def whole_model(rows: list[dict[str, Any]], num_layers: int) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
-    """Train for two steps; ``extra_bytes`` is what that takes on top of the loaded model."""
+    """Train for two steps; ``extra_bytes`` is the peak memory beyond the loaded model."""
     from shapes import config_of
     from transformers import AutoModelForCausalLM
 
     from hgsp.data.texts import Text
-    from hgsp.pipeline.report import peak_memory_bytes
-    from hgsp.recovery.config import RecoveryConfig
-    from hgsp.recovery.samples import Collator, Sample, TrainingText
-    from hgsp.recovery.training import train
+    from hgsp.environment import peak_memory_bytes
+    from hgsp.recovery.collator import Collator
+    from hgsp.recovery.config import TrainingConfig
+    from hgsp.recovery.samples import Sample, TrainingText
+    from hgsp.recovery.training import train, trainable
 
     with torch.device(options.device):
         config = config_of(options.model, num_hidden_layers=layers)
@@ -85,13 +88,12 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     ids = random.integers(0, config.vocab_size, (2 * options.micro_batch_size, options.cutoff_len), dtype=np.int32)
     text = TrainingText(tuple(Sample(row, row) for row in ids), (), {}, Text("random", "train", "random", "", ""))
     with tempfile.TemporaryDirectory() as folder:
-        recovery = RecoveryConfig(
-            pruned_model="random", output_dir=f"{folder}/out", max_steps=2, skip_evaluation=True,
-            batch_size=options.micro_batch_size, micro_batch_size=options.micro_batch_size,
+        recovery = TrainingConfig(
+            max_steps=2, batch_size=options.micro_batch_size, micro_batch_size=options.micro_batch_size,
             use_gradient_checkpointing=True,
         )  # fmt: skip
         before = resident_bytes(options.device)
-        train(model, text, recovery, Collator(0, packed=False), options.device)
+        train(trainable(model, recovery), text, recovery, Collator(0, packed=False), options.device, Path(folder))
         peak = peak_memory_bytes(options.device)
     return {
         "layers": layers,
@@ -104,7 +106,7 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
 
 
 def resident_bytes(device: str) -> int:
-    """What the process holds now."""
+    """Return the memory this process holds now: allocated on the GPU, else resident (Linux)."""
     if device.startswith("cuda"):
         return torch.cuda.memory_allocated(device)
     status = Path("/proc/self/status").read_text()

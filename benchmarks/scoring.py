@@ -1,8 +1,8 @@
-"""What scoring costs at the shape of a real model, by method and number of layers.
+"""Time and memory of scoring at the shape of a real model, by method and number of layers.
 
-Time is a ratio to a plain forward (and backward) pass of transformers over the same tokens in the same process, best
-of some rounds each. Memory is the process's peak while scoring over the bytes of the weights; what every further layer
-adds to it decides at full depth. Every number of layers runs in a process of its own; random weights, real text.
+Time is relative to a plain forward (and backward) pass of transformers over the same tokens in the same process, each
+the best of several rounds. Memory is the process's peak while scoring, relative to the weights; at full depth, the
+growth per layer dominates. Every number of layers runs in its own process, with random weights and real text.
 
     python benchmarks/scoring.py --layers 2 4 8 --output scoring.json
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-#: Method -> the plain pass it is compared with.
+#: Method -> plain pass to compare with.
 PLAIN_PASS = {
     "taylor": "forward+backward",
     "taylor_2nd": "forward+backward",
@@ -46,19 +46,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--one", type=int, metavar="LAYERS", help="measure this here and print JSON")
+    parser.add_argument(
+        "--one", type=int, metavar="LAYERS", help="measure LAYERS layers in this process and print JSON"
+    )
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options, options.one)))
         return
-    from machine import GIVE_BACK, provenance
+    from machine import TRIM_FREED_MEMORY, provenance
     from shapes import config_of
 
     about = provenance()
     rows: list[dict[str, Any]] = []
     for layers in options.layers:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", str(layers)]
-        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | GIVE_BACK)
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | TRIM_FREED_MEMORY)
         rows += json.loads(run.stdout.splitlines()[-1])
         print(run.stdout.splitlines()[-1], flush=True)
     depth = config_of(options.model).num_hidden_layers
@@ -70,7 +72,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, layers: int) -> list[dict[str, Any]]:
-    """One row per method; plain passes and methods take turns."""
+    """Return one row per method; plain passes and methods alternate."""
     from shapes import byte_tokenizer, config_of
     from transformers import AutoModelForCausalLM
 
@@ -122,7 +124,7 @@ def measure(options: argparse.Namespace, layers: int) -> list[dict[str, Any]]:
 
 
 def plain_pass(model: Any, input_ids: torch.Tensor, batch_size: int, backward: bool) -> None:
-    """Inference, or what a training step costs without optimiser: every gradient is computed and dropped at once."""
+    """Run inference, or a training step without optimizer whose gradients are freed as soon as they are computed."""
     model.requires_grad_(backward)
     handles = [
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
@@ -139,6 +141,7 @@ def plain_pass(model: Any, input_ids: torch.Tensor, batch_size: int, backward: b
 
 
 def timed(run: Callable[[], None]) -> float:
+    """Return the duration of a call in seconds, including queued GPU work."""
     start = time.perf_counter()
     run()
     if torch.cuda.is_available():
@@ -147,7 +150,7 @@ def timed(run: Callable[[], None]) -> float:
 
 
 class PeakMemory:
-    """Most memory held since construction: allocated on the GPU, or else the resident set (Linux)."""
+    """Peak memory since construction: allocated on the GPU, or else the resident set (Linux)."""
 
     def __init__(self, device: str) -> None:
         self._on_gpu = device.startswith("cuda")
@@ -155,10 +158,11 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
         else:
             gc.collect()
-            ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what the C allocator kept from before would count
-            Path("/proc/self/clear_refs").write_text("5")  # the kernel then counts VmHWM anew
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory cached by the C allocator would count
+            Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's VmHWM
 
     def bytes(self) -> int:
+        """Return the peak so far."""
         if self._on_gpu:
             return torch.cuda.max_memory_allocated()
         (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
@@ -166,7 +170,7 @@ class PeakMemory:
 
 
 def at_full_depth(rows: list[dict[str, Any]], depth: int) -> dict[str, Any]:
-    """The model with all its layers, on the line through the smallest and the largest that were run."""
+    """Extrapolate to the full model, linearly from the smallest and the largest measured."""
     first, last = rows[0], rows[-1]
     if first is last:
         return {"method": last["method"]}

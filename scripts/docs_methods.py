@@ -1,30 +1,31 @@
-"""docs/methods/: one page per importance method, from its module and from measured results."""
+"""docs/methods/: one page for each importance method, from its module and from measured results."""
 
 from __future__ import annotations
 
 import ast
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from docs_results import Result, caption, load, number, percent
 from docs_source import GENERATED, REPOSITORY, RESULTS, docstring_of, find, markdown, parse, table
 
 #: The pages' order: gradients first, controls last.
 METHODS = ("taylor", "taylor_2nd", "fisher", "fisher_token", "wanda", "flap", "magnitude", "random")
-#: Class that a method is a value of -> what it gives.
+#: Class of a method -> what its value computes.
 KINDS = {
-    "WeightMethod": "saliency of single weights, added up over a group",
-    "ColumnMethod": "saliency of the columns that read a group, combined over them",
-    "MaskMethod": "the statistic that is the importance of groups",
-    "GroupMethod": "importance of whole groups",
+    "WeightMethod": "the saliency of single weights, summed over a group",
+    "ColumnMethod": "the saliency of the columns that read a group, combined over them",
+    "MaskMethod": "the statistic that serves as the importance of groups",
+    "GroupMethod": "the importance of whole groups",
 }
+#: The section of a module's docstring that the index quotes.
+NEEDS = "What it needs"
 
 
 @dataclass(frozen=True)
 class MethodSource:
-    """What a method's module says about it."""
+    """A method as its module describes it."""
 
     name: str
     title: str
@@ -36,6 +37,7 @@ class MethodSource:
 
 
 def read_method(name: str) -> MethodSource:
+    """Return what a method's module says: title, sections, kind, statistics, default normalisation and code."""
     source = (REPOSITORY / "hgsp" / "scoring" / "methods" / f"{name}.py").read_text()
     tree = ast.parse(source)
     title, *lines = docstring_of(tree).split("\n\n", 1)
@@ -61,23 +63,24 @@ def read_method(name: str) -> MethodSource:
 
 
 def called(node: ast.Assign) -> str | None:
-    """The name of what an assignment calls."""
+    """Return the name of the class or function that an assignment calls."""
     if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
         return node.value.func.id
     return None
 
 
 def method_page(method: MethodSource) -> str:
+    """Return the page of one method."""
     statistics = known_statistics()
     parts = [GENERATED, f"# {method.name}", method.title]
     parts.append(f"`--importance_method {method.name}`. [All methods](README.md).")
     for heading, text in method.sections.items():
         parts += [f"## {heading}", text]
-        if heading == "What it needs" and method.needs:
+        if heading == NEEDS and method.needs:
             parts.append(table(("statistic", "shape", "meaning", "pass"), [statistics[name] for name in method.needs]))
     parts += ["## Default normalisation", normalization_text(method)]
-    parts += ["## Measured", *measured(method.name)]
-    parts += ["## The code", f"`hgsp/scoring/methods/{method.name}.py` gives {KINDS[method.kind]}:"]
+    parts += ["## Measured", *measured(method.name, REPOSITORY / "docs" / "methods" / f"{method.name}.md")]
+    parts += ["## The code", f"`hgsp/scoring/methods/{method.name}.py` computes {KINDS[method.kind]}:"]
     parts.append(f"```python\n{method.code.strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
@@ -90,7 +93,7 @@ def normalization_text(method: MethodSource) -> str:
 
 
 def known_statistics() -> dict[str, tuple[str, ...]]:
-    """Rows of the table in the docstring of statistics.py, by name."""
+    """Return the rows of the table in the docstring of statistics.py, by name."""
     found = {}
     for line in docstring_of(parse("hgsp/scoring/statistics.py")).splitlines():
         cells = tuple(markdown(cell.strip()) for cell in line.strip("|").split("|"))
@@ -99,61 +102,42 @@ def known_statistics() -> dict[str, tuple[str, ...]]:
     return found
 
 
-def methods_index(methods: Sequence[MethodSource]) -> str:
+def methods_table() -> str:
+    """Return the table of all methods."""
     rows = [
         (
             f"[{method.name}]({method.name}.md)",
             method.title.partition(": ")[2],
-            method.sections["What it needs"],
+            method.sections[NEEDS],
             f"`{method.normalization}`",
         )
-        for method in methods
+        for method in map(read_method, METHODS)
     ]
-    parts = [GENERATED, "# Importance methods"]
-    parts.append(
-        "What `--importance_method` chooses between; "
-        "the [guide](../MULTI_MODEL_GUIDE.md#which-method) says which one to choose."
-    )
-    parts.append(table(("method", "what it is", "needs", "normalisation"), rows))
-    parts.append(
-        "A group's importance divided by the parameters that leave with it is its score; one ascending order over all "
-        "layers and both kinds of group decides. O out_features | I in_features | S sequences | G groups."
-    )
-    return "\n\n".join(parts) + "\n"
+    return table(("method", "importance", "needs", "normalisation"), rows)
 
 
-def measured(name: str) -> Iterator[str]:
-    """Tables from benchmarks/results: perplexity by ratio, by normalisation, and what scoring costs."""
-    anything = False
+def measured(name: str, page: Path) -> Iterator[str]:
+    """Yield tables from benchmarks/results: perplexity by ratio and normalisation, and the cost of scoring."""
     yield (
-        "Columns are the fraction of the decoder layers' parameters that was removed, without any training; ± is the "
-        "standard error over the windows. The protocol is that of the [README](../../README.md)."
+        "Perplexity without training, by fraction of the decoder layers' parameters removed; ± is the standard error "
+        "over the windows ([protocol](../QUALITY.md#protocol))."
     )
-    for path in sorted((REPOSITORY / RESULTS).glob("methods_*.json")):
-        result = json.loads(path.read_text())
-        if text := perplexities(name, result):
-            anything = True
-            dense = f"{result['dense']['ppl']:.1f}"
-            yield f"Perplexity of {result['base_model']} (dense: {dense}), {origin(path, result)}:"
-            yield text
-    for path in sorted((REPOSITORY / RESULTS).glob("scoring_*.json")):
-        result = json.loads(path.read_text())
-        if text := costs(name, result):
-            anything = True
-            model = path.stem.removeprefix("scoring_")
-            yield f"What scoring costs in the layer shape of {model}, {origin(path, result)}:"
-            yield text
-    if not anything:
-        yield "Nothing yet."
+    for title, kind, made in (
+        ("Perplexity of {model} (dense: {dense:.1f}):", "methods_*", perplexities),
+        ("Cost of scoring in the layer shape of {shape}:", "scoring_*", costs),
+    ):
+        for path in sorted((REPOSITORY / RESULTS).glob(f"{kind}.json")):
+            result = load(path.stem)
+            if text := made(name, result):
+                dense = result.get("dense", {"ppl": 0})["ppl"]
+                shape = path.stem.removeprefix("scoring_")
+                yield title.format(model=result.get("base_model"), dense=dense, shape=shape)
+                yield text
+                yield caption("", [path.stem], page)
 
 
-def origin(path: Path, result: Mapping[str, Any]) -> str:
-    hardware = f"{result['cores']} CPU cores, commit {result['commit']}"
-    return f"[{path.name}](../../{RESULTS}/{path.name}) ({hardware}, `{result['command'].split()[1]}`)"
-
-
-def perplexities(name: str, result: Mapping[str, Any]) -> str | None:
-    """One line per normalisation and temperature, one column per ratio (of the decoder layers' parameters)."""
+def perplexities(name: str, result: Result) -> str | None:
+    """Return a table with one row for each normalisation and temperature, and one column for each ratio."""
     rows = [row for row in result["rows"] if row["method"] == name]
     if not rows:
         return None
@@ -161,14 +145,15 @@ def perplexities(name: str, result: Mapping[str, Any]) -> str | None:
     found: dict[tuple[str, float], dict[float, str]] = {}
     for row in rows:
         decimals = 0 if row["ppl"] >= 1000 else 1
-        cell = f"{row['ppl']:,.{decimals}f} ±{row['stderr']:,.{decimals}f}"
+        cell = f"{number(row['ppl'])} ± {row['stderr']:,.{decimals}f}"
         found.setdefault((row["normalization"], row["temperature"]), {})[row["ratio"]] = cell
-    head = ("`--score_normalization`", "`--temperature`", *(f"{ratio * 100:g} %" for ratio in ratios))
+    head = ("`--score_normalization`", "`--temperature`", *map(percent, ratios))
     lines = [(f"`{kind}`", f"{T:g}", *(cells.get(ratio, "") for ratio in ratios)) for (kind, T), cells in found.items()]
     return table(head, lines)
 
 
-def costs(name: str, result: Mapping[str, Any]) -> str | None:
+def costs(name: str, result: Result) -> str | None:
+    """Return a table of one row: time against a plain pass, and peak memory."""
     rows = [row for row in result["rows"] if row["method"] == name]
     if not rows:
         return None
@@ -176,6 +161,6 @@ def costs(name: str, result: Mapping[str, Any]) -> str | None:
     cells = [rows[0]["plain_pass"].replace("+", " and "), *(f"{row['time_ratio']:.2f}" for row in rows)]
     for row in result["at_full_depth"]:
         if row["method"] == name:
-            head += ["a further layer", f"peak memory over weights, {row['layers']} layers"]
+            head += ["each further layer", f"peak memory / weights, {row['layers']} layers"]
             cells += [f"{row['time_ratio_of_a_further_layer']:.2f}", f"{row['extrapolated_peak_over_weights']:.2f}"]
     return table(head, [cells])

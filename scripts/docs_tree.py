@@ -1,4 +1,4 @@
-"""The tree of PROJECT_STRUCTURE.md: every module with the first line of its docstring."""
+"""Tree of PROJECT_STRUCTURE.md: every module with the first line of its docstring."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from docs_source import REPOSITORY
 
-ROOTS = ("hgsp", "evaluation", "scripts", "benchmarks")
+ROOTS = ("hgsp", "evaluation", "examples", "scripts", "benchmarks")
 #: Column at which descriptions begin.
 COLUMN = 29
 
 
 def tree() -> list[str]:
-    """Lines of the tree, packages before their modules, scripts of the root first."""
+    """Return the lines of the tree, packages before their modules, scripts of the root first."""
     lines = [_line(path.name, _first_line(path), 0) for path in sorted(REPOSITORY.glob("*.py"))]
-    for root in ROOTS:
-        lines += ["", *_folder(REPOSITORY / root, 0)]
+    for folder in filter(Path.is_dir, (REPOSITORY / root for root in ROOTS)):
+        lines += ["", *_folder(folder, 0)]
     return lines
 
 
@@ -36,7 +36,7 @@ def _line(name: str, text: str, depth: int) -> str:
 
 
 def _first_line(path: Path) -> str:
-    """The first sentence of a docstring, or the first comment of a shell script, without its full stop."""
+    """Return the first sentence of a docstring, or the first comment of a shell script, without its full stop."""
     if path.suffix == ".sh":
         comment = next(line for line in path.read_text().splitlines() if line.startswith("# "))
         return comment.removeprefix("# ").partition(";")[0]

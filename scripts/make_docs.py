@@ -1,38 +1,46 @@
 #!/usr/bin/env python3
-"""Write docs/methods/, docs/API.md and the tables of docs/QUALITY.md from docstrings and measured results."""
+"""Write the generated pages and the generated parts of the others, from docstrings, flags and measured results.
+
+A part is the text between ``<!-- generated: NAME -->`` and ``<!-- end of generated -->``; PARTS has the names.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "benchmarks")]
 
-from docs_api import API, api_page  # noqa: E402
-from docs_methods import METHODS, method_page, methods_index, read_method  # noqa: E402
-from docs_source import REPOSITORY, RESULTS  # noqa: E402
+from docs_flags import flags_page  # noqa: E402
+from docs_methods import METHODS, method_page, methods_table, read_method  # noqa: E402
+from docs_results import load  # noqa: E402
+from docs_shapes import SHAPE_TABLES  # noqa: E402
+from docs_source import REPOSITORY  # noqa: E402
+from docs_tables import TABLES  # noqa: E402
 from docs_tree import tree  # noqa: E402
-from quality_report import tables  # noqa: E402
 
-__all__ = ["API", "METHODS", "read_method"]
-#: What stands between two of these comments is written by this script.
-TABLES = re.compile(r"(<!-- tables of (\S+\.json) -->\n).*?(?=<!-- end of tables -->)", re.DOTALL)
-TREE = re.compile(r"<!-- tree -->\n.*?(?=<!-- end of tree -->)", re.DOTALL)
+__all__ = ["METHODS", "load", "read_method"]
+DOCS = REPOSITORY / "docs"
+PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end of generated -->)", re.DOTALL)
+PARTS: dict[str, Callable[[Path], str]] = {
+    **{name: table.text for name, table in {**TABLES, **SHAPE_TABLES}.items()},
+    "methods": lambda _: methods_table(),
+    "tree": lambda _: "\n".join(["```", *tree(), "```"]),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 1 with ``--check`` if a page is not what would be written."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write what is stale; with ``--check`` write nothing and exit with 1 if there is any."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page would change")
     options = parser.parse_args(argv)
     expected = pages()
     stale = [path for path, text in expected.items() if not path.exists() or path.read_text() != text]
-    stale += sorted(set((REPOSITORY / "docs" / "methods").glob("*.md")) - set(expected))
+    stale += sorted(set((DOCS / "methods").glob("*.md")) - set(expected))
     for path in stale:
         print(f"{'stale' if options.check else 'written'}: {path.relative_to(REPOSITORY)}")
         if options.check:
@@ -46,26 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def pages() -> dict[Path, str]:
-    """Every page that is generated or has generated parts, and its text."""
-    docs = REPOSITORY / "docs"
-    methods = [read_method(name) for name in METHODS]
-    found = {docs / "methods" / f"{method.name}.md": method_page(method) for method in methods}
-    found |= {docs / "methods" / "README.md": methods_index(methods), docs / "API.md": api_page()}
-    structure = REPOSITORY / "PROJECT_STRUCTURE.md"
-    found |= {
-        structure: TREE.sub(lambda _: "\n".join(["<!-- tree -->", "```", *tree(), "```", ""]), structure.read_text())
-    }
-    return found | {docs / "QUALITY.md": with_tables((docs / "QUALITY.md").read_text())}
+    """Return the text of every page that is generated or has generated parts."""
+    found = {DOCS / "methods" / f"{name}.md": method_page(read_method(name)) for name in METHODS}
+    found[DOCS / "FLAGS.md"] = flags_page()
+    for path in sorted([*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md")]):
+        if path not in found and PART.search(path.read_text()):
+            found[path] = with_parts(path)
+    return found
 
 
-def with_tables(page: str) -> str:
-    """The page with the tables that its comments ask for, from the results as they are now."""
-
-    def written(match: re.Match[str]) -> str:
-        result = json.loads((REPOSITORY / RESULTS / match[2]).read_text())
-        return match[1] + "\n".join(tables(result)).rstrip() + "\n"
-
-    return TABLES.sub(written, page)
+def with_parts(page: Path) -> str:
+    """Return a page with its generated parts as they are now."""
+    return PART.sub(lambda match: f"{match[1]}{PARTS[match[2]](page)}\n", page.read_text())
 
 
 if __name__ == "__main__":

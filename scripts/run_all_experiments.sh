@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The three-model study, into results/{MODEL}/prune_{PERCENT}; --help tells the rest (hgsp/cli/study.py).
-# Takes the active virtual environment, else the repository's .venv, else python3.
+# Runs the three-model study into results/{MODEL}/prune_{PERCENT}; see --help (hgsp/cli/study.py).
+# Uses the active virtual environment, else the repository's .venv, else python3.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python=python3

@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 # Tiny tensors: on a busy machine two threads wait for each other twenty times longer than they compute.
@@ -78,11 +80,16 @@ TINY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         MistralConfig,
         {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "sliding_window": None},
     ),
+    "qwen3-8q2kv": (  # eight heads of 16 are more than the hidden size
+        Qwen3ForCausalLM,
+        Qwen3Config,
+        {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 16},
+    ),
 }
 
 
 def make_tiny(name: str, seed: int = 0, **changes: Any) -> Any:
-    """A float32 model with random weights, biases included, in eval mode."""
+    """A float32 model with random weights, in eval mode; biases and the norms of queries and keys are random too."""
     model_class, config_class, settings = TINY[name]
     torch.manual_seed(seed)
     model = model_class(config_class(**{**COMMON, **settings, **changes}))
@@ -90,6 +97,8 @@ def make_tiny(name: str, seed: int = 0, **changes: Any) -> Any:
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("bias"):
                 parameter.normal_(std=0.1)
+            elif parameter_name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.normal_(mean=1.0, std=0.3)
     return model.eval()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hgsp.models.geometry import Geometry, LayerShape, geometry_of
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 
 Drop = Mapping[int, Iterable[int]]
 

@@ -1,7 +1,7 @@
-"""Published methods, each from its formula alone, on the same model, text and number of parameters as ours.
+"""Published methods, implemented from their formulas, on the same model, text and parameter budget as ours.
 
-A baseline is one more file here and its line in ``BASELINES``: ``prune(model, calibration, budget_params, batch_size)``
-takes a dense model over and returns the pruned one, which may be any module with the same forward.
+A new baseline is a file here and a line in ``BASELINES``: ``prune(model, calibration, budget_params, batch_size)``
+consumes a dense model and returns the pruned one, which may be any module with the same forward.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A walk over the attention and MLP blocks of a model that is cut on the way.
+"""A walk over the attention and MLP blocks of a model that is pruned along the way.
 
-N sequences | T tokens | I inputs of a writer | H hidden | K kv groups | R query heads per kv group | D head dim
+N sequences | T tokens | I inputs of an output projection | H hidden | R query heads per kv group | D head dim
 """
 
 from __future__ import annotations
@@ -15,73 +15,69 @@ from torch import Tensor, nn
 
 from baselines.widths import plan_keeping, uniform_shapes
 from hgsp.data.calibration import Calibration
-from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
-from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import LayerKeep
+from hgsp.models.decoder import Decoder, watch_inputs
+from hgsp.models.families import OUTPUT_PROJECTIONS
+from hgsp.models.geometry import geometry_of
+from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
-from hgsp.scoring.statistics import watch_inputs
-
-#: The Linear of each block that writes into the residual stream.
-OUTPUT_PROJECTIONS = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block on the walk. ``inputs()`` yields what its writer reads, float32 [tokens, I] per batch."""
+    """One block of the walk; ``inputs()`` yields its output projection's inputs, float32 [tokens, I] per batch."""
 
     index: int
     kind: str
-    writer: nn.Linear
+    projection: nn.Linear
     inputs: Callable[[], Iterator[Tensor]]
 
 
 def walk_blocks(model: Any, input_ids_NT: Tensor, batch_size: int) -> Iterator[Block]:
-    """Yield every block in order. What the caller does to a writer reaches the blocks behind it."""
+    """Yield every block in order; later blocks see the changes made to an output projection."""
     model.requires_grad_(False)
     decoder = Decoder(model)
-    stream = [decoder.embed(input_ids_BT) for input_ids_BT in input_ids_NT.split(batch_size)]
+    hidden_states = [decoder.embed(input_ids_BT) for input_ids_BT in input_ids_NT.split(batch_size)]
     for index in range(decoder.num_layers):
         with decoder.layer(index) as layer:
             for kind, name in OUTPUT_PROJECTIONS.items():
-                writer: Any = layer.get_submodule(name)
-                yield Block(index, kind, writer, partial(_writer_inputs, decoder, layer, kind, writer, stream))
-                stream = [decoder.call_block(layer, kind, hidden_BTH) for hidden_BTH in stream]
+                projection: Any = layer.get_submodule(name)
+                inputs = partial(_projection_inputs, decoder, layer, kind, projection, hidden_states)
+                yield Block(index, kind, projection, inputs)
+                hidden_states = [decoder.call_block(layer, kind, hidden_BTH) for hidden_BTH in hidden_states]
 
 
-def columns_of_group(geometry: Geometry, kind: str) -> int:
-    """How many columns of the writer belong to one group: R*D of ``o_proj``, one of ``down_proj``."""
-    return geometry.queries_per_kv * geometry.head_dim if kind == "attention" else 1
-
-
-def cut_in_turn(
-    model: Any, calibration: Calibration, budget_params: int, batch_size: int, cut: Callable[[Block, int, int], Tensor]
+def prune_sequentially(
+    model: Any,
+    calibration: Calibration,
+    budget_params: int,
+    batch_size: int,
+    select: Callable[[Block, int, int], Tensor],
 ) -> Any:
-    """The model with uniform widths, every block cut on inputs that the cut blocks before it give.
+    """Prune to uniform widths, each block on inputs from the pruned blocks before it.
 
-    ``cut(block, columns, num_kept)`` returns the groups [num_kept] that stay, in any order, and may change the
-    writer's weights; those of the other groups become zero.
+    ``select(block, columns, num_kept)`` returns the groups to keep [num_kept], in any order, and may change the output
+    projection's weights; those of the other groups are zeroed.
     """
     geometry = geometry_of(model)
     shapes = uniform_shapes(geometry, budget_params)
     kept: dict[tuple[int, str], tuple[int, ...]] = {}
     for block in walk_blocks(model, calibration.input_ids, batch_size):
-        shape, columns = shapes[block.index], columns_of_group(geometry, block.kind)
-        num_groups = block.writer.in_features // columns
+        shape, columns = shapes[block.index], geometry.columns_per_group(block.kind)
+        num_groups = block.projection.in_features // columns
         num_kept = shape.num_kv_groups if block.kind == "attention" else shape.mlp_width
-        stays = torch.arange(num_groups) if num_kept == num_groups else cut(block, columns, num_kept).cpu()
-        dropped = torch.ones(num_groups, dtype=torch.bool).index_fill_(0, stays, 0).repeat_interleave(columns)
-        block.writer.weight[:, dropped.to(block.writer.weight.device)] = 0
-        kept[block.index, block.kind] = tuple(sorted(stays.tolist()))
+        chosen = torch.arange(num_groups) if num_kept == num_groups else select(block, columns, num_kept).cpu()
+        pruned = torch.ones(num_groups, dtype=torch.bool).index_fill_(0, chosen, 0).repeat_interleave(columns)
+        block.projection.weight[:, pruned.to(block.projection.weight.device)] = 0
+        kept[block.index, block.kind] = tuple(sorted(chosen.tolist()))
     layers = (LayerKeep(kept[index, "attention"], kept[index, "mlp"]) for index in range(geometry.num_layers))
     return apply_plan(model, plan_keeping(layers, geometry, budget_params))
 
 
-def _writer_inputs(
-    decoder: Decoder, layer: nn.Module, kind: str, writer: nn.Linear, stream: list[Tensor]
+def _projection_inputs(
+    decoder: Decoder, layer: nn.Module, kind: str, projection: nn.Linear, hidden_states: list[Tensor]
 ) -> Iterator[Tensor]:
     seen: list[Tensor] = []
-    with watch_inputs({kind: writer}, lambda _name, input_BTI: seen.append(input_BTI)):
-        for hidden_BTH in stream:
+    with watch_inputs({kind: projection}, lambda _name, input_BTI: seen.append(input_BTI)):
+        for hidden_BTH in hidden_states:
             decoder.call_block(layer, kind, hidden_BTH)
             yield seen.pop().flatten(0, 1).float()

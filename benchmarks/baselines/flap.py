@@ -1,14 +1,14 @@
-"""FLAP (arXiv:2312.11983): columns whose input fluctuates little leave; a bias puts back what they wrote on average.
+"""FLAP (arXiv:2312.11983): remove the columns whose inputs fluctuate least, and add a bias for their mean output.
 
-``S_j = Var_t(x_j) * ||W_:j||^2`` over the columns of ``o_proj`` and ``down_proj``; standardised to mean 0 and deviation
-1 over each module; one order over all layers and both kinds. Then ``b = W_P mean_t(x_P)`` over what left, P, is added
-to the module's output. All statistics are the dense model's.
+``S_j = Var_t(x_j) * ||W_:j||^2`` over the columns of ``o_proj`` and ``down_proj``, standardised to mean 0 and deviation
+1 per module and ranked over all layers and both kinds. Then ``b = W_P mean_t(x_P)``, P the removed columns, is added to
+the module's output. All statistics are those of the dense model.
 
-Left open for GQA: z-scores are taken over columns, as published, and a KV group's is the mean over its R*D columns; a
-group costs its own parameters, its key and value head included, and the added biases count against the budget. Every
-block keeps one group. The biases stand in the model in memory; stock configs have no place for them.
+Adapted to GQA: z-scores are taken over columns, as published, and a KV group has the mean of its R*D columns; a group
+costs its own parameters, including its key and value head, and added biases count against the budget. Every block keeps
+at least one group. The biases exist in memory only, as stock configs cannot describe them.
 
-I inputs of a writer | H hidden
+I inputs of an output projection | H hidden
 """
 
 from __future__ import annotations
@@ -19,41 +19,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines.blocks import OUTPUT_PROJECTIONS, Block, columns_of_group, walk_blocks
+from baselines.blocks import Block, walk_blocks
 from baselines.widths import Scores, global_plan
 from hgsp.data.calibration import Calibration
+from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import apply_plan
 
 
 def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: int) -> Any:
-    """The pruned model, with a bias in every writer that lost columns; takes the dense one over."""
+    """Return the pruned model, with a bias in every output projection that lost columns; consumes the dense one."""
     geometry = geometry_of(model)
     means: dict[tuple[int, str], Tensor] = {}
     scores: list[dict[str, Tensor]] = [{} for _ in geometry.shapes]
     for block in walk_blocks(model, calibration.input_ids, batch_size):
         means[block.index, block.kind], variance_I = mean_and_variance(block)
-        columns = columns_of_group(geometry, block.kind)
-        scores[block.index][block.kind] = group_scores(block.writer.weight, variance_I, columns)
+        columns = geometry.columns_per_group(block.kind)
+        scores[block.index][block.kind] = group_scores(block.projection.weight, variance_I, columns)
     has_bias = {
         kind: model.model.layers[0].get_submodule(name).bias is not None for kind, name in OUTPUT_PROJECTIONS.items()
     }
-    plan = plan_paying_for_biases(scores, geometry, budget_params, has_bias)
+    plan = plan_including_biases(scores, geometry, budget_params, has_bias)
     biases = {
         (index, kind): _compensated_bias(model.model.layers[index], kind, means[index, kind], keep, geometry)
         for index, keep in enumerate(plan.layers)
-        for kind in _cut_kinds(keep, index, geometry)
+        for kind in _pruned_kinds(keep, index, geometry)
     }
     pruned = apply_plan(model, plan)
     for (index, kind), bias_H in biases.items():
-        writer = pruned.model.layers[index].get_submodule(OUTPUT_PROJECTIONS[kind])
-        writer.bias = nn.Parameter(bias_H.to(writer.weight), requires_grad=False)
+        projection = pruned.model.layers[index].get_submodule(OUTPUT_PROJECTIONS[kind])
+        projection.bias = nn.Parameter(bias_H.to(projection.weight), requires_grad=False)
     return pruned
 
 
 def mean_and_variance(block: Block) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over all calibration tokens of what a writer reads, float64 [I] each."""
+    """Return mean and unbiased variance of a projection's inputs over all calibration tokens, float64 [I] each."""
     count, total_I, total_sq_I = 0, torch.zeros(()), torch.zeros(())
     for input_TI in block.inputs():
         input_TI = input_TI.double().cpu()
@@ -64,38 +66,42 @@ def mean_and_variance(block: Block) -> tuple[Tensor, Tensor]:
 
 
 def group_scores(weight_HI: Tensor, variance_I: Tensor, columns: int) -> Tensor:
-    """Standardised scores of the groups of one module, float64."""
+    """Return the standardised scores of one module's groups, float64 [I / columns]."""
     raw_I = variance_I * weight_HI.double().cpu().square().sum(0)
     standardised_I = (raw_I - raw_I.mean()) / raw_I.std().clamp_(min=torch.finfo(torch.float64).tiny)
     return standardised_I.unflatten(0, (-1, columns)).mean(1)
 
 
-def plan_paying_for_biases(
+def plan_including_biases(
     scores: Scores, geometry: Geometry, budget_params: int, has_bias: Mapping[str, bool]
 ) -> PrunePlan:
-    """The plan that removes the budget and, on top, as many parameters as the biases it needs add."""
+    """Return a plan that also removes as many parameters as the biases it requires will add."""
     added = 0
     while True:
         plan = global_plan(scores, geometry, budget_params + added, MinimumSizes(1, 1))
-        kinds = [kind for index, keep in enumerate(plan.layers) for kind in _cut_kinds(keep, index, geometry)]
+        kinds = [kind for index, keep in enumerate(plan.layers) for kind in _pruned_kinds(keep, index, geometry)]
         needed = geometry.hidden_size * sum(not has_bias[kind] for kind in kinds)
         if needed <= added:
             return plan
         added = needed
 
 
-def _cut_kinds(keep: LayerKeep, index: int, geometry: Geometry) -> list[str]:
-    """The blocks of a layer that lose something."""
+def _pruned_kinds(keep: LayerKeep, index: int, geometry: Geometry) -> list[str]:
+    """Return the kinds of a layer's blocks that lose groups."""
     dense = geometry.shapes[index]
-    cut = {"attention": keep.shape.num_kv_groups < dense.num_kv_groups, "mlp": keep.shape.mlp_width < dense.mlp_width}
-    return [kind for kind in OUTPUT_PROJECTIONS if cut[kind]]
+    smaller = {
+        "attention": keep.shape.num_kv_groups < dense.num_kv_groups,
+        "mlp": keep.shape.mlp_width < dense.mlp_width,
+    }
+    return [kind for kind in OUTPUT_PROJECTIONS if smaller[kind]]
 
 
 def _compensated_bias(layer: nn.Module, kind: str, mean_I: Tensor, keep: LayerKeep, geometry: Geometry) -> Tensor:
-    """The dense writer's bias plus what its removed columns write on average, float64 [H]."""
-    writer: Any = layer.get_submodule(OUTPUT_PROJECTIONS[kind])
+    """Return the dense bias plus the mean output of the removed columns, float64 [H]."""
+    projection: Any = layer.get_submodule(OUTPUT_PROJECTIONS[kind])
     kept = torch.tensor(keep.kv_groups if kind == "attention" else keep.mlp_channels)
-    columns = columns_of_group(geometry, kind)
-    lost_I = torch.ones(len(mean_I) // columns, dtype=torch.float64).index_fill_(0, kept, 0).repeat_interleave(columns)
-    bias_H = writer.weight.double().cpu() @ (lost_I * mean_I)
-    return bias_H if writer.bias is None else bias_H + writer.bias.double().cpu()
+    columns = geometry.columns_per_group(kind)
+    removed_I = torch.ones(len(mean_I) // columns, dtype=torch.float64).index_fill_(0, kept, 0)
+    removed_I = removed_I.repeat_interleave(columns)
+    bias_H = projection.weight.double().cpu() @ (removed_I * mean_I)
+    return bias_H if projection.bias is None else bias_H + projection.bias.double().cpu()

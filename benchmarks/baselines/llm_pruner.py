@@ -1,14 +1,16 @@
 """LLM-Pruner with its first-order, element-wise importance (arXiv:2305.11627).
 
-``I(group) = sum over the weights that leave with it of |w * dL/dw|``, L the calibration loss, its gradient taken once,
-in the dense model. Local, the published default: every layer of a band loses the same fraction, each block its lowest
-groups; the layers outside, of 32 the first four and the last two, stay whole. Global: one order over the band.
+``I(group) = sum of |w * dL/dw|`` over the weights removed with it, L the calibration loss, its gradient taken once, on
+the dense model. Local, the published default: every layer of a band loses the same fraction, each block its
+lowest-scoring groups; of 32 layers, the first four and the last two lie outside the band and are not pruned. Global:
+one ranking over the band.
 
-Left open for GQA: a group is a KV head with its query heads, biases included, so that the importance of ``q_proj`` and
-``o_proj`` must be folded onto KV heads. Query head h reads KV head h // R. ``strided`` folds it onto h % K instead, the
-mistake of taking the query heads of a KV head for every K-th one: with R > 1 and K > 1 other heads are scored than
-leave. It shows only where KV groups leave, and a layer's fraction of them is rounded down: with three, none up to a
-third. Calibration is that of all ways, not ten short samples. The global order weights neither kind by its cost.
+Adapted to GQA: a group is a KV head with its query heads, biases included, so the importance of ``q_proj`` and
+``o_proj`` is folded onto KV heads. Query head h reads KV head h // R. ``strided`` folds it onto h % K instead, the
+mistake of assigning every K-th query head to the same KV head: with R > 1 and K > 1, the heads scored are not the heads
+removed. This matters only if KV groups are removed at all, and their number per layer is rounded down: of three groups,
+none up to a ratio of one third. Calibration uses the same text as every setting, not ten short samples. The global
+ranking does not divide by cost.
 
 K kv groups | R query heads per kv group | D head dim | M mlp width
 """
@@ -31,7 +33,7 @@ from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.statistics import gather_backward
 
-#: The layers that lose something, of 32.
+#: The band of pruned layers, in a model of 32.
 FIRST, STOP, OF = 4, 30, 32
 
 
@@ -44,7 +46,7 @@ def prune(
     strided: bool = False,
     globally: bool = False,
 ) -> Any:
-    """The pruned model; takes the dense one over."""
+    """Return the pruned model; consumes the dense one."""
     geometry = geometry_of(model)
     scores = group_scores(model, calibration, batch_size, strided)
     layers = band(geometry.num_layers)
@@ -55,12 +57,12 @@ def prune(
 
 
 def band(num_layers: int) -> range:
-    """The layers that lose something, by the published proportions."""
+    """Return the layers to prune, in the published proportions."""
     return range(round(FIRST / OF * num_layers), round(STOP / OF * num_layers))
 
 
 def group_scores(model: Any, calibration: Calibration, batch_size: int, strided: bool) -> list[dict[str, Tensor]]:
-    """Importance of every group, float64, per layer."""
+    """Return the importance of every group per layer, float64: ``{"attention": [K], "mlp": [M]}``."""
     model.requires_grad_(False)
     geometry = geometry_of(model)
     num_sequences, seq_len = calibration.input_ids.shape
@@ -81,7 +83,7 @@ def group_scores(model: Any, calibration: Calibration, batch_size: int, strided:
 
 
 def fold(products: Mapping[str, Tensor], geometry: Geometry, strided: bool) -> dict[str, Tensor]:
-    """Sums over groups of non-negative values of every weight ``name`` [O, I] and bias ``name.bias`` [O] of a layer."""
+    """Sum the values of a layer's weights ``name`` [O, I] and biases ``name.bias`` [O] over groups: [K] and [M]."""
     R, D = geometry.queries_per_kv, geometry.head_dim
 
     def rows(name: str) -> Tensor:

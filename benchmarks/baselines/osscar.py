@@ -1,18 +1,19 @@
-"""In the manner of OSSCAR (arXiv:2403.12983): whole columns leave by the error of the layer's best reconstruction.
+"""A variant of OSSCAR (arXiv:2403.12983): remove the columns without which a layer can be reconstructed best.
 
-For ``o_proj`` and ``down_proj`` in turn, x the writer's input in the model cut so far, over the calibration tokens:
+For ``o_proj`` and ``down_proj`` in turn, with x the input in the model pruned so far, over the calibration tokens:
 
     min over V, and over which groups of columns of V are zero, of sum_t ||W x_t - V x_t||^2 + lam ||W - V||^2
 
-With Q = (sum x x^T + lam I)^-1, restricted to the columns that are left, taking group U away from the best V costs
-``tr(V_U (Q_UU)^-1 V_U^T)``, and what is left becomes ``V - V_U (Q_UU)^-1 Q_U:``. So groups leave by backward
-elimination, Q and V downdated block by block, and V ends as the least-squares solution on what stays. The same fraction
-of every layer leaves.
+With Q = (sum x x^T + lam I)^-1, restricted to the remaining columns, removing group U from the optimal V costs
+``tr(V_U (Q_UU)^-1 V_U^T)``, and V becomes ``V - V_U (Q_UU)^-1 Q_U:``. Groups are thus removed by backward elimination,
+Q and V downdated block by block, and V ends as the least-squares solution on the kept columns. Every layer loses the
+same fraction.
 
-Not done: the paper's local search, which swaps groups after the elimination. Channels leave in ``STEPS`` steps a module
-rather than one at a time. Left open for GQA: a group of ``o_proj`` is all columns of a KV head's query heads.
+Differences from the paper: no local search, which swaps groups after the elimination, and channels are removed in
+``STEPS`` steps per module rather than one at a time. Adapted to GQA: a group of ``o_proj`` is all columns of one KV
+head's query heads.
 
-G groups left | C columns of a group | I columns left | H hidden
+G groups remaining | C columns per group | I columns remaining | H hidden
 """
 
 from __future__ import annotations
@@ -23,22 +24,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.blocks import Block, cut_in_turn
+from baselines.blocks import Block, prune_sequentially
 from hgsp.data.calibration import Calibration
 
-#: lam, relative to the mean diagonal of the Gram matrix.
+#: lam, as a fraction of the Gram matrix's mean diagonal.
 RIDGE = 1e-2
-#: How often a module's remaining channels are scored again.
+#: Number of times a module's remaining channels are rescored.
 STEPS = 32
 
 
 def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: int) -> Any:
-    """The pruned model with its writers refitted; takes the dense one over."""
-    return cut_in_turn(model, calibration, budget_params, batch_size, partial(_eliminate_and_refit, steps=STEPS))
+    """Return the pruned model with its output projections refitted; consumes the dense one."""
+    select = partial(_eliminate_and_refit, steps=STEPS)
+    return prune_sequentially(model, calibration, budget_params, batch_size, select)
 
 
 def _eliminate_and_refit(block: Block, columns: int, num_kept: int, steps: int) -> Tensor:
-    weight_HI = block.writer.weight
+    weight_HI = block.projection.weight
     gram_II = sum((input_TI.T @ input_TI).double() for input_TI in block.inputs())  # float32 within a batch
     kept_G, refitted_HI = eliminate(weight_HI.double(), torch.as_tensor(gram_II), columns, num_kept, steps)
     weight_HI[:, spans(kept_G, columns)] = refitted_HI.to(weight_HI)
@@ -46,23 +48,23 @@ def _eliminate_and_refit(block: Block, columns: int, num_kept: int, steps: int) 
 
 
 def eliminate(weight_HI: Tensor, gram_II: Tensor, columns: int, num_kept: int, steps: int) -> tuple[Tensor, Tensor]:
-    """The groups that stay, ascending, and the least-squares weights of their columns. All float64."""
+    """Return the kept groups [num_kept], ascending, and their refitted weights [H, num_kept * columns]; all float64."""
     regularised_II = gram_II.clone()
     regularised_II.diagonal().add_(RIDGE * gram_II.diagonal().mean())
     inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(regularised_II))
     kept_G = torch.arange(len(gram_II) // columns, device=gram_II.device)
-    at_a_time = -(-(len(kept_G) - num_kept) // steps)
-    while (too_many := len(kept_G) - num_kept) > 0:
+    per_step = -(-(len(kept_G) - num_kept) // steps)
+    while (excess := len(kept_G) - num_kept) > 0:
         errors_G = removal_errors(weight_HI, inverse_II, columns)
-        leaving = torch.zeros_like(kept_G, dtype=torch.bool)
-        leaving[errors_G.topk(min(at_a_time, too_many), largest=False).indices] = True
-        weight_HI, inverse_II = _downdate(weight_HI, inverse_II, leaving.repeat_interleave(columns))
-        kept_G = kept_G[~leaving]
+        removed = torch.zeros_like(kept_G, dtype=torch.bool)
+        removed[errors_G.topk(min(per_step, excess), largest=False).indices] = True
+        weight_HI, inverse_II = _downdate(weight_HI, inverse_II, removed.repeat_interleave(columns))
+        kept_G = kept_G[~removed]
     return kept_G, weight_HI
 
 
 def removal_errors(weight_HI: Tensor, inverse_II: Tensor, columns: int) -> Tensor:
-    """How much the objective grows when one group leaves and the rest is refitted, [G]."""
+    """Return the increase of the objective if one group is removed and the rest refitted, [G]."""
     blocks_GCC = inverse_II.unflatten(1, (-1, columns)).unflatten(0, (-1, columns)).diagonal(dim1=0, dim2=2)
     blocks_GCC = blocks_GCC.permute(2, 0, 1)
     weights_GCH = weight_HI.T.unflatten(0, (-1, columns))
@@ -72,12 +74,12 @@ def removal_errors(weight_HI: Tensor, inverse_II: Tensor, columns: int) -> Tenso
 
 
 def spans(groups_G: Tensor, columns: int) -> Tensor:
-    """The columns of some groups."""
+    """Return the column indices of some groups, [G * columns]."""
     return (groups_G[:, None] * columns + torch.arange(columns, device=groups_G.device)).flatten()
 
 
-def _downdate(weight_HI: Tensor, inverse_II: Tensor, leaving_I: Tensor) -> tuple[Tensor, Tensor]:
-    """Best weights and inverse of the regularised Gram matrix for the columns that stay."""
-    cross = torch.linalg.solve(inverse_II[leaving_I][:, leaving_I], inverse_II[leaving_I][:, ~leaving_I])
-    weight_HI = weight_HI[:, ~leaving_I] - weight_HI[:, leaving_I] @ cross
-    return weight_HI, inverse_II[~leaving_I][:, ~leaving_I] - inverse_II[~leaving_I][:, leaving_I] @ cross
+def _downdate(weight_HI: Tensor, inverse_II: Tensor, removed_I: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the optimal weights and the inverse regularised Gram matrix of the columns not removed."""
+    cross = torch.linalg.solve(inverse_II[removed_I][:, removed_I], inverse_II[removed_I][:, ~removed_I])
+    weight_HI = weight_HI[:, ~removed_I] - weight_HI[:, removed_I] @ cross
+    return weight_HI, inverse_II[~removed_I][:, ~removed_I] - inverse_II[~removed_I][:, removed_I] @ cross

@@ -1,4 +1,4 @@
-"""Uniform widths, groups at random: the control of every way with uniform widths. No source, no text."""
+"""Uniform widths, random groups: the control for every setting with uniform widths. Needs no text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hgsp.pruning.surgery import apply_plan
 
 
 def prune(model: Any, calibration: Calibration, budget_params: int, batch_size: int) -> Any:
-    """The pruned model, the same for the same calibration seed; takes the dense one over."""
+    """Return the pruned model, determined by the calibration seed; consumes the dense one."""
     geometry = geometry_of(model)
     generator = torch.Generator().manual_seed(calibration.seed)
     scores = [

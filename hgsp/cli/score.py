@@ -1,56 +1,74 @@
-"""``hgsp score``: score every group of a model once; ``hgsp cut`` then cuts at any ratio in seconds."""
+"""``hgsp score``: score every group of a model once; ``hgsp cut`` then prunes to any ratio in seconds."""
 
 from __future__ import annotations
 
+import logging
 import shlex
-import tempfile
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hgsp.cli.main import quiet_libraries, run_guarded
+from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
+from hgsp.environment import replacing
 from hgsp.pipeline.config import ScoreConfig
+
+LOG = logging.getLogger("hgsp")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 done, 2 bad input (nothing written), 1 failure."""
+    """Run the scoring command; exit code 0 done, 2 bad input (nothing written), 1 failure."""
     return run_guarded(lambda: score(parse(ScoreConfig, argv, prog="hgsp score", description=__doc__ or "")))
 
 
 def score(config: ScoreConfig) -> int:
-    """Score the model and write one file; influence of layers and blocks is always measured."""
+    """Score the model and write one file; the influence of layers and blocks is always measured."""
     quiet_libraries()
     from hgsp.console.progress import terminal
     from hgsp.console.result_folders import check_file_target, refuse_unwritable
     from hgsp.data.calibration import build_calibration
     from hgsp.data.texts import CALIBRATE, load_text
-    from hgsp.layerwise.distributed import is_main_process, join_processes, leave_processes
     from hgsp.models.devices import resolve_device
-    from hgsp.models.loading import check_positions, inspect_model, load_own_tokenizer
-    from hgsp.pipeline import run as pipeline
-    from hgsp.pipeline.loaded import load_for_pruning
+    from hgsp.models.loaded import load_for_pruning
+    from hgsp.models.loading import check_positions, inspect_model
+    from hgsp.models.processes import is_main_process, join_processes, leave_processes
+    from hgsp.models.tokenizers import check_token_ids, load_own_tokenizer
+    from hgsp.pipeline import stages
 
     target = Path(config.output)
     check_file_target(target, config.overwrite, "--output")
-    if config.spill_dir:
-        refuse_unwritable(Path(config.spill_dir), "--spill_dir")
+    spill_dir = Path(config.spill_dir) if config.spill_dir else None
+    if spill_dir is not None:
+        refuse_unwritable(spill_dir, "--spill_dir")
     device = resolve_device(config.device)
     source = inspect_model(config.base_model)
     check_positions(source.config, "--seq_len", config.seq_len)
     texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
-    tokenizer = load_own_tokenizer(source)
+    tokenizer, warnings = load_own_tokenizer(source)
+    for warning in warnings:
+        LOG.warning("%s", warning)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
+    check_token_ids(int(calibration.input_ids.max()), source.config.vocab_size, tokenizer, calibration.source)
     join_processes(device)
-    loaded = load_for_pruning(config, source, device)
-    scores = pipeline.score(config, loaded, calibration, terminal)
+    scores = stages.score(
+        load_for_pruning(source, config.dtype, device, offload=config.offload),
+        config.recipe,
+        calibration,
+        stages.Resources(config.batch_size, config.use_gradient_checkpointing, spill_dir),
+        base_model=config.base_model,
+        seed=config.seed,
+        progress=terminal,
+    )
     is_main = is_main_process()
     leave_processes()
     if is_main:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".scores-") as folder:
-            scores.write(Path(folder) / target.name)
-            (Path(folder) / target.name).replace(target)
+        with replacing(target) as partial:
+            scores.write(partial)
         print(f"scores: {target}")
         made_from = shlex.join(["--base_model", config.base_model, "--scores", str(target)])
         print(f"next: hgsp cut {made_from} --pruning_ratio 0.2 --output_name NAME")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

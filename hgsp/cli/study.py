@@ -1,7 +1,7 @@
 """Run the three-model study: LLaMA-3-8B at 20, 30 and 50 %, Mistral-7B-v0.3 and Qwen2.5-7B at 20 and 30 %.
 
-Finished cells are kept, so the same command goes on after an interrupt. MODELS_DIR names a folder with local copies.
-Flags that are not listed here go to run_global_pruning.py, for every cell; so does everything after --.
+Finished cells are kept, so the same command resumes after an interrupt. MODELS_DIR names a folder with local copies.
+Flags not listed here, and everything after --, are passed to run_global_pruning.py for every cell.
 """
 
 from __future__ import annotations
@@ -9,28 +9,36 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from hgsp.cli.main import run_guarded
+from hgsp.console.exit_codes import run_guarded
 from hgsp.errors import InputError
 from hgsp.study import run as running
-from hgsp.study.matrix import RESULTS_DIR, SMOKE_RESULTS_DIR, SMOKE_STUDY, Cell, planned, smoke_cells, study_cells
+from hgsp.study.demo_model import demo_model
+from hgsp.study.matrix import (
+    RESULTS_DIR,
+    SMOKE_RESULTS_DIR,
+    SMOKE_STUDY,
+    Cell,
+    planned_arguments,
+    smoke_cells,
+    study_cells,
+)
 
-INTERRUPTED = "interrupted; finished cells are kept: the same command goes on with the next"
+INTERRUPTED = "interrupted; finished cells are kept, and the same command resumes with the next"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 all cells are there, 1 some failed, 2 bad input (nothing was run)."""
+    """Run the study; exit code 0 all cells finished, 1 some failed, 2 bad input (nothing was run)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return run_guarded(lambda: study(*options(arguments)), interrupted=INTERRUPTED)
 
 
 def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The study's own flags, and those of the recipe in their order."""
+    """Split the command line into the study's own flags and those of the pruning command, in order."""
     parser = argparse.ArgumentParser(
         prog="run_all_experiments.sh",
         description=__doc__,
@@ -38,10 +46,10 @@ def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--smoke", action="store_true", help="the same matrix on small models, minutes on a CPU")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--smoke", action="store_true", help="run the same matrix on small models, in minutes on a CPU")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands without running them")
     parser.add_argument(
-        "--results_dir", help=f"where results go (unset: {RESULTS_DIR}, with --smoke {SMOKE_RESULTS_DIR})"
+        "--results_dir", help=f"folder for results (default: {RESULTS_DIR}, with --smoke {SMOKE_RESULTS_DIR})"
     )
     at = arguments.index("--") if "--" in arguments else len(arguments)
     own, passed = parser.parse_known_args(arguments[:at])
@@ -50,39 +58,46 @@ def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def study(own: argparse.Namespace, passed: Sequence[str]) -> int:
-    """Run the cells, then write the summary of the models' folders."""
+    """Run the cells, then summarize the models' folders."""
     cells = chosen_cells(own.smoke)
     if own.dry_run:
         for cell in cells:
-            running.config_of(cell, own.results_dir, passed)
-        for arguments in planned(cells, own.results_dir, passed):
-            print(running.shown(arguments))
+            running.cell_settings(cell, own.results_dir, passed)
+        for arguments in planned_arguments(cells, own.results_dir, passed):
+            print(running.as_shell_command(arguments))
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     check_installed()
-    with running.only_run(own.results_dir) as lock:
-        outcome = running.run_cells(cells, own.results_dir, passed, running.in_own_process(lock))
-    if outcome.kept or outcome.made:
+    with running.study_lock(own.results_dir) as cell_lock:
+        outcome = running.run_cells(
+            cells,
+            own.results_dir,
+            passed,
+            running.subprocess_executor([sys.executable, "-m", "hgsp.cli.study_cell", str(cell_lock)]),
+        )
+    if finished := [*outcome.already_finished, *outcome.completed]:
         from hgsp.cli.summarize import SummaryConfig, summarize
 
-        folders = dict.fromkeys(str(cell.folder(own.results_dir).parent) for cell in [*outcome.kept, *outcome.made])
+        folders = dict.fromkeys(str(cell.folder(own.results_dir).parent) for cell in finished)
         summarize(SummaryConfig(folders=tuple(folders), output=own.results_dir))
-    print(f"\n{len(outcome.made)} cells made, {len(outcome.kept)} kept, {len(outcome.failed)} failed")
-    for cell, code, arguments in outcome.failed:
-        print(f"failed: {cell.output_name}, {running.in_words(code)}\n  {running.shown(arguments)}")
+    counts = f"{len(outcome.completed)} cells completed, {len(outcome.already_finished)} already finished"
+    print(f"\n{counts}, {len(outcome.failed)} failed")
+    for failed in outcome.failed:
+        print(f"failed: {failed.cell.output_name}, {running.describe_exit_code(failed.exit_code)}")
+        print(f"  {running.as_shell_command(failed.arguments)}")
     return 1 if outcome.failed else 0
 
 
 def chosen_cells(smoke: bool) -> list[Cell]:
-    """The cells of the study, or of its small version, with the local models there are.
+    """Return the cells of the study, or of its small version, with local models where available.
 
     Raises:
-        InputError: MODELS_DIR is no folder, or there is no small model.
+        InputError: MODELS_DIR is not a folder, or no small model is available.
     """
-    named = os.environ.get("MODELS_DIR")
-    models_dir = Path(named) if named else None
+    name = os.environ.get("MODELS_DIR")
+    models_dir = Path(name) if name else None
     if models_dir is not None and not models_dir.is_dir():
-        raise InputError(expected="MODELS_DIR to be a folder", got=f"'{named}'", remedy="unset it to use the hub")
+        raise InputError(expected="MODELS_DIR to be a folder", got=f"'{name}'", remedy="unset it to use the hub")
     if not smoke:
         return study_cells(models_dir)
     folders = {name: models_dir / name for name in SMOKE_STUDY if models_dir and (models_dir / name).is_dir()}
@@ -91,35 +106,18 @@ def chosen_cells(smoke: bool) -> list[Cell]:
     return smoke_cells(folders)
 
 
-def demo_model() -> Path:
-    """The model of ``make demo``.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    script = running.recipe().parent / "scripts" / "demo_model.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(
-            expected="a folder smollm2-135m in MODELS_DIR, or the demo model",
-            got="neither",
-            remedy="run `make demo-model`, or set MODELS_DIR",
-        )
-    return Path(done.stdout.strip())
-
-
 def check_installed() -> None:
-    """Refuse a Python that cannot run a single cell.
+    """Refuse a Python environment that cannot run any cell.
 
     Raises:
-        InputError: with what to install.
+        InputError: names the missing packages.
     """
     missing = [name for name in ("torch", "transformers", "safetensors", "numpy", "rich") if find_spec(name) is None]
     if missing:
         raise InputError(
             expected=f"a Python with the packages of hgsp ({sys.executable})",
             got=f"no {', '.join(missing)}",
-            remedy="activate its environment, or install with `pip install -e .` or `make test`",
+            remedy="activate the right environment, or install with `pip install -e .` or `make test`",
         )
 
 

@@ -1,4 +1,4 @@
-"""``hgsp summarize``: one table and two plots over all results below some folders."""
+"""``hgsp summarize``: one table and two plots of all results below some folders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hgsp.cli.main import run_guarded
+from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
+from hgsp.environment import write_atomically
 from hgsp.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryConfig:
-    """Everything ``hgsp summarize`` can be asked."""
+    """Options of ``hgsp summarize``."""
 
     folders: tuple[str, ...] = option(
-        help="folders with results, searched at any depth", nargs="+", metavar="DIR", positional=True
+        help="folders to search for results, recursively", nargs="+", metavar="DIR", positional=True
     )
-    output: str | None = option(None, help="where summary.csv, .md, .tex and the plots go (unset: the first DIR)")
+    output: str | None = option(None, help="folder for summary.csv, .md, .tex and the plots (default: the first DIR)")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folders", tuple(self.folders))
@@ -33,42 +34,41 @@ class SummaryConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 done, 2 no result there (nothing written)."""
+    """Run the command; exit code 0 done, 2 no results found (nothing written)."""
     return run_guarded(lambda: summarize(parse(SummaryConfig, argv, prog="hgsp summarize", description=__doc__ or "")))
 
 
 def summarize(config: SummaryConfig) -> int:
-    """Collect, write the tables, draw the plots, and say what was left out.
+    """Collect results, write tables and plots, and list the folders skipped.
 
     Raises:
-        InputError: there is no result to summarize.
+        InputError: no results were found.
     """
     from rich.console import Console
 
+    from hgsp.console.report_schema import PRUNING_REPORT
     from hgsp.study import collect as collecting
     from hgsp.study import tables
-    from hgsp.study.matrix import ANALYSIS
 
     results, skipped = collecting.collect([Path(folder) for folder in config.folders])
     if not results:
         reasons = "".join(f"; {item.folder}: {item.reason}" for item in skipped)
         raise InputError(
-            expected=f"a result with {ANALYSIS} below {', '.join(config.folders)}",
+            expected=f"a result with {PRUNING_REPORT} below {', '.join(config.folders)}",
             got=f"none{reasons}",
             remedy="prune a model first",
         )
     output = Path(config.output or config.folders[0])
-    output.mkdir(parents=True, exist_ok=True)
     written = {
         "summary.csv": tables.to_csv(results),
         "summary.md": tables.to_markdown(results, skipped),
         "summary.tex": tables.to_latex(results),
     }
     for name, text in written.items():
-        (output / name).write_text(text, encoding="utf-8")
+        write_atomically(output / name, text)
     console = Console()
     if not console.is_terminal:
-        console.width = 1000  # lines as long as they are
+        console.width = 1000  # no wrapping
     for table in tables.terminal_tables(results):
         console.print(table)
     print(tables.NOTE)
@@ -79,16 +79,16 @@ def summarize(config: SummaryConfig) -> int:
 
 
 def draw(results: Sequence[Result], output: Path) -> list[str]:
-    """Draw what there is to draw; the names of the pictures. Without matplotlib, one line says how to get it."""
+    """Draw the plots and return their file names; without matplotlib, print how to install it."""
     if find_spec("matplotlib") is None:
-        print("no plots: they need matplotlib (pip install 'hgsp[plots]')")
+        print("no plots: install matplotlib (pip install 'hgsp[plots]')")
         return []
     from hgsp.study import plots
 
     drawn = []
     for name, figure, missing in (
-        ("summary_ppl.png", plots.cost_of_quality(results), "no perplexity before and after"),
-        ("summary_layers.png", plots.kept_by_layer(results), "no global_group_table.csv"),
+        ("summary_ppl.png", plots.plot_perplexity(results), "no perplexity before and after"),
+        ("summary_layers.png", plots.plot_kept_groups(results), "no global_group_table.csv"),
     ):
         if figure is None:
             print(f"no {name}: {missing}")

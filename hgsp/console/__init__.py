@@ -1,1 +1,1 @@
-"""What every command shares: exit codes, dataclasses as flags, progress, the log file, result folders."""
+"""Code shared by all commands: exit codes, dataclasses as flags, progress, the log file, result folders."""

@@ -1,6 +1,6 @@
 """Dataclasses as command lines: every field is a flag, its metadata holds the help text.
 
-Importing this file costs no torch: ``--help`` is quick.
+Does not import torch, so ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ Options = TypeVar("Options")
 
 
 def option(default: Any = dataclasses.MISSING, *, help: str, **argument: Any) -> Any:
-    """A field that is a flag, or with ``positional`` an argument without one.
+    """Declare a field that is a flag, or a positional argument if ``positional=True``.
 
-    ``argument`` goes to ``add_argument``; without a default the flag is required.
+    ``argument`` is passed to ``add_argument``. A flag without a default is required.
     """
     return field(default=default, metadata={"help": help, **argument})
 
 
 def parse(options: type[Options], argv: Sequence[str] | None, *, prog: str | None, description: str) -> Options:
-    """Build the dataclass from the command line. A flag given twice takes its last value; argparse exits with 2."""
+    """Build the dataclass from the command line. The last of repeated flags wins; argparse exits with 2 on errors."""
     parser = argparse.ArgumentParser(
         prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     recipes: Mapping[str, Mapping[str, Any]] = getattr(options, "RECIPES", {})
     if recipes:
-        parser.add_argument("--recipe", choices=recipes, help=_explained(recipes))
+        parser.add_argument("--recipe", choices=recipes, help=_recipe_help(recipes))
     for item in dataclasses.fields(options):  # type: ignore[arg-type]
         argument = dict(item.metadata)
         if argument.pop("positional", False):
@@ -48,14 +48,14 @@ def parse(options: type[Options], argv: Sequence[str] | None, *, prog: str | Non
     given = vars(parser.parse_args(argv))
     recipe = given.pop("recipe", None)
     if recipe is not None:
-        parser.set_defaults(**recipes[recipe])  # flags that were given win
+        parser.set_defaults(**recipes[recipe])  # explicit flags win
         given = vars(parser.parse_args(argv))
         given.pop("recipe")
     return options(**given)
 
 
 def arguments_of(options: Any) -> list[str]:
-    """The flags that ``parse`` makes the same dataclass from: those that differ from their defaults."""
+    """Return the flags from which ``parse`` rebuilds ``options``: those that differ from their defaults."""
     arguments: list[str] = []
     for item in dataclasses.fields(options):
         value = getattr(options, item.name)
@@ -66,37 +66,45 @@ def arguments_of(options: Any) -> list[str]:
     return arguments
 
 
-def _explained(recipes: Mapping[str, Mapping[str, Any]]) -> str:
+def _recipe_help(recipes: Mapping[str, Mapping[str, Any]]) -> str:
     settings = {
         name: " ".join(f"--{flag} {value}" for flag, value in recipe.items()) for name, recipe in recipes.items()
     }
-    return "; ".join(f"{name} = {flags}" for name, flags in settings.items()) + "; flags given beside it win"
+    return "; ".join(f"{name} = {flags}" for name, flags in settings.items()) + "; explicit flags take precedence"
 
 
 def require(holds: bool, flag: str, expected: str, got: object, remedy: str = "see --help") -> None:
-    """Refuse a value.
+    """Refuse the value of a flag unless the condition ``holds``.
 
     Raises:
-        InputError: if it does not hold.
+        InputError: if it does not.
     """
     if not holds:
         raise InputError(expected=f"{flag} to be {expected}", got=repr(got), remedy=remedy)
 
 
 def require_counts(options: Any, *names: str) -> None:
-    """Refuse fields below 1."""
+    """Refuse fields below 1.
+
+    Raises:
+        InputError: names the first such flag.
+    """
     for name in names:
         require(getattr(options, name) >= 1, f"--{name}", "at least 1", getattr(options, name))
 
 
 def nearest_multiples(value: int, of: int) -> str:
-    """The remedy where a value is no multiple."""
+    """Name the multiples of ``of`` around ``value``, as the remedy of an error."""
     below = value // of * of
     return f"the nearest are {below} or {below + of}" if below else f"the nearest is {of}"
 
 
 def require_positive(options: Any, *names: str) -> None:
-    """Refuse fields that are not finite numbers above 0."""
+    """Refuse fields that are not finite numbers above 0.
+
+    Raises:
+        InputError: names the first such flag.
+    """
     for name in names:
         value = getattr(options, name)
         require(math.isfinite(value) and value > 0, f"--{name}", "a finite number > 0", value)

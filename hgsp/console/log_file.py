@@ -1,4 +1,4 @@
-"""Where the tool speaks: the terminal, and ``logs/training.log`` of the result."""
+"""Logging to the terminal and to ``logs/training.log`` of a result."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 LOG = logging.getLogger("hgsp")
-#: Columns of a table that goes to a file.
+#: Width in characters of tables that go to a file.
 PLAIN_WIDTH = 140
 
 
 class LogFile:
-    """Sends the ``hgsp`` logger to the terminal and, with times, to a file, for the length of a ``with`` block."""
+    """A context manager that sends the ``hgsp`` logger to the terminal and, with timestamps, to a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -27,6 +27,7 @@ class LogFile:
         self._to_terminal.addFilter(lambda record: not getattr(record, "file_only", False))
 
     def __enter__(self) -> LogFile:
+        self._before = LOG.level, LOG.propagate
         LOG.setLevel(logging.INFO)
         LOG.propagate = False
         LOG.addHandler(self._to_file)
@@ -39,16 +40,18 @@ class LogFile:
         for handler in (self._to_file, self._to_terminal):
             LOG.removeHandler(handler)
             handler.close()
+        level, LOG.propagate = self._before
+        LOG.setLevel(level)
 
     def copy_to(self, path: Path) -> None:
-        """Copy what was logged so far."""
+        """Copy the log so far."""
         self._to_file.flush()
         path.parent.mkdir(exist_ok=True)
         shutil.copyfile(self._path, path)
 
 
 def show(table: Table) -> None:
-    """Print a table to stdout and put its plain text into the log."""
+    """Print a table to stdout and write its plain text to the log file."""
     console = Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH

@@ -1,4 +1,4 @@
-"""How long steps report that they are alive, and how long they took. Libraries default to silence."""
+"""Progress of long steps, and their timings. Library code is silent by default."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Item = TypeVar("Item")
 
 
 class Timings(dict[str, float]):
-    """Seconds by stage."""
+    """Seconds spent per stage."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Add the duration of the ``with`` block to stage ``name``."""
         start = time.perf_counter()
         try:
             yield
@@ -24,17 +25,18 @@ class Timings(dict[str, float]):
 
 
 class Progress(Protocol):
-    """Iterate over ``items``, telling the user how far it got. ``total`` is their number."""
+    """A callable that yields from ``items`` and reports progress; ``total`` is the number of items."""
 
     def __call__(self, items: Iterable[Item], label: str, total: int) -> Iterator[Item]: ...
 
 
 def silent(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+    """Yield from ``items`` without reporting."""
     yield from items
 
 
 def terminal(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
-    """A bar with rate and time left on a terminal; elsewhere a line every ten seconds. Everything goes to stderr."""
+    """Report to stderr: a bar with rate and time left on a terminal, elsewhere a line every ten seconds."""
     if sys.stderr.isatty():
         yield from _bar(items, label, total)
     else:
@@ -64,12 +66,12 @@ def _bar(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
 
 
 def _lines(items: Iterable[Item], label: str, total: int, every_s: float = 10.0) -> Iterator[Item]:
-    start = said = time.monotonic()
+    start = reported = time.monotonic()
     for done, item in enumerate(items, 1):
         if done == 1:
-            start = time.monotonic()  # what comes before the first item says nothing about the others
+            start = time.monotonic()  # setup before the first item is not part of the rate
         yield item
         now = time.monotonic()
-        if now - said >= every_s:
-            said, rate = now, done / (now - start)
+        if now - reported >= every_s:
+            reported, rate = now, done / (now - start)
             print(f"{label}: {done}/{total}, {rate:.2f}/s, {(total - done) / rate:.0f} s left", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Folders of results: refused early, written whole or not at all."""
+"""Result folders: checked before any work starts, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.errors import InputError
 
-#: What a finished run leaves in its folder; ``--overwrite`` replaces nothing else.
-REPORTS = ("pruning_analysis.json", "recovery_analysis.json")
+#: Reports that a finished run leaves in its folder; ``--overwrite`` replaces no folder without one.
+REPORTS = (PRUNING_REPORT, RECOVERY_REPORT)
 
 
 @contextmanager
 def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary sibling of ``target`` that takes its place on success and vanishes on failure or interrupt.
+    """Yield a temporary sibling of ``target`` that replaces it on success and is removed on failure or interrupt.
 
-    What ``target`` was before goes when the new folder is in its place. A symbolic link stays one.
+    An existing ``target`` is deleted only after the new folder has taken its place. A symbolic link stays a link.
+
+    Raises:
+        InputError: ``target`` exists and ``overwrite`` is not set.
     """
     refuse_existing(target, overwrite)
     place = target.resolve()
@@ -42,14 +46,15 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def check_target(target: Path, overwrite: bool, flag: str, reads: Iterable[str | Path | None] = ()) -> None:
-    """Refuse a folder for results that will not do, before there is anything to write.
+    """Refuse an unusable result folder before the run starts.
 
     Args:
-        flag: the one that names the folder.
-        reads: what the run reads; of these, only what is a file or a folder here can be in the way.
+        flag: the flag that names the folder.
+        reads: inputs of the run; names that are not local paths are ignored.
 
     Raises:
-        InputError: it exists, cannot be written, or is to be replaced although it is no result or holds what is read.
+        InputError: ``target`` exists, is not writable, or would be overwritten although it is not a result or contains
+            an input of the run.
     """
     refuse_existing(target, overwrite)
     refuse_unwritable(target, flag)
@@ -58,31 +63,36 @@ def check_target(target: Path, overwrite: bool, flag: str, reads: Iterable[str |
     for path in (Path.cwd(), *(Path(name) for name in reads if name)):
         if path.exists() and path.resolve().is_relative_to(target.resolve()):
             raise InputError(
-                expected="a folder for results with nothing in it that is still needed",
-                got=f"{target} to be replaced, and {path} in it",
-                remedy=f"name another with {flag}",
+                expected="a result folder that contains nothing still in use",
+                got=f"{target} to be replaced while {path} is in use",
+                remedy=f"choose another with {flag}",
             )
     if any(target.iterdir()) and not any((target / report).is_file() for report in REPORTS):
         raise InputError(
             expected=f"an earlier result for --overwrite to replace (with {' or '.join(REPORTS)})",
-            got=f"{target}, which holds something else",
-            remedy=f"name another with {flag}, or delete it yourself",
+            got=f"{target}, which contains something else",
+            remedy=f"choose another with {flag}, or delete it yourself",
         )
 
 
 def check_file_target(target: Path, overwrite: bool, flag: str) -> None:
-    """Refuse a file to write that is there already, is a folder, or lies where nothing can be written.
+    """Refuse an unusable output file before the run starts.
 
     Raises:
-        InputError: says which.
+        InputError: ``target`` exists, is a folder, or its folder is not writable.
     """
     if target.is_dir():
-        raise InputError(expected=f"{flag} to be a file", got=f"{target}, a folder", remedy="name a file in it")
+        raise InputError(expected=f"{flag} to be a file", got=f"{target}, a folder", remedy="name a file inside it")
     refuse_existing(target, overwrite)
     refuse_unwritable(target.parent, flag)
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Refuse to replace ``target`` unless ``overwrite`` is set.
+
+    Raises:
+        InputError: it exists.
+    """
     if target.exists() and not overwrite:
         raise InputError(
             expected="a new name for the result", got=f"{target} exists", remedy="use another name or --overwrite"
@@ -90,15 +100,15 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 
 
 def refuse_unwritable(target: Path, flag: str) -> None:
-    """Refuse a folder that could not be made or written into, before there is anything to write.
+    """Refuse a folder that cannot be created or written to, before the run starts.
 
     Raises:
-        InputError: something that is no folder is in the way, or permissions are.
+        InputError: a file is in the way, or permissions are missing.
     """
     existing = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(
-            expected=f"a folder that can be written for results ({target})",
-            got=f"{existing}, which cannot",
-            remedy=f"name another with {flag}",
+            expected=f"a writable result folder ({target})",
+            got=f"{existing}, which is not",
+            remedy=f"choose another with {flag}",
         )

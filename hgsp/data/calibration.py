@@ -17,11 +17,11 @@ from hgsp.data.texts import Text
 from hgsp.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
-    """``input_ids`` int64 [N, T] without padding, rows distinct; same text, tokenizer and seed give the same hash.
+    """Token windows ``input_ids``, int64 [N, T], distinct and unpadded; text, tokenizer and seed determine the hash.
 
-    ``texts`` are the names of the texts it was drawn from, ``source`` says all of them in words.
+    ``texts`` names the texts the windows were drawn from; ``source`` describes them for the report.
     """
 
     input_ids: Tensor
@@ -33,12 +33,18 @@ class Calibration:
         assert self.input_ids.dtype == torch.int64
         assert self.input_ids.ndim == 2
 
+    def __repr__(self) -> str:
+        num_sequences, seq_len = self.input_ids.shape
+        texts = ", ".join(self.texts) or self.source
+        return f"Calibration({num_sequences} sequences of {seq_len} tokens, {texts}, seed {self.seed})"
+
     @property
     def sha256(self) -> str:
+        """SHA-256 of the token ids, in hex."""
         return hashlib.sha256(self.input_ids.numpy().tobytes()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What the report says about the calibration text."""
+        """Return the report's entry for the calibration text."""
         num_sequences, seq_len = self.input_ids.shape
         return {
             "texts": list(self.texts),
@@ -51,7 +57,7 @@ class Calibration:
 
 
 def tokenize(text: str, tokenizer: Any) -> Tensor:
-    """Token ids of a whole text, int64 [tokens], no special tokens added."""
+    """Return the token ids of a whole text, int64 [tokens], without special tokens."""
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
 
 
@@ -64,19 +70,19 @@ def build_calibration(
     *,
     at_most: bool = False,
 ) -> Calibration:
-    """Draw ``num_sequences`` different non-overlapping windows of ``seq_len`` tokens, seeded.
+    """Draw ``num_sequences`` distinct non-overlapping windows of ``seq_len`` tokens: ``input_ids`` [N, T].
 
-    Several texts give the same number each, the first ones one more where it does not divide, in mixed order. With
-    ``at_most``, a text that has fewer gives what it has.
+    Several texts contribute equally, in shuffled order; any remainder goes to the first ones. With ``at_most``, a text
+    that is too short contributes all its windows instead of being refused.
 
     Raises:
-        InputError: a text is too short; nothing is repeated to fill up.
+        InputError: a text is too short, two texts share a window, or there are more texts than sequences.
     """
     texts = [texts] if isinstance(texts, Text) else list(texts)
     each, more = divmod(num_sequences, len(texts))
     if not each:
         raise InputError(
-            expected=f"at least one sequence of each of {len(texts)} calibration texts",
+            expected=f"at least one sequence from each of {len(texts)} calibration texts",
             got=f"{num_sequences} sequences",
             remedy="ask for more sequences or fewer texts",
         )
@@ -88,7 +94,7 @@ def build_calibration(
     if len(texts) > 1:
         if len(torch.unique(rows, dim=0)) < len(rows):
             raise InputError(
-                expected="calibration texts of which none repeats another",
+                expected="calibration texts that do not repeat one another",
                 got=f"the same windows in {' and '.join(text.name for text in texts)}",
                 remedy="name each text once",
             )
@@ -100,17 +106,17 @@ def build_calibration(
 def _draw(
     text: Text, tokenizer: Any, num_sequences: int, seq_len: int, seed: int, at_most: bool, num_texts: int
 ) -> Tensor:
-    """Windows of one of ``num_texts`` texts, int64 [N, T]."""
+    """Draw windows from one of ``num_texts`` texts, int64 [N, T]."""
     ids = tokenize(text.content, tokenizer)
     available = len(ids) // seq_len
     windows = ids[: available * seq_len].view(available, seq_len)
-    windows = torch.unique(windows, dim=0) if available else windows  # a text may repeat itself
+    windows = torch.unique(windows, dim=0) if available else windows  # a text can repeat itself
     if len(windows) < (min(num_sequences, 1) if at_most else num_sequences):
-        ask = f"use --nsamples {len(windows) * num_texts}, " if len(windows) else "use "
+        hint = f"use --nsamples {len(windows) * num_texts}, " if len(windows) else "use "
         raise InputError(
             expected=f"text for {num_sequences} different windows of {seq_len} tokens",
             got=f"{len(windows)} in {text.name} ({len(ids)} tokens)",
-            remedy=f"{ask}a smaller --seq_len or a longer text",
+            remedy=f"{hint}a smaller --seq_len or a longer text",
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))[:num_sequences]
     return windows[order]

@@ -1,4 +1,4 @@
-"""Users' files of text and of rows: plain text, JSON lists, JSON lines and parquet, gzipped or not."""
+"""Local text and row files: plain text, JSON lists, JSON lines and parquet, gzipped or not."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from typing import Any
 
 from hgsp.errors import InputError
 
-#: What reading a file raises that is damaged or holds something else.
+#: Errors raised when a file is damaged or is not in the expected format.
 UNREADABLE = (EOFError, LookupError, OSError, TypeError, ValueError, zlib.error)
 
 
 def is_plain(path: Path) -> bool:
-    """Whether a file is text rather than rows."""
+    """Return whether a file is plain text rather than rows."""
     return not {".jsonl", ".json", ".parquet"} & set(path.suffixes)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .json (a list, or one object per line), .jsonl or .parquet file, gzipped or not.
+    """Read the rows of a .json (a list, or one object per line), .jsonl or .parquet file, gzipped or not.
 
     Raises:
-        InputError: the file does not hold rows.
+        InputError: the file does not hold rows, or pyarrow is not installed.
     """
     try:
-        rows = list(_objects_in(path, None))
+        rows = list(_json_or_parquet_rows(path, None))
         for row in rows:
             if not isinstance(row, dict):
                 raise TypeError(f"a row is {row!r:.40}")
         return rows
     except UNREADABLE as error:
-        raise not_rows(path, "rows (JSON objects or parquet)", error, "convert the file, or fetch it again") from error
+        raise not_rows(path, "rows (JSON objects or parquet)", error, "convert it, or download it again") from error
     except ImportError as error:
         raise _no_parquet(error) from error
 
 
 def text_rows(path: Path, newline: str | None) -> Iterator[str]:
-    """Rows of a plain text (its lines, with ends as ``newline`` of ``open`` says), .json(l)(.gz) or .parquet file.
+    """Yield the texts of a .json(l)(.gz) or .parquet file, or the lines of any other; ``newline`` is that of ``open``.
 
     Raises:
-        InputError: it is damaged or holds something else.
+        InputError: the file holds neither text nor rows with one, or pyarrow is not installed.
     """
     try:
-        for row in _raw_rows_of(path, newline):
+        for row in _unchecked_texts(path, newline):
             if not isinstance(row, str):
                 raise TypeError(f"a row's text is {row!r:.40}")
             yield row
@@ -57,22 +57,22 @@ def text_rows(path: Path, newline: str | None) -> Iterator[str]:
         raise _no_parquet(error) from error
 
 
-def _raw_rows_of(path: Path, newline: str | None) -> Iterator[Any]:
+def _unchecked_texts(path: Path, newline: str | None) -> Iterator[Any]:
     if is_plain(path):
-        with _opened(path, newline) as lines:
+        with _open_text(path, newline) as lines:
             yield from lines
     else:
-        for row in _objects_in(path, ["text"]):
+        for row in _json_or_parquet_rows(path, ["text"]):
             yield row["text"]
 
 
-def _objects_in(path: Path, columns: list[str] | None) -> Iterator[Any]:
+def _json_or_parquet_rows(path: Path, columns: list[str] | None) -> Iterator[Any]:
     if path.suffix == ".parquet":
         from pyarrow import parquet
 
         yield from parquet.read_table(path, columns=columns).to_pylist()
         return
-    with _opened(path) as lines:
+    with _open_text(path) as lines:
         first = next((line for line in lines if line.strip()), "")
         if first.lstrip().startswith("["):  # one JSON list rather than one object per line
             yield from json.loads(first + lines.read())
@@ -82,14 +82,14 @@ def _objects_in(path: Path, columns: list[str] | None) -> Iterator[Any]:
                 yield json.loads(line)
 
 
-def _opened(path: Path, newline: str | None = None) -> Any:
-    """An open text file; what Windows programs put in front of UTF-8, a byte order mark, is left out."""
-    loaded: Any = gzip.open if path.suffix == ".gz" else Path.open
-    return loaded(path, "rt", encoding="utf-8-sig", newline=newline)
+def _open_text(path: Path, newline: str | None = None) -> Any:
+    """Open a UTF-8 text file, dropping the byte order mark that Windows programs write."""
+    open_file: Any = gzip.open if path.suffix == ".gz" else Path.open
+    return open_file(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
 def not_rows(path: Path, expected: str, error: Exception, remedy: str) -> InputError:
-    """The refusal of a file that could not be read as what it should be."""
+    """Build the error for a file that does not hold ``expected``."""
     return InputError(
         expected=f"{path} to hold {expected}",
         got=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
@@ -98,6 +98,4 @@ def not_rows(path: Path, expected: str, error: Exception, remedy: str) -> InputE
 
 
 def _no_parquet(error: ImportError) -> InputError:
-    return InputError(
-        expected="the package that reads .parquet files", got=str(error), remedy="pip install 'hgsp[data]'"
-    )
+    return InputError(expected="pyarrow, to read .parquet files", got=str(error), remedy="pip install 'hgsp[data]'")

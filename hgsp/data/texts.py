@@ -1,7 +1,7 @@
-"""Named text sources: what to calibrate and to evaluate on, local files first, never a silent download.
+"""Named texts for calibration and evaluation: local files first, then the hub, never a silent substitute.
 
-Order: the data folder (``--data_dir`` or ``HGSP_DATA_DIR``), then the hub through ``datasets``, else an error that
-names both ways out. ``docs/DATA.md`` documents the folder's layout.
+A text comes from the data folder (``--data_dir`` or ``HGSP_DATA_DIR``), else from the hub through ``datasets``.
+``docs/DATA.md`` documents the folder's layout.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from hgsp.errors import InputError
 
 CALIBRATE, EVALUATE = "calibrate", "evaluate"
 
-#: The usual protocol reads 1100 C4 documents for perplexity; calibration reads more, of another shard.
+#: C4 perplexity is conventionally measured on 1100 documents; calibration reads more, from another shard.
 C4_ROWS = {CALIBRATE: 8000, EVALUATE: 1100}
 
 
 @dataclass(frozen=True)
 class Text:
-    """One text and where it comes from. ``join`` says what stands between rows; ``sha256`` is of the UTF-8 bytes."""
+    """A text and its origin; ``join`` is the repr of the separator between its rows."""
 
     name: str
     split: str
@@ -35,20 +35,21 @@ class Text:
 
     @property
     def sha256(self) -> str:
+        """SHA-256 of the UTF-8 bytes, in hex."""
         return hashlib.sha256(self.content.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """A named dataset: file names tried in ``<data_dir>/<folder>/``, and the hub's rows, for each of the two uses.
+    """A named dataset: for each use, the file names tried in ``<data_dir>/<folder>/`` and a loader for the hub's rows.
 
-    ``clean`` turns a line of a plain file into the row the hub has for it, so that both give the same text.
+    ``clean`` turns a line of a plain file into the hub's row, so that both give the same text.
     """
 
     folder: str
     join: str
     clean: Callable[[str], str]
-    files: dict[str, tuple[tuple[str, str], ...]]  # use -> ((file name, split it holds), ...)
+    files: dict[str, tuple[tuple[str, str], ...]]  # use -> ((file name, its split), ...)
     hub_rows: Callable[[str], tuple[str, str, list[str]]]  # use -> (source, split, rows)
     max_rows: Mapping[str, int | None] = field(default_factory=lambda: {CALIBRATE: None, EVALUATE: None})
 
@@ -126,14 +127,15 @@ DATASET_CHOICES = (*SOURCES, BUILTIN)
 
 
 def canonical_name(name: str) -> str:
+    """Resolve an alias of a dataset name."""
     return ALIASES.get(name, name)
 
 
 def check_dataset_name(name: str, flag: str, otherwise: str = "check the spelling or the path") -> None:
-    """Refuse what is neither a named dataset nor an existing text file, before anything is loaded.
+    """Refuse a name that is neither a dataset nor an existing file, before anything is loaded.
 
     Raises:
-        InputError: with the choices.
+        InputError: lists the choices.
     """
     if canonical_name(name) in DATASET_CHOICES or Path(name).is_file():
         return
@@ -145,17 +147,17 @@ def check_dataset_name(name: str, flag: str, otherwise: str = "check the spellin
 
 
 def dataset_names(value: str) -> tuple[str, ...]:
-    """The names in a comma list, each once; the path of a file that is there is one name whatever it contains."""
+    """Split a comma-separated list of names and drop duplicates; the path of an existing file is a single name."""
     if Path(value).is_file():
         return (value,)
     return tuple(dict.fromkeys(canonical_name(name.strip()) for name in value.split(",")))
 
 
 def data_folder(data_dir: str | Path | None) -> Path | None:
-    """The folder with local copies: the one named, else the environment's, else None.
+    """Return the folder of local texts: ``data_dir``, else ``HGSP_DATA_DIR``, else None.
 
     Raises:
-        InputError: it is not there; its texts would else come from the hub unasked.
+        InputError: the folder does not exist; falling back to the hub would go unnoticed.
     """
     name = data_dir or os.environ.get("HGSP_DATA_DIR")
     if name and not Path(name).is_dir():
@@ -165,32 +167,32 @@ def data_folder(data_dir: str | Path | None) -> Path | None:
 
 
 def texts_of(calibration: Mapping[str, Any]) -> list[str]:
-    """Names of the texts in a report's description of calibration sequences; older reports have the source alone."""
+    """Return the text names of a report's calibration entry; older reports only have ``source``."""
     return calibration.get("texts") or [text.partition(",")[0] for text in calibration["source"].split(" + ")]
 
 
 def load_text(name: str, use: str, data_dir: str | Path | None = None) -> Text:
-    """Read a named dataset or the user's own file.
+    """Read a named dataset or a local file.
 
     Args:
-        name: ``wikitext2``, ``ptb``, ``c4``, ``builtin``, or a path. The same file serves both uses.
-        use: ``CALIBRATE`` or ``EVALUATE``; named datasets have different text for each.
-        data_dir: local copies; default is the environment variable ``HGSP_DATA_DIR``.
+        name: ``wikitext2``, ``ptb``, ``c4``, ``builtin``, or a path, which serves both uses.
+        use: ``CALIBRATE`` or ``EVALUATE``; named datasets have a different text for each.
+        data_dir: folder of local texts; defaults to ``HGSP_DATA_DIR``.
 
     Raises:
-        InputError: unknown name, no such ``data_dir``, neither a local copy nor the hub has it, or it is empty.
+        InputError: the name or ``data_dir`` does not exist, or the text is empty or neither local nor on the hub.
     """
-    text = _found(canonical_name(name), use, data_dir)
+    text = _read_text(canonical_name(name), use, data_dir)
     if not text.content.strip():
         raise InputError(
             expected=f"text in {text.name} to {use}",
             got=f"nothing in {text.source}",
-            remedy="name a text that has some",
+            remedy="choose another text",
         )
     return text
 
 
-def _found(name: str, use: str, data_dir: str | Path | None) -> Text:
+def _read_text(name: str, use: str, data_dir: str | Path | None) -> Text:
     if name == BUILTIN:
         return _builtin_text(use)
     if name not in SOURCES:
@@ -211,28 +213,28 @@ def _found(name: str, use: str, data_dir: str | Path | None) -> Text:
 
 
 def _from_hub(name: str, source: TextSource, use: str, folder: Path | None) -> tuple[str, str, list[str]]:
-    looked = (
+    local = (
         f"no {' or '.join(file for file, _ in source.files[use])} in {folder / source.folder}"
         if folder is not None
         else "no data folder"
     )
     remedy = (
-        f"put {source.folder}/{source.files[use][0][0]} under a folder given as --data_dir or HGSP_DATA_DIR, or go "
-        "online with `pip install datasets`; 'builtin' and text files of your own are taken as well"
+        f"put {source.folder}/{source.files[use][0][0]} into the folder given by --data_dir or HGSP_DATA_DIR, or go "
+        "online with `pip install datasets`; 'builtin' and your own text files work as well"
     )
     try:
         return source.hub_rows(use)
     except ImportError:
         reason = "the package `datasets` is not installed"
-    except (OSError, ValueError, RuntimeError) as error:  # what datasets and huggingface_hub raise without a network
+    except (OSError, ValueError, RuntimeError) as error:  # raised by datasets and huggingface_hub when offline
         reason = f"the hub did not answer ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
-    raise InputError(expected=f"text of dataset '{name}' to {use}", got=f"{looked}, and {reason}", remedy=remedy)
+    raise InputError(expected=f"text of dataset '{name}' to {use}", got=f"{local}, and {reason}", remedy=remedy)
 
 
 def _builtin_text(use: str) -> Text:
-    """English text that comes with every CPython: the pydoc help topics, alternately for one use and the other.
+    """Return English text that ships with CPython: the pydoc help topics, alternating between the two uses.
 
-    Topics quote one another: what the evaluated half holds is left out of the calibration half, paragraph by paragraph.
+    Topics quote one another, so the calibration half omits every paragraph of the evaluation half.
     """
     from pydoc_data.topics import topics
 

@@ -1,1 +1,1 @@
-"""Measures models, dense or pruned: perplexity, LAMBADA, zero-shot tasks, efficiency."""
+"""Measure models, dense or pruned: perplexity, LAMBADA, zero-shot tasks, efficiency."""

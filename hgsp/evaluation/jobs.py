@@ -1,15 +1,17 @@
-"""What is to be measured, prepared before any weights are loaded: each job knows its request and how to run it."""
+"""Measurement jobs, prepared before any weights are loaded: a job knows its request and how to run it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from hgsp.console.progress import terminal
+from hgsp.console.progress import Progress, silent
+from hgsp.console.report_schema import TOKEN_PPL
 from hgsp.data.texts import EVALUATE, Text, data_folder, load_text
 from hgsp.errors import InputError
-from hgsp.evaluation.config import EvaluationConfig
+from hgsp.evaluation.config import MeasurementOptions
 from hgsp.evaluation.metrics.harness import HarnessSpec, HarnessTask, harness_version, load_task, run_task
 from hgsp.evaluation.metrics.lambada import LAMBADA as LAMBADA_SPEC
 from hgsp.evaluation.metrics.ppl import perplexity
@@ -22,7 +24,7 @@ SPECS: Mapping[str, HarnessSpec] = {LAMBADA: LAMBADA_SPEC, **ZERO_SHOT_SPECS}
 
 @dataclass(frozen=True)
 class Measured:
-    """What a job found: metrics and the protocol they were measured by, ``summary`` being its short form."""
+    """The metrics of one job and the protocol they were measured by; ``summary`` is its short form."""
 
     metrics: tuple[Metric, ...]
     num_items: int
@@ -32,15 +34,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class PerplexityJob:
-    """Token perplexity of one text at one window length."""
+    """The token perplexity of one text at one window length."""
 
     text: Text
     seq_len: int | None
-    config: EvaluationConfig
-    shared_out: bool = False  # one process does it, whoever else there is
+    options: MeasurementOptions
+    uses_all_processes: bool = False
 
     @property
     def task(self) -> str:
+        """The name of the text."""
         return self.text.name
 
     @property
@@ -49,29 +52,33 @@ class PerplexityJob:
         return {
             "sha256": self.text.sha256,
             "seq_len": self.seq_len,
-            "max_windows": self.config.window_limit,
-            "bos": self.config.add_bos,
-            "last_window": "dropped" if self.config.drop_last_window else "scored",
-            "dtype": self.config.dtype,
+            "max_windows": self.options.window_limit,
+            "bos": self.options.add_bos,
+            "last_window": "dropped" if self.options.drop_last_window else "scored",
+            "dtype": self.options.dtype,
         }
 
-    def run(self, model: Any, tokenizer: Any) -> Measured:
-        """Raises InputError and NumericalError as :func:`perplexity` does."""
+    def run(self, model: Any, tokenizer: Any, progress: Progress = silent) -> Measured:
+        """Measure a model.
+
+        Raises:
+            InputError, NumericalError: as :func:`perplexity`.
+        """
         found = perplexity(
             model,
             tokenizer,
             self.text,
             seq_len=self.seq_len,
-            batch_size=self.config.batch_size,
-            add_bos=self.config.add_bos,
-            max_windows=self.config.window_limit,
-            drop_last=self.config.drop_last_window,
-            progress=terminal,
+            batch_size=self.options.batch_size,
+            add_bos=self.options.add_bos,
+            max_windows=self.options.window_limit,
+            drop_last=self.options.drop_last_window,
+            progress=progress,
         )
         protocol = {key: value for key, value in asdict(found).items() if key not in ("ppl", "stderr")}
         bos = "BOS" if found.bos else "no BOS"
         return Measured(
-            (Metric("token_ppl", found.ppl, "", found.stderr, higher_is_better=False),),
+            (Metric(TOKEN_PPL, found.ppl, "", found.stderr, higher_is_better=False),),
             found.windows,
             f"{found.split}, {found.windows} x {found.seq_len} tokens, {bos}, {found.dtype}",
             {**protocol, "description": found.protocol()},
@@ -80,15 +87,16 @@ class PerplexityJob:
 
 @dataclass(frozen=True)
 class HarnessJob:
-    """One task of the lm-eval harness, without examples in the prompt."""
+    """One zero-shot task of the lm-eval harness."""
 
     name: str
     loaded: HarnessTask
-    config: EvaluationConfig
-    shared_out: bool = True  # under accelerate launch every process takes a share of the items
+    options: MeasurementOptions
+    uses_all_processes: bool = True  # each scores a share of the items
 
     @property
     def task(self) -> str:
+        """The name of the task, ours rather than the harness's."""
         return self.name
 
     @property
@@ -99,15 +107,19 @@ class HarnessJob:
             "task_version": self.loaded.version,
             **self.loaded.source,
             "num_fewshot": 0,
-            "limit": self.config.limit,
-            "dtype": self.config.dtype,
+            "limit": self.options.limit,
+            "dtype": self.options.dtype,
         }
 
-    def run(self, model: Any, tokenizer: Any) -> Measured | None:
-        """None in the processes that only take a share. Raises NumericalError for NaN logits."""
-        config = self.config
+    def run(self, model: Any, tokenizer: Any, progress: Progress = silent) -> Measured | None:
+        """Measure a model; None in all processes but the main one.
+
+        Raises:
+            NumericalError: a log-likelihood is not finite.
+        """
+        options = self.options
         scores = run_task(
-            self.loaded, model, tokenizer, batch_size=config.batch_size, limit=config.limit, progress=terminal
+            self.loaded, model, tokenizer, batch_size=options.batch_size, limit=options.limit, progress=progress
         )
         if scores is None:
             return None
@@ -131,7 +143,7 @@ class HarnessJob:
         description = (
             f"{protocol['harness']}, task {protocol['harness_task']} version {protocol['task_version']}, 0-shot, "
             f"{source}, {first}{self.loaded.num_items} items, {dtype}, "
-            f"{'BOS first (as the tokenizer has it)' if protocol['begins_with_bos'] else 'no BOS'}"
+            f"{'BOS first (added by the tokenizer)' if protocol['begins_with_bos'] else 'no BOS'}"
         )
         return Measured(metrics, num_items, summary, {**protocol, "description": description})
 
@@ -139,28 +151,40 @@ class HarnessJob:
 Job = PerplexityJob | HarnessJob
 
 
-def prepare_jobs(config: EvaluationConfig) -> tuple[list[Job], dict[str, str]]:
-    """Jobs for all tasks whose rows are there, and task -> reason for the others. Efficiency is not among them.
+def jobs_of(
+    task: str, options: MeasurementOptions, seq_lens: Sequence[int] | None, data_dir: str | Path | None
+) -> list[Job]:
+    """Return the jobs of one task: one per window length for a text (None = the default length), else one.
 
     Raises:
-        InputError: nothing of what was asked for can be measured, or the data folder is not there.
+        InputError: its rows, or packages it needs, are missing.
+    """
+    if is_text(task):
+        text = load_text(task, EVALUATE, data_dir)
+        return [PerplexityJob(text, seq_len, options) for seq_len in seq_lens or (None,)]
+    return [HarnessJob(task, load_task(SPECS[task], data_dir), options)]
+
+
+def prepare_jobs(
+    tasks: Sequence[str], options: MeasurementOptions, seq_lens: Sequence[int] | None, data_dir: str | Path | None
+) -> tuple[list[Job], dict[str, str]]:
+    """Return the jobs of all tasks but efficiency, and task -> reason for those that cannot be measured.
+
+    Raises:
+        InputError: none of the tasks can be measured, or the data folder does not exist.
     """
     jobs: list[Job] = []
     failures: dict[str, str] = {}
-    data_dir = data_folder(config.data_dir)
-    for task in config.task_names:
+    data_dir = data_folder(data_dir)
+    for task in tasks:
         if task == EFFICIENCY:
             continue
         try:
-            if is_text(task):
-                text = load_text(task, EVALUATE, data_dir)
-                jobs += [PerplexityJob(text, seq_len, config) for seq_len in config.seq_len or (None,)]
-            else:
-                jobs.append(HarnessJob(task, load_task(SPECS[task], data_dir), config))
+            jobs += jobs_of(task, options, seq_lens, data_dir)
         except InputError as error:
             failures[task] = str(error)
             only = error
-    if failures and not jobs and EFFICIENCY not in config.task_names:
+    if failures and not jobs and EFFICIENCY not in tasks:
         raise only
     return jobs, failures
 

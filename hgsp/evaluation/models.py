@@ -1,4 +1,4 @@
-"""The models of one evaluation: which there are, refused early where one cannot be there, loaded when needed."""
+"""Models of one evaluation: resolved and checked before anything expensive, loaded when needed."""
 
 from __future__ import annotations
 
@@ -6,37 +6,33 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hgsp.console.report_schema import DENSE, PRUNED, RECOVERED
 from hgsp.errors import InputError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.metrics.ppl import bos_token, window_length
-from hgsp.evaluation.results import DENSE, PRUNED, RECOVERED, canonical_path, model_identity
+from hgsp.evaluation.results import canonical_path, model_identity
 from hgsp.evaluation.tasks import EFFICIENCY, is_text
-from hgsp.layerwise.distributed import join_processes
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
-from hgsp.models.devices import resolve_device
-from hgsp.models.loading import DTYPES, check_vocabulary, inspect_model, load_dense
+from hgsp.models.loading import DTYPES, inspect_model, load_dense
+from hgsp.models.tokenizers import check_vocabulary
 
 LOG = logging.getLogger("hgsp.evaluation")
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
-#: Other processes wait while the main one measures perplexity: as long as it takes.
-PATIENCE = timedelta(weeks=1)
 
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """One column: a role, what the user called the model, its config, and the identity of its weights."""
+    """A model to measure: its role, the name the user gave, its config, and the identity of its weights."""
 
     role: str
     name: str
@@ -45,16 +41,16 @@ class ModelUnderTest:
 
     @property
     def path(self) -> str:
-        """One name for one model, however it was given."""
+        """The canonical path: equal for all ways to name the same model."""
         return canonical_path(self.name)
 
 
 def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
-    """The columns asked for, dense first.
+    """Return the requested models, dense first.
 
     Raises:
-        InputError: a path does not exist, a folder holds no weights, a config cannot be had, or a window is longer than
-            a model allows.
+        InputError: a path does not exist, a folder has no weights, a config cannot be loaded, or a window is longer
+            than a model allows.
     """
     names = {
         DENSE: config.base_model if config.compare else None,
@@ -64,7 +60,7 @@ def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
     for name in (config.base_model, *names.values()):
         if name is not None:
             refuse_missing(name)
-    models = [_looked_at(role, name) for role, name in names.items() if name is not None]
+    models = [_inspected(role, name) for role, name in names.items() if name is not None]
     if config.seq_len is not None and any(is_text(task) for task in config.task_names):
         for model, length in itertools.product(models, config.seq_len):
             window_length(model.config, length)
@@ -72,59 +68,41 @@ def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
 
 
 def refuse_missing(name: str) -> None:
-    """Refuse a path where no model is.
+    """Refuse a path without a model.
 
     Raises:
-        InputError: nothing there, or a folder without weights.
+        InputError: the path does not exist, or is a folder without weights.
     """
     path = Path(name)
     if not path.exists():
         if HUB_ID.fullmatch(name) and not name.endswith(WEIGHTS):
             return
         raise InputError(
-            expected="a model file, folder or hub id", got=f"'{name}', which is not there", remedy="check the path"
+            expected="a model file, folder or hub id", got=f"'{name}', which does not exist", remedy="check the path"
         )
     if path.is_dir() and not any(file.name.endswith(WEIGHTS) for file in path.iterdir()):
         raise InputError(
             expected=f"weights in '{name}' ({', '.join(WEIGHTS)})",
-            got="a folder without",
+            got="none",
             remedy="check that pruning finished, and pass the folder that holds model.safetensors",
         )
 
 
-def _looked_at(role: str, name: str) -> ModelUnderTest:
-    """The config first: that it is in the cache is what tells a hub id's commit."""
+def _inspected(role: str, name: str) -> ModelUnderTest:
+    # the config first: loading it caches the commit that a hub id is identified by
     config = inspect_model(name).config if name.endswith(".gguf") else config_of(name)
     return ModelUnderTest(role, name, config, model_identity(name))
 
 
 def overflow_warnings(models: Sequence[ModelUnderTest], dtype: str | None) -> list[str]:
-    """Say so where float16 may not hold what a model computes: bfloat16 reaches as far as float32, float16 to 65504."""
+    """Warn of models whose activations may exceed 65504, the largest float16: those stored in bfloat16."""
     stored = {model.name: model.config.dtype for model in models}
     names = [name for name, own in stored.items() if dtype == "float16" and own == torch.bfloat16]
     return [f"--dtype float16: {name} is stored in bfloat16 and may overflow; prefer bfloat16" for name in names]
 
 
-def own_device(device: str | None) -> str:
-    """The device to run on; under ``accelerate launch`` this process's own, after joining the others."""
-    own = resolve_device(device)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        if own.startswith("cuda"):
-            own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-            torch.cuda.set_device(own)
-        if int(os.environ.get("RANK", "0")) == 0:
-            LOG.info(
-                "%d processes share out the items of lm-eval tasks, each with a whole copy of the model; perplexity "
-                "and efficiency are measured by the first process alone, which is also the only one that writes",
-                processes,
-            )
-    join_processes(own, PATIENCE)
-    return own
-
-
 def load_model(name: str, dtype: str | None, device: str) -> Any:
-    """A dense or pruned model, eval mode; ``dtype=None`` as stored (a .gguf file: bfloat16).
+    """Load a dense or pruned model in eval mode; ``dtype=None`` keeps the stored one (a .gguf file: bfloat16).
 
     Raises:
         InputError: the files do not hold the model's weights.
@@ -135,22 +113,23 @@ def load_model(name: str, dtype: str | None, device: str) -> Any:
 
 
 def tokenizer_of(config: EvaluationConfig, models: Sequence[ModelUnderTest]) -> Any:
-    """The dense model's tokenizer if it is named, else the one saved with the model.
+    """Load the dense model's tokenizer if one is named, else the one saved with the measured model.
 
     Raises:
-        InputError: there is none, or none with the BOS token that was asked for, or it is not for one of the models.
+        InputError: no tokenizer, no BOS token with ``--add_bos``, or a vocabulary larger than that of a model.
     """
     tokenizer = load_tokenizer_of(config.base_model or config.model_path)
     if config.add_bos:
         bos_token(tokenizer)
     if config.task_names != (EFFICIENCY,):
         for model in models:
-            check_vocabulary(model.config.get_text_config().vocab_size, tokenizer)
+            for warning in check_vocabulary(model.config.get_text_config().vocab_size, tokenizer):
+                LOG.warning("%s", warning)
     return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Equal for tokenizers with the same vocabulary that split a probe sentence alike, special tokens included."""
+    """Return a hash of the vocabulary, the special tokens and the tokens of a probe sentence."""
     probe = tokenizer("The quick brown fox\n\n  didn't jump 12345 times over naïve 日本.")["input_ids"]
     facts = [sorted(tokenizer.get_vocab().items()), tokenizer.all_special_tokens, probe]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,49 +1,40 @@
-"""The end of an evaluation: where results go, what there is to warn about, and the two files and the table."""
+"""The report of an evaluation: its folder, warnings, results.json, results.md and the table."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
-import platform
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import hgsp
 from hgsp.console.log_file import show
+from hgsp.console.report_schema import BEFORE, DENSE, DONE, PRUNED, PRUNING_REPORT, RECOVERED, TOKEN_PPL
 from hgsp.console.result_folders import refuse_unwritable
 from hgsp.data.texts import texts_of
+from hgsp.environment import describe_environment, launched_processes, write_atomically
+from hgsp.evaluation.collapse import collapse_warning, has_collapsed
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.results import (
-    DENSE,
-    DONE,
-    PRUNED,
-    RECOVERED,
     Results,
     TaskResult,
     canonical_path,
-    write_atomically,
 )
 from hgsp.evaluation.tables import comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 from hgsp.evaluation.tasks import EFFICIENCY, is_text
-from hgsp.pipeline.report import COLLAPSE_FACTOR
 
 LOG = logging.getLogger("hgsp.evaluation")
 
-#: Median over fastest round; 1.9 to 2.9 was seen beside two other jobs on two cores, with times ten times too long.
+#: Median over fastest round. Beside two other jobs on two cores it was 1.9 to 2.9, and latencies ten times too long.
 MAX_TIMING_SPREAD = 1.5
 
 
 def output_folder(config: EvaluationConfig) -> Path:
-    """``--output``, else ``evaluation/`` in the model's folder; without one ``results/{name}/evaluation``.
+    """Return ``--output``, else ``evaluation/`` in the model's folder, else ``results/{name}/evaluation``.
 
     Raises:
-        InputError: results could not be written there.
+        InputError: the folder cannot be written.
     """
     path = Path(canonical_path(config.model_path))
     if config.output is not None:
@@ -57,43 +48,19 @@ def output_folder(config: EvaluationConfig) -> Path:
 
 
 def provenance(command: str, device: str) -> dict[str, Any]:
-    """Command, versions and hardware of the last run that added to the file."""
-    return {
-        "command": command,
-        "environment": {
-            "hgsp": hgsp.__version__,
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "transformers", "lm-eval", "datasets")},
-            "platform": platform.platform(),
-            "device": device,
-            "device_name": device_name(device),
-            "threads": torch.get_num_threads(),
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        },
-    }
+    """Return the command, versions and hardware of the last run that added to the file."""
+    # schema 1 of results.json has ``processes`` for the ``num_processes`` of the other reports
+    return {"command": command, "environment": {**describe_environment(device), "processes": launched_processes()}}
 
 
-def device_name(device: str) -> str:
-    """The GPU's name, or the processor's."""
-    if device.startswith("cuda"):
-        return str(torch.cuda.get_device_name(device))
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
-
-
-def finish(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
-    """Write results.json and results.md, show the table."""
+def write_report(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
+    """Write results.json and results.md, and show the table."""
     analysis = pruning_analysis(results)
-    collapsed = has_collapsed(results.results, analysis)
+    collapsed = has_collapsed(perplexity_pairs(results.results, analysis))
     warnings = same_corpus_warnings(results.results, analysis)
     warnings += harm_warnings(results.results) + busy_warnings(results.results)
     if collapsed:
-        warnings.append(
-            f"COLLAPSED: token perplexity is more than {COLLAPSE_FACTOR:.0f} times the dense model's; "
-            "prune less, or recover by training"
-        )
+        warnings.append(collapse_warning())
     results.write(
         {
             "collapsed": collapsed,
@@ -113,34 +80,29 @@ def finish(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
 
 
 def pruning_analysis(results: Results) -> dict[str, Any]:
-    """What pruning said about the measured model; empty if it was not pruned here."""
-    path = Path(results.models[PRUNED]["path"]) / "pruning_analysis.json"
+    """Return the pruning report in the measured model's folder, empty without one."""
+    path = Path(results.models[PRUNED]["path"]) / PRUNING_REPORT
     if not path.is_file():
         return {}
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
 
-def has_collapsed(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> bool | None:
-    """Whether a perplexity is above ``COLLAPSE_FACTOR`` times the dense one by the same protocol.
-
-    The dense one comes from this file, else from the pruning run. None if there is none to compare with.
-    """
-    verdicts = []
+def perplexity_pairs(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """Yield (dense, other) token perplexities by the same protocol; dense from ``results``, else from pruning."""
     for item in results:
         if item.role == DENSE or item.status != DONE or not is_text(item.task):
             continue
         dense = _dense_ppl(item, results, analysis)
         if dense is not None:
-            verdicts.append(item.by_name["token_ppl"].value > COLLAPSE_FACTOR * dense)
-    return any(verdicts) if verdicts else None
+            yield dense, item.by_name[TOKEN_PPL].value
 
 
 def _dense_ppl(item: TaskResult, results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> float | None:
     for other in results:
         if (other.role, other.key, other.status) == (DENSE, item.key, DONE):
-            return other.by_name["token_ppl"].value
-    before = analysis.get("evaluation", {}).get("before", {}).get(item.task)
+            return other.by_name[TOKEN_PPL].value
+    before = analysis.get("evaluation", {}).get(BEFORE, {}).get(item.task)
     same = ("sha256", "seq_len", "windows", "tokens", "bos", "dtype")
     if before is not None and all(before.get(name) == item.protocol.get(name) for name in same):
         return float(before["ppl"])
@@ -148,7 +110,7 @@ def _dense_ppl(item: TaskResult, results: Sequence[TaskResult], analysis: Mappin
 
 
 def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> list[str]:
-    """Say so where a model was calibrated on the corpus it is evaluated on."""
+    """Warn where the model was calibrated on the corpus it is evaluated on."""
     calibration = (analysis.get("scoring") or {}).get("calibration")
     if not calibration:
         return []
@@ -159,16 +121,16 @@ def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, A
     }
     return [
         f"calibrated on {calibration['source']}, evaluated on {corpus} ({evaluated[corpus]}): the same corpus, which "
-        "flatters the pruned model"
+        "biases the pruned model's perplexity low"
         for corpus in texts_of(calibration)
         if corpus in evaluated
     ]
 
 
 def harm_warnings(results: Sequence[TaskResult]) -> list[str]:
-    """Say so where the recovered model's perplexity is higher than the pruned one's by the same protocol."""
+    """Warn where the recovered model's perplexity is higher than the pruned one's by the same protocol."""
     ppl = {
-        (item.role, item.key): item.by_name["token_ppl"].value
+        (item.role, item.key): item.by_name[TOKEN_PPL].value
         for item in results
         if item.status == DONE and is_text(item.task)
     }
@@ -180,20 +142,13 @@ def harm_warnings(results: Sequence[TaskResult]) -> list[str]:
 
 
 def busy_warnings(results: Sequence[TaskResult]) -> list[str]:
-    """Say so where something else kept the machine busy while models were timed."""
+    """Warn where other jobs kept the machine busy while models were timed."""
     timing_spread = max(
         (item.protocol.get("timing_spread", 1.0) for item in results if item.task == EFFICIENCY), default=1.0
     )
     if timing_spread <= MAX_TIMING_SPREAD:
         return []
     return [
-        f"efficiency: half of the rounds took more than {timing_spread:.1f} times the fastest, so the machine was "
-        "busy; do not trust the times, measure again (--rerun) when it is idle"
+        f"efficiency: half of the rounds took more than {timing_spread:.1f} times as long as the fastest: the machine "
+        "was busy and the latencies are unreliable; measure again (--rerun) when it is idle"
     ]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

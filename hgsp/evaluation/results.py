@@ -1,25 +1,19 @@
-"""What was measured, as data: results with their protocols, kept in ``results.json`` and written atomically."""
+"""Results with their protocols, kept in ``results.json``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.report_schema import DONE, EVALUATION_RESULTS, EVALUATION_SCHEMA, FAILED, PRUNED
+from hgsp.environment import write_json
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.checkpoint import BIN_NAME
-
-SCHEMA_VERSION = 1
-DENSE, PRUNED, RECOVERED = "dense", "pruned", "recovered"
-#: Columns in this order. ``pruned`` is the model under ``--model_path``, whatever it is.
-ROLES = (DENSE, PRUNED, RECOVERED)
-DONE, FAILED = "done", "failed"
 
 #: Files that decide what a model computes.
 MODEL_FILES = (".safetensors", ".bin", ".gguf", ".model", "config.json", "tokenizer.json", "tokenizer_config.json")
@@ -27,10 +21,10 @@ MODEL_FILES = (".safetensors", ".bin", ".gguf", ".model", "config.json", "tokeni
 
 @dataclass(frozen=True)
 class Metric:
-    """One number. ``unit`` may be empty; ``stderr`` is in the same unit; ``higher_is_better`` None = neither.
+    """A measured number. ``unit`` may be empty; ``stderr`` has the same unit; ``higher_is_better`` None = neither.
 
     Raises:
-        NumericalError: the value is not finite. A failure is never a number.
+        NumericalError: the value is not finite.
     """
 
     name: str
@@ -46,11 +40,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task on one model.
+    """One task on one model; a failed one has a ``reason`` and no metrics.
 
-    ``request`` is what was asked for: two results are comparable, and need not be measured twice, when their requests
-    are equal. ``model`` identifies the weights. ``protocol`` says what was really measured, ``summary`` the same in a
-    few words. A failed task has a ``reason`` and no metrics.
+    Results with equal ``request`` are comparable and are not measured twice. ``model`` identifies the weights.
+    ``protocol`` describes the measurement in full, ``summary`` in a few words.
     """
 
     role: str
@@ -67,11 +60,12 @@ class TaskResult:
 
     @property
     def key(self) -> str:
-        """Equal for results that measure the same thing, on whichever model."""
+        """The task and its request: equal for comparable results."""
         return json.dumps([self.task, self.request], sort_keys=True)
 
     @property
     def by_name(self) -> dict[str, Metric]:
+        """The metrics by name."""
         return {metric.name: metric for metric in self.metrics}
 
 
@@ -82,27 +76,26 @@ class Results:
     path: Path
     models: dict[str, dict[str, str]] = field(default_factory=dict)
     results: list[TaskResult] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Results:
-        """Read what is there, or start empty.
+        """Read the file of a folder, or start empty.
 
         Raises:
-            InputError: the file is not ours or the folder cannot be written.
+            InputError: the file was not written by this version.
         """
-        path = folder / "results.json"
+        path = folder / EVALUATION_RESULTS
         if not path.exists():
             return cls(path)
         try:
             content = json.loads(path.read_text())
-            if content["schema_version"] != SCHEMA_VERSION:
+            if content["schema_version"] != EVALUATION_SCHEMA:
                 raise ValueError(f"schema_version {content['schema_version']}")
             results = [
                 TaskResult(**{**item, "metrics": tuple(Metric(**metric) for metric in item["metrics"])})
                 for item in content["results"]
             ]
-            return cls(path, content["models"], results, {})
+            return cls(path, content["models"], results)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 expected=f"{path} to be absent or written by this version",
@@ -111,12 +104,10 @@ class Results:
             ) from error
 
     def enter(self, role: str, path: str, identity: str) -> None:
-        """Say which model a role is from now on; results of other weights in that role are let go.
-
-        The same weights under another path are the same model, moved.
+        """Assign a model to a role and drop results of other weights in it; equal weights may have moved.
 
         Raises:
-            InputError: the measured model is another one than the file's.
+            InputError: the file has results of another measured model.
         """
         known = self.models.get(role)
         if role == PRUNED and known is not None and known["path"] != path and known["identity"] != identity:
@@ -129,12 +120,12 @@ class Results:
         self.models[role] = {"path": path, "identity": identity}
 
     def done(self, role: str, key: str) -> TaskResult | None:
-        """The finished result of a role for a key."""
+        """Return the finished result of a role for a key, None without one."""
         found = (item for item in self.results if item.role == role and item.key == key and item.status == DONE)
         return next(found, None)
 
     def add(self, result: TaskResult) -> None:
-        """Put a result in place of the one with the same role and key, and of failures before anything was measured."""
+        """Add a result; it replaces one with the same role and key, and failures to prepare the task."""
 
         def replaced(item: TaskResult) -> bool:
             never_ran = item.status == FAILED and item.task == result.task and not item.request
@@ -144,33 +135,18 @@ class Results:
         self.results.append(result)
 
     def write(self, extra: Mapping[str, Any]) -> None:
-        """Write strict JSON (no NaN, no infinity) in one step: a reader sees the old file or the new one."""
+        """Replace the file, with ``extra`` beside models and results."""
         content = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": EVALUATION_SCHEMA,
             "models": self.models,
             "results": [asdict(item) for item in self.results],
             **extra,
-            **self.provenance,
         }
-        write_atomically(self.path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole; on failure the old one stays and nothing is left beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as sink:
-            sink.write(text)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+        write_json(content, self.path)
 
 
 def canonical_path(name: str) -> str:
-    """One name for one model: a ``pruned_model.bin`` beside its folder's config is that folder."""
+    """Return an equal path for all ways to name a model: a .bin beside its config is the folder."""
     path = Path(name)
     if not path.exists():
         return name
@@ -180,7 +156,7 @@ def canonical_path(name: str) -> str:
 
 
 def model_identity(name: str) -> str:
-    """A short name of a model's weights: of a local path its files' sizes and times, of a hub id its cached commit."""
+    """Identify a model's weights: by sizes and times of local files, or by the cached commit of a hub id."""
     path = Path(canonical_path(name))
     if path.exists():
         files: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -1,4 +1,4 @@
-"""Runs jobs on models, writes after every one, and keeps what others yielded when one fails."""
+"""Run jobs on models, one model in memory at a time; results are written after every job and survive failures."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import distributed as dist
 
+from hgsp.console.progress import terminal
+from hgsp.console.report_schema import DONE, FAILED
 from hgsp.errors import InputError, NumericalError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.jobs import Job, Measured
 from hgsp.evaluation.models import ModelUnderTest, load_model
-from hgsp.evaluation.results import DONE, FAILED, Results, TaskResult
+from hgsp.evaluation.results import Results, TaskResult
 from hgsp.evaluation.tables import format_metric
-from hgsp.layerwise.distributed import is_main_process, wait_for_all
+from hgsp.models.processes import broadcast_from_main, is_distributed, is_main_process, wait_for_all
 
 LOG = logging.getLogger("hgsp.evaluation")
 
-#: What a task may fail with while the others go on. Anything else is a defect of ours and stops the run.
+#: Errors of one task that do not stop the others. Anything else is a bug and stops the run.
 FAILURES = (ArithmeticError, ImportError, LookupError, MemoryError, OSError, RuntimeError, ValueError)
 
 
 class Runner:
-    """Measures what is missing in ``results``. Only the main process records and writes.
+    """A runner of the jobs that ``results`` lacks. Only the main process records and writes.
 
-    ``has_failed``: whether a task of this run did; ``results`` may hold failures of earlier ones.
+    ``has_failed``: whether a task of this run failed; ``results`` may contain failures of earlier runs.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Runner:
         self.has_failed = False
 
     def run(self, models: Sequence[ModelUnderTest], jobs: Sequence[Job]) -> None:
-        """All jobs on all models, one model in memory at a time."""
+        """Run all jobs on all models."""
         for model in models:
-            pending = _agree([index for index, job in enumerate(jobs) if self._pending(model, job)])
+            # the main process decides: another one may read results.json later, when more is written
+            pending = broadcast_from_main([index for index, job in enumerate(jobs) if self._pending(model, job)])
             if not pending:
                 continue
             LOG.info("%s: loading %s", model.role, model.name)
@@ -53,13 +55,13 @@ class Runner:
             release_memory()
 
     def fail(self, models: Sequence[ModelUnderTest], failures: Mapping[str, str]) -> None:
-        """Record tasks that could not be prepared."""
+        """Record tasks that could not be prepared as failed."""
         for model in models:
             for task, reason in failures.items():
                 self.record(TaskResult(model.role, task, FAILED, model.identity, {}, reason=reason))
 
     def record(self, result: TaskResult) -> None:
-        """Add a result, say it and write the file. Does nothing but in the main process."""
+        """Add a result, log it and write the file, in the main process only."""
         if not is_main_process():
             return
         self.results.add(result)
@@ -72,18 +74,18 @@ class Runner:
             LOG.info("%s, %s: %s; %s", result.role, result.task, values, result.protocol.get("description", ""))
 
     def request(self, job_request: Mapping[str, Any]) -> dict[str, Any]:
-        """A job's request with the tokenizer's fingerprint: without it numbers are not comparable."""
+        """Return a job's request with the tokenizer's fingerprint, which the numbers depend on too."""
         return {**job_request, "tokenizer": self._fingerprint}
 
     def _pending(self, model: ModelUnderTest, job: Job) -> bool:
-        """Whether a job is still to do. What another role has measured on the same weights is taken over."""
+        """Return whether a job must run; a result of another role with the same weights is copied instead."""
         wanted = TaskResult(model.role, job.task, FAILED, model.identity, self.request(job.request))
         if not self._config.rerun and self.results.done(model.role, wanted.key) is not None:
-            LOG.info("%s, %s: done before with the same protocol; --rerun measures again", model.role, job.task)
+            LOG.info("%s, %s: measured before with the same protocol; --rerun measures again", model.role, job.task)
             return False
-        return not self._taken_over(model, wanted.key)
+        return not self._copy_from_other_role(model, wanted.key)
 
-    def _taken_over(self, model: ModelUnderTest, key: str) -> bool:
+    def _copy_from_other_role(self, model: ModelUnderTest, key: str) -> bool:
         for item in self.results.results:
             if item.role != model.role and (item.model, item.key, item.status) == (model.identity, key, DONE):
                 self.record(replace(item, role=model.role))
@@ -93,12 +95,12 @@ class Runner:
     def _run_one(self, model: ModelUnderTest, loaded: Any, job: Job) -> None:
         base = TaskResult(model.role, job.task, FAILED, model.identity, self.request(job.request))
         start = time.perf_counter()
-        if job.shared_out or is_main_process():
+        if job.uses_all_processes or is_main_process():
             try:
-                measured = job.run(loaded, self._tokenizer)
+                measured = job.run(loaded, self._tokenizer, terminal)
             except FAILURES as error:
-                if job.shared_out and dist.is_initialized() and not isinstance(error, NumericalError):
-                    raise  # the other processes wait for this one's share: stop them all
+                if job.uses_all_processes and is_distributed() and not isinstance(error, NumericalError):
+                    raise  # the other processes wait for this one: stop them all
                 self.record(replace(base, reason=reason_of(error)))
             else:
                 if measured is not None:
@@ -107,7 +109,7 @@ class Runner:
 
 
 def done(base: TaskResult, measured: Measured, seconds: float) -> TaskResult:
-    """A finished result."""
+    """Return ``base`` as a finished result."""
     return replace(
         base,
         status=DONE,
@@ -120,22 +122,13 @@ def done(base: TaskResult, measured: Measured, seconds: float) -> TaskResult:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: a numerical error speaks for itself, another one is named."""
+    """Return the error as one line, with its type unless it is one of ours."""
     first = " ".join(str(error).split())[:300] or type(error).__name__
     return first if isinstance(error, (InputError, NumericalError)) else f"{type(error).__name__}: {first}"
 
 
 def release_memory() -> None:
-    """Give back what a deleted model held."""
+    """Free the memory of deleted models."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _agree(pending: list[int]) -> list[int]:
-    """The main process's list in every process: another may read results.json after it was written to."""
-    if not dist.is_initialized():
-        return pending
-    shared = [pending]
-    dist.broadcast_object_list(shared, src=0)
-    return shared[0]

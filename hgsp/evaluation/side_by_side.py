@@ -1,7 +1,7 @@
-"""Efficiency of all models in one run: they are loaded together and timed in turns, so that ratios mean something.
+"""Efficiency of all models of a run, loaded together and timed in turns so that ratios are meaningful.
 
-A result counts as done only if it was measured beside the same models; the same weights in two roles are measured once,
-which is why a model compared with itself has ratio 1 in everything.
+A result is reused only if it was measured beside the same models. The same weights in two roles are measured once, so
+that a model compared with itself has ratio 1.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from hgsp.console.progress import terminal
+from hgsp.console.progress import Progress, silent, terminal
+from hgsp.console.report_schema import FAILED
+from hgsp.environment import device_name
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.jobs import Measured
 from hgsp.evaluation.metrics.efficiency import Static, Timing, Workload, measure_timings, static_costs
 from hgsp.evaluation.models import ModelUnderTest, load_model
-from hgsp.evaluation.reporting import device_name
-from hgsp.evaluation.results import FAILED, Metric, TaskResult
+from hgsp.evaluation.results import Metric, TaskResult
 from hgsp.evaluation.runner import FAILURES, Runner, done, reason_of, release_memory
 from hgsp.evaluation.tasks import EFFICIENCY
 
@@ -28,18 +29,20 @@ LOG = logging.getLogger("hgsp.evaluation")
 
 
 def run_efficiency(runner: Runner, models: Sequence[ModelUnderTest], config: EvaluationConfig, device: str) -> None:
-    """Measure all models unless that is done, and record the results; a failure is one for all of them."""
+    """Measure all models unless ``results`` has them, and record the results; a failure counts for all of them."""
     workload = Workload(config.prompt_len, config.decode_len, config.repeats)
     request = efficiency_request(workload, config, device, models)
     blank = {model.role: TaskResult(model.role, EFFICIENCY, FAILED, model.identity, request) for model in models}
     results = runner.results
     if not config.rerun and all(results.done(role, result.key) is not None for role, result in blank.items()):
-        LOG.info("efficiency: done before beside the same models; --rerun measures again")
+        LOG.info("efficiency: measured before beside the same models; --rerun measures again")
         return
-    kept = [item for item in results.results if item.task != EFFICIENCY or not _same_but_company(item.request, request)]
+    kept = [
+        item for item in results.results if item.task != EFFICIENCY or not _equal_except_models(item.request, request)
+    ]
     start = time.perf_counter()
     try:
-        measured = measure({model.identity: model.name for model in models}, workload, config, device)
+        measured = _load_and_measure(models, workload, config.dtype, device)
     except FAILURES as error:
         for result in blank.values():
             runner.record(TaskResult(**{**vars(result), "reason": reason_of(error)}))
@@ -51,25 +54,31 @@ def run_efficiency(runner: Runner, models: Sequence[ModelUnderTest], config: Eva
         runner.record(done(blank[model.role], measured[model.identity], time.perf_counter() - start))
 
 
-def measure(names: Mapping[str, str], workload: Workload, config: EvaluationConfig, device: str) -> dict[str, Measured]:
-    """Identity -> what was measured, for models by identity and name."""
-    loaded = {identity: load_model(name, config.dtype, device) for identity, name in names.items()}
-    static = {identity: static_costs(model) for identity, model in loaded.items()}
-    timings = measure_timings(loaded, workload, terminal)
+def _load_and_measure(
+    models: Sequence[ModelUnderTest], workload: Workload, dtype: str | None, device: str
+) -> dict[str, Measured]:
+    names = {model.identity: model.name for model in models}  # the same weights in two roles are loaded once
+    loaded = {identity: load_model(name, dtype, device) for identity, name in names.items()}
+    return measure(loaded, workload, device, terminal)
+
+
+def measure(
+    models: Mapping[str, Any], workload: Workload, device: str, progress: Progress = silent
+) -> dict[str, Measured]:
+    """Measure models in memory in turns; key -> measurement."""
+    static = {key: static_costs(model) for key, model in models.items()}
+    timings = measure_timings(models, workload, progress)
     on = f"{device_name(device)}, {torch.get_num_threads()} CPU threads"
-    return {
-        identity: _measured(static[identity], timings[identity], workload, str(model.dtype), on)
-        for identity, model in loaded.items()
-    }
+    return {key: _measured(static[key], timings[key], workload, str(model.dtype), on) for key, model in models.items()}
 
 
 def _measured(static: Static, timings: Mapping[int, Timing], workload: Workload, dtype: str, on: str) -> Measured:
     dtype = dtype.removeprefix("torch.")
     shape = f"prompt {workload.prompt_len}, decode {workload.decode_len}"
     description = (
-        f"{shape} tokens, median of {workload.repeats} rounds after one to warm up, the models of this run in turns, "
-        f"{dtype}, {on}; peak = weights + most bytes that tensors held on top; linear MACs include the head; attention "
-        "MACs are times the context length"
+        f"{shape} tokens, median of {workload.repeats} rounds after one warm-up round, models of this run in turns, "
+        f"{dtype}, {on}; peak = weights + peak of tensors allocated on top; linear MACs include the head; attention "
+        "MACs are per token of context"
     )
     timing_spread = max(timing.timing_spread for timing in timings.values())
     protocol = {
@@ -88,7 +97,7 @@ def _measured(static: Static, timings: Mapping[int, Timing], workload: Workload,
 
 
 def static_metrics(static: Static) -> tuple[Metric, ...]:
-    """Sizes and counts; smaller is the point of pruning."""
+    """Return sizes and counts as metrics."""
     units = {"weight_bytes": "B", "kv_cache_bytes_per_token": "B"}
     return tuple(
         Metric(name, value, units.get(name, "count"), higher_is_better=False) for name, value in asdict(static).items()
@@ -96,7 +105,7 @@ def static_metrics(static: Static) -> tuple[Metric, ...]:
 
 
 def timing_metrics(timings: Mapping[int, Timing], workload: Workload) -> tuple[Metric, ...]:
-    """Latency of prefill (whole batch) and of one decode step, throughput in tokens of the whole batch, peak memory."""
+    """Return latency of prefill and of one decode step, throughput over the whole batch, and peak memory."""
     metrics: list[Metric] = []
     for batch, timing in timings.items():
         prefill_rate = 1000 * batch * workload.prompt_len / timing.prefill_ms
@@ -114,7 +123,7 @@ def timing_metrics(timings: Mapping[int, Timing], workload: Workload) -> tuple[M
 def efficiency_request(
     workload: Workload, config: EvaluationConfig, device: str, models: Sequence[ModelUnderTest]
 ) -> dict[str, Any]:
-    """Everything the numbers depend on, the other models of the run included."""
+    """Return everything the numbers depend on, including the other models of the run."""
     return {
         "prompt_len": workload.prompt_len,
         "decode_len": workload.decode_len,
@@ -127,5 +136,5 @@ def efficiency_request(
     }
 
 
-def _same_but_company(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _equal_except_models(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return not old or {**old, "side_by_side": None} == {**new, "side_by_side": None}

@@ -1,6 +1,6 @@
-"""Results side by side: dense | pruned | recovered with differences, for the terminal and as Markdown.
+"""Tables of dense | pruned | recovered with differences, for the terminal and as Markdown.
 
-Only results of identical requests stand in one row.
+A row compares results of identical requests only.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from hgsp.console.report_schema import DENSE, DONE, FAILED, ROLES
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
-from hgsp.evaluation.results import DENSE, DONE, FAILED, ROLES, Metric, Results, TaskResult
+from hgsp.evaluation.results import Metric, Results, TaskResult
 
 ACCURACIES = ("acc", "acc_norm")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one request over the models. ``failed``: roles in which the task failed."""
+    """One metric of one request for all models. ``failed``: roles in which the task failed."""
 
     task: str
     metric: str
@@ -31,20 +32,20 @@ class Row:
     failed: frozenset[str]
 
     def ratio(self, role: str) -> float | None:
-        """Value over the dense model's; None where one of them is missing or the dense value is 0."""
+        """Return the value divided by the dense model's; None if one is missing or the dense value is 0."""
         if role not in self.values or DENSE not in self.values or self.values[DENSE].value == 0:
             return None
         return self.values[role].value / self.values[DENSE].value
 
     def difference(self, role: str) -> float | None:
-        """Value minus the dense model's."""
+        """Return the value minus the dense model's; None if one is missing."""
         if role not in self.values or DENSE not in self.values:
             return None
         return self.values[role].value - self.values[DENSE].value
 
 
 def comparison(results: Results) -> list[Row]:
-    """All rows, in the order in which their tasks were first measured; a failed task is one row."""
+    """Return all rows in the order in which their tasks were first measured; a failed task is one row."""
     groups: dict[str, list[TaskResult]] = {}
     for item in results.results:
         groups.setdefault(item.key, []).append(item)
@@ -74,7 +75,7 @@ def _average_rows(results: Results) -> list[Row]:
 
 
 def zero_shot_averages(results: Results) -> dict[str, dict[str, Any]]:
-    """Role -> averages over the zero-shot tasks that every role has, by identical requests; the last request counts."""
+    """Return role -> averages over the zero-shot tasks that every role has by identical (the latest) requests."""
     by_role: dict[str, dict[str, TaskResult]] = {}
     for item in results.results:
         if item.status == DONE and item.task in ZERO_SHOT:
@@ -96,7 +97,7 @@ def zero_shot_averages(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def terminal_table(results: Results, title: str) -> Table:
-    """The table of the whole file: one section per measurement, its protocol below under the section's number."""
+    """Return the table of all results: one section per measurement, protocols numbered below."""
     roles = _roles(results)
     table = Table(title=title, box=box.SIMPLE_HEAD, min_width=80, caption_justify="left", pad_edge=False)
     table.add_column("")
@@ -123,7 +124,7 @@ def terminal_table(results: Results, title: str) -> Table:
 
 
 def markdown(results: Results, title: str, notes: Sequence[str] = ()) -> str:
-    """The same as a Markdown page, followed by the full protocol of every number."""
+    """Return the same as a Markdown page, with the full protocols at the end."""
     roles = _roles(results)
     headings = ["task", "metric"]
     for role in roles:
@@ -155,7 +156,7 @@ def _cells(row: Row, roles: Iterable[str]) -> list[str]:
 
 
 def format_metric(metric: Metric) -> str:
-    """The value as people read it, with its unit or standard error."""
+    """Format a value with its unit or standard error."""
     if metric.unit in ("B", "count"):
         return (_with_prefix(metric.value) + ("B" if metric.unit == "B" else "")).rstrip()
     if metric.unit:
@@ -166,7 +167,7 @@ def format_metric(metric: Metric) -> str:
 
 
 def _with_prefix(value: float) -> str:
-    """Four digits and a decimal prefix: 134.5 M."""
+    """Format four digits with a decimal prefix: 134.5 M."""
     for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.4g} {prefix}"
@@ -174,7 +175,7 @@ def _with_prefix(value: float) -> str:
 
 
 def _change(row: Row, role: str) -> str:
-    """``x0.94``, and for accuracies the difference in points too."""
+    """Format the ratio to dense as ``x0.94``, for accuracies with the difference in points."""
     ratio, difference = row.ratio(role), row.difference(role)
     if difference is None:
         return ""
@@ -202,7 +203,7 @@ def _markdown_row(cells: Iterable[str]) -> list[str]:
 
 
 def comparisons_as_dicts(results: Results) -> list[dict[str, Any]]:
-    """Differences and ratios for ``results.json``, for rows that have a dense value."""
+    """Return differences and ratios for ``results.json``, for rows with a dense value."""
     return [
         {
             "task": row.task,

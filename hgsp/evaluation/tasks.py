@@ -1,4 +1,4 @@
-"""The names of everything that can be measured. Costs no torch: unknown names are refused before anything is loaded."""
+"""Names of tasks and their aliases. Importing this file costs no torch."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ALIASES = {
 
 
 def parse_tasks(names: str) -> tuple[str, ...]:
-    """Task names from a comma list, aliases resolved, each once, in the order given.
+    """Return the task names of a comma list, aliases resolved, each once, in the order given.
 
     Raises:
-        InputError: nothing named, or an unknown name; the message has the nearest ones.
+        InputError: an empty list, or an unknown name; the message suggests similar ones.
     """
     tasks: dict[str, None] = {}
     for name in filter(None, dataset_names(names)):
@@ -42,12 +42,12 @@ def parse_tasks(names: str) -> tuple[str, ...]:
         else:
             raise _unknown(name)
     if not tasks:
-        raise InputError(expected="--tasks to name something", got=repr(names), remedy=f"name some of {_choices()}")
+        raise InputError(expected="--tasks to name a task", got=repr(names), remedy=f"choose from {_choices()}")
     return tuple(tasks)
 
 
 def is_text(task: str) -> bool:
-    """Whether a task is the perplexity of a text: a named one or the user's own file."""
+    """Return whether a task is the perplexity of a text: a named one or a file."""
     return task in TEXTS or task not in TASKS
 
 

@@ -1,1 +1,1 @@
-"""Forward and backward passes one layer at a time, and where activations go when memory is short."""
+"""Forward and backward passes one layer at a time, with activations in memory or on disk."""

@@ -1,4 +1,4 @@
-"""Tensors that wait on disk until they are needed again."""
+"""Tensors by name on disk."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class DiskTensors(MutableMapping[str, Tensor]):
-    """Tensors by name in files of one folder, so that none of them stays in memory. ``close`` removes the folder.
+    """A mapping of names to tensors in the files of one folder, none of which stays in memory.
 
-    Those that are in the folder already are among them; one that is not there is made for the first.
+    Tensors that are in the folder already belong to it. The folder is made for the first tensor.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,6 +44,7 @@ class DiskTensors(MutableMapping[str, Tensor]):
         return name in self._names
 
     def close(self) -> None:
+        """Remove the folder."""
         self._names.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 

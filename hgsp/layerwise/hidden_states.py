@@ -1,4 +1,4 @@
-"""Activations between decoder layers: beside the weights, in main memory or on disk.
+"""A cache of the hidden states between decoder layers: on the device of the weights, in main memory or on disk.
 
 N sequences | T tokens | H hidden
 """
@@ -16,10 +16,14 @@ from hgsp.models.devices import free_bytes
 
 
 class HiddenStateCache:
-    """Layer-boundary activations, one [N, T, H] array each, in files of ``spill_dir`` or in memory.
+    """Hidden states [N, T, H] by the index of the layer that they enter.
 
-    In memory they lie on ``device``, that of the weights, as long as they take no more than a quarter of what was free
-    there at first; then in main memory. Between the two every layer's activations would be copied twice.
+    In memory they are on ``device`` while they take at most a quarter of its memory that was free at first, so that no
+    layer's activations are copied to main memory and back; the others are in main memory.
+
+    Args:
+        device: of the weights.
+        spill_dir: folder for temporary files; None keeps the hidden states in memory.
     """
 
     def __init__(
@@ -37,7 +41,7 @@ class HiddenStateCache:
         return index in self._arrays
 
     def open(self, index: int) -> Tensor:
-        """The array that enters layer ``index``, allocated on first use. A spilled one is mapped while it is held."""
+        """Return the array [N, T, H] that enters a layer, allocated on first use and mapped if on disk."""
         array = self._arrays.get(index)
         if array is None and self._folder is None:
             array = self._arrays[index] = torch.empty(self._shape, dtype=self._dtype, device=self._place())
@@ -48,6 +52,7 @@ class HiddenStateCache:
         return array
 
     def drop(self, index: int) -> None:
+        """Free the array that enters a layer, if there is one."""
         if index in self._arrays:
             array = self._arrays.pop(index)
             if self._folder is not None:
@@ -56,6 +61,7 @@ class HiddenStateCache:
                 self._room += self._num_bytes
 
     def close(self) -> None:
+        """Free all arrays and remove the files."""
         self._arrays.clear()
         if self._folder is not None:
             self._folder.cleanup()

@@ -1,7 +1,7 @@
-"""Trips over text through the decoder one layer at a time, forward and backward.
+"""Forward and backward passes over calibration text, one layer at a time.
 
-Only layer-boundary activations survive between layers, so that one layer's gradients are all that exists at a time; the
-result is that of the whole graph, because every layer is called with exactly the arguments the model gives it.
+Only hidden states between layers are kept, so that gradients of one layer at a time exist. The results are those of the
+whole graph: every layer is called with the arguments that the model gives it.
 
 N sequences | B of them in a batch | T tokens | H hidden | L layers
 """
@@ -20,13 +20,13 @@ from hgsp.errors import NumericalError, not_finite
 from hgsp.layerwise.hidden_states import HiddenStateCache
 from hgsp.models.decoder import Decoder, device_of, weight_not_finite
 
-#: From last hidden states [B, T, H] and the rows they belong to, to the loss of each sequence [B] and its gradient.
+#: (last hidden states [B, T, H], their rows in the text) -> loss of each sequence [B], its gradient [B, T, H].
 Objective = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
 @dataclass
 class ForwardPass:
-    """One layer on its way forward. ``run`` computes every batch; hooks set on ``module`` before see them all."""
+    """The forward pass of one layer. ``run`` computes every batch; hooks on ``module`` that are set before see all."""
 
     index: int
     module: nn.Module
@@ -35,9 +35,9 @@ class ForwardPass:
 
 @dataclass
 class BackwardPass:
-    """One layer on its way back. ``run(parameters)`` yields, per batch, the gradients of those parameters.
+    """The backward pass of one layer. ``run(parameters)`` yields the gradients of those parameters, batch by batch.
 
-    They are gradients of the SUM of the batch's losses (nats), in the parameters' dtype.
+    They are gradients of the SUM of the batch's losses in nats, in the parameters' dtype.
     """
 
     index: int
@@ -47,15 +47,15 @@ class BackwardPass:
 
 @dataclass
 class LayerWalk:
-    """One trip over the calibration sequences: ``forward`` to the end, then, if wanted, ``backward`` to the start.
+    """A pass over the calibration sequences: ``forward``, then optionally ``backward``. Use as a context manager.
 
     Args:
         decoder: the model.
         input_ids: calibration tokens, int64 [N, T], no padding.
         batch_size: sequences per call of a layer.
-        keep_hidden_states: needed for ``backward``.
-        checkpointing: keep only every sqrt(L)-th boundary and compute the others again: less memory, one more forward.
-        spill_dir: folder for boundaries on disk; None keeps them in memory.
+        keep_hidden_states: keep those between all layers, as ``backward`` needs.
+        checkpointing: keep only those before every sqrt(L)-th layer and recompute the others, for one more forward.
+        spill_dir: folder for hidden states on disk; None keeps them in memory.
     """
 
     decoder: Decoder
@@ -68,7 +68,7 @@ class LayerWalk:
     _hidden_states: HiddenStateCache = field(init=False)
 
     def __post_init__(self) -> None:
-        weight = self.decoder.model.model.embed_tokens.weight
+        weight = self.decoder.embedding.weight
         num_sequences, seq_len = self.input_ids.shape
         self.losses = torch.zeros(num_sequences, dtype=torch.float64)
         shape = (num_sequences, seq_len, weight.shape[1])
@@ -87,12 +87,16 @@ class LayerWalk:
         return [slice(start, min(start + self.batch_size, len(self.input_ids))) for start in starts]
 
     def forward(self) -> Iterator[ForwardPass]:
-        """Yield every layer in order. The caller must call ``run`` once before asking for the next."""
+        """Yield every layer in order. The caller must call ``run`` once before the next.
+
+        Raises:
+            NumericalError: hidden states are not finite; names the layer and its first weight or output that is not.
+        """
         first = self._hidden_states.open(0)
         for batch in self.batches:
             first[batch] = self.decoder.embed(self.input_ids[batch]).to(first)
             if not first[batch].isfinite().all():
-                raise NumericalError("what enters the first layer is not finite: look at the embeddings")
+                raise NumericalError("the input of the first layer is not finite: check the embeddings")
         for index in range(self.decoder.num_layers):
             yield from self._forward_layer(index)
             if not (self.keep_hidden_states and index % self._stride == 0):
@@ -113,14 +117,19 @@ class LayerWalk:
             yield ForwardPass(index, module, run)
 
     def last(self) -> Tensor:
-        """Hidden states after the last layer, [N, T, H], once ``forward`` was exhausted."""
+        """Return the hidden states [N, T, H] after the last layer, once ``forward`` is exhausted."""
         return self._hidden_states.open(self.decoder.num_layers)
 
     def backward(self, objective: Objective | None = None) -> Iterator[BackwardPass]:
-        """Yield every layer from the last to the first, after ``forward`` was exhausted.
+        """Yield every layer from the last to the first, once ``forward`` is exhausted; sets ``losses`` [N] in nats.
 
-        The caller must exhaust ``run`` before asking for the next layer. Fills ``losses`` [N] (nats, token sums) with
-        the values of the objective: unless one is given, the next-token loss.
+        The caller must exhaust ``run`` before the next layer.
+
+        Args:
+            objective: gives the loss of each sequence; by default the next-token loss, summed over tokens.
+
+        Raises:
+            NumericalError: a loss is not finite.
         """
         objective = objective or self._next_token_loss
         upstream = torch.empty_like(self._hidden_states.open(0))
@@ -129,7 +138,7 @@ class LayerWalk:
             self.losses[batch], upstream[batch] = objective(last[batch], batch)
         if not self.losses.isfinite().all():
             raise NumericalError(
-                "the calibration loss is not finite although every layer's output is: look at the final norm and the "
+                "the calibration loss is not finite although every layer's output is: check the final norm and the "
                 "head, or use --dtype bfloat16"
             )
         self._hidden_states.drop(self.decoder.num_layers)
@@ -163,7 +172,7 @@ class LayerWalk:
             yield BackwardPass(index, module, run)
 
     def _overflow(self, index: int, module: nn.Module, hidden_BTH: Tensor) -> NumericalError:
-        """Run a layer whose output is not finite once more to find the first weight or projection that is not."""
+        """Return the error about a layer whose output is not finite, by its first weight or output that is not."""
         culprits = [("weight", weight_not_finite(module))]
 
         def on_output(name: str, output: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""Registers the pruned model classes when transformers' Auto classes have been imported, not before.
+"""Registration of the pruned model classes, as soon as transformers' Auto classes are imported.
 
 ``import hgsp`` must be enough for ``AutoModelForCausalLM.from_pretrained(pruned_folder)``, and must stay cheap:
-importing three modelling files costs seconds, which ``--help`` has no use for. Those files import the Auto classes
-themselves, so that ``from transformers import LlamaForCausalLM`` is still half done when the Auto classes are there;
-registration waits for the end of the outermost import.
+importing the modelling files takes seconds. Those files import the Auto classes themselves, so that ``from transformers
+import LlamaForCausalLM`` is still running when the Auto classes appear: registration waits for the end of the outermost
+import.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _register() -> None:
 
 
 class _RegisterAfter(importlib.abc.MetaPathFinder):
-    """Lets the ordinary path finder find modules of transformers and registers when none of them is being imported."""
+    """An import hook that registers our classes when neither transformers nor their own file is being imported."""
 
     def __init__(self) -> None:
         self._being_imported = 0
@@ -32,7 +32,7 @@ class _RegisterAfter(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith("transformers."):
+        if not fullname.startswith(("transformers.", "hgsp.models.modeling_hgsp")):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
@@ -54,7 +54,7 @@ class _RegisterAfter(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Register now if the Auto classes are there already, else as soon as they are."""
+    """Register our classes now if the Auto classes are imported already, else when they are."""
     if _AUTO_MODULE in sys.modules:
         _register()
     else:

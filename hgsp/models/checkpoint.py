@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import CHAT_TEMPLATE_DIR
+from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
 from hgsp.errors import InputError
 from hgsp.models import modeling_hgsp
 from hgsp.models.families import FAMILIES
-from hgsp.models.loading import load_complete, load_tokenizer, refuse_adapter
+from hgsp.models.loading import load_complete
+from hgsp.models.tokenizers import load_tokenizer
+from hgsp.models.weight_checks import refuse_adapter
 
 BIN_NAME = "pruned_model.bin"
 BIN_FORMAT = "hgsp-checkpoint-1"
@@ -33,12 +34,11 @@ DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
 def save_pruned(model: Any, tokenizer: Any, folder: Path, *, with_bin: bool = True) -> None:
-    """Write a model that is in memory, with everything that belongs to it, into an existing folder."""
+    """Write model, config, generation config and tokenizer into an existing folder."""
     state = model.state_dict()
     save_streamed(model, state.__getitem__, tokenizer, folder, model.generation_config)
     if with_bin:
-        stored = {name: state[name] for name in _stored_names(model)}
-        torch.save(_bin_content(folder, stored), folder / BIN_NAME)
+        torch.save(_bin_content(folder, _stored_tensors(model)), folder / BIN_NAME)
 
 
 def save_streamed(
@@ -49,36 +49,36 @@ def save_streamed(
     generation_config: Any,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
-    """Write a model whose tensors are asked for by name, one shard's at a time.
+    """Write a model that is not in memory, one file of weights at a time.
 
     Args:
-        skeleton: gives names, sizes and config; its tensors may be on the meta device.
-        read: gives a tensor by name, in the dtype it is stored in.
-        max_shard_bytes: most bytes per file, unless one tensor alone is larger.
+        skeleton: the model's names, shapes and config; its tensors may be on the meta device.
+        read: returns a tensor by name, in the dtype it is stored in.
+        max_shard_bytes: size limit of a file; a larger tensor gets a file of its own.
     """
-    shards = _plan_shards(skeleton, max_shard_bytes)
-    weight_map = {}
-    for number, names in enumerate(shards, 1):
-        suffix = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
-        file = f"model{suffix}.safetensors"
+    split = split_state_dict_into_shards_factory(
+        _stored_tensors(skeleton),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, names in split.filename_to_tensors.items():
         save_file({name: read(name).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)  # safetensors creates files that only their owner can read
-        weight_map.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        total = sum(_num_bytes(tensor) for name, tensor in skeleton.state_dict().items() if name in weight_map)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2))
     (folder / "config.json").write_text(json.dumps(config_as_dict(skeleton.config), indent=2, sort_keys=True) + "\n")
     if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
         shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
     if generation_config is not None:
-        # as it is: save_pretrained would refuse what some published models have, such as a temperature without sampling
+        # save_pretrained would refuse the settings of some published models, such as a temperature without sampling
         generation_config.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:
-    """``config.json`` of a pruned model: auto_map where the class is ours, and rope settings old readers know too."""
+    """Return ``config.json``: with ``auto_map`` if the class is ours, and rope settings for transformers 4 too."""
     content: dict[str, Any] = config.to_diff_dict()
     for family in FAMILIES.values():
         if config.model_type == family.pruned_model_type:
@@ -97,38 +97,29 @@ def config_as_dict(config: Any) -> dict[str, Any]:
 
 
 def save_bin_streamed(skeleton: Any, read: Callable[[str], Tensor], folder: Path) -> None:
-    """Write ``pruned_model.bin`` one tensor at a time: first a file with room for every tensor, then the bytes.
+    """Write ``pruned_model.bin`` one tensor at a time: first its structure with space for the data, then the data.
 
-    The file's structure is torch's own (``torch.serialization.skip_data``); it holds one zip record per tensor, in the
-    order they were pickled.
+    Args:
+        skeleton, read: as for ``save_streamed``.
+        folder: a folder that ``save_streamed`` has written.
     """
-    tensors = skeleton.state_dict()
-    stored = {name: (tensors[name].shape, tensors[name].dtype) for name in _stored_names(skeleton)}
+    stored, path = _stored_tensors(skeleton), folder / BIN_NAME
     with FakeTensorMode():
-        room = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in stored.items()}
+        room = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
     content = _bin_content(folder, room)
-    tokenizer_files = content["tokenizer_files"]
-    path = folder / BIN_NAME
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(content, path)
-    with zipfile.ZipFile(path) as archive:
-        offsets = {int(record.filename.rpartition("/")[2]): record.header_offset for record in _data_records(archive)}
+    reader: Any = torch._C.PyTorchFileReader(str(path))
     with path.open("r+b") as sink:
-        for number, name in enumerate([*tokenizer_files, *room]):
-            sink.seek(offsets[number] + 26)  # a local zip header: 30 bytes, the last four are the lengths that follow
-            name_length, extra_length = struct.unpack("<HH", sink.read(4))
-            sink.seek(offsets[number] + 30 + name_length + extra_length)
-            tensor = tokenizer_files[name] if number < len(tokenizer_files) else read(name)
-            assert number < len(tokenizer_files) or (tensor.shape, tensor.dtype) == stored[name]
+        for number, (name, place) in enumerate([*content["tokenizer_files"].items(), *room.items()]):
+            tensor = read(name) if name in room else place
+            assert (tensor.shape, tensor.dtype) == (place.shape, place.dtype)
+            sink.seek(reader.get_record_offset(f"data/{number}"))  # records are numbered as tensors were pickled
             sink.write(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def _data_records(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
-    return (record for record in archive.infolist() if "/data/" in record.filename)
-
-
 def _bin_content(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What ``pruned_model.bin`` holds: the folder's small files and the tensors."""
+    """Return the content of ``pruned_model.bin``: config, generation config, tokenizer files and tensors."""
     tokenizer_files = [
         path
         for path in sorted([*folder.iterdir(), *(folder / CHAT_TEMPLATE_DIR).glob("*")])
@@ -147,31 +138,20 @@ def _bin_content(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-_MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+_MODEL_FILES = {"config.json", "generation_config.json", SAFE_WEIGHTS_INDEX_NAME}
 
 
 def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
-    """A model from ``pruned_model.bin``, its folder, or any Hugging Face folder or hub id; eval mode.
+    """Load a model from ``pruned_model.bin``, its folder, or any Hugging Face folder or hub id, in eval mode.
+
+    Args:
+        dtype: None keeps the stored one.
 
     Raises:
-        InputError: nothing there, weights missing, or a .bin that holds more than tensors and plain values.
+        InputError: no model, missing weights, or a .bin that holds more than tensors and plain values.
     """
     if is_bin(path):
-        content = _read_bin(Path(path))
-        config = AutoConfig.for_model(**json.loads(content["config"]))
-        state = content["state_dict"]
-        if dtype is not None:
-            config.dtype = dtype
-            state = {name: tensor.to(dtype) for name, tensor in state.items()}
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        _check_names(model, state, Path(path))
-        model.load_state_dict(state, assign=True, strict=False)
-        model.tie_weights()
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # float32, whatever the weights are
-        if content["generation_config"] is not None:
-            model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
-        return model.to(device).eval()
+        return _load_bin(Path(path), dtype).to(device).eval()
     try:
         model = load_complete(path, dtype=dtype or "auto")
     except InputError:
@@ -181,16 +161,34 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
     return model.to(device).eval()
 
 
+def _load_bin(path: Path, dtype: torch.dtype | None) -> Any:
+    content = _read_bin(path)
+    config = AutoConfig.for_model(**json.loads(content["config"]))
+    state = content["state_dict"]
+    if dtype is not None:
+        config.dtype = dtype
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    _check_names(model, state, path)
+    model.load_state_dict(state, assign=True, strict=False)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # float32 buffers that are not in the file
+    if content["generation_config"] is not None:
+        model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
+    return model
+
+
 def is_bin(path: str | Path) -> bool:
-    """Whether a path names a single file of weights, such as ``pruned_model.bin``."""
+    """Return whether a path names a single file of weights, such as ``pruned_model.bin``."""
     return str(path).endswith((".bin", ".pt", ".pth"))
 
 
 def config_of(path: str | Path) -> Any:
-    """The config of what ``load_pruned`` would load; no weights are read.
+    """Return the config of the model that ``load_pruned`` would load, without its weights.
 
     Raises:
-        InputError: there is no model, or an adapter.
+        InputError: no model, or an adapter.
     """
     if is_bin(path):
         return AutoConfig.for_model(**json.loads(_read_bin(Path(path))["config"]))
@@ -202,7 +200,7 @@ def config_of(path: str | Path) -> Any:
 
 
 def load_tokenizer_of(path: str | Path) -> Any:
-    """The tokenizer saved with a model, from the same places ``load_pruned`` takes.
+    """Load the tokenizer saved with a model; ``path`` is as for ``load_pruned``.
 
     Raises:
         InputError: there is none.
@@ -227,12 +225,12 @@ def _not_a_model(path: str | Path, error: Exception) -> InputError:
 
 
 def _check_names(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
-    different = set(state) ^ set(_stored_names(model))
+    different = state.keys() ^ _stored_tensors(model).keys()
     if different:
         raise InputError(
             expected=f"exactly the model's weights in {path}",
             got=f"{len(different)} missing or unknown, such as {sorted(different)[0]}",
-            remedy="write the file anew",
+            remedy="save the model again",
         )
 
 
@@ -241,11 +239,11 @@ def _read_bin(path: Path) -> dict[str, Any]:
         raise InputError(expected="a pruned_model.bin", got=f"no file {path}", remedy="check the path")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # unpickling raises whatever the file's author chose; nothing was executed
+    except Exception as error:  # a pickle can name any exception; nothing was executed
         raise InputError(
             expected="a file of tensors and plain values",
             got=f"{path}, which torch refuses to load safely ({type(error).__name__})",
-            remedy="pickled objects are never executed; load that model where it was made and save its state_dict",
+            remedy="pickled objects are never executed; load the model where it was made and save its state_dict",
         ) from error
     if not isinstance(content, dict) or content.get("format") != BIN_FORMAT:
         raise InputError(
@@ -256,25 +254,7 @@ def _read_bin(path: Path) -> dict[str, Any]:
     return content
 
 
-def _stored_names(skeleton: Any) -> list[str]:
-    """Names of all tensors in order; a tied head is not stored."""
-    tied = skeleton.config.tie_word_embeddings
-    return [name for name in skeleton.state_dict() if not (tied and name == "lm_head.weight")]
-
-
-def _plan_shards(skeleton: Any, max_bytes: int) -> list[list[str]]:
-    """Names per file, in order."""
-    tensors = skeleton.state_dict()
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name in _stored_names(skeleton):
-        if shards[-1] and filled + _num_bytes(tensors[name]) > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += _num_bytes(tensors[name])
-    return shards
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _stored_tensors(model: Any) -> dict[str, Tensor]:
+    """Return all tensors in order by name, without a head that is tied to the embedding."""
+    tied = model.config.tie_word_embeddings
+    return {name: tensor for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")}

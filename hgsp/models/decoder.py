@@ -1,31 +1,37 @@
-"""The decoder as layers that can be called one at a time. The only place that knows how a layer is called.
+"""The decoder as layers that are called one at a time; the only module that knows how a layer is called.
 
 B batch | T tokens | H hidden | V vocab
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hgsp.errors import InputError
+from hgsp.models.families import family_of
+from hgsp.models.modeling_hgsp import residual_block
+from hgsp.models.weight_checks import refuse_missing_weights
 
-#: The head's logits are computed for at most this many values at a time (256 MiB in float32).
+#: Logits computed at a time: 256 MiB in float32.
 MAX_LOGITS = 1 << 26
 
 
 class LayerSource(Protocol):
-    """Where the weights of a layer come from: memory, or files read when the layer is needed."""
+    """A source of decoder layers: memory, or files that are read when a layer is needed."""
 
     def layer(self, index: int) -> AbstractContextManager[nn.Module]: ...
 
 
 class ResidentLayers:
-    """Layers whose weights are in memory already."""
+    """Layers whose weights are in memory.
+
+    Raises:
+        InputError: some weights are on disk or on the meta device.
+    """
 
     def __init__(self, model: Any) -> None:
         refuse_missing_weights(model)
@@ -36,22 +42,8 @@ class ResidentLayers:
         yield self._layers[index]
 
 
-def refuse_missing_weights(model: nn.Module) -> None:
-    """Refuse a model that accelerate did not load whole.
-
-    Raises:
-        InputError: some weights are on disk or on the meta device.
-    """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(
-            expected="all weights in memory",
-            got="weights that accelerate put on disk or left on the meta device",
-            remedy="use --offload, which reads one layer at a time, or free memory",
-        )
-
-
 class _FirstLayerReachedError(Exception):
-    """Carries the arguments of the first decoder layer out of the model's own forward."""
+    """The arguments of the first decoder layer, raised out of the model's own forward."""
 
     def __init__(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         self.hidden, self.kwargs = hidden, kwargs
@@ -60,55 +52,79 @@ class _FirstLayerReachedError(Exception):
 class Decoder:
     """A causal LM as embeddings, a sequence of layers, and a head with a loss.
 
-    The arguments of a layer (mask, rotary tables, positions) are taken from the model's own forward, whatever the
-    attention implementation and the transformers version make of them.
+    The arguments of a layer (mask, rotary tables, positions) are captured from the model's own forward, so that they
+    are right for every attention implementation and version of transformers.
+
+    Args:
+        model: a causal LM of a supported family, dense or pruned.
+        layers: where layers come from; by default the model's own, in memory.
     """
 
     def __init__(self, model: Any, layers: LayerSource | None = None) -> None:
         self.model = model
+        self.family = family_of(model.config)
         self.num_layers = len(model.model.layers)
         self._source = layers or ResidentLayers(model)
         self._kwargs_by_shape: dict[torch.Size, dict[str, Any]] = {}
 
     def layer(self, index: int) -> AbstractContextManager[nn.Module]:
+        """Return a context in which one layer has its weights."""
         return self._source.layer(index)
 
     @torch.no_grad()
     def embed(self, input_ids_BT: Tensor) -> Tensor:
-        """Hidden states that enter the first layer, [B, T, H]."""
+        """Return the hidden states [B, T, H] that enter the first layer."""
         hidden, self._kwargs_by_shape[input_ids_BT.shape] = self._first_layer_call(input_ids_BT)
         return hidden
 
     def call(self, module: nn.Module, hidden_BTH: Tensor) -> Tensor:
-        """Hidden states after one layer, [B, T, H]. ``embed`` must have seen a batch of this shape."""
+        """Run one layer on [B, T, H], a shape that ``embed`` has seen; return the hidden states after it."""
         output = module(hidden_BTH, **self._kwargs_by_shape[hidden_BTH.shape[:2]])
         return output[0] if isinstance(output, tuple) else output
 
     def call_block(self, module: nn.Module, kind: str, hidden_BTH: Tensor) -> Tensor:
-        """The residual stream after the ``attention`` or ``mlp`` block of a layer; unchanged where the layer has none.
+        """Run one block of a layer, dense or pruned, on the residual stream [B, T, H]; return the stream after it.
 
-        Both blocks in turn are ``call``. The layer may be a pruned one: it is called with the same arguments.
+        Running both kinds in turn equals ``call``. The stream is unchanged if the layer has no such block.
         """
-        layer: Any = module
-        if kind == "mlp":
-            return (
-                hidden_BTH if layer.mlp is None else hidden_BTH + layer.mlp(layer.post_attention_layernorm(hidden_BTH))
-            )
-        if layer.self_attn is None:
-            return hidden_BTH
-        arguments = _on_device(self._kwargs_by_shape[hidden_BTH.shape[:2]], hidden_BTH.device)
-        return hidden_BTH + layer.self_attn(hidden_states=layer.input_layernorm(hidden_BTH), **arguments)[0]
+        block = self.family.blocks[kind]
+        arguments = {}
+        if kind == "attention":
+            arguments = _on_device(self._kwargs_by_shape[hidden_BTH.shape[:2]], hidden_BTH.device)
+        return residual_block(getattr(module, block.module), getattr(module, block.norm), hidden_BTH, **arguments)
+
+    @property
+    def embedding(self) -> Any:
+        return self.model.get_submodule(self.family.embedding)
+
+    @property
+    def head(self) -> Any:
+        return self.model.get_submodule(self.family.head)
+
+    def logits(self, hidden_BTH: Tensor) -> Tensor:
+        """Return next-token logits [..., V] of last hidden states [..., H], on the head's device."""
+        head, norm = self.head, self.model.get_submodule(self.family.final_norm)
+        logits = head(norm(hidden_BTH.to(head.weight.device)))
+        if self.family.logit_softcap is None:
+            return logits
+        bound = getattr(self.model.config, self.family.logit_softcap)
+        return bound * torch.tanh(logits / bound)
 
     def loss_and_gradient(
         self, hidden_BTH: Tensor, input_ids_BT: Tensor, label_seeds: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Next-token loss of every sequence and its gradient with respect to the last hidden states.
+        """Compute the next-token loss of every sequence and its gradient at the last hidden states.
 
-        The loss is the SUM of the negative log-likelihoods of a sequence's T-1 predictions in nats, [B] float64; the
-        gradient has the dtype of the hidden states, [B, T, H]. Logits exist for a few positions at a time. With a seed
-        for every sequence, its labels are drawn from the model's own distributions instead of being the text's.
+        Args:
+            hidden_BTH: hidden states after the last layer.
+            input_ids_BT: the text; position t predicts token t+1.
+            label_seeds: one seed per sequence, to sample its labels from the model instead of taking the text's.
+
+        Returns:
+            The loss [B] float64, SUMMED over the T-1 predictions, in nats, and its gradient [B, T, H] in the dtype of
+            the hidden states.
         """
-        head = self.model.lm_head
+        head = self.head
         gradient = torch.zeros_like(hidden_BTH)
         loss = torch.zeros(len(hidden_BTH), dtype=torch.float64)
         positions = max(1, MAX_LOGITS // head.weight.shape[0])
@@ -120,8 +136,8 @@ class Decoder:
             for chunk in torch.arange(len(targets)).split(positions):
                 last = hidden_BTH[row, chunk].detach().to(head.weight.device).requires_grad_()
                 with torch.enable_grad():
-                    logits = head(self.model.model.norm(last))
-                    labels = targets[chunk] if generator is None else _drawn(logits, generator)
+                    logits = self.logits(last)
+                    labels = targets[chunk] if generator is None else _sample(logits, generator)
                     nll = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
                 (gradient[row, chunk],) = (g.to(gradient) for g in torch.autograd.grad(nll, last))
                 loss[row] += nll.item()
@@ -134,7 +150,7 @@ class Decoder:
 
         handle = self.model.model.layers[0].register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
         try:
-            self.model.model(input_ids.to(self.model.model.embed_tokens.weight.device), use_cache=False)
+            self.model.model(input_ids.to(self.embedding.weight.device), use_cache=False)
         except _FirstLayerReachedError as reached:
             return reached.hidden, reached.kwargs
         finally:
@@ -142,21 +158,36 @@ class Decoder:
         raise AssertionError("the model's forward never reached its first layer")
 
 
-def _drawn(logits_TV: Tensor, generator: torch.Generator) -> Tensor:
-    """One token of each distribution, [T]."""
+def _sample(logits_TV: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw one token from each distribution, [T]."""
     return torch.multinomial(logits_TV.detach().float().softmax(-1), 1, generator=generator).squeeze(1)
 
 
 def weight_not_finite(module: nn.Module) -> str | None:
-    """The first submodule with a weight or bias that is NaN or infinite, by its name."""
+    """Return the name of the first submodule with a NaN or infinite weight or bias; None if all are finite."""
     for name, parameter in module.named_parameters():
         if not parameter.isfinite().all():
             return name.rpartition(".")[0]
     return None
 
 
+@contextmanager
+def watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``observe(name, input_BTI)`` before every forward of one of the Linears."""
+
+    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _module, args: observe(name, args[0])
+
+    handles = [linear.register_forward_pre_hook(hook_for(name)) for name, linear in linears.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _on_device(value: Any, device: torch.device) -> Any:
-    """Tensors, also in tuples and dicts, moved; everything else as it is."""
+    """Move a tensor, or the tensors in nested tuples and dicts; return everything else unchanged."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple):
@@ -166,6 +197,17 @@ def _on_device(value: Any, device: torch.device) -> Any:
     return value
 
 
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's first parameter lies."""
+    """Return the device of a module's first parameter."""
     return next(module.parameters()).device

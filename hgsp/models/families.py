@@ -1,61 +1,100 @@
-"""The supported model families, one value each, and the module names they share.
+"""The supported model families, one value each, and the module names that all of them share.
 
-Llama, Qwen2 and Mistral lay out a decoder layer the same way: ``self_attn.{q,k,v,o}_proj`` and
-``mlp.{gate,up,down}_proj``. Adding a family is one value in ``FAMILIES`` plus its classes in ``modeling_hgsp.py``.
+A new family is one value in ``FAMILIES`` plus its classes in ``modeling_hgsp.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hgsp.errors import InputError
 
-#: Linears whose ROWS leave with a group, and the one whose COLUMNS leave with it.
-ATTENTION_INPUTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-ATTENTION_OUTPUT = "self_attn.o_proj"
-MLP_INPUTS = ("mlp.gate_proj", "mlp.up_proj")
-MLP_OUTPUT = "mlp.down_proj"
-LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *MLP_INPUTS, MLP_OUTPUT)
 LAYER_PREFIX = "model.layers."
 
 
 @dataclass(frozen=True)
+class Block:
+    """One residual block of a decoder layer, ``x + module(norm(x))``, by the names of its parts in the layer.
+
+    A group owns rows of the input projections and columns of the output projection. Everything else in the block
+    (norms, output bias) is removed only with the whole block.
+    """
+
+    module: str
+    norm: str
+    input_projections: tuple[str, ...]
+    output_projection: str
+
+
+#: Kind of block -> its parts, in the order in which a layer calls them.
+BLOCKS: Mapping[str, Block] = {
+    "attention": Block(
+        "self_attn", "input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
+    ),
+    "mlp": Block("mlp", "post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+}
+KINDS = tuple(BLOCKS)
+OUTPUT_PROJECTIONS = {kind: block.output_projection for kind, block in BLOCKS.items()}
+
+ATTENTION_INPUTS, ATTENTION_OUTPUT = BLOCKS["attention"].input_projections, OUTPUT_PROJECTIONS["attention"]
+MLP_INPUTS, MLP_OUTPUT = BLOCKS["mlp"].input_projections, OUTPUT_PROJECTIONS["mlp"]
+LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *MLP_INPUTS, MLP_OUTPUT)
+
+
+@dataclass(frozen=True)
 class Family:
-    """One model family: what transformers calls it and which of our classes carries its pruned form."""
+    """One model family: its names in transformers, the classes of its pruned form, and the parts of its models.
+
+    ``attention_types`` are the values of the config's ``layer_types`` that the decoder can build masks for; others are
+    refused. ``logit_softcap`` is the config key of the bound that is applied to the logits by tanh.
+    """
 
     model_type: str
     pruned_model_type: str
     pruned_config: str
     pruned_model: str
+    blocks: Mapping[str, Block] = field(default_factory=lambda: BLOCKS)
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+    logit_softcap: str | None = None
+    attention_types: frozenset[str] = frozenset({"full_attention"})
 
 
 FAMILIES = {
     "llama": Family("llama", "hgsp_llama", "HgspLlamaConfig", "HgspLlamaForCausalLM"),
     "qwen2": Family("qwen2", "hgsp_qwen2", "HgspQwen2Config", "HgspQwen2ForCausalLM"),
     "mistral": Family("mistral", "hgsp_mistral", "HgspMistralConfig", "HgspMistralForCausalLM"),
+    "qwen3": Family("qwen3", "hgsp_qwen3", "HgspQwen3Config", "HgspQwen3ForCausalLM"),
 }
 
 
 def family_of(config: Any) -> Family:
-    """The family of a dense or pruned model's config. ``config.model_type`` decides, never a class name."""
-    for family in FAMILIES.values():
-        if config.model_type in (family.model_type, family.pruned_model_type):
-            return family
-    raise _unsupported(config.model_type, "")
+    """Return the family of a dense or pruned model by its ``config.model_type``.
+
+    Raises:
+        InputError: the family is not supported.
+    """
+    family = _family_named(config.model_type)
+    if family is None:
+        raise _unsupported(config.model_type, "")
+    return family
 
 
 def check_prunable(raw_config: Mapping[str, Any]) -> None:
-    """Refuse a model by its ``config.json``, or by the config object made from it, as a dict.
+    """Refuse models that cannot be pruned.
+
+    Args:
+        raw_config: the content of ``config.json``, or the config object made from it as a dict.
 
     Raises:
-        InputError: the architecture is not supported, uses a sliding window, or is already quantised.
+        InputError: the architecture is not supported, has a sliding window, or its weights are quantised.
     """
     model_type = str(raw_config.get("model_type"))
-    if model_type not in {
-        name for family in FAMILIES.values() for name in (family.model_type, family.pruned_model_type)
-    }:
+    family = _family_named(model_type)
+    if family is None:
         experts = raw_config.get("num_local_experts") or raw_config.get("num_experts") or "moe" in model_type
         raise _unsupported(model_type, " (mixture of experts)" if experts else "")
     if raw_config.get("quantization_config") is not None:
@@ -65,17 +104,25 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
             remedy="start from the bf16 checkpoint and quantise after pruning",
         )
     window = raw_config.get("sliding_window")
-    if window is not None and raw_config.get("use_sliding_window", True):
+    found = f"sliding_window={window}" if window is not None and raw_config.get("use_sliding_window", True) else ""
+    if others := sorted({*(raw_config.get("layer_types") or ())} - family.attention_types):
+        found = found or f"layer_types has {others[0]}"
+    if found:
         raise InputError(
             expected="full attention in every layer",
-            got=f"sliding-window attention (sliding_window={window})",
+            got=f"sliding-window attention ({found})",
             remedy='use a version without it, such as Mistral-7B-v0.3, whose config.json has "sliding_window": null',
         )
+
+
+def _family_named(model_type: str) -> Family | None:
+    families = (family for family in FAMILIES.values() if model_type in (family.model_type, family.pruned_model_type))
+    return next(families, None)
 
 
 def _unsupported(model_type: str, detail: str) -> InputError:
     return InputError(
         expected=f"a supported architecture ({', '.join(FAMILIES)})",
         got=f"unsupported architecture '{model_type}'{detail}",
-        remedy="prune a dense Llama, Qwen2/Qwen2.5 or Mistral model",
+        remedy="prune a dense Llama, Qwen2/Qwen2.5, Qwen3 or Mistral model",
     )

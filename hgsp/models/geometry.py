@@ -1,4 +1,4 @@
-"""Sizes of a model as pruning sees them, read from its modules and never asked for.
+"""Sizes of a model in groups and parameters, read from its modules.
 
 K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hgsp.errors import InputError
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, MLP_INPUTS, MLP_OUTPUT
+from hgsp.models.families import Block, family_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Size of one decoder layer: KV groups and SwiGLU channels. Zero means the block is gone."""
+    """Size of one decoder layer in KV groups and SwiGLU channels; 0 if the layer has no such block."""
 
     num_kv_groups: int
     mlp_width: int
@@ -25,10 +25,10 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a model is made of, in parameters (not bytes). Tied embeddings count once.
+    """Sizes and parameter counts of a model. Tied embeddings count once.
 
-    ``kv_group_params`` and ``mlp_channel_params`` are the parameters really removed with one group, biases included;
-    the two ``*_extra_params`` are what a block holds besides its groups (norm, output bias) and leave with the block.
+    ``kv_group_params`` and ``mlp_channel_params`` are the parameters of one group, biases included. ``*_extra_params``
+    are those of a block that belong to no group (norms, output bias) and are removed only with the whole block.
     """
 
     hidden_size: int
@@ -45,8 +45,16 @@ class Geometry:
     def num_layers(self) -> int:
         return len(self.shapes)
 
+    def columns_per_group(self, kind: str) -> int:
+        """Return the number of output-projection columns that belong to one group."""
+        return self.queries_per_kv * self.head_dim if kind == "attention" else 1
+
+    def params_per_group(self, kind: str) -> int:
+        """Return the number of parameters of one group."""
+        return self.kv_group_params if kind == "attention" else self.mlp_channel_params
+
     def layer_params(self, shape: LayerShape) -> int:
-        """Parameters of a layer of this shape. A block without groups is not there at all."""
+        """Count the parameters of a layer of this shape. A block without groups has none."""
         attention = shape.num_kv_groups * self.kv_group_params + self.attention_extra_params
         mlp = shape.mlp_width * self.mlp_channel_params + self.mlp_extra_params
         return attention * (shape.num_kv_groups > 0) + mlp * (shape.mlp_width > 0)
@@ -56,15 +64,15 @@ class Geometry:
         return sum(self.layer_params(shape) for shape in self.shapes)
 
     def kv_cache_bytes_per_token(self, shapes: tuple[LayerShape, ...], bytes_per_value: int) -> int:
-        """Bytes one token adds to the KV cache, keys and values of all layers together."""
+        """Return the bytes that one token adds to the KV cache, keys and values of all layers together."""
         return sum(2 * shape.num_kv_groups * self.head_dim * bytes_per_value for shape in shapes)
 
 
 def geometry_of(model: nn.Module) -> Geometry:
-    """Read the geometry from a Llama-like causal LM, dense or pruned; its tensors may be on the meta device.
+    """Read the geometry of a causal LM, dense or pruned; its tensors may be on the meta device.
 
     Raises:
-        InputError: the query heads do not divide over the KV heads.
+        InputError: unsupported family, no layer with both blocks, or query heads that do not divide over the KV heads.
     """
     causal_lm: Any = model
     config = causal_lm.config
@@ -73,7 +81,7 @@ def geometry_of(model: nn.Module) -> Geometry:
     if full is None:
         raise InputError(
             expected="a model in which at least one layer has both attention and MLP",
-            got=f"{len(layers)} layers without",
+            got=f"none among {len(layers)} layers",
             remedy="start from the dense model",
         )
     head_dim = full.self_attn.head_dim
@@ -85,8 +93,8 @@ def geometry_of(model: nn.Module) -> Geometry:
             got=f"{num_queries} query heads over {num_kv} KV heads",
             remedy="check the model's config.json",
         )
-    attention_groups = _params(full, *ATTENTION_INPUTS) + full.get_submodule(ATTENTION_OUTPUT).weight.numel()
-    mlp_groups = _params(full, *MLP_INPUTS) + full.get_submodule(MLP_OUTPUT).weight.numel()
+    blocks = family_of(config).blocks
+    attention_groups, mlp_groups = (_params_of_groups(full, blocks[kind]) for kind in ("attention", "mlp"))
     return Geometry(
         hidden_size=config.hidden_size,
         head_dim=head_dim,
@@ -94,8 +102,8 @@ def geometry_of(model: nn.Module) -> Geometry:
         shapes=tuple(_shape_of(layer) for layer in layers),
         kv_group_params=attention_groups // num_kv,
         mlp_channel_params=mlp_groups // full.mlp.gate_proj.out_features,
-        attention_extra_params=_params(full, "self_attn", "input_layernorm") - attention_groups,
-        mlp_extra_params=_params(full, "mlp", "post_attention_layernorm") - mlp_groups,
+        attention_extra_params=_params_of_block(full, blocks["attention"]) - attention_groups,
+        mlp_extra_params=_params_of_block(full, blocks["mlp"]) - mlp_groups,
         total_params=sum(parameter.numel() for parameter in causal_lm.parameters()),
     )
 
@@ -106,6 +114,14 @@ def _shape_of(layer: Any) -> LayerShape:
         0 if attention is None else attention.k_proj.out_features // attention.head_dim,
         0 if mlp is None else mlp.gate_proj.out_features,
     )
+
+
+def _params_of_groups(layer: Any, block: Block) -> int:
+    return _params(layer, *block.input_projections) + layer.get_submodule(block.output_projection).weight.numel()
+
+
+def _params_of_block(layer: Any, block: Block) -> int:
+    return _params(layer, block.module, block.norm)
 
 
 def _params(layer: Any, *names: str) -> int:

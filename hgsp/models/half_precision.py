@@ -1,8 +1,8 @@
-"""Half precision on a CPU that has no instructions for it: Linears and attention multiply in float32 and round then.
+"""A float32 fallback for half-precision matrix products on CPUs without instructions for them.
 
-Such CPUs (AVX2 and less, as a rule) take ten times as long for a bfloat16 product as for a float32 one. Inputs, weights
-and outputs keep their dtype and only part of a weight is widened at a time, so that memory stays what it was; sums over
-inputs are float32, as they are where half precision is in the hardware.
+Such CPUs (usually AVX2 and older) take ten times as long for a bfloat16 product as for a float32 one. Inputs, weights
+and outputs keep their dtype, and only a part of a weight is cast at a time to bound memory. Products accumulate in
+float32, as they do in hardware with half precision.
 
 I inputs of a Linear | O outputs
 """
@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-#: Weights widened at a time: 64 MiB in float32.
+#: Weights cast at a time: 64 MiB in float32.
 MAX_CAST_VALUES = 1 << 24
 
 
 @contextmanager
 def fp32_matmul_fallback() -> Iterator[None]:
-    """Within it, Linears and attention on a CPU without half precision multiply in float32; also a decorator."""
+    """Compute Linears and attention in float32 where the CPU emulates half precision. Context manager or decorator."""
     if slow := emulated_dtypes():
         with Fp32MatmulMode(slow):
             yield
@@ -35,7 +35,7 @@ def fp32_matmul_fallback() -> Iterator[None]:
 
 @cache
 def emulated_dtypes() -> frozenset[torch.dtype]:
-    """The half precisions that this CPU multiplies by emulation."""
+    """Return the half-precision dtypes that this CPU has no instructions for."""
     if not torch.backends.mkldnn.is_available():
         return frozenset({torch.bfloat16, torch.float16})
     supported = {
@@ -46,7 +46,7 @@ def emulated_dtypes() -> frozenset[torch.dtype]:
 
 
 class Fp32MatmulMode(TorchFunctionMode):
-    """Sends every product of a Linear or of attention on the CPU in one of these dtypes through float32."""
+    """Computes Linears and attention on the CPU in float32 if their dtype is one of ``dtypes``."""
 
     def __init__(self, dtypes: Collection[torch.dtype]) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class Fp32MatmulMode(TorchFunctionMode):
         if func is linear and all(map(self._is_slow, args[:2])):
             return _Fp32Linear.apply(*args, *[None] * (3 - len(args)), **kwargs)
         if func is scaled_dot_product_attention and all(map(self._is_slow, args[:3])):
-            wide = {name: _widened(value) for name, value in kwargs.items()}
-            return func(*map(_widened, args), **wide).to(args[0].dtype)
+            cast = {name: _float32(value) for name, value in kwargs.items()}
+            return func(*map(_float32, args), **cast).to(args[0].dtype)
         return func(*args, **kwargs)
 
     def _is_slow(self, tensor: Tensor) -> bool:
@@ -68,13 +68,13 @@ class Fp32MatmulMode(TorchFunctionMode):
 
 
 class _Fp32Linear(torch.autograd.Function):
-    """``linear``; the backward pass widens the weight again instead of keeping a float32 copy of it."""
+    """A linear layer in float32; backward casts the weight again instead of keeping the float32 copy."""
 
     @staticmethod
     def forward(ctx: Any, input_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(input_I, weight_OI)
-        wide_I = input_I.float()
-        parts = [linear(wide_I, part.float()) for part in _parts(weight_OI)]
+        float_I = input_I.float()
+        parts = [linear(float_I, part.float()) for part in _parts(weight_OI)]
         output_O = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         return (output_O if bias_O is None else output_O.add_(bias_O)).to(input_I.dtype)
 
@@ -96,7 +96,7 @@ class _Fp32Linear(torch.autograd.Function):
         return input_gradient, weight_gradient, bias_gradient
 
 
-def _widened(value: Any) -> Any:
+def _float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 

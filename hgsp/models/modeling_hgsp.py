@@ -1,12 +1,12 @@
-"""Llama, Qwen2 and Mistral decoders whose layers have sizes of their own.
+"""Llama, Qwen2, Mistral and Qwen3 decoders with a size per layer.
 
-This file is self-contained: it imports torch and transformers only and is copied into every checkpoint whose layers
-differ, so that ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works without ``hgsp``.
+This file imports torch and transformers only and is copied into every checkpoint whose layers differ in size, so that
+``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works without ``hgsp``.
 
-The sizes live in the config's ``per_layer_config``: layer index -> ``num_attention_heads``, ``num_key_value_heads``,
+The config's ``per_layer_config`` holds the sizes: layer index -> ``num_attention_heads``, ``num_key_value_heads`` and
 ``intermediate_size`` where they differ from the global values, and ``"skip": ["attention"]`` or ``["mlp"]`` for a block
-that is gone. ``"writer_bias": true`` gives ``o_proj`` and ``down_proj`` of every layer a bias. Parameters have the
-names that the stock classes give them.
+that the layer lacks. ``"writer_bias": true`` gives ``o_proj`` and ``down_proj`` of every layer a bias. Parameters have
+the names that the stock classes give them.
 """
 
 from __future__ import annotations
@@ -40,10 +40,18 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2RMSNorm,
     Qwen2RotaryEmbedding,
 )
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3DecoderLayer,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    Qwen3RMSNorm,
+    Qwen3RotaryEmbedding,
+)
 
 
 def layer_settings(config: Any, layer_idx: int) -> tuple[Any, frozenset[str]]:
-    """The config one layer is built from, and the blocks it lacks (``"attention"``, ``"mlp"``)."""
+    """Return the config that one layer is built from, and the blocks it lacks (``"attention"``, ``"mlp"``)."""
     per_layer = config.per_layer_config
     if isinstance(per_layer, dict):  # transformers without native per-layer configs
         overrides = {int(key): value for key, value in per_layer.items()}.get(layer_idx, {})
@@ -56,7 +64,7 @@ def layer_settings(config: Any, layer_idx: int) -> tuple[Any, frozenset[str]]:
 
 
 def _revalidate(cls: type) -> type:
-    """Collect the class's own validators where configs are strict dataclasses; elsewhere there is nothing to do."""
+    """Let a strict dataclass, which configs are in newer versions, collect the class's own validators."""
     if not hasattr(cls, "__class_validators__"):
         return cls
     from huggingface_hub.dataclasses import strict
@@ -65,7 +73,7 @@ def _revalidate(cls: type) -> type:
 
 
 class _PerLayerConfig:
-    """Replaces the stock head-count check, which reads global values, by one per layer."""
+    """Checks head counts per layer; the stock check reads global values."""
 
     def validate_architecture(self) -> None:
         for layer_idx in range(self.num_hidden_layers):  # type: ignore[attr-defined]
@@ -77,8 +85,16 @@ class _PerLayerConfig:
                 )
 
 
+def residual_block(block: Any, norm: Any, hidden_states: Any, **kwargs: Any) -> Any:
+    """Return ``hidden_states + block(norm(hidden_states))``; unchanged without a block."""
+    if block is None:
+        return hidden_states
+    output = block(norm(hidden_states), **kwargs)
+    return hidden_states + (output[0] if isinstance(output, tuple) else output)
+
+
 class _PerLayerDecoderLayer(nn.Module):
-    """A stock decoder layer built from its own settings, possibly without attention or MLP."""
+    """A stock decoder layer with its own sizes, possibly without attention or MLP."""
 
     self_attn: Any
     input_layernorm: Any
@@ -100,22 +116,19 @@ class _PerLayerDecoderLayer(nn.Module):
             _give_bias(self.mlp, "down_proj")
 
     def forward(self, hidden_states: Any, **kwargs: Any) -> Any:
-        if self.self_attn is not None:
-            hidden_states = hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
-        if self.mlp is not None:
-            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states
+        hidden_states = residual_block(self.self_attn, self.input_layernorm, hidden_states, **kwargs)
+        return residual_block(self.mlp, self.post_attention_layernorm, hidden_states)
 
 
 def _give_bias(block: Any, name: str) -> None:
-    """Let a Linear of the block have a bias, if there is the block."""
+    """Give a Linear of the block a bias, unless it has one or the layer lacks the block."""
     if block is not None and getattr(block, name).bias is None:
         linear = getattr(block, name)
         setattr(block, name, nn.Linear(linear.in_features, linear.out_features, bias=True))
 
 
 class _PerLayerModel(PreTrainedModel):
-    """Builds the decoder with one of the three layer classes. The stock forward is used unchanged.
+    """A decoder of layers of different sizes, with the stock forward.
 
     The KV cache is indexed by the rank of a layer among those WITH attention, so that no cache slot stays empty.
     """
@@ -142,7 +155,7 @@ class _PerLayerModel(PreTrainedModel):
 
 
 class _PerLayerCausalLM(PreTrainedModel):
-    """The causal language model around one of the three decoders."""
+    """A causal language model with such a decoder."""
 
     _model_class: type
 
@@ -154,7 +167,7 @@ class _PerLayerCausalLM(PreTrainedModel):
         self.post_init()
 
     def _get_static_cache_init_shape(self, *args: Any, **kwargs: Any) -> Any:
-        """Static caches are laid out lazily when a layer has no attention: early layout counts every layer."""
+        """Return None, which makes static caches lazy, if a layer has no attention: eager ones count every layer."""
         if any(layer.self_attn is None for layer in self.model.layers):
             return None
         return super()._get_static_cache_init_shape(*args, **kwargs)
@@ -223,15 +236,37 @@ class HgspMistralForCausalLM(_PerLayerCausalLM, MistralForCausalLM):
     _model_class = HgspMistralModel
 
 
+@_revalidate
+class HgspQwen3Config(_PerLayerConfig, Qwen3Config):
+    model_type = "hgsp_qwen3"
+
+
+class HgspQwen3DecoderLayer(_PerLayerDecoderLayer, Qwen3DecoderLayer):
+    pass
+
+
+class HgspQwen3Model(_PerLayerModel, Qwen3Model):
+    config_class = HgspQwen3Config
+    _no_split_modules = ["HgspQwen3DecoderLayer"]
+    _layer_class, _norm_class, _rotary_class = HgspQwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
+
+
+class HgspQwen3ForCausalLM(_PerLayerCausalLM, Qwen3ForCausalLM):
+    config_class = HgspQwen3Config
+    _no_split_modules = ["HgspQwen3DecoderLayer"]
+    _model_class = HgspQwen3Model
+
+
 FAMILY_CLASSES = (
     (HgspLlamaConfig, HgspLlamaModel, HgspLlamaForCausalLM),
     (HgspQwen2Config, HgspQwen2Model, HgspQwen2ForCausalLM),
     (HgspMistralConfig, HgspMistralModel, HgspMistralForCausalLM),
+    (HgspQwen3Config, HgspQwen3Model, HgspQwen3ForCausalLM),
 )
 
 
 def register() -> None:
-    """Make the Auto classes of transformers know our model types, and let ``save_pretrained`` copy this file."""
+    """Register our classes with the Auto classes of transformers, and let ``save_pretrained`` copy this file."""
     for config_class, model_class, causal_lm_class in FAMILY_CLASSES:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)

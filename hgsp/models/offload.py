@@ -16,12 +16,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
-from hgsp.models.loading import DTYPES, ModelSource, refuse_own_head, refuse_unplaced_weights, single_device
+from hgsp.models.loading import DTYPES, ModelSource, single_device
+from hgsp.models.weight_checks import refuse_own_head, refuse_unplaced_weights
 from hgsp.models.weight_files import open_weights, shards_of, weight_files
 
 
 class SafetensorFiles:
-    """Tensors of a checkpoint folder by name, read when asked for. A file is mapped only while a tensor is read."""
+    """Tensors of a checkpoint folder, read by name. A file is mapped only while a tensor is read."""
 
     def __init__(self, folder: Path) -> None:
         self._file_of: dict[str, Path] = {}
@@ -33,20 +34,21 @@ class SafetensorFiles:
                     self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
 
     def read(self, name: str) -> Tensor:
+        """Read a tensor in its stored dtype."""
         with open_weights(self._file_of[name]) as tensors:
             return tensors.get_tensor(name)
 
     def read_first_row(self, name: str) -> Tensor:
-        """The first row of a matrix, [1, I], without reading the rest."""
+        """Read the first row of a matrix, [1, I], without the rest."""
         with open_weights(self._file_of[name]) as tensors:
             return tensors.get_slice(name)[:1]
 
 
 class OffloadedLayers:
-    """Layers read from safetensors files when they are needed; one is held at a time.
+    """Layers that are read from safetensors files when they are needed; one is in memory at a time.
 
-    The model itself can be called too, as for evaluation: every layer then reads its weights before it runs and drops
-    them after, so that each call reads the whole model once.
+    The model itself can be called too, as for evaluation: every layer then reads its weights before its forward and
+    frees them after it, so that each call reads the whole model once.
     """
 
     def __init__(self, model: Any, files: SafetensorFiles, dtype: torch.dtype, device: torch.device) -> None:
@@ -88,11 +90,11 @@ class OffloadedLayers:
 def load_offloaded(
     source: ModelSource, dtype: str, device: str | torch.device | None
 ) -> tuple[Decoder, SafetensorFiles]:
-    """A decoder that holds embeddings, final norm and head, and reads one layer at a time from the files.
+    """Load embeddings, final norm and head, and leave the layers in the files.
 
     Raises:
-        InputError: no safetensors, or tensors in them are missing, of another shape, without a place in the
-            model, or not what config.json says.
+        InputError: a .gguf file, no safetensors, or tensors that are missing, of the wrong shape, or without a
+            parameter in the model.
     """
     if source.is_gguf:
         raise InputError(
@@ -101,6 +103,28 @@ def load_offloaded(
     files = SafetensorFiles(_local_folder(source.name))
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
+    on = single_device(device)
+    held = {
+        name: files.read(name).to(on, DTYPES[dtype])
+        for name in _stored_names(source.name, model, files)
+        if not name.startswith(LAYER_PREFIX)
+    }
+    model.load_state_dict(held, strict=False, assign=True)
+    if "lm_head.weight" in held:
+        refuse_own_head(model)
+    model.tie_weights()
+    with suppress(OSError):  # without the file, the skeleton's is made from the config
+        model.generation_config = GenerationConfig.from_pretrained(source.name)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
+    return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
+
+
+def _stored_names(source_name: str, model: Any, files: SafetensorFiles) -> list[str]:
+    """Return the names of the model's tensors in the files; a tied head need not be there.
+
+    Raises:
+        InputError: tensors that are missing, of the wrong shape, or without a parameter in the model.
+    """
     tied = model.config.tie_word_embeddings
     wanted = {
         name: tuple(tensor.shape)
@@ -110,27 +134,17 @@ def load_offloaded(
     missing = sorted(wanted.keys() - files.shapes.keys())
     wrong = [name for name, shape in wanted.items() if files.shapes.get(name, shape) != shape]
     if missing or wrong:
-        got = f"{len(missing)} missing, such as {missing[0]}" if missing else f"another shape of {wrong[0]}"
         raise InputError(
-            expected=f"every weight of '{source.name}' in its safetensors files, of the shape that config.json says",
-            got=got,
+            expected=f"every weight of '{source_name}' in its safetensors files, of the shape that config.json says",
+            got=f"{len(missing)} missing, such as {missing[0]}" if missing else f"another shape of {wrong[0]}",
             remedy="check that the download is complete; config.json and the weights belong together",
         )
-    refuse_unplaced_weights(source.name, files.shapes.keys() - wanted.keys(), model.config)
-    on = single_device(device)
-    held = {name: files.read(name).to(on, DTYPES[dtype]) for name in wanted if not name.startswith(LAYER_PREFIX)}
-    model.load_state_dict(held, strict=False, assign=True)
-    if "lm_head.weight" in held:
-        refuse_own_head(model)
-    model.tie_weights()
-    with suppress(OSError):  # without the file it is made from the config, as the skeleton's is
-        model.generation_config = GenerationConfig.from_pretrained(source.name)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
-    return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
+    refuse_unplaced_weights(source_name, files.shapes.keys() - wanted.keys(), model.config)
+    return list(wanted)
 
 
 def _local_folder(name: str) -> Path:
-    """The folder with the model's files; from the hub come those that are read, not every copy of the weights."""
+    """Return the folder with the model's files; from the hub, only those that are read are downloaded."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download

@@ -1,4 +1,4 @@
-"""Files of weights as transformers stores them: which belong to a model, and what to say of one that cannot be read."""
+"""The safetensors files of a model folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would read; what else lies in the folder does not belong to the model.
+    """Return the files that transformers would read; other safetensors files in the folder are not the model's.
 
     Raises:
-        InputError: there are none, or their index is broken.
+        InputError: there are none, or their index cannot be read.
     """
     if (folder / SAFE_WEIGHTS_NAME).is_file():
         return [folder / SAFE_WEIGHTS_NAME]
@@ -32,10 +32,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shards_of(index: Path) -> list[str]:
-    """Names of the files that an index names.
+    """Return the file names in an index.
 
     Raises:
-        InputError: it is broken.
+        InputError: the index cannot be read.
     """
     try:
         weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
@@ -45,10 +45,10 @@ def shards_of(index: Path) -> list[str]:
 
 
 def open_weights(file: Path) -> Any:
-    """A safetensors file to read from, as a context manager.
+    """Open a safetensors file; use it as a context manager.
 
     Raises:
-        InputError: it is missing or broken, or only git-lfs's pointer to it is there.
+        InputError: the file is missing, broken, or a git-lfs pointer.
     """
     try:
         return safe_open(file, framework="pt")
@@ -57,10 +57,10 @@ def open_weights(file: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    """What to say about a file of weights, or the folder with them, that cannot be read."""
+    """Return the error about a file of weights, or a folder of them, that cannot be read."""
     if _is_lfs_pointer(path):
         return InputError(
-            expected=f"weights in {path}", got="git-lfs's pointer to them", remedy="run `git lfs pull` in its folder"
+            expected=f"weights in {path}", got="a git-lfs pointer to them", remedy="run `git lfs pull` in its folder"
         )
     return InputError(expected=f"weights in {path}", got=one_line(error), remedy="check that the download is complete")
 
@@ -73,7 +73,7 @@ def _is_lfs_pointer(path: Path) -> bool:
 
 
 def refusal_of_files(folder: Path, error: Exception) -> InputError:
-    """What to say about a folder of which transformers could not read some file: which one, if that can be found."""
+    """Return the error about a folder that transformers could not read, naming the broken file if there is one."""
     for file in sorted(folder.glob("*.safetensors")):
         try:
             open_weights(file)

@@ -1,100 +1,63 @@
-"""What the user asked for: frozen, validated dataclasses that are also the command line. Costs no torch to import."""
+"""Options of the pruning and scoring commands: frozen, validated dataclasses. Importing them costs no torch."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
+from hgsp.console.flags import nearest_multiples, option, parse, require, require_counts, require_positive
+from hgsp.data.config import TextConfig
 from hgsp.data.texts import check_dataset_name, dataset_names
-
-IMPORTANCE_METHODS = ("taylor", "taylor_2nd", "wanda", "magnitude", "fisher", "fisher_token", "flap", "random")
-NORMALIZATIONS = ("auto", "none", "mean", "share", "rank", "output")
-RECONSTRUCTIONS = ("none", "bias", "lstsq", "blocks")
-DEFAULT_RECONSTRUCT_NSAMPLES = 256
-DEFAULT_SEARCH_NSAMPLES = 16
-#: The same where every plan is reconstructed before it is judged; a quarter of them judges.
-DEFAULT_PROFILE_NSAMPLES = 96
-LAYER_IMPORTANCES = ("cosine", "perplexity")
-LABELS = ("text", "model")
-DEFAULT_EPSILON = 0.15
-#: Windows of each text that the pruning recipe measures on a CPU unless told otherwise.
-CPU_EVAL_WINDOWS = 16
-DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
-#: What measurement favours where the cut is reconstructed (docs/QUALITY.md).
-BALANCED = {"importance_method": "fisher_token", "temperature": 0.0, "depth_slope": 0.5, "reconstruct": "lstsq"}
-DTYPE_NAMES = ("bfloat16", "float16", "float32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """What every command that reads named texts can be asked."""
-
-    data_dir: str | None = option(None, help="folder with local texts (docs/DATA.md); also HGSP_DATA_DIR")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasureConfig(TextConfig):
-    """What every recipe that measures perplexity before and after can be asked."""
-
-    skip_evaluation: bool = option(False, help="no evaluation")
-    eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
-    eval_seq_len: int | None = option(
-        None, help="tokens of an evaluation window (unset: 2048, or the model's limit)", type=int
-    )
-    eval_max_windows: int | None = option(
-        None,
-        help="only the first windows of each text, 0 = all "
-        f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
-        type=int,
-    )
-
-    def __post_init__(self) -> None:
-        require(self.eval_seq_len is None or self.eval_seq_len >= 2, "--eval_seq_len", "at least 2", self.eval_seq_len)
-        require(
-            self.eval_max_windows is None or self.eval_max_windows >= 0,
-            "--eval_max_windows",
-            "at least 0",
-            self.eval_max_windows,
-        )
-        for task in self.evaluation_texts:
-            check_dataset_name(task, "--eval_tasks", "evaluation/run_evaluation.py measures other tasks")
-
-    @property
-    def evaluation_texts(self) -> tuple[str, ...]:
-        """Names of the texts to measure perplexity on; none with ``--skip_evaluation``."""
-        return () if self.skip_evaluation else tuple(filter(None, dataset_names(self.eval_tasks)))
+from hgsp.environment import launched_processes
+from hgsp.evaluation.config import MeasureConfig
+from hgsp.models.dtypes import DTYPE_NAMES
+from hgsp.pipeline.recipes import (
+    DEFAULT_EPSILON,
+    DEFAULT_PROFILE_NSAMPLES,
+    DEFAULT_RECONSTRUCT_NSAMPLES,
+    DEFAULT_SEARCH_NSAMPLES,
+    RECIPES,
+    Recipe,
+)
+from hgsp.reconstruction.names import RECONSTRUCTIONS
+from hgsp.recovery.config import DEFAULT_INSTRUCTIONS
+from hgsp.scoring.names import IMPORTANCE_METHODS, LABELS, LAYER_IMPORTANCES, NORMALIZATIONS, TEXT_FREE_METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig(TextConfig):
-    """What every command that scores a model can be asked."""
+    """Options of every command that scores a model."""
 
     base_model: str = option(help="hub id, local folder, or a .gguf file (de-quantised)")
-    importance_method: str = option("taylor", help="how groups are scored", choices=IMPORTANCE_METHODS)
+    importance_method: str = option(
+        Recipe.importance_method, help="method that scores the groups", choices=IMPORTANCE_METHODS
+    )
     dataset: str = option(
         "wikitext2",
-        help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file; a comma list takes as "
-        "many sequences of each",
+        help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file; of a comma list, "
+        "each text gives the same number of sequences",
     )
     labels: str = option(
-        "text", help="next tokens that gradients are of: the text's, or drawn from the model itself", choices=LABELS
+        Recipe.labels,
+        help="labels of the loss whose gradients are scored: the text's next tokens, or tokens drawn from the model",
+        choices=LABELS,
     )
-    nsamples: int = option(128, help="calibration sequences; fewer = less memory and time", type=int)
+    nsamples: int = option(Recipe.nsamples, help="calibration sequences; fewer = less memory and time", type=int)
     seq_len: int = option(256, help="tokens of a calibration sequence", type=int)
     batch_size: int = option(4, help="sequences at a time, for scoring", type=int)
     layer_importance: str = option(
-        "cosine", help="what the H-GSP prior measures layers and blocks by", choices=LAYER_IMPORTANCES
+        Recipe.layer_importance,
+        help="measure of the influence of layers and blocks, for the H-GSP prior",
+        choices=LAYER_IMPORTANCES,
     )
-    use_gradient_checkpointing: bool = option(False, help="less memory while scoring, same numbers, more time")
+    use_gradient_checkpointing: bool = option(False, help="less memory while scoring, for more time; same scores")
     offload: bool = option(False, help="read one layer at a time from the safetensors files, when scoring and saving")
-    spill_dir: str | None = option(None, help="folder for activations that should not stay in memory")
-    device: str | None = option(None, help="cuda:0, cpu, mps, or auto for several; unset = the best there is")
+    spill_dir: str | None = option(None, help="folder for activations (unset: kept in memory)")
+    device: str | None = option(None, help="cuda:0, cpu, mps, or auto for several (unset: the best available)")
     dtype: str = option("bfloat16", help="dtype of weights and result", choices=DTYPE_NAMES)
-    seed: int = option(42, help="seed of calibration samples and random scores", type=int)
+    seed: int = option(42, help="seed of the calibration sequences and of random scores", type=int)
     overwrite: bool = option(False, help="replace an existing result")
 
     def __post_init__(self) -> None:
@@ -109,7 +72,7 @@ class ScoringConfig(TextConfig):
         require(self.seq_len >= 2, "--seq_len", "at least 2", self.seq_len)
         for name in self.datasets:
             check_dataset_name(name, "--dataset")
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        processes = launched_processes()
         require(self.nsamples >= processes, "--nsamples", f"at least {processes}, one per process", self.nsamples)
 
     @property
@@ -118,32 +81,33 @@ class ScoringConfig(TextConfig):
         return dataset_names(self.dataset)
 
     @property
+    def recipe(self) -> Recipe:
+        """The settings of the pipeline among the flags."""
+        return Recipe(**{item.name: getattr(self, item.name) for item in fields(Recipe) if hasattr(self, item.name)})
+
+    @property
     def measures_influence(self) -> bool:
-        """Whether layers and blocks are measured for the H-GSP prior."""
-        return True
+        """Whether the influence of layers and blocks is measured, for the H-GSP prior."""
+        return self.recipe.temperature > 0
 
     @property
     def needs_calibration(self) -> bool:
         """Whether scoring reads text: all but two methods do, and so does the prior."""
-        return self.importance_method not in ("magnitude", "random") or self.measures_influence
+        return self.importance_method not in TEXT_FREE_METHODS or self.measures_influence
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(ScoringConfig):
-    """Everything ``hgsp score`` can be asked."""
+    """All options of ``hgsp score``."""
 
     output: str = option(help="the scores file to write, such as scores.npz")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig(ScoringConfig, MeasureConfig):
-    """Everything ``run_global_pruning.py`` can be asked."""
+    """All options of ``run_global_pruning.py``. Raises InputError for values that make no sense."""
 
-    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "fast": {"importance_method": "fisher", "temperature": 0.0},
-        "balanced": BALANCED,
-        "best": {**BALANCED, "reconstruct": "blocks", "nsamples": 256, "reconstruct_nsamples": 1024, "search": 10},
-    }
+    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: recipe.settings() for name, recipe in RECIPES.items()}
 
     output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")
     pruning_ratio: tuple[float, ...] = option(
@@ -152,57 +116,61 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         nargs="+",
     )
     temperature: float = option(
-        1.0, help="H-GSP temperature: 0 = global importance only, 1 = full H-GSP, more = stronger", type=float
+        Recipe.temperature,
+        help="H-GSP temperature: 0 = global importance only, 1 = full H-GSP, more = stronger",
+        type=float,
     )
     tau: float | None = option(
-        None, help="H-GSP gate; unset = 25th percentile, 0 = block-wise only, inf = layer-wise only", type=float
+        Recipe.tau, help="H-GSP gate; unset = 25th percentile, 0 = block-wise only, inf = layer-wise only", type=float
     )
     epsilon: float | None = option(
-        None,
+        Recipe.epsilon,
         help="a layer that would keep less than this fraction of its parameters is removed whole "
         f"(unset: {DEFAULT_EPSILON} when temperature > 0, else no layer is removed)",
         type=float,
     )
     score_normalization: str = option(
-        "auto",
-        help="how importances of different layers are made comparable; auto = the method's own",
+        Recipe.score_normalization,
+        help="normalization that makes importances of different layers comparable; auto = the method's own",
         choices=NORMALIZATIONS,
     )
     depth_slope: float = option(
-        0.0,
-        help="MLP scores are multiplied by e^-S in the first layer up to e^S in the last: what early layers lose, a "
-        "reconstruction of later ones makes good",
+        Recipe.depth_slope,
+        help="multiply MLP scores by e^-S in the first layer up to e^S in the last: a reconstruction of later layers "
+        "compensates for losses in early ones",
         type=float,
     )
     freeze_first_n_layers: int = option(0, help="first layers never touched", type=int)
     freeze_last_n_layers: int = option(0, help="last layers never touched", type=int)
     min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
     min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
-    scores: str | None = option(None, help="a scores.npz of the same model: cut without calibration")
+    scores: str | None = option(None, help="scores.npz of the same model: prune without calibration")
     reconstruct: str = option(
-        "none",
-        help="refit o_proj and down_proj to what the dense model writes, no training: lstsq = least squares, blocks = "
-        "and then gate_proj and up_proj too, block by block, bias = nothing but a bias that they are given",
+        Recipe.reconstruct,
+        help="refit o_proj and down_proj to the dense model's outputs, without training: lstsq = least squares, "
+        "blocks = then all weights of each MLP too, bias = only a bias that is added to them",
         choices=RECONSTRUCTIONS,
     )
     reconstruct_nsamples: int | None = option(
-        None,
-        help=f"calibration sequences to reconstruct from (unset: {DEFAULT_RECONSTRUCT_NSAMPLES}; a shorter text gives "
-        "what it has)",
+        Recipe.reconstruct_nsamples,
+        help=f"calibration sequences to reconstruct from (unset: {DEFAULT_RECONSTRUCT_NSAMPLES}; all there are in "
+        "a shorter text)",
         type=int,
     )
     rounds: int = option(
-        1,
-        help="cut in this many parts; after each, reconstruct (with --reconstruct) and score what is left again",
+        Recipe.rounds,
+        help="prune in this many rounds; after each, reconstruct (with --reconstruct) and score again",
         type=int,
     )
     search: int = option(
-        0, help="steps of the budget search: widths per layer and kind that lower KL(dense || pruned)", type=int
+        Recipe.search,
+        help="steps of the budget search for widths per layer and kind that lower KL(dense || pruned)",
+        type=int,
     )
     search_nsamples: int | None = option(
-        None,
+        Recipe.search_nsamples,
         help=f"calibration sequences of the search (unset: {DEFAULT_SEARCH_NSAMPLES} to judge by; with --reconstruct "
-        f"{DEFAULT_PROFILE_NSAMPLES}, of which a quarter judges; a shorter text gives what it has)",
+        f"{DEFAULT_PROFILE_NSAMPLES}, of which a quarter judges; all there are in a shorter text)",
         type=int,
     )
     finetune: bool = option(False, help="LoRA recovery right after pruning; the result goes to ..._finetuned/")
@@ -214,7 +182,7 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     lora_r: int = option(8, help="LoRA rank", type=int)
     lora_alpha: int = option(16, help="LoRA alpha", type=int)
     results_dir: str = option("results", help="where results go")
-    dry_run: bool = option(False, help="print what would be pruned from; load no weights, write nothing")
+    dry_run: bool = option(False, help="print the shapes to prune from; load no weights, write nothing")
     no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
 
     def __post_init__(self) -> None:
@@ -250,34 +218,32 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         require(self.tau is None or self.tau >= 0, "--tau", ">= 0, or inf", self.tau, "leave it out for the percentile")
         require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
         require(abs(self.depth_slope) <= 10, "--depth_slope", "in [-10, 10]", self.depth_slope)
-        # whatever it names is deleted by --overwrite: never the results folder itself, nor anything outside
+        # --overwrite deletes the folder of this name: it must not be the results folder itself, nor outside of it
         inside = not {"", ".", ".."} & set(self.output_name.split("/"))
         require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
 
     @property
-    def measures_influence(self) -> bool:
-        """Layer and block analysis is skipped when the temperature is 0."""
-        return self.temperature > 0
-
-    @property
     def reads_text(self) -> bool:
         """Whether calibration text is read, for scoring, the search or the reconstruction."""
-        return self.reconstruct != "none" or self.search > 0 or self.scores_text
+        return self.recipe.reconstructs or self.search > 0 or self.scores_text
 
     @property
     def scores_text(self) -> bool:
-        """Whether scoring reads text: a scores file spares that, unless later rounds score again."""
+        """Whether scoring reads text. With a scores file it does only if later rounds score again."""
         return self.needs_calibration and (self.scores is None or self.rounds > 1)
 
-    @property
-    def collapse_epsilon(self) -> float | None:
-        """The collapse threshold in force, None when no layer is to be removed whole."""
-        if self.epsilon is not None:
-            return self.epsilon
-        return DEFAULT_EPSILON if self.temperature > 0 else None
-
     def output_name_for(self, ratio: float) -> str:
-        """The result folder's name; several ratios get their percentage appended."""
+        """Return the result folder's name; of several ratios, each has its percentage appended."""
         if len(self.pruning_ratio) == 1:
             return self.output_name
         return f"{self.output_name}_{ratio * 100:g}"
+
+
+def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the value of every option for a command line; argparse exits with 2 on one that it does not understand.
+
+    Raises:
+        InputError: a value that makes no sense.
+    """
+    config = parse(PruneConfig, arguments, prog="run_global_pruning.py", description="")
+    return {item.name: getattr(config, item.name) for item in fields(config)}

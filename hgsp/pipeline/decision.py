@@ -1,37 +1,24 @@
-"""What leaves the model: one ranking under one budget, and the budget search around it."""
+"""The pruning decision: one ranking under one budget gives the plan."""
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from hgsp.console.progress import Progress, silent
-from hgsp.data.calibration import Calibration
-from hgsp.layerwise.disk_tensors import DiskTensors
-from hgsp.models.geometry import geometry_of
-from hgsp.pipeline.loaded import LoadedModel
-from hgsp.pipeline.request import Request
-from hgsp.pruning.select import PrunePlan, kept_mask, select_groups
+from hgsp.models.geometry import Geometry
+from hgsp.pipeline.recipes import Recipe
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, kept_mask, select_groups
+from hgsp.reconstruction.reconstruct import plan_for
 from hgsp.scoring.groups import GroupTable
-from hgsp.scoring.methods import METHODS
-from hgsp.scoring.scores import Scores
-from hgsp.search.by_gradient import GradientProposals
-from hgsp.search.by_profile import ProfileProposals
-from hgsp.search.search import Proposals, SearchProblem, search
-
-LOG = logging.getLogger(__name__)
+from hgsp.scoring.scores import RankingOptions, Scores
 
 
 @dataclass(frozen=True)
 class PruningDecision:
-    """One decision about a model: the scored table, the plan, each layer's H-GSP mode, and what a search found."""
+    """A plan with the ranked table it was selected from, each layer's H-GSP mode, and the findings of a search."""
 
     table: GroupTable
     plan: PrunePlan
@@ -39,88 +26,33 @@ class PruningDecision:
     searched: Mapping[str, Any] | None = None
 
 
-def cut(request: Request, scores: Scores, budget: int, earlier: PrunePlan | None = None) -> PruningDecision:
-    """Rank all groups and spend the budget. Seconds; needs no weights.
+def decide(
+    scores: Scores,
+    geometry: Geometry,
+    budget_params: int,
+    recipe: Recipe,
+    minimum_sizes: MinimumSizes,
+    earlier: PrunePlan | None = None,
+) -> PruningDecision:
+    """Rank all groups and select those that leave under the budget. Takes seconds and no weights.
 
-    What an ``earlier`` round dropped is worth nothing now, whatever a normalisation makes of its importance of 0.
+    Groups that an ``earlier`` round dropped score 0, whatever a normalization makes of their importance of 0.
+
+    Raises:
+        InputError: a temperature above 0 and scores without influence.
     """
-    config = request.config
-    method = METHODS[scores.provenance["importance_method"]]
-    normalization = method.normalization if config.score_normalization == "auto" else config.score_normalization
-    table, modes = scores.table(request.geometry, normalization, config.temperature, config.tau)
-    table = table.with_depth_slope(config.depth_slope)
+    ranking = RankingOptions(recipe.score_normalization, recipe.temperature, recipe.tau, recipe.depth_slope)
+    table, modes = scores.ranked(geometry, ranking)
     if earlier is not None:
         table = table.zeroed_unless(kept_mask(table, earlier))
     provenance = {
         **scores.provenance,
-        "score_normalization": normalization,
-        "temperature": config.temperature,
-        "tau": "inf" if config.tau == math.inf else config.tau,  # JSON has no infinity
-        "epsilon": config.collapse_epsilon,
-        "depth_slope": config.depth_slope,
-        "rounds": config.rounds,
+        "score_normalization": ranking.normalization_of(scores.method),
+        "temperature": recipe.temperature,
+        "tau": "inf" if recipe.tau == math.inf else recipe.tau,  # JSON has no infinity
+        "epsilon": recipe.collapse_epsilon,
+        "depth_slope": recipe.depth_slope,
+        "rounds": recipe.rounds,
     }
-    plan = select_groups(table, request.geometry, budget, request.minimum_sizes, config.collapse_epsilon, provenance)
-    plan = replace(plan, writer_bias=config.reconstruct == "bias" and plan.removed_params > 0)
-    return PruningDecision(table, plan, tuple(modes))
-
-
-def search_allocation(
-    request: Request,
-    loaded: LoadedModel,
-    decision: PruningDecision,
-    calibration: Calibration,
-    folder: Path,
-    state_file: Path,
-    progress: Progress = silent,
-) -> PruningDecision:
-    """The decision with the widths that the budget search found; plans are judged as they will be: with the
-    reconstruction that the config asks for. Tensors refitted on the way wait in files below ``folder``.
-
-    Raises:
-        InputError, NumericalError: as ``search`` and ``reconstruct``.
-    """
-    config, plan = request.config, decision.plan
-    start = SearchProblem(
-        decision.table, geometry_of(loaded.model), plan.budget_params, request.minimum_sizes, config.collapse_epsilon
-    )
-    with _proposals(request, loaded, start, calibration, folder) as proposals:
-        state = search(proposals, start, config.search, state_file=state_file, progress=progress)
-    found = {
-        "calibration": calibration.describe(),
-        "moves": type(proposals).__name__,
-        "steps": state.steps,
-        "kl_before": state.divergences[0],
-        "kl_after": state.least,
-        "kl_of_steps": state.divergences[1:],
-    }
-    LOG.info("budget search: KL(dense || cut) %.4f -> %.4f nats per token", found["kl_before"], found["kl_after"])
-    factors_LK = np.array(state.log_factors)
-    best = replace(start.plan(factors_LK, plan.provenance), writer_bias=plan.writer_bias)
-    return PruningDecision(start.reweighted(factors_LK), best, decision.modes, found)
-
-
-@contextmanager
-def _proposals(
-    request: Request, loaded: LoadedModel, start: SearchProblem, calibration: Calibration, folder: Path
-) -> Iterator[Proposals]:
-    """How the search moves and judges, for a plain cut or for one that is reconstructed."""
-    config = request.config
-    spill_dir = Path(config.spill_dir) if config.spill_dir else None
-    if config.reconstruct == "none":
-        yield GradientProposals(loaded.decoder, start, calibration, batch_size=config.batch_size, spill_dir=spill_dir)
-        return
-    tensors = DiskTensors(folder / ".searched")
-    try:
-        yield ProfileProposals(
-            loaded.decoder,
-            start,
-            calibration,
-            lambda plan: loaded.surgery(plan, tensors),
-            batch_size=config.batch_size,
-            spill_dir=request.streams_dir(folder),
-            frozen=request.frozen_layers,
-            writer_bias=config.reconstruct == "bias",
-        )
-    finally:
-        tensors.close()
+    plan = select_groups(table, geometry, budget_params, minimum_sizes, recipe.collapse_epsilon, provenance)
+    return PruningDecision(table, plan_for(recipe.reconstruct, plan), modes)

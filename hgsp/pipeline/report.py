@@ -1,60 +1,26 @@
-"""What a run says about itself: ``pruning_analysis.json``, the closing table, the dry run."""
+"""The pruning report: ``pruning_analysis.json``, the closing table, and the dry run."""
 
 from __future__ import annotations
 
-import json
-import platform
-import resource
-import sys
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
-import hgsp
-from hgsp.layerwise.distributed import launched_processes
+from hgsp.console.report_schema import PRUNING_SCHEMA
+from hgsp.environment import describe_environment, in_gib, peak_memory_bytes
+from hgsp.evaluation.collapse import before_and_after, has_collapsed
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
-from hgsp.pipeline.decision import PruningDecision
 from hgsp.pipeline.request import Request
-from hgsp.pipeline.run import ReconstructedLayers
-from hgsp.pruning.select import PrunePlan
-
-SCHEMA_VERSION = 1
-#: A pruned model whose perplexity is this many times the dense one's is called collapsed.
-COLLAPSE_FACTOR = 100.0
-
-
-def peak_memory_bytes(device: str) -> int:
-    """Most memory this process ever held: of the GPU where there is one, else of main memory (resident set)."""
-    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
-        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def environment(device: str, dtype: str | None, seed: int) -> dict[str, Any]:
-    """Versions, device and seed: what it takes to reproduce the run."""
-    versions = {name: _version(name) for name in ("torch", "transformers", "safetensors", "numpy")}
-    return {
-        "hgsp": hgsp.__version__,
-        "python": platform.python_version(),
-        **versions,
-        "platform": platform.platform(),
-        "device": device,
-        "device_name": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine(),
-        "num_processes": launched_processes(),
-        "dtype": dtype,
-        "seed": seed,
-    }
+from hgsp.pipeline.stages import Pruning
+from hgsp.pruning.plan import PrunePlan
 
 
 def analysis(
     request: Request,
-    decision: PruningDecision,
+    pruning: Pruning,
     *,
     command: str,
     asked_ratio: float,
@@ -63,10 +29,10 @@ def analysis(
     samples: Mapping[str, str | None],
     timings_s: Mapping[str, float],
     warnings: Sequence[str],
-    reconstructed: ReconstructedLayers | None = None,
 ) -> dict[str, Any]:
-    """The content of ``pruning_analysis.json``; counts are parameters and bytes of the models themselves."""
-    geometry, plan = request.geometry, decision.plan
+    """Return the content of ``pruning_analysis.json``; parameters and bytes are counted on the models."""
+    geometry, decision = request.geometry, pruning.decision
+    plan = decision.plan
     removed = geometry.total_params - params_after
     value_bytes = DTYPES[request.config.dtype].itemsize
     after = tuple(keep.shape for keep in plan.layers)
@@ -81,7 +47,7 @@ def analysis(
         for index, (keep, dense, mode) in enumerate(zip(plan.layers, geometry.shapes, decision.modes, strict=True))
     ]
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": PRUNING_SCHEMA,
         "command": command,
         "base_model": request.config.base_model,
         "importance_method": plan.provenance["importance_method"],
@@ -99,30 +65,19 @@ def analysis(
         "layers": layers,
         "scoring": dict(plan.provenance),
         "search": decision.searched,
-        "reconstruction": None if reconstructed is None else reconstructed.found.describe(),
+        "reconstruction": None if pruning.reconstruction is None else pruning.reconstruction.describe(),
         "evaluation": dict(evaluation),
-        "collapsed": has_collapsed(evaluation),
+        "collapsed": bool(has_collapsed(before_and_after(evaluation).values())),
         "samples": dict(samples),
         "timings_s": {stage: round(seconds, 3) for stage, seconds in timings_s.items()},
         "peak_memory_bytes": peak_memory_bytes(request.device),
-        "environment": environment(request.device, request.config.dtype, request.config.seed),
+        "environment": describe_environment(request.device, dtype=request.config.dtype, seed=request.config.seed),
         "warnings": list(warnings),
     }
 
 
-def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Strict JSON: no NaN, no infinity."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def has_collapsed(evaluation: Mapping[str, Any]) -> bool:
-    """Whether any perplexity grew by more than ``COLLAPSE_FACTOR``."""
-    before, after = evaluation.get("before", {}), evaluation.get("after", {})
-    return any(after[name]["ppl"] > COLLAPSE_FACTOR * before[name]["ppl"] for name in after if name in before)
-
-
 def closing_table(report: Mapping[str, Any]) -> Table:
-    """Before and after, side by side."""
+    """Return the table of sizes and perplexities before and after."""
     name = Path(report["base_model"]).name
     table = Table(title=f"{name}: {report['reached_ratio']:.2%} of all parameters removed", min_width=80)
     for heading in ("", "before", "after", "change"):
@@ -144,14 +99,14 @@ def closing_table(report: Mapping[str, Any]) -> Table:
     table.caption = (
         f"removed: {report['reached_ratio']:.4f} of all parameters (asked {report['asked_ratio']:.4f}), "
         f"{report['reached_ratio_decoder']:.4f} of the decoder layers; whole layers removed: {removed}\n"
-        f"seconds: {seconds}; peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB"
+        f"seconds: {seconds}; peak memory {in_gib(report['peak_memory_bytes'])}"
     )
     table.caption_justify = "left"
     return table
 
 
 def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
-    """Per-layer shapes, parameters, bytes and KV-cache bytes per token, dense and, if there is a plan, kept."""
+    """Return the table of shapes, parameters, bytes and KV-cache bytes per token, dense and, with a plan, kept."""
     geometry: Geometry = request.geometry
     value_bytes = DTYPES[request.config.dtype].itemsize
     after = () if plan is None else tuple(keep.shape for keep in plan.layers)
@@ -174,10 +129,3 @@ def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
     total = geometry.total_params
     table.add_row("all", "", "", f"{total:,}", f"{total * value_bytes:,}", f"{total_kv:,}", *[""] * (3 if after else 0))
     return table
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -1,33 +1,33 @@
-"""A request, checked before anything expensive: the model's config, the device, ratios, folders, the text."""
+"""The checked request: model config, device, ratios and folders are validated before anything expensive."""
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hgsp.console import result_folders as folders
-from hgsp.data.calibration import Calibration, build_calibration
-from hgsp.data.texts import Text
 from hgsp.errors import InputError
 from hgsp.models.devices import resolve_device
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import ModelSource, check_positions, inspect_model
-from hgsp.pipeline.config import (
-    DEFAULT_PROFILE_NSAMPLES,
-    DEFAULT_RECONSTRUCT_NSAMPLES,
-    DEFAULT_SEARCH_NSAMPLES,
-    PruneConfig,
-)
+from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.stages import Resources
 from hgsp.pruning.select import MinimumSizes, budget_for_ratio
-from hgsp.reconstruction.reconstruct import check_enough
-from hgsp.search.by_profile import check_enough_to_search
 
-LOG = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class ResumePaths:
+    """Paths of resumable state: a file of the budget search and a folder of the reconstruction."""
+
+    search: Path
+    reconstruction: Path
+
+    def remove(self) -> None:
+        """Remove the state once the result is complete."""
+        self.search.unlink(missing_ok=True)
+        shutil.rmtree(self.reconstruction, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -44,33 +44,36 @@ class Request:
     def geometry(self) -> Geometry:
         return self.source.geometry
 
-    @property
-    def frozen_layers(self) -> frozenset[int]:
-        """Indices of the layers that are never touched."""
-        num_layers, last = self.geometry.num_layers, self.minimum_sizes.freeze_last
-        return frozenset({*range(self.minimum_sizes.freeze_first), *range(num_layers - last, num_layers)})
-
-    def streams_dir(self, folder: Path) -> Path | None:
-        """Where the residual streams of a reconstruction lie: in the unfinished result's folder if not in memory."""
-        if self.config.spill_dir:
-            return Path(self.config.spill_dir)
-        return folder if self.config.offload else None
-
     def folder(self, ratio: float) -> Path:
+        """Return the result folder of a ratio."""
         return Path(self.config.results_dir) / self.config.output_name_for(ratio)
 
+    def resume_paths(self, ratio: float) -> ResumePaths:
+        """Return the paths of resumable state, next to the result folder, which exists only once it is complete."""
+        folder = self.folder(ratio)
+        return ResumePaths(
+            folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction")
+        )
 
-@dataclass(frozen=True)
-class Calibrations:
-    """What the steps of pruning read of one text; None for a step that reads nothing."""
-
-    scoring: Calibration | None = None
-    search_text: Calibration | None = None
-    reconstruction: Calibration | None = None
+    def resources(self, ratio: float | None = None, folder: Path | None = None) -> Resources:
+        """Return where and how to compute; a ratio adds the paths of its state, and ``folder`` as scratch space."""
+        config = self.config
+        spill_dir = Path(config.spill_dir) if config.spill_dir else None
+        resources = Resources(config.batch_size, config.use_gradient_checkpointing, spill_dir)
+        if ratio is None or folder is None:
+            return resources
+        paths = self.resume_paths(ratio)
+        return replace(
+            resources,
+            streams_dir=spill_dir or (folder if config.offload else None),
+            scratch=folder,
+            search_state=paths.search,
+            reconstruction_state=paths.reconstruction,
+        )
 
 
 def prepare(config: PruneConfig) -> Request:
-    """Check the request against the model's config: every refusal that can come early comes here.
+    """Check the request against the model's config, so that bad requests fail early.
 
     Raises:
         InputError: unprunable model, unknown device, ratio out of reach, too many frozen layers, existing results,
@@ -101,56 +104,12 @@ def prepare(config: PruneConfig) -> Request:
 
 
 def _read_by(config: PruneConfig) -> tuple[str | None, ...]:
-    """Names of all that a run reads, where it is on this machine."""
+    """Return the names of everything that a run reads, local or not."""
     return (config.base_model, config.scores, config.data_dir, config.finetune_data_path) + (
         config.datasets + config.evaluation_texts
     )
 
 
-def draw_calibrations(config: PruneConfig, texts: Sequence[Text], tokenizer: Any) -> Calibrations:
-    """What scoring, the budget search and the reconstruction read of the same texts.
-
-    Raises:
-        InputError: a text is too short to score with, or has fewer than two sequences to reconstruct from.
-    """
-    scoring = search_text = reconstruction = None
-    if config.scores_text:
-        scoring = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
-        LOG.info("calibration: %s", scoring.describe())
-    if config.search:
-        reconstructs = config.reconstruct != "none"
-        wanted = config.search_nsamples or (DEFAULT_PROFILE_NSAMPLES if reconstructs else DEFAULT_SEARCH_NSAMPLES)
-        search_text = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed + 1, at_most=True)
-        if reconstructs:
-            check_enough_to_search(search_text)
-        LOG.info("budget search (%d sequences wanted): %s", wanted, search_text.describe())
-    if config.reconstruct != "none":
-        wanted = config.reconstruct_nsamples or DEFAULT_RECONSTRUCT_NSAMPLES
-        reconstruction = build_calibration(texts, tokenizer, wanted, config.seq_len, config.seed, at_most=True)
-        check_enough(reconstruction)
-        LOG.info("reconstruction (%d sequences wanted): %s", wanted, reconstruction.describe())
-    return Calibrations(scoring, search_text, reconstruction)
-
-
 def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path]:
-    """A folder to fill that becomes ``results/{output_name}`` when the block ends well, and vanishes otherwise."""
+    """Return a context with a folder to fill; it becomes ``results/{output_name}``, or vanishes on failure."""
     return folders.new_folder(request.folder(ratio), request.config.overwrite)
-
-
-@dataclass(frozen=True)
-class ResumePaths:
-    """Where what takes long keeps its state until the result is written: beside it, for its folder is not there yet."""
-
-    search: Path
-    reconstruction: Path  # a folder
-
-    def remove(self) -> None:
-        self.search.unlink(missing_ok=True)
-        shutil.rmtree(self.reconstruction, ignore_errors=True)
-
-
-def resume_paths(request: Request, ratio: float) -> ResumePaths:
-    folder = request.folder(ratio)
-    return ResumePaths(
-        folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction")
-    )

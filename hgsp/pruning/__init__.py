@@ -1,1 +1,1 @@
-"""From scores to a smaller model: selection under one budget, surgery, and plans tried without surgery."""
+"""From scores to a pruned model: selection under one budget, surgery, and plans applied without surgery."""

@@ -1,14 +1,12 @@
-"""Which groups stay: one ascending order over all layers and both kinds, cut where the budget is spent.
+"""Selection: groups of all layers and both kinds are dropped in ascending order of score until the budget is spent.
 
 G groups | L layers. Budget and costs are in parameters.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy.typing as npt
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, Ints
 
 Mask = npt.NDArray[np.bool_]
@@ -23,7 +22,16 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class MinimumSizes:
-    """What a layer keeps unless it is removed whole, and the layers that are never touched."""
+    """Minimum sizes of layers that are not removed whole, and layers that are never touched.
+
+    Args:
+        min_kv_groups: at least 1.
+        min_mlp_width: channels, at least 1.
+        freeze_first, freeze_last: numbers of layers that stay as they are.
+
+    Raises:
+        InputError: a minimum size below 1.
+    """
 
     min_kv_groups: int = 1
     min_mlp_width: int = 32
@@ -33,93 +41,43 @@ class MinimumSizes:
     def __post_init__(self) -> None:
         if self.min_kv_groups < 1 or self.min_mlp_width < 1:
             raise InputError(
-                expected="floors of at least one KV group and one MLP channel",
+                expected="minimum sizes of at least one KV group and one MLP channel",
                 got=f"{self.min_kv_groups} and {self.min_mlp_width}",
-                remedy="a layer that must not stay is removed whole",
+                remedy="use epsilon to remove layers whole",
             )
 
-    def least(self, geometry: Geometry) -> tuple[LayerShape, ...]:
-        """The smallest shape every layer may be cut to."""
-        first_free, past_free = self.freeze_first, geometry.num_layers - self.freeze_last
+    def frozen_layers(self, num_layers: int) -> frozenset[int]:
+        """Return the indices of the layers that are never touched."""
+        return frozenset({*range(self.freeze_first), *range(num_layers - self.freeze_last, num_layers)})
+
+    def smallest_shapes(self, geometry: Geometry) -> tuple[LayerShape, ...]:
+        """Return the smallest shape that every layer may be pruned to."""
+        frozen = self.frozen_layers(geometry.num_layers)
         return tuple(
-            LayerShape(min(shape.num_kv_groups, self.min_kv_groups), min(shape.mlp_width, self.min_mlp_width))
-            if first_free <= index < past_free
-            else shape
+            shape
+            if index in frozen
+            else LayerShape(min(shape.num_kv_groups, self.min_kv_groups), min(shape.mlp_width, self.min_mlp_width))
             for index, shape in enumerate(geometry.shapes)
         )
 
 
-@dataclass(frozen=True)
-class LayerKeep:
-    """Sorted indices, in the dense layer, of what one layer keeps. Both empty: the layer is removed whole."""
-
-    kv_groups: tuple[int, ...]
-    mlp_channels: tuple[int, ...]
-
-    @property
-    def shape(self) -> LayerShape:
-        return LayerShape(len(self.kv_groups), len(self.mlp_channels))
-
-
-@dataclass(frozen=True)
-class PrunePlan:
-    """What stays of every layer of the dense model. A plan is the only input of surgery.
-
-    ``budget_params`` was asked for, ``removed_params`` is what leaves, norms of removed layers included. With
-    ``writer_bias`` every ``o_proj`` and ``down_proj`` that stays gets a bias, if the dense model's have none.
-    """
-
-    layers: tuple[LayerKeep, ...]
-    budget_params: int
-    removed_params: int
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    writer_bias: bool = False
-
-    def __post_init__(self) -> None:
-        if self.removed_params > self.budget_params:
-            raise InputError(
-                expected=f"a plan that removes at most {self.budget_params} parameters",
-                got=f"{self.removed_params} removed",
-                remedy="cut again from the scores",
-            )
-        for index, keep in enumerate(self.layers):
-            for name, indices in (("kv_groups", keep.kv_groups), ("mlp_channels", keep.mlp_channels)):
-                if list(indices) != sorted(set(indices)) or (indices and indices[0] < 0):
-                    raise InputError(
-                        expected=f"sorted, distinct, non-negative {name} in layer {index}",
-                        got=f"{indices[:8]}...",
-                        remedy="write the plan anew",
-                    )
-
-    @property
-    def removed_layers(self) -> tuple[int, ...]:
-        return tuple(index for index, keep in enumerate(self.layers) if keep.shape == LayerShape(0, 0))
-
-    def write_json(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)))
-
-    @classmethod
-    def read_json(cls, path: Path) -> PrunePlan:
-        raw = json.loads(path.read_text())
-        layers = tuple(LayerKeep(tuple(k["kv_groups"]), tuple(k["mlp_channels"])) for k in raw["layers"])
-        writer_bias = raw.get("writer_bias", False)
-        return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"], writer_bias)
-
-
 def budget_for_ratio(geometry: Geometry, ratio: float, minimum_sizes: MinimumSizes) -> int:
-    """Parameters to remove for a fraction of ALL parameters.
+    """Return the parameters to remove for a fraction of ALL parameters.
 
     Raises:
-        InputError: floors and frozen layers make the ratio unreachable; the message holds the highest reachable one.
+        InputError: minimum sizes and frozen layers make the ratio unreachable; the message has the highest reachable
+            one.
     """
     budget = int(ratio * geometry.total_params)
-    reachable = geometry.decoder_params - sum(geometry.layer_params(shape) for shape in minimum_sizes.least(geometry))
+    reachable = geometry.decoder_params - sum(
+        geometry.layer_params(shape) for shape in minimum_sizes.smallest_shapes(geometry)
+    )
     if budget > reachable:
         highest = np.floor(1e4 * reachable / geometry.total_params) / 1e4
         raise InputError(
             expected=f"a ratio of at most {highest:.4f} of all parameters",
             got=f"{ratio}",
-            remedy="lower --pruning_ratio, the floors (--min_kv_groups, --min_mlp_width) or freeze fewer layers",
+            remedy="lower --pruning_ratio, --min_kv_groups or --min_mlp_width, or freeze fewer layers",
         )
     return budget
 
@@ -132,30 +90,35 @@ def select_groups(
     epsilon: float | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> PrunePlan:
-    """Drop groups in ascending score while they fit the budget; one that does not fit is passed over.
+    """Drop groups in ascending order of score, skipping those that exceed the rest of the budget.
 
-    What is not spent is less than one MLP channel, unless no set of unprotected groups comes that close.
-    Ties: earlier layer, attention first, lower index. With ``epsilon``, a layer that would keep less than this fraction
-    of its parameters is removed whole, if the budget allows it, and the budget is spent again over the rest.
+    The unspent rest is less than the cost of an MLP channel if any selection achieves that. Ties: earlier layer first,
+    attention first, lower index first.
+
+    Args:
+        budget_params: parameters to remove at most.
+        epsilon: a layer that would keep less than this fraction of its parameters is removed whole if the budget
+            allows it, and the budget is spent again on the others; None removes no layer whole.
+        provenance: of the plan, JSON types only.
     """
     removed_layers: list[int] = []
-    kept = _greedy_cut(table, geometry, budget_params, minimum_sizes, removed_layers)
+    kept = _select_greedily(table, geometry, budget_params, minimum_sizes, removed_layers)
     while epsilon is not None:
         collapsed = _collapsed_layers(table, geometry, kept, minimum_sizes, epsilon, removed_layers, budget_params)
         if not collapsed:
             break
         removed_layers += collapsed
-        kept = _greedy_cut(table, geometry, budget_params, minimum_sizes, removed_layers)
+        kept = _select_greedily(table, geometry, budget_params, minimum_sizes, removed_layers)
     layers = _layers_of(table, kept, geometry.num_layers)
     removed = sum(
         geometry.layer_params(dense) - geometry.layer_params(keep.shape)
         for dense, keep in zip(geometry.shapes, layers, strict=True)
     )
-    return PrunePlan(layers, budget_params, removed, dict(provenance or {}))
+    return PrunePlan(layers, budget_params, removed, dict(provenance or {}), geometry=geometry)
 
 
 def kept_mask(table: GroupTable, plan: PrunePlan) -> Mask:
-    """True for the rows of the table that the plan keeps. [G]"""
+    """Return the mask of the table's rows that the plan keeps, bool [G]."""
     kept = np.zeros(len(table), dtype=bool)
     start = np.searchsorted(table.layer * 2 + table.kind, np.arange(2 * len(plan.layers)))
     for index, keep in enumerate(plan.layers):
@@ -164,15 +127,15 @@ def kept_mask(table: GroupTable, plan: PrunePlan) -> Mask:
     return kept
 
 
-def _greedy_cut(
+def _select_greedily(
     table: GroupTable, geometry: Geometry, budget: int, minimum_sizes: MinimumSizes, removed_layers: Sequence[int]
 ) -> Mask:
-    """Mask of the groups that stay when whole ``removed_layers`` leave first and the rest of the budget is spent."""
-    leaves_whole = np.isin(table.layer, removed_layers)
+    """Return the mask [G] of kept groups, with ``removed_layers`` removed first and the rest of the budget spent."""
+    removed_whole = np.isin(table.layer, removed_layers)
     remaining = budget - sum(geometry.layer_params(geometry.shapes[index]) for index in removed_layers)
     order = np.lexsort((table.group, table.kind, table.layer, table.score))
-    order = candidates = order[~(leaves_whole | _protected(table, geometry, minimum_sizes))[order]]
-    kept = ~leaves_whole
+    order = candidates = order[~(removed_whole | _protected(table, geometry, minimum_sizes))[order]]
+    kept = ~removed_whole
     while len(order := order[table.cost[order] <= remaining]):
         spent = np.cumsum(table.cost[order])
         num_fitting = int(np.searchsorted(spent, remaining, side="right"))
@@ -187,27 +150,29 @@ def _greedy_cut(
 def _exchange_channels_for_a_kv_group(
     table: GroupTable, geometry: Geometry, candidates: Ints, kept: Mask, remaining: int
 ) -> None:
-    """Spend what is left when no channel is: drop the next KV group and give back as few channels as pay for it.
+    """Drop the next KV group, and restore as few MLP channels as make it fit the budget. Changes ``kept``.
 
-    Without this the budget would be missed by up to one KV group although the floors allow it. Changes ``kept``.
+    Otherwise the budget is missed by up to one KV group once all channels are dropped that may be.
     """
-    too_dear = candidates[kept[candidates]]
+    unaffordable = candidates[kept[candidates]]
     channels = candidates[(table.kind[candidates] == MLP) & ~kept[candidates]]
-    num_back = -((remaining - geometry.kv_group_params) // geometry.mlp_channel_params)
-    if len(too_dear) and num_back <= len(channels):
-        kept[too_dear[0]] = False
-        kept[channels[-num_back:]] = True
+    num_restored = -((remaining - geometry.kv_group_params) // geometry.mlp_channel_params)
+    if len(unaffordable) and num_restored <= len(channels):
+        kept[unaffordable[0]] = False
+        kept[channels[-num_restored:]] = True
 
 
 def _protected(table: GroupTable, geometry: Geometry, minimum_sizes: MinimumSizes) -> Mask:
-    """The highest-scored groups of every (layer, kind), as many as its floor asks for. [G]"""
+    """Return the mask [G] of the highest-scored groups of every block, up to its minimum size."""
     block = table.layer * 2 + table.kind
     order = np.lexsort((table.group, table.score, block))
     sizes = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes]).ravel()
-    least = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in minimum_sizes.least(geometry)]).ravel()
+    minimum = np.array(
+        [(shape.num_kv_groups, shape.mlp_width) for shape in minimum_sizes.smallest_shapes(geometry)]
+    ).ravel()
     rank_from_top = np.repeat(np.cumsum(sizes), sizes) - 1 - np.arange(len(table))
     protected = np.zeros(len(table), dtype=bool)
-    protected[order] = rank_from_top < np.repeat(least, sizes)
+    protected[order] = rank_from_top < np.repeat(minimum, sizes)
     return protected
 
 
@@ -220,16 +185,16 @@ def _collapsed_layers(
     removed_layers: Sequence[int],
     budget: int,
 ) -> list[int]:
-    """Layers that keep less than ``epsilon`` of their parameters, barest first, while the budget takes them whole."""
+    """Return the layers that keep less than ``epsilon`` of their parameters, smallest first, within the budget."""
     whole = np.array([geometry.layer_params(shape) for shape in geometry.shapes])
     dropped = np.bincount(table.layer, weights=table.cost * ~kept, minlength=geometry.num_layers)
     kept_ratio = 1 - dropped / whole
-    touchable = range(minimum_sizes.freeze_first, geometry.num_layers - minimum_sizes.freeze_last)
+    touchable = set(range(geometry.num_layers)) - minimum_sizes.frozen_layers(geometry.num_layers)
     spent = sum(whole[index] for index in removed_layers)
     collapsed: list[int] = []
-    for index in sorted(set(touchable) - set(removed_layers), key=lambda layer: (kept_ratio[layer], layer)):
-        leaves_a_layer = len(removed_layers) + len(collapsed) + 1 < geometry.num_layers
-        if kept_ratio[index] >= epsilon or not leaves_a_layer or spent + whole[index] > budget:
+    for index in sorted(touchable - set(removed_layers), key=lambda layer: (kept_ratio[layer], layer)):
+        leaves_others = len(removed_layers) + len(collapsed) + 1 < geometry.num_layers
+        if kept_ratio[index] >= epsilon or not leaves_others or spent + whole[index] > budget:
             break
         collapsed.append(index)
         spent += whole[index]

@@ -1,11 +1,12 @@
-"""Makes a model smaller according to a plan: new tensors, new config, never a mask.
+"""Surgery: the tensors and the config of the pruned model that a plan makes of a dense one.
 
 K kv groups | R query heads per kv group | D head dim | M mlp width
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+import copy
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hgsp.errors import InputError
-from hgsp.models.decoder import refuse_missing_weights
 from hgsp.models.families import (
     ATTENTION_INPUTS,
     ATTENTION_OUTPUT,
@@ -25,53 +25,60 @@ from hgsp.models.families import (
     family_of,
 )
 from hgsp.models.geometry import Geometry, LayerShape, geometry_of
-from hgsp.models.loading import refuse_own_head
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.models.weight_checks import refuse_missing_weights, refuse_own_head
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 
 #: Config keys that describe the dense checkpoint rather than the architecture.
 _STALE_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path")
 
 
 class Surgery:
-    """The tensors of a pruned model by name, cut from the dense model's when asked for.
+    """The tensors of a pruned model by name, sliced from the dense model on demand.
+
+    ``skeleton`` is the pruned model on the meta device, built from the config it is saved with.
 
     Args:
-        config: of the dense model.
-        read: gives a dense tensor by its name; it may come from memory or from a file.
-        replaced: tensors of the pruned model, by name, that are taken instead of being cut (reconstructed weights).
-
-    ``skeleton`` is the pruned model without data (meta device), built from the config it will be saved with.
+        model: the dense model; its weights may be on the meta device if ``read`` is given.
+        read: returns a dense tensor by its name; default: the parameters of ``model``.
+        replaced: tensors of the pruned model by name, such as reconstructed ones, used instead of slices.
 
     Raises:
-        InputError: the plan was made for a model of another size.
+        InputError: the plan is for a model of another size.
     """
 
     def __init__(
         self,
-        config: Any,
-        geometry: Geometry,
+        model: Any,
         plan: PrunePlan,
-        read: Callable[[str], Tensor],
-        replaced: MutableMapping[str, Tensor] | None = None,
+        *,
+        read: Callable[[str], Tensor] | None = None,
+        replaced: Mapping[str, Tensor] | None = None,
     ) -> None:
+        config, geometry = model.config, geometry_of(model)
         self.plan = plan
         self.skeleton: Any = pruned_skeleton(config, plan, geometry)
-        self._read = read
-        self.replaced: MutableMapping[str, Tensor] = {} if replaced is None else replaced
-        self._cuts = {
-            new_index: (old_index, _cuts(plan.layers[old_index], geometry))
+        self._read = read or (lambda name: model.get_parameter(name).detach())
+        self.replaced: Mapping[str, Tensor] = {} if replaced is None else replaced
+        self._slices = {
+            new_index: (old_index, _slices_of(plan.layers[old_index], geometry))
             for new_index, old_index in enumerate(surviving_layers(plan))
         }
-        own = {ATTENTION_OUTPUT: "attention_bias", MLP_OUTPUT: "mlp_bias"}
-        #: Biases that the plan asks for and the dense model has not: zero unless replaced.
+        bias_keys = {ATTENTION_OUTPUT: "attention_bias", MLP_OUTPUT: "mlp_bias"}
         adds_biases = plan.writer_bias and not getattr(config, "writer_bias", False)
+        #: Names in a layer of the biases that the plan adds: zero unless replaced.
         self.added_biases = [
-            f"{writer}.bias" for writer, key in own.items() if adds_biases and not getattr(config, key, False)
+            f"{name}.bias" for name, key in bias_keys.items() if adds_biases and not getattr(config, key, False)
         ]
-        self._new_index_of = {old_index: new_index for new_index, (old_index, _) in self._cuts.items()}
+        self._new_index_of = {old_index: new_index for new_index, (old_index, _) in self._slices.items()}
+
+    def replacing(self, tensors: Mapping[str, Tensor]) -> Surgery:
+        """Return the same surgery with these tensors of the pruned model as ``replaced``."""
+        other = copy.copy(self)
+        other.replaced = tensors
+        return other
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor of the pruned model, a contiguous copy where it was cut."""
+        """Return one tensor of the pruned model, a contiguous copy if it is sliced."""
         if name in self.replaced:
             return self.replaced[name]
         if not name.startswith(LAYER_PREFIX):
@@ -79,47 +86,52 @@ class Surgery:
         if any(name.endswith(f".{bias}") for bias in self.added_biases):
             return torch.zeros(self.skeleton.config.hidden_size, dtype=self.skeleton.dtype)
         new_index, _, inner = name.removeprefix(LAYER_PREFIX).partition(".")
-        old_index, cuts = self._cuts[int(new_index)]
+        old_index, slices = self._slices[int(new_index)]
         tensor = self._read(f"{LAYER_PREFIX}{old_index}.{inner}")
-        dim, indices = cuts.get(inner.rpartition(".")[0], (None, None))
-        if dim is None or indices is None or dim >= tensor.ndim:  # norms, and a writer's bias, which has no columns
+        dim, indices = slices.get(inner.rpartition(".")[0], (None, None))
+        if dim is None or indices is None or dim >= tensor.ndim:  # norms, and the bias of an output projection
             return tensor
         return tensor.index_select(dim, indices.to(tensor.device))
 
-    def widened(self, old_index: int, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The Linears of one dense layer as the plan leaves them, in their dense shapes: what is dropped is zero.
+    def zero_padded(self, old_index: int, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the Linears of one layer of the pruned model in their dense shapes, with zeros for dropped groups.
 
-        ``dense`` gives the layer's tensors by their names in it. A layer or block that is gone is zero throughout;
-        biases that the plan adds are there too.
+        They are zero throughout in removed layers and blocks, and include the biases that the plan adds.
+
+        Args:
+            dense: the tensors of the dense layer, by their names in it.
         """
         new_index = self._new_index_of.get(old_index)
-        own = {name: tensor for name, tensor in dense.items() if name.rpartition(".")[0] in LINEARS}
-        own |= {name: dense[name.replace(".bias", ".weight")][:, 0] * 0 for name in self.added_biases}
-        return {name: self._widened(new_index, name, tensor) for name, tensor in own.items()}
+        linears = {name: tensor for name, tensor in dense.items() if name.rpartition(".")[0] in LINEARS}
+        linears |= {name: dense[name.replace(".bias", ".weight")][:, 0] * 0 for name in self.added_biases}
+        return {name: self._zero_padded(new_index, name, tensor) for name, tensor in linears.items()}
 
-    def _widened(self, new_index: int | None, name: str, dense: Tensor) -> Tensor:
+    def _zero_padded(self, new_index: int | None, name: str, dense: Tensor) -> Tensor:
         linear = name.rpartition(".")[0]
-        wide = torch.zeros_like(dense)
+        padded = torch.zeros_like(dense)
         if new_index is None:
-            return wide
-        dim, indices = self._cuts[new_index][1][linear]
+            return padded
+        dim, indices = self._slices[new_index][1][linear]
         if not len(indices):
-            return wide
+            return padded
         indices = indices.to(dense.device)
-        kept = self.replaced.get(f"{LAYER_PREFIX}{new_index}.{name}")
-        if dim >= dense.ndim:  # a writer's bias has no columns
-            return dense if kept is None else kept.to(dense)
-        return wide.index_copy_(dim, indices, dense.index_select(dim, indices) if kept is None else kept.to(dense))
+        replaced = self.replaced.get(f"{LAYER_PREFIX}{new_index}.{name}")
+        if dim >= dense.ndim:  # the bias of an output projection
+            return dense if replaced is None else replaced.to(dense)
+        kept = dense.index_select(dim, indices) if replaced is None else replaced.to(dense)
+        return padded.index_copy_(dim, indices, kept)
 
 
-def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor] | None = None) -> Any:
-    """The pruned model: its weights are contiguous copies, its class and config describe exactly what is there.
+def apply_plan(
+    model: Any, plan: PrunePlan, replaced: Mapping[str, Tensor] | None = None, *, inplace: bool = True
+) -> Any:
+    """Return the pruned model; its class and config describe exactly its tensors, which are contiguous copies.
 
-    Takes the dense model over: its layers are emptied one by one, so that never more than one layer exists twice. Copy
-    it first to keep it. Layers of equal shape everywhere give a stock model, others one of ``modeling_hgsp``. dtype,
-    devices, attention implementation, generation config and tied embeddings stay what they were; a model that
-    accelerate had spread over devices is spread again. ``replaced`` holds tensors of the pruned model that are taken as
-    they are (see ``reconstruct``).
+    Consumes the dense model unless ``inplace`` is False: its layers are emptied one by one, so that never more than
+    one layer exists twice, and its embeddings are taken over. Layers of equal shape everywhere give a stock model,
+    others one of ``modeling_hgsp``. dtype, devices, attention implementation, generation config and tied embeddings
+    stay; a model that accelerate had spread over devices is spread again. ``replaced`` holds tensors of the pruned
+    model that are taken as they are (see ``reconstruct``).
 
     Raises:
         InputError: the plan was made for a model of another size, or some weights are not in memory or not what the
@@ -127,32 +139,40 @@ def apply_plan(model: Any, plan: PrunePlan, replaced: MutableMapping[str, Tensor
     """
     refuse_missing_weights(model)
     refuse_own_head(model)
-    surgery = Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
+    surgery = Surgery(model, plan, replaced=replaced)
     pruned = surgery.skeleton
     names = list(pruned.state_dict())
-    state = {name: surgery.tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}
+    shared = set() if inplace else {parameter.data_ptr() for parameter in model.parameters()}
+
+    def tensor(name: str) -> Tensor:
+        own = surgery.tensor(name)
+        return own.clone() if own.data_ptr() in shared else own
+
+    state = {name: tensor(name) for name in names if not name.startswith(LAYER_PREFIX)}
     for new_index, old_index in enumerate(surviving_layers(plan)):
         prefix = f"{LAYER_PREFIX}{new_index}."
         device = next(model.model.layers[old_index].parameters()).device
-        state |= {name: surgery.tensor(name).to(device) for name in names if name.startswith(prefix)}
-        model.model.layers[old_index].to("meta")
+        state |= {name: tensor(name).to(device) for name in names if name.startswith(prefix)}
+        if inplace:
+            model.model.layers[old_index].to("meta")
     pruned.load_state_dict(state, assign=True)
     pruned.config.dtype = pruned.dtype
     pruned.tie_weights()
     rotary = model.model.rotary_emb
     pruned.model.rotary_emb = type(rotary)(config=pruned.config).to(rotary.inv_freq.device)
-    pruned.generation_config = model.generation_config
+    pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.requires_grad_(False).eval()
     return _dispatched_like(model, pruned)
 
 
 def _dispatched_like(model: Any, pruned: Any) -> Any:
-    """Let accelerate move inputs between the devices of the pruned model if it did so for the dense one."""
+    """Let accelerate move inputs between the devices of the pruned model if it does so for the dense one."""
     if not any(hasattr(module, "_hf_hook") for module in model.modules()):
         return pruned
     from accelerate import dispatch_model
 
-    parts = {"lm_head": pruned.lm_head}
+    family = family_of(pruned.config)
+    parts = {family.head: pruned.get_submodule(family.head)}
     parts |= {f"model.{name}": part for name, part in pruned.model.named_children() if name != "layers"}
     parts |= {f"{LAYER_PREFIX}{index}": layer for index, layer in enumerate(pruned.model.layers)}
     placed = {name: next(chain(part.parameters(), part.buffers())).device for name, part in parts.items()}
@@ -160,13 +180,13 @@ def _dispatched_like(model: Any, pruned: Any) -> Any:
         pruned,
         device_map=placed,
         skip_keys=pruned._skip_keys_device_placement,
-        main_device=placed["model.embed_tokens"],
+        main_device=placed[family.embedding],
         force_hooks=True,
     )
 
 
 def pruned_skeleton(config: Any, plan: PrunePlan, geometry: Geometry) -> nn.Module:
-    """The pruned model without data (meta device), built from the config it will be saved with."""
+    """Return the pruned model on the meta device, built from the config it is saved with."""
     _check_fits(plan, geometry)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(
@@ -179,7 +199,7 @@ def pruned_skeleton(config: Any, plan: PrunePlan, geometry: Geometry) -> nn.Modu
 
 
 def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
-    """The config of the pruned model: stock where all layers are alike and the stock class takes the sizes."""
+    """Return the config of the pruned model, a stock one if all layers have one shape that a stock class accepts."""
     _check_fits(plan, geometry)
     shapes = [plan.layers[index].shape for index in surviving_layers(plan)]
     settings = {key: value for key, value in config.to_dict().items() if key not in _STALE_KEYS}
@@ -195,7 +215,7 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
         settings |= _sizes(shapes[0], queries)
         stock = _stock_type(family.model_type, settings)
         if stock == "mistral":
-            settings.setdefault("sliding_window", None)  # its config class would bring one
+            settings.setdefault("sliding_window", None)  # the default of MistralConfig is 4096
         if stock is not None:
             return AutoConfig.for_model(stock, **settings)
     settings["per_layer_config"] = {index: _sizes(shape, queries) for index, shape in enumerate(shapes)}
@@ -203,13 +223,13 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
 
 
 def surviving_layers(plan: PrunePlan) -> list[int]:
-    """Dense indices of the layers that stay, in order; the position is the new index."""
+    """Return the dense indices of the layers that are not removed; the position is the index in the pruned model."""
     return [index for index in range(len(plan.layers)) if index not in plan.removed_layers]
 
 
-def _cuts(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
-    """Which dimension of each Linear is cut, and the indices it keeps: rows of readers, columns of writers."""
-    per_kv, per_query = geometry.head_dim, geometry.queries_per_kv * geometry.head_dim
+def _slices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
+    """Return the dimension of every Linear that is sliced, and the indices that it keeps."""
+    per_kv, per_query = geometry.head_dim, geometry.columns_per_group("attention")
     query_rows, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
     channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
     query, key, value = ATTENTION_INPUTS
@@ -224,13 +244,13 @@ def _cuts(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
 
 
 def _spans(groups: tuple[int, ...], width: int) -> Tensor:
-    """Indices of ``width`` contiguous rows per group: group k owns k*width ... (k+1)*width-1."""
+    """Return the indices of the rows of these groups: group k owns rows k*width to (k+1)*width-1."""
     starts = torch.tensor(groups, dtype=torch.int64).view(-1, 1) * width
     return (starts + torch.arange(width)).flatten()
 
 
 def _sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
-    """What a config says about one layer of this shape."""
+    """Return the config keys of a layer of this shape."""
     sizes: dict[str, Any] = {}
     if shape.num_kv_groups:
         sizes["num_attention_heads"] = shape.num_kv_groups * queries_per_kv
@@ -242,10 +262,10 @@ def _sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
 
 
 def _stock_type(model_type: str, settings: dict[str, Any]) -> str | None:
-    """The stock architecture that takes these uniform sizes.
+    """Return the stock architecture that accepts these uniform sizes, None if there is none.
 
-    ``LlamaConfig`` refuses head counts that do not divide the hidden size even when head_dim is given; Mistral computes
-    the same and does not, but has no biases.
+    ``LlamaConfig`` refuses head counts that do not divide the hidden size, even with ``head_dim``. Mistral, which
+    computes the same, accepts them but has no biases.
     """
     if model_type != "llama" or settings["hidden_size"] % settings["num_attention_heads"] == 0:
         return model_type
@@ -253,12 +273,12 @@ def _stock_type(model_type: str, settings: dict[str, Any]) -> str | None:
 
 
 def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
-    wrong = len(plan.layers) != geometry.num_layers or any(
+    differs = len(plan.layers) != geometry.num_layers or any(
         (keep.kv_groups and keep.kv_groups[-1] >= shape.num_kv_groups)
         or (keep.mlp_channels and keep.mlp_channels[-1] >= shape.mlp_width)
         for keep, shape in zip(plan.layers, geometry.shapes, strict=False)
     )
-    if wrong or not surviving_layers(plan):
+    if differs or not surviving_layers(plan):
         raise InputError(
             expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps at least one",
             got=f"a plan for {len(plan.layers)} layers",

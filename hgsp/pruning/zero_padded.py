@@ -1,8 +1,7 @@
-"""The dense model as a plan leaves it, in the dense model's own shapes, so that it can be scored again.
+"""The pruned model in the dense model's shapes, with zeros for dropped rows and columns, to be scored again.
 
-Rows and columns that the plan drops are zero, reconstructed tensors stand where they were cut from. Such a layer
-computes what the pruned one computes, and every group keeps its place in the table; what was dropped has an importance
-of exactly 0 with every method that looks at weights or activations.
+Such a layer computes what the pruned layer computes, with reconstructed tensors if there are any. Every group keeps its
+row in the group table; a dropped one has importance 0 with every method that reads weights or activations.
 """
 
 from __future__ import annotations
@@ -10,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 from hgsp.models.decoder import Decoder
 from hgsp.pruning.surgery import Surgery
 
 
 class ZeroPaddedLayers:
-    """Layers of ``dense`` with the tensors that ``surgery`` gives the pruned model, for as long as each is in use."""
+    """Layers of ``dense`` that hold the zero-padded tensors of ``surgery`` while each is in use."""
 
     def __init__(self, dense: Decoder, surgery: Surgery) -> None:
         self._dense, self._surgery = dense, surgery
@@ -25,22 +24,24 @@ class ZeroPaddedLayers:
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
         with self._dense.layer(index) as module:
-            own = {name: parameter.detach() for name, parameter in module.named_parameters()}
-            _put(module, self._surgery.widened(index, own))
+            dense = dict(module.named_parameters())
+            padded = self._surgery.zero_padded(index, {name: weight.detach() for name, weight in dense.items()})
+            _set_parameters(
+                module, {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in padded.items()}
+            )
             try:
                 yield module
             finally:
-                _put(module, {**dict.fromkeys(self._surgery.added_biases), **own})
+                _set_parameters(module, {name: dense.get(name) for name in padded})
 
 
 def zero_padded_decoder(dense: Decoder, surgery: Surgery) -> Decoder:
-    """A decoder that computes what the pruned model computes; the dense one is read, and whole again between layers."""
+    """Return a decoder that computes what the pruned model computes; between layers the dense one is unchanged."""
     return Decoder(dense.model, ZeroPaddedLayers(dense, surgery))
 
 
-def _put(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> None:
-    """Let the layer have these parameters under these names; None takes a bias away."""
-    for name, tensor in tensors.items():
+def _set_parameters(module: nn.Module, parameters: Mapping[str, nn.Parameter | None]) -> None:
+    """Set parameters of a layer by name; None removes a bias."""
+    for name, parameter in parameters.items():
         owner, _, own_name = name.rpartition(".")
-        parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
         setattr(module.get_submodule(owner), own_name, parameter)

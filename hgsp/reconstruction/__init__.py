@@ -1,1 +1,1 @@
-"""Refits the weights that remain to the dense model's outputs, layer by layer, without training."""
+"""Reconstruction: refit the pruned model to the dense one layer by layer, without training."""

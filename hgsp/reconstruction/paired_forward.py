@@ -1,6 +1,6 @@
-"""The dense and the pruned model walked side by side, block by block: what a reconstruction fits on and judges by.
+"""The dense and the pruned model side by side, block by block: the inputs and targets of a reconstruction.
 
-N sequences | T tokens | H hidden | S inputs a pruned writer keeps | I all of them
+N sequences | B of them in a batch | T tokens | H hidden | S inputs of a pruned output projection
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from typing import Any
 from torch import Tensor, nn
 
 from hgsp.layerwise.hidden_states import HiddenStateCache
-from hgsp.models.decoder import Decoder, device_of
-from hgsp.reconstruction.block_fit import BlockText
+from hgsp.models.decoder import Decoder, device_of, watch_inputs
+from hgsp.reconstruction.block_fit import BlockBatches
 from hgsp.reconstruction.least_squares import Moments
-from hgsp.scoring.statistics import watch_inputs
 
-#: One of this many sequences judges instead of fitting.
+#: One of this many sequences is held out.
 HELD_OUT = 8
 
 
 def num_held_out(num_sequences: int) -> int:
-    """How many sequences, the last ones, judge the ridge."""
+    """Return the number of held-out sequences, which are the last ones."""
     return max(1, num_sequences // HELD_OUT)
 
 
 class PairedForward:
-    """The residual streams of the dense and of the pruned model at one block boundary, [N, T, H] each."""
+    """The residual streams of the dense and of the pruned model between two blocks, [N, T, H] each.
+
+    For every block, call ``gather`` and then ``pass_pruned``, or ``pass_dense`` if the pruned model has no such block.
+    """
 
     def __init__(self, decoder: Decoder, input_ids_NT: Tensor, batch_size: int, spill_dir: Path | None) -> None:
-        embedding = decoder.model.model.embed_tokens.weight
+        embedding = decoder.embedding.weight
         shape = (*input_ids_NT.shape, embedding.shape[1])
         self._decoder, self._spill_dir = decoder, spill_dir
-        self._writer_inputs: HiddenStateCache | None = None
+        self._projection_inputs: HiddenStateCache | None = None
         self._hidden_states = [HiddenStateCache(shape, embedding.dtype, spill_dir, embedding.device) for _ in range(2)]
         self._dense, self._pruned = (hidden_states.open(0) for hidden_states in self._hidden_states)
         self._num_fit = len(input_ids_NT) - num_held_out(len(input_ids_NT))
@@ -49,74 +51,78 @@ class PairedForward:
 
     def __exit__(self, *_: object) -> None:
         del self._dense, self._pruned
-        for hidden_states in [*self._hidden_states, *([self._writer_inputs] if self._writer_inputs else [])]:
+        self.drop_inputs()
+        for hidden_states in self._hidden_states:
             hidden_states.close()
 
     def pass_layer(self, dense: nn.Module, pruned: nn.Module | None) -> None:
-        """A whole layer that is not refitted; the pruned stream stays where it is if the layer is gone."""
+        """Run a whole layer without a refit; None leaves the pruned stream unchanged."""
         streams = [(dense, self._dense)] + ([] if pruned is None else [(pruned, self._pruned)])
         for module, stream in streams:
             for batch in self._batches:
                 stream[batch] = self._decoder.call(module, stream[batch].to(device_of(module))).to(stream)
 
     def pass_dense(self, kind: str, dense: nn.Module) -> None:
+        """Run one block of the dense model alone."""
         self._pass_block(kind, dense, self._dense)
 
-    def pass_pruned(self, kind: str, pruned: nn.Module, writer: nn.Linear) -> None:
-        """Through a block whose writer was refitted since ``gather``; all in front of it has stayed the same."""
-        if self._writer_inputs is None:
+    def pass_pruned(self, kind: str, pruned: nn.Module, projection: nn.Linear) -> None:
+        """Run one block of the pruned model, whose output projection may be another one than in ``gather``."""
+        if self._projection_inputs is None:
             self._pass_block(kind, pruned, self._pruned)
             return
-        inputs_NTI = self._writer_inputs.open(0)
+        inputs_NTS = self._projection_inputs.open(0)
         for batch in self._batches:
-            self._pruned[batch] += writer(inputs_NTI[batch]).to(self._pruned)
-        del inputs_NTI
-        self.forget_inputs()
+            self._pruned[batch] += projection(inputs_NTS[batch]).to(self._pruned)
+        del inputs_NTS
+        self.drop_inputs()
 
-    def forget_inputs(self) -> None:
-        """Let go of what the writer read in ``gather``, which no longer holds once the block's readers have changed."""
-        if self._writer_inputs is not None:
-            self._writer_inputs.close()
-            self._writer_inputs = None
+    def drop_inputs(self) -> None:
+        """Drop the inputs kept by ``gather``, which are stale once input projections have changed."""
+        if self._projection_inputs is not None:
+            self._projection_inputs.close()
+            self._projection_inputs = None
 
-    def block_text(self, pruned: Any) -> BlockText:
-        """What the MLP of the pruned layer reads and should write, between ``gather`` and ``pass_pruned``."""
+    def mlp_batches(self, pruned: Any) -> BlockBatches:
+        """Return the inputs and targets of the pruned layer's MLP, between ``gather`` and ``pass_pruned``."""
+        norm = pruned.get_submodule(self._decoder.family.blocks["mlp"].norm)
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:
             before_BTH = self._pruned[batch].to(device_of(pruned))
-            wanted_BTH = self._dense[batch].to(before_BTH.device).float() - before_BTH.float()
-            return pruned.post_attention_layernorm(before_BTH).flatten(0, 1), wanted_BTH.flatten(0, 1)
+            target_BTH = self._dense[batch].to(before_BTH.device).float() - before_BTH.float()
+            return norm(before_BTH).flatten(0, 1), target_BTH.flatten(0, 1)
 
-        fitting = [batch for batch in self._batches if batch.start < self._num_fit]
-        return BlockText(read, fitting, self._batches[len(fitting) :])
+        fit = [batch for batch in self._batches if batch.start < self._num_fit]
+        return BlockBatches(read, fit, self._batches[len(fit) :])
 
     def gather(
-        self, kind: str, dense: nn.Module, pruned: nn.Module, writer: nn.Linear, fit: Moments, held: Moments
+        self, kind: str, dense: nn.Module, pruned: nn.Module, projection: nn.Linear, fit: Moments, held_out: Moments
     ) -> None:
-        """Moments of the writer's input and the streams' difference after the block; the dense stream passes it."""
-        kept_NTI = None
-        if _keeps_inputs(writer):
-            shape = (*self._pruned.shape[:2], writer.in_features)
-            self._writer_inputs = HiddenStateCache(shape, writer.weight.dtype, self._spill_dir, writer.weight.device)
-            kept_NTI = self._writer_inputs.open(0)
+        """Add the moments of the pruned output projection, and run the block of the dense model."""
+        kept_NTS = None
+        if _keeps_inputs(projection):
+            shape = (*self._pruned.shape[:2], projection.in_features)
+            weight = projection.weight
+            self._projection_inputs = HiddenStateCache(shape, weight.dtype, self._spill_dir, weight.device)
+            kept_NTS = self._projection_inputs.open(0)
         seen: list[Tensor] = []
-        with watch_inputs({kind: writer}, lambda _name, input_BTI: seen.append(input_BTI)):
+        with watch_inputs({kind: projection}, lambda _name, inputs_BTS: seen.append(inputs_BTS)):
             for batch in self._batches:
                 before = self._dense[batch].to(device_of(dense))
                 after = self._decoder.call_block(dense, kind, before)
                 pruned_after = self._decoder.call_block(pruned, kind, self._pruned[batch].to(before.device))
-                moments = fit if batch.start < self._num_fit else held
-                inputs_BTI = seen.pop()
-                if kept_NTI is not None:
-                    kept_NTI[batch] = inputs_BTI
-                moments.add(inputs_BTI, after.float() - pruned_after.float(), after.float() - before.float())
-                self._dense[batch] = after.to(self._dense)  # last: ``before`` may be a view of it
+                moments = fit if batch.start < self._num_fit else held_out
+                inputs_BTS = seen.pop()
+                if kept_NTS is not None:
+                    kept_NTS[batch] = inputs_BTS
+                moments.add(inputs_BTS, after.float() - pruned_after.float(), after.float() - before.float())
+                self._dense[batch] = after.to(self._dense)  # last, because ``before`` may be a view of it
 
     def _pass_block(self, kind: str, module: nn.Module, stream: Tensor) -> None:
         for batch in self._batches:
             stream[batch] = self._decoder.call_block(module, kind, stream[batch].to(device_of(module))).to(stream)
 
 
-def _keeps_inputs(writer: nn.Linear) -> bool:
-    """Whether a writer's inputs stay until it is refitted; beside a GPU, copying them takes longer than computing."""
-    return device_of(writer).type == "cpu"
+def _keeps_inputs(projection: nn.Linear) -> bool:
+    """Return whether inputs are kept for ``pass_pruned``; with a GPU, copying them takes longer than computing them."""
+    return device_of(projection).type == "cpu"

@@ -1,32 +1,28 @@
-"""Reconstruction after the cut, without training: what is left of ``o_proj`` and ``down_proj`` learns to write what the
-dense model wrote.
+"""Reconstruction: refit the pruned model to the dense one layer by layer, without training.
 
-Dense and pruned model are walked side by side, block by block. Let x be the input of a writer in the pruned model,
-whose earlier blocks are cut AND reconstructed already (the largest single effect published, Tyr-the-Pruner, NeurIPS
-2025), and e the dense model's residual stream after the block minus the pruned one's: what the block's own cut lost and
-what earlier blocks could not make good. Over the calibration tokens
+Dense and pruned model run side by side, block by block. Let x be the input of an output projection (``o_proj`` or
+``down_proj``) of the pruned model, whose earlier blocks are pruned AND refitted (the largest single effect in
+Tyr-the-Pruner, NeurIPS 2025), and e the dense model's residual stream after the block minus the pruned model's. Over
+the calibration tokens,
 
     A = sum x x^T [S, S],   G = sum x e^T [S, H],   D = (A + lam I)^-1 G,   W_S += D^T,   lam = ridge * mean diag A
 
-is the least-squares fit whose ridge pulls towards the OLD weights: with e = y - W_S x it is W_S^T = (A + lam I)^-1 (B +
-lam W_S,old^T), B = sum x y^T (compare OSSCAR, arXiv:2403.12983). A writer that has a bias gets it fitted as one more
-column. Sequences that took no part in the fit judge the ridge; no change at all is among the choices, so that the
-held-out error of a module never grows. Rounding to the weights' dtype is part of what is judged.
+is the least-squares fit with a ridge towards the OLD weights: with e = y - W_S x it is W_S^T = (A + lam I)^-1 (B + lam
+W_S,old^T), B = sum x y^T (compare OSSCAR, arXiv:2403.12983). A bias is fitted as one more column. Held-out sequences
+choose among ridges and the old weights, rounded to the weights' dtype, so that the held-out error of a module never
+grows. With the output of the dense block as the target instead of the stream, errors of earlier blocks would remain.
 
-Aiming at the dense module's own output instead of the stream leaves the drift of earlier blocks where it is. What least
-squares leave of an MLP's error, ``block_fit`` lowers further if asked to.
+In memory are the moments of one block and two residual streams; on a CPU also the inputs of the output projection,
+which take longer to compute again than to keep.
 
-One block's moments are all that exists at a time, and of the activations only the two streams at one block boundary;
-on a CPU also what goes into the writer, because computing it again takes longer there than keeping it.
-
-H hidden | S inputs a pruned writer keeps, plus one for a bias
+H hidden | S inputs of a pruned output projection, plus one for a bias
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +33,52 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError, not_finite
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_OUTPUT, LAYER_PREFIX, MLP_OUTPUT
+from hgsp.models.families import KINDS, LAYER_PREFIX, OUTPUT_PROJECTIONS
 from hgsp.models.half_precision import fp32_matmul_fallback
+from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
-from hgsp.reconstruction.least_squares import Moments, solve, wide_dtype
+from hgsp.reconstruction.least_squares import Moments, accumulation_dtype, solve
+from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.reconstruction.paired_forward import PairedForward, num_held_out
 from hgsp.reconstruction.resume import ResumeState
-from hgsp.scoring.groups import KIND_NAMES
 
-OUTPUT_PROJECTIONS = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """How to reconstruct.
+
+    Args:
+        method: "lstsq" refits ``o_proj`` and ``down_proj`` by least squares, "blocks" all weights of an MLP after that
+            (``fit_block``), "bias" nothing but the biases that the plan adds (arXiv:2312.11983).
+        batch_size: sequences per call of a layer.
+        spill_dir: folder for activations, [sequences, tokens, H] twice, and on a CPU the inputs of one output
+            projection; None keeps them in memory.
+        frozen: dense indices of layers to leave as they are.
+
+    Raises:
+        InputError: unknown method.
+    """
+
+    method: str = "lstsq"
+    batch_size: int = 4
+    spill_dir: Path | None = None
+    frozen: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        methods = [name for name in RECONSTRUCTIONS if name != "none"]
+        if self.method not in methods:
+            raise InputError(
+                expected="a reconstruction method", got=f"'{self.method}'", remedy=f"use one of {', '.join(methods)}"
+            )
 
 
 @dataclass(frozen=True)
 class ModuleFit:
-    """What became of one writer, or of one whole block. ``layer`` is its dense index.
+    """The fit of one output projection, or of one whole MLP. ``layer`` is its index in the dense model.
 
-    ``ridge`` is None where least squares left the old weights, and for a block, which has none. Errors are held out:
-    norm of e over the norm of what the dense block writes, None where that writes nothing. ``changed`` says whether
-    there are new weights.
+    ``ridge`` is None if least squares kept the old weights, and for an MLP. Errors are held out: norm of e over the
+    norm of the dense block's output, None where that is zero. ``changed``: whether there are new weights.
     """
 
     layer: int
@@ -66,22 +89,35 @@ class ModuleFit:
     changed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reconstruction:
-    """The modules in the order they were fitted, and the text they were fitted on."""
+    """Refitted tensors by their names in the pruned model, and the fits in their order.
 
+    ``tensors`` are in memory, or in the files of the resume state until that is closed.
+    """
+
+    tensors: Mapping[str, Tensor]
     modules: tuple[ModuleFit, ...]
     calibration: Calibration
     method: str
 
     def describe(self) -> dict[str, Any]:
-        """What the report says about it."""
+        """Return the report's section, JSON types only."""
         return {
             "method": self.method,
             "calibration": self.calibration.describe(),
             "held_out_sequences": num_held_out(len(self.calibration.input_ids)),
             "modules": [asdict(module) for module in self.modules],
         }
+
+    def __repr__(self) -> str:
+        changed = sum(module.changed for module in self.modules)
+        return f"Reconstruction({self.method}, {changed} of {len(self.modules)} modules refitted)"
+
+
+def plan_for(method: str, plan: PrunePlan) -> PrunePlan:
+    """Return the plan with added biases if the method is "bias" and the plan removes anything, else without."""
+    return replace(plan, writer_bias=method == "bias" and plan.removed_params > 0)
 
 
 @torch.no_grad()
@@ -90,41 +126,34 @@ def reconstruct(
     decoder: Decoder,
     surgery: Surgery,
     calibration: Calibration,
+    options: ReconstructionOptions | None = None,
     *,
-    batch_size: int = 4,
-    spill_dir: Path | None = None,
-    frozen: Collection[int] = (),
-    whole_blocks: bool = False,
-    finished: ResumeState | None = None,
+    resume: ResumeState | None = None,
     progress: Progress = silent,
 ) -> Reconstruction:
-    """Refit every writer of the pruned model, first layer to last, and put the new tensors into ``surgery.replaced``.
-
-    Where the plan gives writers a bias, that bias is all that is fitted: it makes good for the mean of what is lost
-    (arXiv:2312.11983), at the cost of one parameter per output.
+    """Refit the pruned model to the dense one, first layer to last.
 
     Args:
-        decoder: the dense model, resident or read from files; it is not changed.
-        surgery: gives the pruned model's tensors. A plan that removes nothing replaces nothing.
-        calibration: the last eighth of its sequences judges, the others fit.
-        spill_dir: folder for the two streams, [sequences, tokens, H] each, and on a CPU the writer's inputs on disk;
-            None keeps them in memory.
-        frozen: dense indices of layers that are never touched.
-        whole_blocks: go on from least squares with all weights of the MLP, see ``fit_block``.
-        finished: layers that are done are noted there, and not refitted where they are there already; its tensors are
-            ``surgery.replaced``. The result is the same.
+        decoder: the dense model, in memory or offloaded; it is not changed.
+        surgery: the pruned model before the fit. A plan that removes nothing has nothing to refit.
+        calibration: the last eighth of its sequences is held out.
+        resume: takes the tensors of every layer that is done; layers it already holds are not refitted. The result is
+            the same.
 
     Raises:
-        InputError: fewer than two sequences.
-        NumericalError: the pruned model's residual stream is not finite.
+        InputError: fewer than two sequences, or the plan adds biases and the method is not "bias", or the reverse.
+        NumericalError: the residual stream of the pruned model is not finite.
     """
+    options = options or ReconstructionOptions()
     check_enough(calibration)
-    method = "bias" if surgery.plan.writer_bias else "blocks" if whole_blocks else "lstsq"
+    tensors: MutableMapping[str, Tensor] = {} if resume is None else resume.tensors
     if not surgery.plan.removed_params:
-        return Reconstruction((), calibration, method)
+        return Reconstruction(tensors, (), calibration, options.method)
+    _check_biases(surgery.plan, options.method)
+    surgery = surgery.replacing(tensors)
     new_index_of = {old: new for new, old in enumerate(surviving_layers(surgery.plan))}
     modules: list[ModuleFit] = []
-    with PairedForward(decoder, calibration.input_ids, batch_size, spill_dir) as streams:
+    with PairedForward(decoder, calibration.input_ids, options.batch_size, options.spill_dir) as streams:
         for index in progress(range(decoder.num_layers), "reconstruction", decoder.num_layers):
             new_index = new_index_of.get(index)
             with decoder.layer(index) as dense:
@@ -132,34 +161,43 @@ def reconstruct(
                     streams.pass_layer(dense, None)
                     continue
                 with _pruned_layer(surgery, new_index, dense) as pruned:
-                    earlier = None if finished is None else finished.findings(index)
-                    if index in frozen or earlier is not None:
+                    done = None if resume is None else resume.fits(index)
+                    if index in options.frozen or done is not None:
                         streams.pass_layer(dense, pruned)
-                        modules += [ModuleFit(**fitted) for fitted in earlier or ()]
+                        modules += [ModuleFit(**fit) for fit in done or ()]
                         continue
                     fits: list[ModuleFit] = []
-                    for kind in KIND_NAMES:
-                        seed = calibration.seed + index if method == "blocks" and kind == "mlp" else None
-                        fits += _reconstruct_block(streams, kind, index, dense, pruned, surgery.plan.writer_bias, seed)
+                    for kind in KINDS:
+                        seed = calibration.seed + index if options.method == "blocks" and kind == "mlp" else None
+                        fits += _reconstruct_block(streams, kind, index, dense, pruned, options.method == "bias", seed)
                     new = _new_tensors(fits, new_index, pruned)
-                    surgery.replaced.update(new)
-                    if finished is not None:
-                        finished.add(index, [asdict(fitted) for fitted in fits], new)
+                    tensors.update(new)
+                    if resume is not None:
+                        resume.add(index, [asdict(fit) for fit in fits], new)
                     modules += fits
-    return Reconstruction(tuple(modules), calibration, method)
+    return Reconstruction(tensors, tuple(modules), calibration, options.method)
+
+
+def _check_biases(plan: PrunePlan, method: str) -> None:
+    if plan.writer_bias != (method == "bias"):
+        raise InputError(
+            expected="a plan that adds biases with method 'bias', and one that adds none with any other",
+            got=f"writer_bias={plan.writer_bias} with method '{method}'",
+            remedy="use plan_for(method, plan)",
+        )
 
 
 def check_enough(
-    calibration: Calibration, least: int = 2, purpose: str = "to reconstruct, one of them held out"
+    calibration: Calibration, minimum: int = 2, purpose: str = "to reconstruct, one of them held out"
 ) -> None:
-    """Refuse a calibration that leaves nothing to fit on, or nothing to judge by.
+    """Refuse a calibration with too few sequences to fit and to hold out.
 
     Raises:
-        InputError: fewer sequences than ``least``.
+        InputError: fewer sequences than ``minimum``.
     """
-    if len(calibration.input_ids) < least:
+    if len(calibration.input_ids) < minimum:
         raise InputError(
-            expected=f"at least {least} calibration sequences {purpose}",
+            expected=f"at least {minimum} calibration sequences {purpose}",
             got=str(len(calibration.input_ids)),
             remedy="use a longer text or a smaller --seq_len",
         )
@@ -174,45 +212,44 @@ def _reconstruct_block(
     bias_only: bool,
     seed: int | None,
 ) -> list[ModuleFit]:
-    """Refit one writer, with a seed the whole MLP after it, and let both streams pass the block.
+    """Refit one output projection and, with a seed, the whole MLP, and run the block of both models.
 
-    Empty where the pruned layer has no such block.
+    Returns an empty list if the pruned layer has no such block.
     """
     block, _, name = OUTPUT_PROJECTIONS[kind].partition(".")
-    writer = getattr(getattr(pruned, block), name, None)
-    if writer is None:
+    projection = getattr(getattr(pruned, block), name, None)
+    if projection is None:
         streams.pass_dense(kind, dense)
         return []
-    fit = Moments(writer, wide_dtype(writer.weight.device), bias_only=bias_only)
-    held = Moments(writer, torch.float32, bias_only=bias_only)
-    streams.gather(kind, dense, pruned, writer, fit, held)
-    if not (fit.are_finite and held.are_finite):
+    fit = Moments(projection, accumulation_dtype(projection.weight.device), bias_only=bias_only)
+    held_out = Moments(projection, torch.float32, bias_only=bias_only)
+    streams.gather(kind, dense, pruned, projection, fit, held_out)
+    if not (fit.are_finite and held_out.are_finite):
         raise not_finite("input or output of the pruned model", index, OUTPUT_PROJECTIONS[kind])
-    columns = [] if bias_only else [writer.weight.detach()]
-    columns += [] if writer.bias is None else [writer.bias.detach()[:, None]]
-    old_HS = torch.cat(columns, dim=1)
-    new_HS, ridge, error = solve(old_HS, fit, held)
+    columns = [] if bias_only else [projection.weight.detach()]
+    columns += [] if projection.bias is None else [projection.bias.detach()[:, None]]
+    new_HS, ridge, error = solve(torch.cat(columns, dim=1), fit, held_out)
     if ridge is not None:
-        # new parameters: the old ones may be the dense model's own
+        # new parameters, because the old ones may be the dense model's own
         if not bias_only:
-            writer.weight = nn.Parameter(new_HS[:, : writer.in_features].contiguous(), requires_grad=False)
-        if writer.bias is not None:
-            writer.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
-    errors = held.relative(held.error), held.relative(error)
+            projection.weight = nn.Parameter(new_HS[:, : projection.in_features].contiguous(), requires_grad=False)
+        if projection.bias is not None:
+            projection.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
+    errors = held_out.relative(held_out.error), held_out.relative(error)
     fits = [ModuleFit(index, OUTPUT_PROJECTIONS[kind], ridge, *errors, changed=ridge is not None)]
     if seed is not None:
-        before, after = fit_block(pruned.mlp, streams.block_text(pruned), seed)
-        errors = held.relative(before.energy), held.relative(after.energy)
+        before, after = fit_block(pruned.mlp, streams.mlp_batches(pruned), seed)
+        errors = held_out.relative(before.energy), held_out.relative(after.energy)
         fits.append(ModuleFit(index, block, None, *errors, changed=after is not before))
         if fits[-1].changed:
-            streams.forget_inputs()
-    streams.pass_pruned(kind, pruned, writer)
+            streams.drop_inputs()
+    streams.pass_pruned(kind, pruned, projection)
     return fits
 
 
 @contextmanager
 def _pruned_layer(surgery: Surgery, index: int, dense: nn.Module) -> Iterator[nn.Module]:
-    """One layer of the pruned model with its weights, on the dense layer's device; index is the pruned model's."""
+    """Load one layer of the pruned model, by its index there, on the device of the dense layer."""
     module, prefix = surgery.skeleton.model.layers[index].eval(), f"{LAYER_PREFIX}{index}."
     device = next(dense.parameters()).device
     state = {name: surgery.tensor(prefix + name).to(device) for name in module.state_dict()}
@@ -224,10 +261,10 @@ def _pruned_layer(surgery: Surgery, index: int, dense: nn.Module) -> Iterator[nn
 
 
 def _new_tensors(fits: list[ModuleFit], new_index: int, pruned: nn.Module) -> dict[str, Tensor]:
-    """The tensors of one layer that were refitted, by their names in the pruned model."""
+    """Return the refitted tensors of one layer, by their names in the pruned model."""
     return {
-        f"{LAYER_PREFIX}{new_index}.{fitted.module}.{name}": parameter.detach()
-        for fitted in fits
-        if fitted.changed
-        for name, parameter in pruned.get_submodule(fitted.module).named_parameters()
+        f"{LAYER_PREFIX}{new_index}.{fit.module}.{name}": parameter.detach()
+        for fit in fits
+        if fit.changed
+        for name, parameter in pruned.get_submodule(fit.module).named_parameters()
     }

@@ -1,4 +1,4 @@
-"""What a reconstruction has finished, layer by layer, in a folder that outlives an interrupt or a kill."""
+"""State of an interrupted reconstruction: finished layers in a folder, from which it resumes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hgsp.environment import write_atomically
 from hgsp.layerwise.disk_tensors import DiskTensors
 
 LOG = logging.getLogger(__name__)
 
 
 class ResumeState:
-    """Refitted tensors and findings of finished layers; ``tensors`` by their names in the pruned model.
+    """Refitted tensors and fits of finished layers; ``tensors`` by their names in the pruned model.
 
-    What is there of the same reconstruction is gone on from, what is there of another one is dropped.
+    Discards the state of another reconstruction.
 
     Args:
-        folder: of this reconstruction alone; it is made for the first layer, and removed by ``close``.
+        folder: for this reconstruction alone, created with the first layer and removed by ``close``.
         fingerprint: of everything that the tensors depend on.
     """
 
@@ -28,22 +29,23 @@ class ResumeState:
         self._fingerprint = fingerprint
         self._layers: dict[str, dict[str, Any]] = self._read()
         self.tensors = DiskTensors(folder)
-        finished = {name for layer in self._layers.values() for name in layer["tensors"]}
-        for name in set(self.tensors) - finished:
+        complete = {name for layer in self._layers.values() for name in layer["tensors"]}
+        for name in set(self.tensors) - complete:
             del self.tensors[name]
 
-    def findings(self, index: int) -> Sequence[Mapping[str, Any]] | None:
-        """What ``add`` was given for a layer; None if it is not finished."""
+    def fits(self, index: int) -> Sequence[Mapping[str, Any]] | None:
+        """Return the fits that ``add`` stored for a layer, None if it is not finished."""
         layer = self._layers.get(str(index))
         return None if layer is None else layer["findings"]
 
-    def add(self, index: int, findings: Sequence[Mapping[str, Any]], tensors: Iterable[str]) -> None:
-        """A layer is finished, its ``tensors`` are in place."""
-        self._layers[str(index)] = {"findings": list(findings), "tensors": list(tensors)}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps({"fingerprint": self._fingerprint, "layers": self._layers}))
-        partial.replace(self._file)
+    def add(self, index: int, fits: Sequence[Mapping[str, Any]], tensors: Iterable[str]) -> None:
+        """Mark a layer as finished, whose refitted ``tensors`` are stored.
+
+        Args:
+            fits: JSON types only.
+        """
+        self._layers[str(index)] = {"findings": list(fits), "tensors": list(tensors)}
+        write_atomically(self._file, json.dumps({"fingerprint": self._fingerprint, "layers": self._layers}))
 
     def close(self) -> None:
         self.tensors.close()
@@ -53,7 +55,7 @@ class ResumeState:
             return {}
         content = json.loads(self._file.read_text())
         if content["fingerprint"] != self._fingerprint:
-            LOG.warning("reconstruction: %s is of another model, plan or text; starting anew", self._file.parent)
+            LOG.warning("reconstruction: discarding %s, the state of another model, plan or text", self._file.parent)
             return {}
-        LOG.info("reconstruction: goes on after %d layers, from %s", len(content["layers"]), self._file.parent)
+        LOG.info("reconstruction: resuming after %d layers, from %s", len(content["layers"]), self._file.parent)
         return dict(content["layers"])

@@ -1,1 +1,1 @@
-"""Brings quality back by training: LoRA or all parameters, on answers or on the dense parent's distributions."""
+"""Recover quality by training: LoRA or all parameters, on answers or on a dense teacher's distributions."""

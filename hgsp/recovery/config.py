@@ -1,79 +1,76 @@
-"""What the user can ask of recovery: a frozen, validated dataclass that is also the command line."""
+"""Options of training, as a validated dataclass whose fields are also flags. Importing this file costs no torch."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
+from hgsp.data.config import TextConfig
+from hgsp.environment import launched_processes
 from hgsp.errors import InputError
-from hgsp.pipeline.config import DEFAULT_INSTRUCTIONS, DTYPE_NAMES, MeasureConfig, PruneConfig
+from hgsp.models.dtypes import DTYPE_NAMES
 
 METHODS = ("lora", "full")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 REPORTERS = ("none", "tensorboard", "wandb", "trackio")
+DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoveryConfig(MeasureConfig):
-    """Everything ``finetune_lora.py`` can be asked."""
+class TrainingConfig(TextConfig):
+    """Options of training a pruned model. Raises InputError for invalid values."""
 
-    pruned_model: str = option(help="pruned_model.bin, its folder, or any Hugging Face model folder or hub id")
-    output_dir: str = option(help="where the recovered model goes")
     data_path: str = option(
         DEFAULT_INSTRUCTIONS,
         help="hub id or json/jsonl/parquet file with instruction, messages or text rows; "
         "also a plain text file, wikitext2, ptb, c4 or builtin",
     )
-    base_model: str | None = option(None, help="where the tokenizer comes from, if not from the pruned model itself")
     method: str = option("lora", help="train low-rank adapters, or all parameters", choices=METHODS)
     num_epochs: float = option(3, help="passes over the data", type=float)
-    max_steps: int | None = option(None, help="stop after this many optimizer steps, whatever the epochs", type=int)
+    max_steps: int | None = option(None, help="number of optimizer steps; overrides --num_epochs", type=int)
     learning_rate: float = option(3e-4, help="peak learning rate of the cosine schedule", type=float)
-    warmup_ratio: float = option(0.05, help="fraction of the steps in which the learning rate rises", type=float)
+    warmup_ratio: float = option(0.05, help="fraction of the steps with linear warmup", type=float)
     weight_decay: float = option(0.0, help="AdamW weight decay", type=float)
-    max_grad_norm: float = option(1.0, help="gradients are clipped to this norm", type=float)
+    max_grad_norm: float = option(1.0, help="gradient clipping norm", type=float)
     batch_size: int = option(128, help="sequences per optimizer step, over all processes", type=int)
     micro_batch_size: int = option(4, help="sequences per process and forward pass", type=int)
-    cutoff_len: int = option(256, help="longest sequence in tokens; longer ones are cut", type=int)
+    cutoff_len: int = option(256, help="maximum sequence length in tokens; longer sequences are truncated", type=int)
     packing: bool = option(
-        False, help="fill sequences up to cutoff_len with several samples that do not see each other"
+        False, help="pack several samples into a sequence of cutoff_len tokens, without attention across samples"
     )
-    train_on_inputs: bool = option(False, help="learn instructions too, not only answers")
+    train_on_inputs: bool = option(False, help="train on instructions too, not only on answers")
     val_size: int | None = option(
-        None, help="rows held out for the evaluation loss, 0 = none (unset: 5 %% of the rows, at most 128)", type=int
+        None, help="rows held out for the validation loss, 0 = none (unset: 5 %% of the rows, at most 128)", type=int
     )
     eval_steps: int | None = option(
         None,
-        help="steps between evaluations and saved states (unset: a tenth of all steps, or more if rows are few)",
+        help="steps between evaluations and saved states (unset: a tenth of all steps, more if there are few rows)",
         type=int,
     )
     lora_r: int = option(8, help="LoRA rank", type=int)
     lora_alpha: int = option(16, help="LoRA alpha", type=int)
     lora_dropout: float = option(0.0, help="LoRA dropout", type=float)
-    lora_target_modules: tuple[str, ...] = option(PROJECTIONS, help="Linears that get an adapter", nargs="+")
-    use_gradient_checkpointing: bool = option(False, help="compute activations again in the backward pass: less memory")
-    distill_from: str | None = option(
-        None, help="the dense parent: match its distributions (KL) instead of the text; every token then counts"
+    lora_target_modules: tuple[str, ...] = option(PROJECTIONS, help="projections with an adapter", nargs="+")
+    use_gradient_checkpointing: bool = option(
+        False, help="recompute activations in the backward pass: less memory, more time"
     )
-    distill_weight: float = option(1.0, help="share of KL in the loss; the rest is cross-entropy", type=float)
-    distill_temperature: float = option(1.0, help="softens both distributions", type=float)
-    distill_top_k: int = option(0, help="only the parent's k likeliest tokens and the rest as one; 0 = all", type=int)
-    distill_device: str | None = option(None, help="device of the parent (unset: that of the model)")
-    distill_offload: bool = option(False, help="read the parent layer by layer from its safetensors files")
-    distill_cache: bool = option(False, help="ask the parent once before training and keep its top k on disk")
-    report_to: str = option("none", help="where training is reported as it runs", choices=REPORTERS)
-    resume: bool = option(False, help="go on with an interrupted run of the same command")
-    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best there is")
+    distill_from: str | None = option(
+        None, help="dense teacher: match its distributions (KL) instead of the text, on every token"
+    )
+    distill_weight: float = option(1.0, help="weight of KL in the loss; the rest is cross-entropy", type=float)
+    distill_temperature: float = option(1.0, help="temperature of both distributions", type=float)
+    distill_top_k: int = option(
+        0, help="use the teacher's top k tokens and the remaining mass as one more; 0 = all tokens", type=int
+    )
+    distill_device: str | None = option(None, help="device of the teacher (unset: that of the model)")
+    distill_offload: bool = option(False, help="read the teacher layer by layer from its safetensors files")
+    distill_cache: bool = option(False, help="run the teacher once before training and cache its top k on disk")
+    report_to: str = option("none", help="experiment tracker", choices=REPORTERS)
     dtype: str | None = option(None, help="dtype of weights and result (unset: as stored)", choices=DTYPE_NAMES)
-    seed: int = option(42, help="seed of adapters, order and held-out rows", type=int)
-    overwrite: bool = option(False, help="replace an existing result, or an unfinished run")
-    no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
+    seed: int = option(42, help="seed of adapters, data order and held-out rows", type=int)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
         for name, choices in (("method", METHODS), ("report_to", REPORTERS), ("dtype", (None, *DTYPE_NAMES))):
             expected = f"one of {', '.join(map(str, choices))}"
@@ -90,6 +87,10 @@ class RecoveryConfig(MeasureConfig):
         require((self.val_size or 0) >= 0, "--val_size", "at least 0", self.val_size)
         strange = sorted(set(self.lora_target_modules) - set(PROJECTIONS))
         require(not strange, "--lora_target_modules", f"some of {', '.join(PROJECTIONS)}", " ".join(strange))
+        self._check_distillation()
+        steps_per_update(self, launched_processes())
+
+    def _check_distillation(self) -> None:
         require(0 < self.distill_weight <= 1, "--distill_weight", "in (0, 1]", self.distill_weight)
         require(self.distill_top_k >= 0, "--distill_top_k", "at least 0", self.distill_top_k)
         cached = self.distill_top_k > 0 or not self.distill_cache
@@ -99,35 +100,28 @@ class RecoveryConfig(MeasureConfig):
         require(given, "--distill_from", "given with " + " and ".join(f"--{name}" for name in alone), None)
         offloads_gguf = self.distill_offload and str(self.distill_from).endswith(".gguf")
         require(not offloads_gguf, "--distill_from", "a safetensors folder with --distill_offload", self.distill_from)
-        require(self.device != "auto", "--device", "one device", "auto", "start one process per GPU instead")
-        steps_per_update(self, int(os.environ.get("WORLD_SIZE", "1")))
-
-    @property
-    def work_dir(self) -> Path:
-        """Where an unfinished run keeps its state: a sibling of the result that goes away when the result is there."""
-        return Path(f"{self.output_dir.rstrip('/')}.training")
-
-    def require_packages(self) -> None:
-        """Refuse a request whose packages are missing, before anything is loaded.
-
-        Raises:
-            InputError: with what to install.
-        """
-        wanted = ["peft", "accelerate", "matplotlib"] + [self.report_to] * (self.report_to != "none")
-        missing = [name for name in wanted if find_spec(name) is None]
-        if missing:
-            raise InputError(
-                expected=f"the packages {', '.join(wanted)} for recovery",
-                got=f"no {', '.join(missing)}",
-                remedy=f"pip install 'hgsp[finetune]' {' '.join(set(missing) & set(REPORTERS))}".strip(),
-            )
 
 
-def steps_per_update(config: RecoveryConfig, num_processes: int) -> int:
-    """Forward passes of each process per optimizer step.
+def require_packages(*packages: str) -> None:
+    """Refuse missing packages.
 
     Raises:
-        InputError: the batch cannot be shared out evenly; names the nearest that can.
+        InputError: names them and how to install them.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            expected=f"the packages {', '.join(packages)} for recovery",
+            got=f"no {', '.join(missing)}",
+            remedy=f"pip install 'hgsp[finetune]' {' '.join(set(missing) & set(REPORTERS))}".strip(),
+        )
+
+
+def steps_per_update(config: TrainingConfig, num_processes: int) -> int:
+    """Return the forward passes of each process per optimizer step.
+
+    Raises:
+        InputError: the batch is not a multiple of the micro batch times processes; names the nearest ones.
     """
     at_once = config.micro_batch_size * num_processes
     if config.batch_size % at_once:
@@ -138,32 +132,3 @@ def steps_per_update(config: RecoveryConfig, num_processes: int) -> int:
             remedy=nearest_multiples(config.batch_size, at_once),
         )
     return config.batch_size // at_once
-
-
-def recovery_after_pruning(config: PruneConfig, folder: Path) -> RecoveryConfig:
-    """What ``--finetune`` asks for: the model in ``folder`` goes to ``{folder}_finetuned``.
-
-    Raises:
-        InputError: as ``RecoveryConfig``.
-    """
-    return RecoveryConfig(
-        pruned_model=str(folder),
-        output_dir=f"{folder}_finetuned",
-        data_path=config.finetune_data_path,
-        num_epochs=config.finetune_epochs,
-        learning_rate=config.finetune_lr,
-        batch_size=config.finetune_batch_size,
-        micro_batch_size=config.finetune_micro_batch_size,
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        use_gradient_checkpointing=config.use_gradient_checkpointing,
-        device=config.device,
-        seed=config.seed,
-        data_dir=config.data_dir,
-        overwrite=config.overwrite,
-        no_bin=config.no_bin,
-        skip_evaluation=config.skip_evaluation,
-        eval_tasks=config.eval_tasks,
-        eval_seq_len=config.eval_seq_len,
-        eval_max_windows=config.eval_max_windows,
-    )

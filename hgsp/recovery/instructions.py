@@ -1,4 +1,4 @@
-"""Rows of instructions, chats or plain text as text in which the answers are marked."""
+"""Rows of instructions, chats or plain text, rendered as text with marked answers."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hgsp.data.rows import read_rows
+from hgsp.data.rows import is_plain, read_rows
 from hgsp.errors import InputError
 
-#: What stands before each part of an instruction where there is no chat template.
+#: Headings of the parts of a row without a chat template.
 HEADINGS = {"user": "### Instruction:\n", "input": "### Input:\n", "assistant": "### Response:\n"}
 KNOWN_ROWS = "instruction and output (input), messages, or text"
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Text of one sample; ``answers`` are the character spans that are learned, none where every answer is empty."""
+    """The text of one sample; ``answers`` are the character spans to learn, none if every answer is empty."""
 
     text: str
     answers: tuple[tuple[int, int], ...]
-    has_special_tokens: bool = False  # a chat template has written them into the text
+    has_special_tokens: bool = False  # written by a chat template
 
 
 def passage_of(row: Mapping[str, Any], number: int, tokenizer: Any) -> Passage:
-    """One row as text with its answers marked: instruction, chat or plain text, by its fields.
+    """Render one row; its fields decide between instruction, chat and plain text.
 
     Raises:
-        InputError: unknown or missing fields, naming the row.
+        InputError: unknown or missing fields; names the row.
     """
     if "messages" in row:
         return _from_chat(row["messages"], number, tokenizer)
@@ -48,14 +48,17 @@ def passage_of(row: Mapping[str, Any], number: int, tokenizer: Any) -> Passage:
 
 
 def load_rows(data_path: str) -> list[dict[str, Any]]:
-    """Rows of a file, or of the train split of a data set on the hub.
+    """Read the rows of a file, or of the train split of a dataset on the hub.
 
     Raises:
-        InputError: there are none.
+        InputError: no such file or dataset, or no rows in it.
     """
-    rows = read_rows(Path(data_path)) if Path(data_path).is_file() else _rows_from_hub(data_path)
+    path = Path(data_path)
+    if not path.exists() and not is_plain(path):  # the suffix of a file with rows: no need to ask the hub
+        raise InputError(expected="a file of rows", got=f"no file {path}", remedy="check the path")
+    rows = read_rows(path) if path.is_file() else _rows_from_hub(data_path)
     if not rows:
-        raise InputError(expected=f"rows with {KNOWN_ROWS}", got=f"none in {data_path}", remedy="pass other data")
+        raise InputError(expected=f"rows with {KNOWN_ROWS}", got=f"none in {data_path}", remedy="use other data")
     return rows
 
 
@@ -91,7 +94,7 @@ def _answered(prompt: str, answer: str) -> Passage:
 
 
 def _from_chat(messages: Any, number: int, tokenizer: Any) -> Passage:
-    """Every assistant turn that says something is an answer; with a chat template, as the template writes it."""
+    """Render a chat by the model's template, or by headings; every non-empty assistant turn is an answer."""
     valid = (
         isinstance(messages, Sequence)
         and messages
@@ -105,51 +108,51 @@ def _from_chat(messages: Any, number: int, tokenizer: Any) -> Passage:
             got=f"row {number} with {messages!r:.80}",
             remedy="see docs/FINETUNING.md",
         )
-    if tokenizer.chat_template and messages[0]["role"] == "assistant":  # no template can be asked to write no turns
+    if tokenizer.chat_template and messages[0]["role"] == "assistant":  # templates do not render an empty list
         raise InputError(
-            expected="chats in which something stands before the first assistant turn",
-            got=f"row {number}, which begins with one",
-            remedy="put a user or system turn before it, or leave such rows out",
+            expected="chats with a turn before the first assistant turn",
+            got=f"row {number}, which begins with an assistant turn",
+            remedy="put a user or system turn before it, or remove the row",
         )
     turns = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not turns:
         raise InputError(
-            expected="an assistant turn in every row", got=f"none in row {number}", remedy="leave such rows out"
+            expected="an assistant turn in every row", got=f"none in row {number}", remedy="remove the row"
         )
-    write = _by_template(tokenizer) if tokenizer.chat_template else _by_headings
+    render = _by_template(tokenizer) if tokenizer.chat_template else _by_headings
     answers = []
     for index in turns:
-        before, after = write(messages[:index], True), write(messages[: index + 1], False)
+        before, after = render(messages[:index], True), render(messages[: index + 1], False)
         if not after.startswith(before):
             raise InputError(
-                expected="a chat template that writes a turn the same way whatever follows",
-                got=f"another text in row {number}, turn {index}",
-                remedy="write the rows as text",
+                expected="a chat template whose rendering of a turn does not depend on later turns",
+                got=f"another rendering in row {number}, turn {index}",
+                remedy="use rows with `text`",
             )
         if messages[index]["content"].strip():
             answers.append((len(before), len(after)))
-    text = write(messages, False)
+    text = render(messages, False)
     if answers:
-        text = text[: answers[-1][1]]  # what the user says after the last answer teaches nothing
+        text = text[: answers[-1][1]]  # turns after the last answer teach nothing
     return Passage(text, tuple(answers), has_special_tokens=bool(tokenizer.chat_template))
 
 
 def _by_template(tokenizer: Any) -> Callable[[Sequence[Any], bool], str]:
     from jinja2 import TemplateError
 
-    def write(turns: Sequence[Any], asks: bool) -> str:
+    def render(turns: Sequence[Any], prompts: bool) -> str:
         try:
-            return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=asks))
+            return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompts))
         except TemplateError as error:
             raise InputError(
-                expected="messages that the model's chat template takes",
+                expected="messages that the model's chat template accepts",
                 got=f"'{error}' for the roles {', '.join(str(turn['role']) for turn in turns) or 'none'}",
-                remedy="change the rows, or write them as text",
+                remedy="change the rows, or use rows with `text`",
             ) from error
 
-    return write
+    return render
 
 
-def _by_headings(turns: Sequence[Any], asks: bool) -> str:
+def _by_headings(turns: Sequence[Any], prompts: bool) -> str:
     text = "".join(f"{HEADINGS.get(turn['role'], '')}{turn['content']}\n\n" for turn in turns)
-    return text + HEADINGS["assistant"] if asks else text.removesuffix("\n\n")
+    return text + HEADINGS["assistant"] if prompts else text.removesuffix("\n\n")

@@ -1,7 +1,7 @@
-"""From training text to token ids with labels: cut, split, packed, and padded into batches.
+"""Training samples: token ids with labels, truncated, split, packed, and padded into batches.
 
 A label is the token itself where it counts in the loss and ``IGNORED`` elsewhere. The end-of-text token is learned once
-per sample, after its last answer, and never where a sample was cut.
+per sample, after its last answer, and never in a truncated sample.
 
 B batch | T tokens
 """
@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,15 +20,15 @@ import torch
 from numpy.typing import NDArray
 
 from hgsp.data.calibration import tokenize
+from hgsp.data.rows import is_plain
 from hgsp.data.texts import CALIBRATE, DATASET_CHOICES, Text, canonical_name, load_text
 from hgsp.errors import InputError
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.instructions import Passage, load_rows, passage_of
 
 LOG = logging.getLogger(__name__)
 
 IGNORED = -100
-ROWS = (".json", ".jsonl", ".parquet")
 MAX_VALIDATION_ROWS, VALIDATION_SHARE = 128, 0.05
 TOKENIZED_AT_ONCE = 1000
 Item = TypeVar("Item")
@@ -37,7 +36,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids and labels, int32 [T] each; ``starts`` are the positions where a packed sample begins."""
+    """Token ids and labels, int32 [T] each; ``starts`` are the positions where packed samples begin."""
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
@@ -45,12 +44,13 @@ class Sample:
 
     @property
     def num_learned(self) -> int:
+        """The number of tokens that count in the loss."""
         return int((self.labels != IGNORED).sum())
 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Samples to train on and to hold out, what was done to get them, and the text they are made of."""
+    """Samples for training and validation, a description for the report, and the text they are made of."""
 
     train: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
@@ -58,55 +58,35 @@ class TrainingText:
     text: Text
 
     @property
+    def largest_id(self) -> int:
+        return max(int(sample.input_ids.max()) for sample in self.train + self.held_out)
+
+    @property
     def warnings(self) -> list[str]:
-        """What the user should know of it."""
+        """Warnings for the report."""
         empty = self.description["empty_samples"]
         return [f"rows skipped because their answers are empty: {empty}"] if empty else []
 
 
-def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
-    """Read, tokenize, cut and split what ``--data_path`` names.
+def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
+    """Read, tokenize, truncate and split the text of ``data_path``.
 
-    With ``--distill_from`` every token counts, as with ``--train_on_inputs``: the parent has an opinion on each.
+    With a teacher every token counts, as with ``train_on_inputs``.
 
     Raises:
-        InputError: nothing there, no rows, unknown or missing fields, every sample cut away, too few rows to hold out,
-            a tokenizer without an end of text or, for rows, without offsets.
+        InputError: no such text, no rows, unknown or missing fields, no answer within ``cutoff_len``, too few rows to
+            hold out, or a tokenizer without an end-of-text token or, for rows, without offsets.
     """
     if tokenizer.eos_token_id is None:
         raise InputError(
             expected="a tokenizer with an end-of-text token", got="one without", remedy="set eos_token in its files"
         )
-    is_plain = _is_plain_text(config.data_path)
-    everything = is_plain or config.train_on_inputs or config.distill_from is not None
-    if is_plain:
-        text = load_text(config.data_path, CALIBRATE, config.data_dir)
-        windows = _windows(text, config.cutoff_len, tokenizer)
-        if not windows:
-            raise InputError(
-                expected=f"a text of at least one window of {config.cutoff_len} tokens (--cutoff_len)",
-                got=f"a shorter one in {config.data_path}",
-                remedy="lower --cutoff_len or pass more text",
-            )
-        train, held_out = _split(windows, config)
-        notes = Counter[str]()
+    plain = _is_plain_text(config.data_path)
+    everything = plain or config.train_on_inputs or config.distill_from is not None
+    if plain:
+        text, train, held_out, notes = _samples_of_text(config, tokenizer)
     else:
-        if not tokenizer.is_fast:
-            raise InputError(
-                expected="a fast tokenizer, which says where in a row each token stands",
-                got=type(tokenizer).__name__,
-                remedy="save the model's fast tokenizer (tokenizer.json) with it, or train on a text file",
-            )
-        passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
-        content = "\n\n".join(passage.text for passage in passages)
-        text = Text(config.data_path, "train", config.data_path, repr("\n\n"), content)
-        answered = [passage for passage in passages if passage.answers]
-        notes = Counter(empty=len(passages) - len(answered))
-        parts = [
-            tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)
-            for part in _split(answered, config)
-        ]
-        (train, held_out), notes = (samples for samples, _ in parts), sum((counts for _, counts in parts), notes)
+        text, train, held_out, notes = _samples_of_rows(config, tokenizer, everything=everything)
     _refuse_empty(train, config, notes)
     num_samples = len(train) + len(held_out)
     if config.packing:
@@ -128,10 +108,46 @@ def load_training_text(config: RecoveryConfig, tokenizer: Any) -> TrainingText:
     return TrainingText(tuple(train), tuple(held_out), description, text)
 
 
+def _samples_of_text(config: TrainingConfig, tokenizer: Any) -> tuple[Text, list[Sample], list[Sample], Counter[str]]:
+    """Cut a plain text into windows that are learned whole; held-out windows are the second part of the result."""
+    text = load_text(config.data_path, CALIBRATE, config.data_dir)
+    windows = _windows(text, config.cutoff_len, tokenizer)
+    if not windows:
+        raise InputError(
+            expected=f"a text of at least one window of {config.cutoff_len} tokens (--cutoff_len)",
+            got=f"a shorter one in {config.data_path}",
+            remedy="lower --cutoff_len or use a longer text",
+        )
+    train, held_out = _split(windows, config)
+    return text, train, held_out, Counter[str]()
+
+
+def _samples_of_rows(
+    config: TrainingConfig, tokenizer: Any, *, everything: bool
+) -> tuple[Text, list[Sample], list[Sample], Counter[str]]:
+    """Tokenize rows that have an answer; ``everything`` learns their prompts too."""
+    if not tokenizer.is_fast:
+        raise InputError(
+            expected="a fast tokenizer, which returns the offsets of tokens",
+            got=type(tokenizer).__name__,
+            remedy="add the fast tokenizer (tokenizer.json) to the model, or train on a text file",
+        )
+    passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
+    content = "\n\n".join(passage.text for passage in passages)
+    text = Text(config.data_path, "train", config.data_path, repr("\n\n"), content)
+    answered = [passage for passage in passages if passage.answers]
+    parts = [
+        tokenize_passages(part, tokenizer, config.cutoff_len, everything=everything)
+        for part in _split(answered, config)
+    ]
+    (train, held_out), notes = (samples for samples, _ in parts), Counter(empty=len(passages) - len(answered))
+    return text, train, held_out, sum((counts for _, counts in parts), notes)
+
+
 def tokenize_passages(
     passages: Sequence[Passage], tokenizer: Any, cutoff_len: int, *, everything: bool
 ) -> tuple[list[Sample], Counter[str]]:
-    """Samples of at most ``cutoff_len`` tokens that have something to learn, and how many were cut and dropped."""
+    """Return samples of at most ``cutoff_len`` tokens with a label, and how many were truncated and dropped."""
     samples: list[Sample] = []
     cut = 0
     for with_special in (False, True):
@@ -154,7 +170,7 @@ def tokenize_passages(
 
 
 def pack(samples: Sequence[Sample], length: int) -> list[Sample]:
-    """Consecutive samples joined as long as they fit into ``length`` tokens."""
+    """Join consecutive samples as long as they fit into ``length`` tokens."""
     packed: list[list[Sample]] = []
     room = 0
     for sample in samples:
@@ -166,54 +182,19 @@ def pack(samples: Sequence[Sample], length: int) -> list[Sample]:
     return [_joined(part) for part in packed]
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Samples of one forward pass as tensors [B, T], padded on the right and masked; packed ones by their positions.
-
-    A packed batch has ``position_ids`` that begin again with every sample and no mask: the attention of transformers
-    keeps such samples apart.
-    """
-
-    pad_token_id: int
-    packed: bool
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        samples: list[Sample] = [row["sample"] for row in rows]
-        length = max(len(sample.input_ids) for sample in samples)
-        batch = {
-            "input_ids": _padded([sample.input_ids for sample in samples], length, self.pad_token_id),
-            "labels": _padded([sample.labels for sample in samples], length, IGNORED),
-        }
-        if self.packed:
-            batch["position_ids"] = torch.stack([_positions(sample, length) for sample in samples])
-        else:
-            batch["attention_mask"] = _padded([np.ones_like(sample.input_ids) for sample in samples], length, 0)
-        if "parent" in rows[0]:
-            batch["parent_values"], batch["parent_tokens"] = (
-                torch.stack(
-                    [
-                        torch.nn.functional.pad(row["parent"][part], (0, 0, 0, length - len(row["parent"][part])))
-                        for row in rows
-                    ]
-                )
-                for part in (0, 1)
-            )
-        return batch
-
-
 def _is_plain_text(data_path: str) -> bool:
     path = Path(data_path)
-    return canonical_name(data_path) in DATASET_CHOICES or (path.is_file() and not set(ROWS) & set(path.suffixes))
+    return canonical_name(data_path) in DATASET_CHOICES or (path.is_file() and is_plain(path))
 
 
 def _sample(
     passage: Passage, ids: list[int], offsets: list[tuple[int, int]], eos: int, cutoff_len: int, everything: bool
 ) -> tuple[Sample, int]:
-    """One sample, and its length before it was cut. A token belongs to the answer in which it begins."""
+    """Return one sample and its length before truncation. A token belongs to the answer in which it begins."""
     in_answer = [any(first <= start < end for first, end in passage.answers) for start, _ in offsets]
     ids, in_answer = _end_once(ids, in_answer, passage.text, offsets, eos)
     labels = [token if everything or counts else IGNORED for token, counts in zip(ids, in_answer, strict=True)]
-    labels[0] = IGNORED  # nothing predicts the first token
+    labels[0] = IGNORED  # no token predicts the first one
     kept, kept_labels = (np.array(values[:cutoff_len], dtype=np.int32) for values in (ids, labels))
     return Sample(kept, kept_labels), len(ids)
 
@@ -221,47 +202,47 @@ def _sample(
 def _end_once(
     ids: list[int], in_answer: list[bool], text: str, offsets: list[tuple[int, int]], eos: int
 ) -> tuple[list[int], list[bool]]:
-    """Exactly one end of text after the last answer: the one that text or chat template ends with, or one more."""
+    """Keep exactly one end-of-text token after the last answer: that of the template or text, else an added one."""
     written = [at for at, token in enumerate(ids) if token == eos and offsets[at][1] > offsets[at][0]]
     if written and in_answer[written[-1]] and not text[offsets[written[-1]][1] :].strip():
         return ids[: written[-1] + 1], in_answer[: written[-1] + 1]
-    while ids and ids[-1] == eos:  # the tokenizer's own, which is not in the text
+    while ids and ids[-1] == eos:  # added by the tokenizer
         ids, in_answer = ids[:-1], in_answer[:-1]
     return [*ids, eos], [*in_answer, True]
 
 
 def _windows(text: Text, length: int, tokenizer: Any) -> list[Sample]:
-    """A whole text in consecutive windows; every token counts and nothing ends."""
+    """Split a text into consecutive full windows in which every token counts."""
     ids = tokenize(text.content, tokenizer).to(torch.int32).split(length)
     full = [window.numpy() for window in ids if len(window) == length]
     return [Sample(window, np.concatenate([[IGNORED], window[1:]]).astype(np.int32)) for window in full]
 
 
-def _refuse_empty(train: Sequence[Sample], config: RecoveryConfig, notes: Mapping[str, int]) -> None:
+def _refuse_empty(train: Sequence[Sample], config: TrainingConfig, notes: Mapping[str, int]) -> None:
     if not train:
         raise InputError(
-            expected="samples with something to learn",
-            got=f"none, {notes['empty']} with an empty answer, {notes['dropped']} without one within --cutoff_len "
+            expected="samples with an answer to learn",
+            got=f"none: {notes['empty']} with an empty answer, {notes['dropped']} without one within --cutoff_len "
             f"{config.cutoff_len}",
-            remedy="raise --cutoff_len or pass other rows",
+            remedy="raise --cutoff_len or use other rows",
         )
     if notes["cut"]:
         LOG.info(
-            "%d samples cut to --cutoff_len %d, %d of them dropped: no answer left",
+            "%d samples truncated to --cutoff_len %d, %d of them dropped: no answer left",
             notes["cut"],
             config.cutoff_len,
             notes["dropped"],
         )
 
 
-def _split(items: Sequence[Item], config: RecoveryConfig) -> tuple[list[Item], list[Item]]:
-    """To train on and to hold out, seeded: the same rows are held out whatever is learned of them."""
+def _split(items: Sequence[Item], config: TrainingConfig) -> tuple[list[Item], list[Item]]:
+    """Split into training and validation items by seed, whatever counts in the loss."""
     size = config.val_size
     if size is None:
         size = min(MAX_VALIDATION_ROWS, int(len(items) * VALIDATION_SHARE))
     if size >= len(items) > 0:
         raise InputError(
-            expected=f"--val_size below the number of samples, {len(items)}", got=str(size), remedy="hold out fewer"
+            expected=f"--val_size below the number of samples, {len(items)}", got=str(size), remedy="lower --val_size"
         )
     order = torch.randperm(len(items), generator=torch.Generator().manual_seed(config.seed)).tolist()
     shuffled = [items[index] for index in order]
@@ -273,14 +254,3 @@ def _joined(samples: Sequence[Sample]) -> Sample:
     starts = tuple(np.cumsum([0, *lengths[:-1]]).tolist())
     ids, labels = (np.concatenate([getattr(sample, name) for sample in samples]) for name in ("input_ids", "labels"))
     return Sample(ids, labels, starts)
-
-
-def _padded(arrays: Sequence[NDArray[np.int32]], length: int, value: int) -> torch.Tensor:
-    padded = [np.pad(array, (0, length - len(array)), constant_values=value) for array in arrays]
-    return torch.from_numpy(np.stack(padded)).long()
-
-
-def _positions(sample: Sample, length: int) -> torch.Tensor:
-    """0, 1, 2 ... beginning again with every packed sample, and with the padding."""
-    bounds = [*sample.starts, len(sample.input_ids), length]
-    return torch.cat([torch.arange(end - start) for start, end in pairwise(bounds)])

@@ -1,6 +1,6 @@
-"""The dense parent whose distributions are learned: asked as training runs, or once before with its answers on disk.
+"""The dense teacher: run during training, or once before with its top k cached on disk.
 
-T tokens | V vocab | k tokens kept of the parent
+T tokens | V vocab | k top tokens of the teacher
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from torch import Tensor
 
 from hgsp.console.progress import Progress, silent
 from hgsp.errors import InputError
-from hgsp.layerwise.distributed import is_main_process, wait_for_all
 from hgsp.models.loading import ModelSource, inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.models.processes import is_main_process, wait_for_all
+from hgsp.recovery.collator import Collator
+from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import TeacherTopK, top_of
-from hgsp.recovery.samples import Collator, Sample
+from hgsp.recovery.samples import Sample
 
 LOG = logging.getLogger(__name__)
 
-PARENT_DTYPE = "bfloat16"
+TEACHER_DTYPE = "bfloat16"
 CACHED_BYTES_PER_TOKEN = 2 + 4  # float16 log-probability and int32 token id
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model in eval mode that is asked for the distributions of a batch."""
+    """A model in eval mode and the form in which its logits are used."""
 
     model: Any
     top_k: int
@@ -44,7 +45,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor | TeacherTopK:
-        """Logits [B, T, V], or their top, on the device of ``inputs``."""
+        """Return logits [B, T, V], or their top k, on the device of ``inputs``."""
         device = self.model.get_input_embeddings().weight.device
         logits = self.model(**{name: value.to(device) for name, value in inputs.items()}, use_cache=False).logits
         if self.top_k:
@@ -56,35 +57,30 @@ class Teacher:
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """The parent's top k at every position of every sequence, mapped from files."""
+    """The teacher's top k at every position of every sequence, memory-mapped."""
 
     values: NDArray[np.float16]
     tokens: NDArray[np.int32]
     offsets: tuple[int, ...]
 
     def of(self, index: int) -> tuple[Tensor, Tensor]:
-        """Log-probabilities float32 [T, k] and ids int64 [T, k] of one sequence."""
+        """Return log-probabilities float32 [T, k] and ids int64 [T, k] of one sequence."""
         rows = slice(self.offsets[index], self.offsets[index + 1])
         values, tokens = self.values[rows].astype(np.float32), self.tokens[rows].astype(np.int64)
         return torch.from_numpy(values), torch.from_numpy(tokens)
 
 
-def inspect_teacher(config: RecoveryConfig, vocabulary: int) -> ModelSource | None:
-    """The parent that was asked for, not loaded yet.
+def inspect_teacher(config: TrainingConfig, vocabulary: int) -> ModelSource | None:
+    """Return the source of ``--distill_from`` without loading it, None if unset.
 
     Raises:
-        InputError: not a model we know, or another vocabulary than the student's, so that no token means the same.
+        InputError: an unsupported model, another vocabulary than the student's, or a top k larger than that.
     """
     if config.distill_from is None:
         return None
     source = inspect_model(config.distill_from)
     found = source.config.vocab_size
-    if found != vocabulary:
-        raise InputError(
-            expected=f"a parent with the student's vocabulary of {vocabulary} tokens",
-            got=f"{found} in {config.distill_from}",
-            remedy="pass the dense model that was pruned",
-        )
+    check_same_vocabulary(found, vocabulary, config.distill_from)
     if config.distill_top_k >= found:
         raise InputError(
             expected=f"--distill_top_k below {found}", got=str(config.distill_top_k), remedy="0 takes all tokens"
@@ -92,9 +88,23 @@ def inspect_teacher(config: RecoveryConfig, vocabulary: int) -> ModelSource | No
     return source
 
 
-def load_parent(config: RecoveryConfig, source: ModelSource, device: str) -> Teacher:
-    """In bfloat16 unless ``--dtype`` says otherwise, whole or read layer by layer."""
-    device, dtype = config.distill_device or device, config.dtype or PARENT_DTYPE
+def check_same_vocabulary(found: int, vocabulary: int, name: str) -> None:
+    """Refuse a teacher whose vocabulary is not the student's.
+
+    Raises:
+        InputError: the numbers of tokens differ.
+    """
+    if found != vocabulary:
+        raise InputError(
+            expected=f"a teacher with the student's vocabulary of {vocabulary} tokens",
+            got=f"{found} in {name}",
+            remedy="pass the dense model that was pruned",
+        )
+
+
+def load_teacher(config: TrainingConfig, source: ModelSource, device: str) -> Teacher:
+    """Load the teacher in bfloat16 or ``--dtype``, whole or layer by layer."""
+    device, dtype = config.distill_device or device, config.dtype or TEACHER_DTYPE
     if config.distill_offload:
         model = load_offloaded(source, dtype, device)[0].model
     else:
@@ -103,34 +113,35 @@ def load_parent(config: RecoveryConfig, source: ModelSource, device: str) -> Tea
 
 
 def teacher_outputs(
-    config: RecoveryConfig,
-    source: ModelSource | None,
+    config: TrainingConfig,
+    source: ModelSource | Teacher | None,
     sets: Sequence[Sequence[Sample]],
     collator: Collator,
     device: str,
+    cache_dir: Path,
     progress: Progress = silent,
 ) -> tuple[Teacher | None, list[CachedTeacher | None]]:
-    """The parent to ask in training, or its cached answers to each of the sets; neither without ``--distill_from``.
+    """Return the teacher, or its cached top k for each of the sets; neither without a teacher.
 
-    With several processes the first one asks, the others wait for its files.
+    The main process writes the caches in ``cache_dir`` while the others wait.
     """
     nothing: list[CachedTeacher | None] = [None] * len(sets)
-    if source is None:
-        return None, nothing
+    if source is None or isinstance(source, Teacher):
+        return source, nothing
     if not config.distill_cache:
-        return load_parent(config, source, device), nothing
-    folders = [config.work_dir / "parent" / str(number) for number in range(len(sets))]
+        return load_teacher(config, source, device), nothing
+    folders = [cache_dir / str(number) for number in range(len(sets))]
     missing = [pair for pair in zip(folders, sets, strict=True) if _open_cache(*pair, config) is None]
     if missing and is_main_process():
-        parent = load_parent(config, source, device)
+        teacher = load_teacher(config, source, device)
         for folder, samples in missing:
-            _write_cache(folder, parent, samples, config, collator, progress)
+            _write_cache(folder, teacher, samples, config, collator, progress)
     wait_for_all()
     return None, [_open_cache(*pair, config) for pair in zip(folders, sets, strict=True)]
 
 
-def _open_cache(folder: Path, samples: Sequence[Sample], config: RecoveryConfig) -> CachedTeacher | None:
-    """The parent's answers to exactly these sequences, if they are in ``folder``."""
+def _open_cache(folder: Path, samples: Sequence[Sample], config: TrainingConfig) -> CachedTeacher | None:
+    """Open the cache in ``folder`` if it is of exactly these sequences."""
     description = folder / "cache.json"
     if not description.is_file() or json.loads(description.read_text()) != _description(samples, config):
         return None
@@ -140,16 +151,16 @@ def _open_cache(folder: Path, samples: Sequence[Sample], config: RecoveryConfig)
 
 def _write_cache(
     folder: Path,
-    parent: Teacher,
+    teacher: Teacher,
     samples: Sequence[Sample],
-    config: RecoveryConfig,
+    config: TrainingConfig,
     collator: Collator,
     progress: Progress,
 ) -> None:
-    """Ask the parent about every sequence. The description is written last: it makes the cache valid.
+    """Run the teacher on every sequence. The description is written last: it makes the cache valid.
 
     Raises:
-        InputError: the disk is too small for it.
+        InputError: not enough disk space.
     """
     folder.mkdir(parents=True, exist_ok=True)
     offsets = _offsets(samples)
@@ -159,18 +170,18 @@ def _write_cache(
         raise InputError(
             expected=f"{needed / 2**30:.1f} GiB on the disk of {folder} for --distill_cache",
             got=f"{free / 2**30:.1f} GiB",
-            remedy="use a smaller --distill_top_k, or leave --distill_cache out",
+            remedy="use a smaller --distill_top_k, or no --distill_cache",
         )
-    LOG.info("the parent's top %d of %d tokens: %.2f GiB on disk", config.distill_top_k, offsets[-1], needed / 2**30)
+    LOG.info("teacher cache: top %d of %d tokens, %.2f GiB on disk", config.distill_top_k, offsets[-1], needed / 2**30)
     shape = (offsets[-1], config.distill_top_k)
     values = np.lib.format.open_memmap(folder / "values.npy", "w+", dtype=np.float16, shape=shape)
     tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype=np.int32, shape=shape)
     starts = range(0, len(samples), config.micro_batch_size)
-    for start in progress(starts, "parent", len(starts)):
+    for start in progress(starts, "teacher", len(starts)):
         part = samples[start : start + config.micro_batch_size]
         batch = collator([{"sample": sample} for sample in part])
         del batch["labels"]
-        top = parent(batch)
+        top = teacher(batch)
         assert isinstance(top, TeacherTopK)
         for row, sample in enumerate(part):
             length = len(sample.input_ids)
@@ -186,7 +197,7 @@ def _offsets(samples: Sequence[Sample]) -> tuple[int, ...]:
     return tuple(np.cumsum([0, *(len(sample.input_ids) for sample in samples)]).tolist())
 
 
-def _description(samples: Sequence[Sample], config: RecoveryConfig) -> dict[str, Any]:
+def _description(samples: Sequence[Sample], config: TrainingConfig) -> dict[str, Any]:
     content = hashlib.sha256()
     for sample in samples:
         content.update(sample.input_ids.tobytes() + repr(sample.starts).encode())

@@ -1,4 +1,4 @@
-"""Trains a pruned model with peft and the Trainer of transformers, so that nothing is lost when it is interrupted."""
+"""Train a pruned model with peft and the Trainer of transformers, resumably."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,48 +14,51 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from hgsp.console.progress import Progress, silent
-from hgsp.errors import NumericalError
-from hgsp.models.checkpoint import is_bin
+from hgsp.environment import launched_processes
 from hgsp.models.half_precision import emulated_dtypes, fp32_matmul_fallback
 from hgsp.models.loading import ModelSource
-from hgsp.recovery.config import RecoveryConfig, steps_per_update
+from hgsp.recovery.callbacks import EvaluateLast, ProgressCallback, StopOnNonFinite
+from hgsp.recovery.collator import Collator
+from hgsp.recovery.config import TrainingConfig, steps_per_update
 from hgsp.recovery.losses import Objective, TeacherTopK
-from hgsp.recovery.resume import last_complete_state
-from hgsp.recovery.samples import Collator, Sample, TrainingText
+from hgsp.recovery.resume import TEACHER_CACHE, last_complete_state
+from hgsp.recovery.samples import Sample, TrainingText
 from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
 
 LOG = logging.getLogger(__name__)
 
-#: Evaluations on held-out rows in a run, unless they would see more than this share of the sequences trained on.
+#: The variable by which accelerate chooses the device.
+TRAINER_DEVICE = "ACCELERATE_TORCH_DEVICE"
+#: Evaluations on held-out rows per run, unless they cost more than this share of the training sequences.
 EVALUATIONS, EVALUATED_SHARE = 10, 0.2
 
 
 @dataclass(frozen=True)
 class Sequences(Dataset[dict[str, Any]]):
-    """What is trained on, with the parent's cached answers where there are any."""
+    """Training sequences, with the teacher's cached top k if there is a cache."""
 
     samples: Sequence[Sample]
-    parent: CachedTeacher | None = None
+    teacher: CachedTeacher | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row: dict[str, Any] = {"sample": self.samples[index]}
-        if self.parent is not None:
-            row["parent"] = self.parent.of(index)
+        if self.teacher is not None:
+            row["teacher"] = self.teacher.of(index)
         return row
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the best state lies (adapter, or whole model), and the log: one entry per step or evaluation.
+    """The folder of the best state (adapter or model), and the log with an entry per step or evaluation.
 
-    ``parameters`` counts those of the model and those that were trained.
+    ``parameters``: "model" and "trained" -> number of parameters.
     """
 
     checkpoint: Path
@@ -64,12 +68,16 @@ class Trained:
     parameters: Mapping[str, int]
 
 
-def add_adapters(model: Any, config: RecoveryConfig) -> Any:
-    """LoRA (arXiv:2106.09685) on the chosen Linears of every layer, float32 over frozen weights, zero at the start."""
+def trainable(model: Any, config: TrainingConfig) -> Any:
+    """Prepare a model for training: only fresh adapters are trainable, or with ``full`` all parameters."""
+    return add_adapters(model, config) if config.method == "lora" else model.requires_grad_(True)
+
+
+def add_adapters(model: Any, config: TrainingConfig) -> Any:
+    """Add float32 LoRA (arXiv:2106.09685) adapters, initially zero, to the chosen projections of frozen weights."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(config.seed)
-    model.name_or_path = _base_of_adapter(config.pruned_model)
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -80,14 +88,8 @@ def add_adapters(model: Any, config: RecoveryConfig) -> Any:
     return get_peft_model(model, lora, autocast_adapter_dtype=True)
 
 
-def _base_of_adapter(pruned_model: str) -> str:
-    """What the adapter names as its base: a folder where there is one, because nobody else reads a .bin."""
-    folder = Path(pruned_model).parent
-    return str(folder) if is_bin(pruned_model) and (folder / "config.json").is_file() else pruned_model
-
-
-def num_updates(num_sequences: int, config: RecoveryConfig, processes: int) -> int:
-    """Optimizer steps of the whole run: ``--max_steps``, or what the epochs make."""
+def num_updates(num_sequences: int, config: TrainingConfig, processes: int) -> int:
+    """Return the optimizer steps of the whole run: ``max_steps``, else those of the epochs."""
     if config.max_steps is not None:
         return config.max_steps
     batches = math.ceil(num_sequences / (config.micro_batch_size * processes))
@@ -99,78 +101,94 @@ def num_updates(num_sequences: int, config: RecoveryConfig, processes: int) -> i
 def train(
     model: Any,
     text: TrainingText,
-    config: RecoveryConfig,
+    config: TrainingConfig,
     collator: Collator,
     device: str,
-    teacher_source: ModelSource | None = None,
+    work_dir: Path,
+    *,
+    resume: bool = False,
+    teacher: ModelSource | Teacher | None = None,
     progress: Progress = silent,
 ) -> Trained:
-    """Train to the end, from the last complete state with ``--resume``; keeps the state of the lowest held-out loss.
+    """Train a ``trainable`` model and keep the state with the lowest held-out loss.
 
-    A state of the last step has nothing left to train.
-
-    States, and what the parent said if that is cached, are in ``config.work_dir``. Takes ``model`` over.
+    States, and the teacher's cache if requested, are written to ``work_dir``; ``resume`` continues from the last
+    complete state there.
 
     Raises:
-        NumericalError: the loss or a gradient is not finite; names the step, the states before it stay.
+        NumericalError: the loss or a gradient is not finite; names the step. Earlier states are kept.
     """
-    counts = {"model": sum(parameter.numel() for parameter in model.parameters())}
-    model = add_adapters(model, config) if config.method == "lora" else model.requires_grad_(True)
-    counts["trained"] = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    folder = config.work_dir / "states"
-    steps = num_updates(len(text.train), config, num_processes())
-    last = last_complete_state(folder) if config.resume else None
-    if config.resume:
+    folder = work_dir / "states"
+    steps = num_updates(len(text.train), config, launched_processes())
+    last = last_complete_state(folder) if resume else None
+    if resume:
         LOG.info("resuming from %s", last.name if last else "the beginning: no state was saved")
     state = None if last is None else TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
     if state is None or state.global_step < steps:
-        trainer = _trainer(model, text, config, collator, device, teacher_source, steps, progress)
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with _trainer_on(device):
+            trainer = _trainer(model, text, config, collator, device, work_dir, teacher, steps, progress)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
         state = trainer.state
     best = state.best_model_checkpoint
     checkpoint = Path(best) if best else folder / f"checkpoint-{state.global_step}"
     kept_step = int(checkpoint.name.rpartition("-")[2])
-    return Trained(checkpoint, tuple(state.log_history), kept_step, state.global_step, counts)
+    return Trained(checkpoint, tuple(state.log_history), kept_step, state.global_step, count_parameters(model, config))
+
+
+@contextmanager
+def _trainer_on(device: str) -> Iterator[None]:
+    """Make the Trainer use this GPU instead of the first one; several processes have their own already."""
+    before = os.environ.get(TRAINER_DEVICE)
+    if launched_processes() == 1 and device.startswith("cuda"):
+        os.environ[TRAINER_DEVICE] = device
+    try:
+        yield
+    finally:
+        os.environ.pop(TRAINER_DEVICE, None)
+        if before is not None:
+            os.environ[TRAINER_DEVICE] = before
+
+
+def count_parameters(model: Any, config: TrainingConfig) -> dict[str, int]:
+    """Count the parameters of a ``trainable`` model without adapters, and the trained ones."""
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {"model": everything - trained if config.method == "lora" else everything, "trained": trained}
 
 
 def _trainer(
     model: Any,
     text: TrainingText,
-    config: RecoveryConfig,
+    config: TrainingConfig,
     collator: Collator,
     device: str,
-    teacher_source: ModelSource | None,
+    work_dir: Path,
+    teacher: ModelSource | Teacher | None,
     steps: int,
     progress: Progress,
 ) -> RecoveryTrainer:
-    """Everything that takes part in the training of ``model``."""
-    parent, caches = teacher_outputs(config, teacher_source, (text.train, text.held_out), collator, device, progress)
+    loaded, caches = teacher_outputs(
+        config, teacher, (text.train, text.held_out), collator, device, work_dir / TEACHER_CACHE, progress
+    )
     train_set, held_out = (Sequences(*pair) for pair in zip((text.train, text.held_out), caches, strict=True))
     trainer = RecoveryTrainer(
         model=model,
-        args=training_arguments(config, config.work_dir / "states", steps, len(held_out), device),
+        args=training_arguments(config, work_dir / "states", steps, len(held_out), device),
         train_dataset=train_set,
         eval_dataset=held_out if text.held_out else None,
         data_collator=collator,
         callbacks=[StopOnNonFinite(), ProgressCallback(progress), EvaluateLast()],
         objective=Objective(config.distill_weight if config.distill_from else 0.0, config.distill_temperature),
-        parent=parent,
+        teacher=loaded,
     )
-    trainer.remove_callback(PrinterCallback)  # the ProgressCallback speaks
+    trainer.remove_callback(PrinterCallback)  # replaced by our ProgressCallback
     return trainer
 
 
-def num_processes() -> int:
-    """How many processes the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def training_arguments(
-    config: RecoveryConfig, folder: Path, steps: int, num_held_out: int, device: str
+    config: TrainingConfig, folder: Path, steps: int, num_held_out: int, device: str
 ) -> TrainingArguments:
-    """Our configuration in the terms of transformers."""
-    if num_processes() == 1 and device.startswith("cuda"):
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device  # else the Trainer takes the first GPU
+    """Translate the options into those of transformers."""
     every = config.eval_steps or steps_between_evaluations(steps, config.batch_size, num_held_out)
     evaluates = num_held_out > 0
     arguments = TrainingArguments(
@@ -178,7 +196,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=config.micro_batch_size,
         per_device_eval_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=steps_per_update(config, num_processes()),
+        gradient_accumulation_steps=steps_per_update(config, launched_processes()),
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(config.warmup_ratio * steps),
@@ -207,94 +225,45 @@ def training_arguments(
         dataloader_pin_memory=device.startswith("cuda"),
         ddp_find_unused_parameters=False,
     )
-    if num_processes() == 1:
-        arguments._n_gpu = min(1, arguments.n_gpu)  # never DataParallel over GPUs nobody asked for
+    if launched_processes() == 1:
+        arguments._n_gpu = min(1, arguments.n_gpu)  # no DataParallel over all visible GPUs
     return arguments
 
 
 def steps_between_evaluations(steps: int, batch_size: int, num_held_out: int) -> int:
-    """A tenth of the steps, or more where evaluation would cost too much; states are saved as often."""
+    """Return a tenth of the steps, or more if evaluation costs too much; states are saved as often."""
     affordable = int(EVALUATED_SHARE * steps * batch_size / num_held_out) if num_held_out else EVALUATIONS
     return max(1, math.ceil(steps / max(1, min(EVALUATIONS, affordable))))
 
 
 def checkpointing_arguments() -> dict[str, Any]:
-    """Under the name this transformers knows. Re-entrant checkpointing would starve adapters of gradients."""
+    """Return the options of gradient checkpointing, whose name depends on the version of transformers.
+
+    Reentrant checkpointing gives no gradients to adapters over frozen inputs.
+    """
     names = {field.name for field in fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 class RecoveryTrainer(Trainer):
-    """The Trainer with our loss: cross-entropy, KL to the parent, or both, per token that counts."""
+    """A Trainer whose loss is cross-entropy, KL to the teacher, or both, per token that counts."""
 
-    def __init__(self, *, objective: Objective, parent: Teacher | None, **arguments: Any) -> None:
+    def __init__(self, *, objective: Objective, teacher: Teacher | None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.model_accepts_loss_kwargs = True  # our loss is divided by the tokens of the whole update already
-        self._objective, self._parent = objective, parent
+        self.model_accepts_loss_kwargs = True  # the loss is already divided by the tokens of the whole update
+        self._objective, self._teacher = objective, teacher
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """Return the loss per learned token of the whole update; ``inputs`` are [B, T], cached top k [B, T, k]."""
         labels = inputs.pop("labels")
-        cached = [inputs.pop(name) for name in ("parent_values", "parent_tokens") if name in inputs]
+        cached = [inputs.pop(name) for name in ("teacher_values", "teacher_tokens") if name in inputs]
         outputs = model(**inputs, use_cache=False)
-        answer = TeacherTopK(*cached) if cached else None if self._parent is None else self._parent(inputs)
+        target = TeacherTopK(*cached) if cached else None if self._teacher is None else self._teacher(inputs)
         tokens = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] >= 0).sum()
-        loss = self._objective.summed(outputs.logits, labels, answer) / tokens
-        if num_items_in_batch is not None:  # those of all processes, whose losses are averaged
+        loss = self._objective.summed(outputs.logits, labels, target) / tokens
+        if num_items_in_batch is not None:  # tokens of all processes, whose losses are averaged
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
-
-
-class StopOnNonFinite(TrainerCallback):
-    """Stops before a step would spoil the weights; every process sees the same summed gradients."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
-        if not torch.stack([value.to(sums[0].device) for value in sums]).isfinite().all():
-            raise NumericalError(
-                f"the loss or a gradient of step {state.global_step + 1} is not finite; the states saved before "
-                "are kept. Lower --learning_rate, use --dtype bfloat16, or look for strange rows in the data"
-            )
-
-
-class ProgressCallback(TrainerCallback):
-    """Progress for the eye, every logged number for the log file, held-out losses for both."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._ticks: Iterator[int] | None = None
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._ticks is None and state.is_world_process_zero:
-            left = state.max_steps - state.global_step
-            self._ticks = self._progress(range(left), "recovery", left)
-            next(self._ticks)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        next(self._ticks or iter(()), None)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        if "eval_loss" in logs:
-            LOG.info("step %d of %d: held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
-        elif "loss" in logs:
-            LOG.info(
-                "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.2e",
-                state.global_step,
-                state.max_steps,
-                logs["loss"],
-                logs["grad_norm"],
-                logs["learning_rate"],
-                extra={"file_only": True},
-            )
-
-
-class EvaluateLast(TrainerCallback):
-    """The last state is measured too, whatever the interval."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == state.max_steps and args.eval_strategy != "no":
-            control.should_evaluate = True

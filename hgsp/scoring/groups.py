@@ -1,6 +1,8 @@
 """The table of all groups: one row per KV group and per SwiGLU channel of the dense model.
 
-G groups in all | L layers. Rows are ordered by layer, attention before MLP, then group index.
+Rows are ordered by layer, attention before MLP, then group index.
+
+G groups of all layers | L layers
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hgsp.errors import NumericalError
+from hgsp.models.families import KINDS
 from hgsp.models.geometry import Geometry
 
 ATTENTION, MLP = 0, 1
-KIND_NAMES = ("attention", "mlp")
 CSV_COLUMNS = ("layer", "kind", "group", "importance", "cost", "base_score", "prior", "score", "kept")
 
 Floats = npt.NDArray[np.float64]
@@ -24,20 +26,29 @@ Ints = npt.NDArray[np.int64]
 
 
 def depth_profile(num_layers: int, kind: int, power: int) -> Floats:
-    """How a change of one kind's scores is spread over the layers, [L, 2]: the depth, which runs from -1 to 1, to that
-    power and less its mean; 1 everywhere for power 0."""
+    """Return a function of depth for one kind of group and 0 for the other, [L, 2] float64.
+
+    It is depth ** power minus its mean over the layers, with depth from -1 to 1; 1 everywhere for power 0.
+    """
     profile_LK = np.zeros((num_layers, 2))
     depth_L = np.linspace(-1, 1, num_layers) ** power
     profile_LK[:, kind] = depth_L - depth_L.mean() if power else depth_L
     return profile_LK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GroupTable:
-    """Parallel arrays of length G. ``cost`` is in parameters; ``score = base_score * prior``.
+    """Parallel arrays [G], sorted on construction.
 
-    ``base_score`` is the (possibly normalised) importance over cost; ``prior`` is 1 where there is none. Rows given in
-    another order are put into the table's own, which selection counts on.
+    Args:
+        importance: as the method gives it.
+        cost: parameters removed with the group.
+        base_score: importance, normalized if configured, over cost.
+        prior: 1 without a prior.
+        score: ``base_score * prior``.
+
+    Raises:
+        NumericalError: a value is not finite; the message names layer and kind.
     """
 
     layer: Ints
@@ -61,36 +72,42 @@ class GroupTable:
     def __len__(self) -> int:
         return len(self.layer)
 
+    def __repr__(self) -> str:
+        num_layers, params = int(self.layer[-1]) + 1, int(self.cost.sum())
+        return f"GroupTable({len(self):,} groups in {num_layers} layers, {params:,} parameters)"
+
     def with_prior(self, prior_LK: Floats) -> GroupTable:
-        """The same table with ``prior`` taken from an array [L, 2] (attention, mlp) and the score multiplied by it."""
+        """Return the table with the prior of an array [L, 2] (attention, MLP) and scores multiplied by it."""
         prior = prior_LK[self.layer, self.kind]
         return replace(self, prior=prior, score=self.base_score * prior)
 
     def reweighted(self, factor_LK: Floats) -> GroupTable:
-        """The same table with prior and score multiplied by an array [L, 2] (attention, mlp)."""
+        """Return the table with priors and scores multiplied by an array [L, 2] (attention, MLP)."""
         factor = factor_LK[self.layer, self.kind]
         return replace(self, prior=self.prior * factor, score=self.score * factor)
 
     def with_depth_slope(self, slope: float) -> GroupTable:
-        """The same table with scores of MLP channels multiplied by e^-slope in the first layer up to e^slope in the
-        last: later layers, reconstructed, make good for what earlier ones lose."""
+        """Return the table with MLP scores multiplied by e^-slope in the first layer, rising to e^slope in the last.
+
+        Early layers lose less by pruning than late ones if later layers are reconstructed.
+        """
         profile_LK = depth_profile(int(self.layer[-1]) + 1, MLP, power=1)
         return self.reweighted(np.exp(slope * profile_LK))
 
     def zeroed_unless(self, kept: npt.NDArray[np.bool_]) -> GroupTable:
-        """The same table in which groups outside the mask of length G score 0, so that they leave first."""
+        """Return the table with score 0 for groups outside the mask [G], which removes them first."""
         return replace(self, base_score=self.base_score * kept, score=self.score * kept)
 
     def write_csv(self, path: Path, kept: npt.NDArray[np.bool_]) -> None:
-        """One row per group in the column order of ``CSV_COLUMNS``; ``kept`` is a mask of length G."""
-        kinds = [KIND_NAMES[kind] for kind in self.kind.tolist()]
+        """Write one row per group with the columns ``CSV_COLUMNS``; ``kept`` is a mask [G]."""
+        kinds = [KINDS[kind] for kind in self.kind.tolist()]
         columns = (self.layer, kinds, self.group, self.importance, self.cost, self.base_score, self.prior, self.score)
         as_lists = [column if isinstance(column, list) else column.tolist() for column in columns]
-        with path.open("w") as sink:  # nothing here needs quoting, and half a million rows are written
+        with path.open("w") as sink:  # an 8B model has half a million rows, and no value needs quoting
             sink.write(",".join(CSV_COLUMNS) + "\n")
             sink.writelines(
-                f"{layer},{kind},{group},{importance!r},{cost},{base!r},{prior!r},{score!r},{stays}\n"
-                for layer, kind, group, importance, cost, base, prior, score, stays in zip(
+                f"{layer},{kind},{group},{importance!r},{cost},{base!r},{prior!r},{score!r},{keep}\n"
+                for layer, kind, group, importance, cost, base, prior, score, keep in zip(
                     *as_lists, kept.astype(int).tolist(), strict=True
                 )
             )
@@ -101,25 +118,24 @@ def build_group_table(
     geometry: Geometry,
     base_importance: Sequence[Mapping[str, Floats]] | None = None,
 ) -> GroupTable:
-    """Lay per-layer importances out as a table, with exact costs.
+    """Build the table from the importances of every layer.
 
     Args:
-        importance: per layer ``{"attention": [K], "mlp": [M]}``, float64, any common unit.
-        geometry: of the dense model; gives the cost of each group in parameters.
-        base_importance: what the base score is computed from when it is not the raw importance (a normalised copy).
+        importance: ``{"attention": [K], "mlp": [M]}`` per layer, float64, any common unit.
+        geometry: of the dense model; gives the cost of each group.
+        base_importance: normalized importances for the base score; default: ``importance``.
 
     Raises:
         NumericalError: an importance is not finite; the message names layer and kind.
     """
     layers, kinds, groups, values, bases, costs = [], [], [], [], [], []
-    cost_of = {"attention": geometry.kv_group_params, "mlp": geometry.mlp_channel_params}
     for index, by_kind in enumerate(importance):
-        for kind, name in enumerate(KIND_NAMES):
+        for kind, name in enumerate(KINDS):
             block = np.asarray(by_kind[name], dtype=np.float64)
             layers.append(np.full(len(block), index))
             kinds.append(np.full(len(block), kind))
             groups.append(np.arange(len(block)))
-            costs.append(np.full(len(block), cost_of[name]))
+            costs.append(np.full(len(block), geometry.params_per_group(name)))
             values.append(block)
             bases.append(block if base_importance is None else base_importance[index][name])
     cost = np.concatenate(costs).astype(np.int64)
@@ -139,7 +155,7 @@ def build_group_table(
 def _require_finite(name: str, values: Floats, layer: Ints, kind: Ints) -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        where = f"layer {layer[bad[0]]}, {KIND_NAMES[kind[bad[0]]]}"
+        where = f"layer {layer[bad[0]]}, {KINDS[kind[bad[0]]]}"
         raise NumericalError(
             f"{name} of {len(bad)} groups is not finite, first in {where}; use --dtype bfloat16 or float32"
         )

@@ -1,7 +1,7 @@
-"""Makes importances of different layers comparable before they enter one global order.
+"""Normalization, which makes the importances of different layers comparable before one global order.
 
-``wanda``, ``magnitude`` and ``flap`` compare columns inside one matrix; their scale follows that of a layer's weights
-and activations, and a raw global order empties whole layers.
+``wanda``, ``magnitude`` and ``flap`` compare columns of one matrix. Their scale follows that of a layer's weights and
+activations, so that a global order of raw importances empties whole layers.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from hgsp.models.families import KINDS
 from hgsp.models.geometry import Geometry
 from hgsp.scoring.groups import Floats
 
 #: Importance of one layer's groups: "attention" [K] and "mlp" [M], float64. Methods that score all seven Linears add
-#: the part that lies in the Linear which writes the block's output, as "attention.output" and "mlp.output".
+#: the share of the output projections alone as "attention.output" and "mlp.output".
 LayerImportance = Mapping[str, Floats]
 
 
@@ -24,25 +25,25 @@ def _none(importance: Floats, output: Floats, group_params: int) -> Floats:
 
 
 def _mean(importance: Floats, output: Floats, group_params: int) -> Floats:
-    """Relative to the mean of the block, so that the mean score per parameter is 1 in every block."""
+    """The importance over the mean of its block, so that the mean score per parameter is 1 in every block."""
     return _share(importance, output, group_params) * len(importance) * group_params
 
 
 def _share(importance: Floats, output: Floats, group_params: int) -> Floats:
-    """The share of the block's importance that the group carries: every block has the same to give, large or small."""
+    """The group's share of the importance of its block, which sums to 1 in every block, large or small."""
     total = importance.sum()
     return importance / total if total > 0 else importance
 
 
 def _rank(importance: Floats, output: Floats, group_params: int) -> Floats:
-    """The group's rank in its block, as a fraction in (0, 1], at the score's scale: the same width everywhere."""
+    """The group's rank in its block over the size of the block, in (0, 1], times the cost of a group."""
     rank = np.empty(len(importance))
     rank[np.argsort(importance, kind="stable")] = np.arange(1, len(importance) + 1)
     return rank / len(importance) * group_params
 
 
 def _output(importance: Floats, output: Floats, group_params: int) -> Floats:
-    """The rank by what the group writes to the block's output alone: what it reads says little about its worth."""
+    """The same rank, by the output projection alone: the input projections say little about a group's importance."""
     return _rank(output, output, group_params)
 
 
@@ -56,9 +57,16 @@ NORMALIZERS: dict[str, Callable[[Floats, Floats, int], Floats]] = {
 
 
 def normalize(importance: Sequence[LayerImportance], geometry: Geometry, name: str) -> list[LayerImportance]:
-    """Normalise each block (layer, kind) of the importances on its own. Returns "attention" and "mlp" per layer."""
+    """Normalize every block (layer, kind) by itself.
+
+    Args:
+        name: a key of ``NORMALIZERS``.
+
+    Returns:
+        "attention" [K] and "mlp" [M] of every layer, float64.
+    """
     normalizer = NORMALIZERS[name]
-    params = {"attention": geometry.kv_group_params, "mlp": geometry.mlp_channel_params}
+    params = {kind: geometry.params_per_group(kind) for kind in KINDS}
     return [
         {kind: normalizer(layer[kind], layer.get(f"{kind}.output", layer[kind]), params[kind]) for kind in params}
         for layer in importance

@@ -1,6 +1,6 @@
-"""The hierarchical prior (H-GSP): how much a whole layer, or one of its two blocks, changes what passes through.
+"""The hierarchical prior (H-GSP): factors on scores by the influence of whole layers and blocks.
 
-L layers | T tokens | H hidden
+L layers | K kinds of block | N sequences | B of them in a batch | T tokens | H hidden
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from hgsp.layerwise.distributed import sum_over_processes
 from hgsp.layerwise.walk import ForwardPass
 from hgsp.models.decoder import Decoder
+from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.scoring.groups import Floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Influence:
-    """Influence of every layer and of its blocks, float64 [L] each, >= 0; ``measure`` says in what unit.
+    """Influence of every layer and of its two blocks, float64 [L] each, >= 0.
 
-    ``cosine``: mean over tokens of 1 - cos(residual stream before, after), arXiv:2403.03853. ``perplexity``: how much
-    the perplexity of the calibration text grows when the layer or block is skipped.
+    ``measure`` is "cosine", the mean over tokens of 1 - cos(residual stream before, after) (arXiv:2403.03853), or
+    "perplexity", the increase in calibration perplexity without the layer or block.
     """
 
     layer: Floats
@@ -35,32 +36,36 @@ class Influence:
     mlp: Floats
     measure: str = "cosine"
 
+    def __repr__(self) -> str:
+        return f"Influence({self.measure}, {len(self.layer)} layers)"
 
-class InfluenceWatch:
-    """Measures cosine influence while a walk goes forward."""
 
-    def __init__(self, num_layers: int) -> None:
-        self._sums = torch.zeros(num_layers, 3, dtype=torch.float64)
+class CosineInfluence:
+    """Cosine influence, accumulated in float64 during a forward walk."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._second_norm = decoder.family.blocks["mlp"].norm
+        self._sums = torch.zeros(decoder.num_layers, 3, dtype=torch.float64)
 
     @contextmanager
-    def on(self, layer_pass: ForwardPass) -> Iterator[None]:
-        """Watch every batch that one layer runs."""
+    def watching(self, layer_pass: ForwardPass) -> Iterator[None]:
+        """Accumulate every batch of one layer."""
         index, module = layer_pass.index, layer_pass.module
         seen: dict[str, Tensor] = {}
 
         def entering(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen["entering"] = args[0]
+            seen["before"] = args[0]
 
         def between(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            seen["between"] = args[0]
+            seen["middle"] = args[0]
 
         def leaving(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            before, after = seen["entering"], output[0] if isinstance(output, tuple) else output
-            middle = seen["between"]
+            before, middle = seen["before"], seen["middle"]
+            after = output[0] if isinstance(output, tuple) else output
             pairs = ((before, after), (before, middle), (middle, after))
             self._sums[index] += torch.stack([_angle_sum(a, b) for a, b in pairs])
 
-        norm = module.get_submodule("post_attention_layernorm")
+        norm = module.get_submodule(self._second_norm)
         handles = [
             module.register_forward_pre_hook(entering),
             norm.register_forward_pre_hook(between),
@@ -73,42 +78,41 @@ class InfluenceWatch:
                 handle.remove()
 
     def influence(self, num_tokens: int) -> Influence:
-        """The mean over ``num_tokens`` tokens, those of all processes."""
+        """Return the mean over ``num_tokens`` tokens, which are those of all processes."""
         layer, attention, mlp = (sum_over_processes(self._sums.clone()) / num_tokens).numpy().T
         return Influence(layer, attention, mlp)
 
 
 def _angle_sum(before_BTH: Tensor, after_BTH: Tensor) -> Tensor:
-    """Sum over tokens of 1 - cos, float64 scalar on the CPU; the angle of a token is float32."""
+    """Return the sum over tokens of 1 - cos, a float64 scalar on the CPU; cosines are float32."""
     cosine = nn.functional.cosine_similarity(before_BTH.float(), after_BTH.float(), dim=-1)
     return (1 - cosine).clamp_(min=0).cpu().sum(dtype=torch.float64)
 
 
 def prior_of(influence: Influence, temperature: float, tau: float | None) -> tuple[Floats, list[str]]:
-    """The factor ``B ** temperature`` on the scores of every (layer, kind), [L, 2] float64, and each layer's mode.
+    """Return the factor ``B ** temperature`` of every (layer, kind), [L, 2] float64, and the mode of each layer.
 
-    ``B = ln(1 + I_layer)`` where ``I_layer < tau`` (mode "layer"), else ``ln(1 + I_block)`` (mode "block"). ``tau``
-    unset is the 25th percentile of ``I_layer``; 0 is always block, inf always layer.
+    ``B = ln(1 + I_layer)`` if ``I_layer < tau`` (mode "layer"), else ``ln(1 + I_block)`` (mode "block"). ``tau`` None
+    is the 25th percentile of ``I_layer``; 0 always gives "block", inf always "layer".
     """
     threshold = float(np.percentile(influence.layer, 25)) if tau is None else tau
-    by_layer = (influence.layer < threshold) if not math.isinf(threshold) else np.ones(len(influence.layer), bool)
+    below_L = (influence.layer < threshold) if not math.isinf(threshold) else np.ones(len(influence.layer), bool)
     blocks_LK = np.stack([influence.attention, influence.mlp], axis=1)
-    chosen_LK = np.where(by_layer[:, None], influence.layer[:, None], blocks_LK)
-    return np.log1p(chosen_LK) ** temperature, ["layer" if whole else "block" for whole in by_layer]
+    chosen_LK = np.where(below_L[:, None], influence.layer[:, None], blocks_LK)
+    return np.log1p(chosen_LK) ** temperature, ["layer" if is_below else "block" for is_below in below_L]
 
 
-#: Sequences used by ``perplexity_influence``: every layer adds three variants of their hidden states.
+#: Sequences that ``perplexity_influence`` uses: every layer adds three variants of their hidden states.
 MAX_SKIP_SEQUENCES = 8
 
 
 @torch.no_grad()
 @fp32_matmul_fallback()
 def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
-    """Perplexity lost when a layer, its attention or its MLP is skipped, each on its own; 0 where none is lost.
+    """Measure the increase in perplexity without each layer, attention block and MLP block; 0 instead of a decrease.
 
-    One pass over the layers: layer l adds three variants of the hidden states, and all variants go on together, so
-    that every layer's weights are needed once. Uses the first ``MAX_SKIP_SEQUENCES`` sequences; holds up to 3L + 1
-    times their hidden states [N, T, H].
+    One pass over the layers, each of which adds three variants of the hidden states, so that weights are read once.
+    Holds up to 3L + 1 copies of the hidden states [N, T, H] of the first ``MAX_SKIP_SEQUENCES`` sequences.
     """
     input_ids = input_ids_NT[:MAX_SKIP_SEQUENCES]
     variants: dict[tuple[int, str], Tensor] = {(-1, "none"): decoder.embed(input_ids)}
@@ -117,8 +121,8 @@ def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
         with decoder.layer(index) as module:
             started = {
                 (index, "layer"): unskipped,
-                (index, "attention"): _call_silencing(decoder, module, "self_attn.o_proj", unskipped),
-                (index, "mlp"): _call_silencing(decoder, module, "mlp.down_proj", unskipped),
+                (index, "attention"): _call_without(decoder, module, OUTPUT_PROJECTIONS["attention"], unskipped),
+                (index, "mlp"): _call_without(decoder, module, OUTPUT_PROJECTIONS["mlp"], unskipped),
             }
             variants = {key: decoder.call(module, hidden) for key, hidden in variants.items()} | started
     tokens = input_ids.shape[0] * (input_ids.shape[1] - 1)
@@ -132,9 +136,9 @@ def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
     return Influence(layer, attention, mlp, "perplexity")
 
 
-def _call_silencing(decoder: Decoder, module: nn.Module, writer: str, hidden: Tensor) -> Tensor:
-    """One layer's output when the Linear ``writer`` adds nothing to the residual stream."""
-    handle = module.get_submodule(writer).register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
+def _call_without(decoder: Decoder, module: nn.Module, linear: str, hidden: Tensor) -> Tensor:
+    """Return the output of a layer, [B, T, H], with zeros as the output of one Linear."""
+    handle = module.get_submodule(linear).register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
     try:
         return decoder.call(module, hidden)
     finally:

@@ -1,11 +1,11 @@
-"""From statistics of single Linears to the importance of groups, and from there to the table of all groups.
+"""Importance of groups, from statistics of single Linears gathered layer by layer.
 
 K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width | L layers | N sequences | T tokens
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,18 @@ from hgsp.errors import InputError, not_finite
 from hgsp.layerwise.distributed import own_share, sum_over_processes
 from hgsp.layerwise.walk import LayerWalk, Objective
 from hgsp.models.decoder import Decoder, weight_not_finite
-from hgsp.models.families import ATTENTION_OUTPUT, LINEARS, MLP_OUTPUT
+from hgsp.models.families import ATTENTION_OUTPUT, KINDS, LINEARS, MLP_OUTPUT, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.scoring.groups import KIND_NAMES
-from hgsp.scoring.methods import METHODS, ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod
+from hgsp.scoring.methods import ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod, method_named
+from hgsp.scoring.names import LABELS
 from hgsp.scoring.normalization import LayerImportance
-from hgsp.scoring.prior import Influence, InfluenceWatch
+from hgsp.scoring.prior import CosineInfluence, Influence
 from hgsp.scoring.statistics import (
     BACKWARD_STATISTICS,
     FORWARD_STATISTICS,
     LayerStatistics,
+    frozen_parameters,
     gather_backward,
     gather_forward,
 )
@@ -38,10 +39,12 @@ from hgsp.scoring.statistics import (
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How to walk. None of these changes a score beyond float rounding.
+    """Memory settings of a scoring pass, none of which changes scores beyond float rounding.
 
-    ``batch_size`` sequences go through a layer together; ``checkpointing`` keeps fewer boundary activations and
-    computes them again; ``spill_dir`` puts them on disk.
+    Args:
+        batch_size: sequences per call of a layer.
+        checkpointing: keep the hidden states of fewer layers, and compute the others again.
+        spill_dir: folder for hidden states; None keeps them in memory.
     """
 
     batch_size: int = 4
@@ -49,16 +52,19 @@ class ScoringOptions:
     spill_dir: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Importances:
-    """What one scoring pass found: importance of every group, per layer, and the layers' influence if asked for.
+    """Importance of every group by layer, and the influence of layers if measured.
 
-    ``calibration_loss`` is the mean token loss in nats of the calibration text, where the method computed it.
+    ``calibration_loss`` is the mean token loss of the calibration text in nats, None if the method does not compute it.
     """
 
     by_layer: tuple[LayerImportance, ...]
     influence: Influence | None
     calibration_loss: float | None
+
+    def __repr__(self) -> str:
+        return f"Importances({len(self.by_layer)} layers, calibration loss {self.calibration_loss}, {self.influence})"
 
 
 @fp32_matmul_fallback()
@@ -73,34 +79,59 @@ def score_groups(
     labels: str = "text",
     progress: Progress = silent,
 ) -> Importances:
-    """Importance of every group of the model, float64, in the method's own unit.
+    """Score every group of the model, float64, in the unit of the method.
 
-    Walks the decoder once forward and, if the method needs gradients, once backward; holds one layer's statistics at a
-    time. Gradients are accumulated in float32 over all sequences. With several processes each walks its share. With
-    ``labels="model"`` gradients are of tokens that the model draws itself, seeded: ``fisher`` then estimates the Fisher
-    information of its output, which is the curvature of the KL divergence, whatever the text says next.
+    Walks the decoder forward once and, if the method needs gradients, backward once, with the statistics of one layer
+    in memory. Gradients are accumulated in float32. Every process of a launch walks its share of the sequences.
+
+    Args:
+        calibration: may be None for methods that need no text.
+        with_influence: measure the cosine influence of layers and blocks, too.
+        labels: "text" takes gradients of the loss on the text's next tokens. "model" draws next tokens from the model,
+            seeded: ``fisher`` then estimates the Fisher information, the curvature of the KL divergence.
 
     Raises:
-        InputError: the method needs text and there is no calibration.
-        NumericalError: a statistic is not finite; names layer and projection.
+        InputError: unknown method or labels, or the method needs text and there is no calibration.
+        NumericalError: a statistic is not finite; the message names layer and projection.
     """
-    method = METHODS[method] if isinstance(method, str) else method
-    options = options or ScoringOptions()
-    geometry = geometry_of(decoder.model)
-    decoder.model.requires_grad_(False)
+    method = method_named(method)
+    if labels not in LABELS:
+        raise InputError(expected=f"labels from {' or '.join(LABELS)}", got=f"'{labels}'", remedy="change labels")
     if calibration is None and (method.needs or with_influence):
         raise InputError(expected=f"calibration text for {method.name}", got="none", remedy="pass a Calibration")
-    found: dict[int, LayerImportance] = {}
-    if calibration is None or not (method.needs or with_influence):
-        for index in range(decoder.num_layers):
-            with decoder.layer(index) as module:
-                found[index] = _layer_importance(method, LayerStatistics(index, module), geometry, seed)
-        return Importances(_in_order(found), None, None)
+    with frozen_parameters(decoder.model):
+        if calibration is None or not (method.needs or with_influence):
+            return Importances(_score_weights(decoder, method, seed), None, None)
+        return _score_by_walking(
+            decoder, method, calibration, with_influence, options or ScoringOptions(), seed, labels, progress
+        )
 
+
+def _score_weights(decoder: Decoder, method: Method, seed: int) -> tuple[LayerImportance, ...]:
+    """Score by a method that needs no text."""
+    geometry, found = geometry_of(decoder.model), []
+    for index in range(decoder.num_layers):
+        with decoder.layer(index) as module:
+            found.append(_layer_importance(method, LayerStatistics(index, module), geometry, seed))
+    return tuple(found)
+
+
+def _score_by_walking(
+    decoder: Decoder,
+    method: Method,
+    calibration: Calibration,
+    with_influence: bool,
+    options: ScoringOptions,
+    seed: int,
+    labels: str,
+    progress: Progress,
+) -> Importances:
+    found: dict[int, LayerImportance] = {}
+    geometry = geometry_of(decoder.model)
     share = own_share(len(calibration.input_ids))
     seq_len = calibration.input_ids.shape[1]
     backward = bool(method.needs & BACKWARD_STATISTICS)
-    group_columns = {ATTENTION_OUTPUT: geometry.queries_per_kv * geometry.head_dim, MLP_OUTPUT: 1}
+    group_columns = {name: geometry.columns_per_group(kind) for kind, name in OUTPUT_PROJECTIONS.items()}
     walk = LayerWalk(
         decoder,
         calibration.input_ids[share.rows],
@@ -109,32 +140,32 @@ def score_groups(
         checkpointing=options.checkpointing,
         spill_dir=options.spill_dir,
     )
-    watch = InfluenceWatch(decoder.num_layers) if with_influence else None
+    cosine = CosineInfluence(decoder) if with_influence else None
     with walk:
         for layer_pass in progress(walk.forward(), "forward", decoder.num_layers):
-            with watch.on(layer_pass) if watch else nullcontext():
+            with cosine.watching(layer_pass) if cosine else nullcontext():
                 linears = _linears(layer_pass.module, method)
                 needs = method.needs & FORWARD_STATISTICS
                 statistics = gather_forward(layer_pass, linears, needs, share, seq_len)
             if not backward:
                 found[layer_pass.index] = _layer_importance(method, statistics, geometry, seed)
         if backward:
-            objective = None if labels == "text" else _of_drawn_labels(walk, seed + share.rows.start)
+            objective = None if labels == "text" else _loss_of_drawn_labels(walk, seed + share.rows.start)
             for back in progress(walk.backward(objective), f"{method.name} scores", decoder.num_layers):
                 linears = _linears(back.module, method)
                 needs = method.needs & BACKWARD_STATISTICS
                 statistics = gather_backward(back, linears, needs, share, seq_len, group_columns)
                 found[back.index] = _layer_importance(method, statistics, geometry, seed)
-                del statistics  # or two layers' gradients would be held
-    influence = watch.influence(share.num_sequences * seq_len) if watch else None
+                del statistics  # else the gradients of two layers are in memory
+    influence = cosine.influence(share.num_sequences * seq_len) if cosine else None
     loss = None
     if backward and labels == "text":
         loss = float(sum_over_processes(walk.losses.sum())) / (share.num_sequences * (seq_len - 1))
-    return Importances(_in_order(found), influence, loss)
+    return Importances(tuple(found[index] for index in sorted(found)), influence, loss)
 
 
-def _of_drawn_labels(walk: LayerWalk, first_seed: int) -> Objective:
-    """The loss of labels drawn from the model; a sequence's labels depend on its own seed alone."""
+def _loss_of_drawn_labels(walk: LayerWalk, first_seed: int) -> Objective:
+    """Return the loss on labels drawn from the model, with one seed per sequence, whatever the batches."""
 
     def objective(hidden_BTH: Tensor, batch: slice) -> tuple[Tensor, Tensor]:
         seeds = range(first_seed + batch.start, first_seed + batch.stop)
@@ -144,21 +175,26 @@ def _of_drawn_labels(walk: LayerWalk, first_seed: int) -> Objective:
 
 
 def fold_weights(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> dict[str, Tensor]:
-    """Sum per-weight saliency over everything that leaves the model with a group.
+    """Sum per-weight saliency over everything that is removed with a group.
 
-    ``saliency(key)`` returns float32 for a Linear's weight, or for its bias under ``name + ".bias"`` (zeros where there
-    is none). Returns attention [K] and MLP [M], float64, and, of each, the part that lies in the Linear which writes
-    the block's output (``attention.output``, ``mlp.output``). Query heads of KV head k are rows k*R*D to (k+1)*R*D:
-    they lie together, because that is how ``repeat_kv`` lays them out.
+    Query heads of KV head k are rows k*R*D to (k+1)*R*D, the order of ``repeat_kv``.
+
+    Args:
+        saliency: returns float32 [O, I] for the name of a Linear, and [O] for its bias under ``name + ".bias"``, zeros
+            if it has none.
+
+    Returns:
+        "attention" [K] and "mlp" [M], float64, and the share of the output projection in each, "attention.output" and
+        "mlp.output".
     """
 
     def rows(name: str) -> Tensor:
-        return _wide_sum(saliency(name), 1) + saliency(f"{name}.bias").cpu().double()
+        return _float64_sum(saliency(name), 1) + saliency(f"{name}.bias").cpu().double()
 
     def columns(name: str) -> Tensor:
-        return _wide_sum(saliency(name), 0)
+        return _float64_sum(saliency(name), 0)
 
-    attention_readers_K = (
+    attention_inputs_K = (
         rows("self_attn.q_proj").view(K, R * D).sum(1)
         + rows("self_attn.k_proj").view(K, D).sum(1)
         + rows("self_attn.v_proj").view(K, D).sum(1)
@@ -166,7 +202,7 @@ def fold_weights(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> d
     attention_output_K = columns("self_attn.o_proj").view(K, R * D).sum(1)
     mlp_output_M = columns("mlp.down_proj")
     return {
-        "attention": attention_readers_K + attention_output_K,
+        "attention": attention_inputs_K + attention_output_K,
         "mlp": rows("mlp.gate_proj") + rows("mlp.up_proj") + mlp_output_M,
         "attention.output": attention_output_K,
         "mlp.output": mlp_output_M,
@@ -180,18 +216,19 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
 
     if isinstance(method, GroupMethod):
         generator = torch.Generator().manual_seed(seed + statistics.index)
-        sizes = {"attention": (K, geometry.kv_group_params), "mlp": (shape.mlp_width, geometry.mlp_channel_params)}
-        importance = {kind: method.groups(*sizes[kind], generator) for kind in KIND_NAMES}
+        sizes = {"attention": K, "mlp": shape.mlp_width}
+        importance = {kind: method.groups(sizes[kind], geometry.params_per_group(kind), generator) for kind in KINDS}
     elif isinstance(method, ColumnMethod):
         columns = {
             name: method.columns(linears[name].weight, statistics.values.get(name, {})).cpu().double()
-            for name in (ATTENTION_OUTPUT, MLP_OUTPUT)
+            for name in OUTPUT_PROJECTIONS.values()
         }
         attention_K = columns[ATTENTION_OUTPUT].unflatten(0, (K, R * D)).sum(1)
         importance = {"attention": attention_K, "mlp": columns[MLP_OUTPUT]}
     elif isinstance(method, MaskMethod):
-        writers = {"attention": ATTENTION_OUTPUT, "mlp": MLP_OUTPUT}
-        importance = {kind: statistics.values[name][method.statistic].cpu().double() for kind, name in writers.items()}
+        importance = {
+            kind: statistics.values[name][method.statistic].cpu().double() for kind, name in OUTPUT_PROJECTIONS.items()
+        }
     else:
 
         def saliency(key: str) -> Tensor:
@@ -202,22 +239,18 @@ def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geo
             return method.saliency(parameter, statistics.values.get(key, {}))
 
         importance = fold_weights(saliency, K, R, D)
-    for kind in KIND_NAMES:
+    for kind in KINDS:
         if not importance[kind].isfinite().all():
             where = weight_not_finite(statistics.module)
             raise not_finite("weight" if where else f"{method.name} importance", statistics.index, where or kind)
     return {kind: values.numpy() for kind, values in importance.items()}
 
 
-def _wide_sum(values: Tensor, dim: int) -> Tensor:
-    """Sum as float64 on the CPU; over one matrix torch adds float32 in pairs, exact enough."""
+def _float64_sum(values: Tensor, dim: int) -> Tensor:
+    """Return the sum over one dimension, float64 on the CPU; torch adds float32 pairwise, precise enough here."""
     return values.sum(dim).cpu().double()
 
 
 def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:
-    names = LINEARS if isinstance(method, WeightMethod) else (ATTENTION_OUTPUT, MLP_OUTPUT)
+    names = LINEARS if isinstance(method, WeightMethod) else OUTPUT_PROJECTIONS.values()
     return {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
-
-
-def _in_order(found: Mapping[int, LayerImportance]) -> tuple[LayerImportance, ...]:
-    return tuple(found[index] for index in sorted(found))

@@ -1,11 +1,12 @@
-"""Scores on disk: score once, cut at any ratio, temperature, tau, epsilon or floor in seconds.
+"""Scores: importances and influence on disk, to select from at any ratio and with any prior in seconds.
 
-L layers | K kv groups | M mlp width
+L layers | K kv groups | M mlp width | I in_features
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,28 +18,88 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hgsp.errors import InputError
-from hgsp.models.families import LAYER_PREFIX, LINEARS
+from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
 from hgsp.models.geometry import Geometry
-from hgsp.scoring.groups import KIND_NAMES, GroupTable, build_group_table
+from hgsp.models.loaded import LoadedModel
+from hgsp.scoring.groups import GroupTable, build_group_table
+from hgsp.scoring.methods import METHODS
+from hgsp.scoring.names import NORMALIZATIONS
 from hgsp.scoring.normalization import LayerImportance, normalize
 from hgsp.scoring.prior import Influence, prior_of
 
 SCHEMA = 1
 SAMPLED_VALUES = 16
+MAX_DEPTH_SLOPE = 10
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Importances of every group, the influence of layers and blocks if it was measured, and where both come from.
+class RankingOptions:
+    """How importances become one order over all layers and both kinds of group.
 
-    ``weight_sample`` [L, 7, 16] float32 holds the first weights of every Linear, to recognise the model again in
-    whatever dtype it is loaded.
+    Args:
+        normalization: a key of ``NORMALIZERS``, or "auto" for that of the importance method.
+        temperature: exponent of the H-GSP prior; 0 switches it off and needs no influence.
+        tau: H-GSP threshold, see ``prior_of``.
+        depth_slope: MLP scores are multiplied by e^-slope in the first layer up to e^slope in the last.
+
+    Raises:
+        InputError: unknown normalization, or a number out of range.
+    """
+
+    normalization: str = "auto"
+    temperature: float = 0.0
+    tau: float | None = None
+    depth_slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, valid, expected in (
+            ("normalization", self.normalization in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
+            ("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "a finite number >= 0"),
+            ("tau", self.tau is None or self.tau >= 0, "None, inf or a number >= 0"),
+            ("depth_slope", abs(self.depth_slope) <= MAX_DEPTH_SLOPE, f"at most {MAX_DEPTH_SLOPE}, of either sign"),
+        ):
+            if not valid:
+                got = getattr(self, name)
+                raise InputError(expected=f"{name} to be {expected}", got=got, remedy=f"change {name}")
+
+    def normalization_of(self, method: str) -> str:
+        """Return the normalization in force for scores of this method, never "auto"."""
+        return METHODS[method].normalization if self.normalization == "auto" else self.normalization
+
+
+@dataclass(frozen=True, repr=False)
+class Scores:
+    """Importance of every group, the influence of layers and blocks if measured, and the provenance of both.
+
+    ``weight_sample`` [L, 7, 16] float32, the first weights of every Linear, identifies the model in any dtype.
     """
 
     by_layer: tuple[LayerImportance, ...]
     influence: Influence | None
     weight_sample: npt.NDArray[np.float32]
     provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        num_groups = sum(len(layer[kind]) for layer in self.by_layer for kind in KINDS)
+        influence = "no influence" if self.influence is None else f"{self.influence.measure} influence"
+        method = self.provenance.get("importance_method", "unknown method")
+        return f"Scores({method}, {num_groups:,} groups in {len(self.by_layer)} layers, {influence})"
+
+    @property
+    def method(self) -> str:
+        """The importance method, a key of ``METHODS``.
+
+        Raises:
+            InputError: the provenance names none, or one that is not in ``METHODS``.
+        """
+        name = self.provenance.get("importance_method")
+        if name not in METHODS:
+            raise InputError(
+                expected=f"scores by one of {', '.join(METHODS)}",
+                got=f"scores by {name}",
+                remedy="score the model again",
+            )
+        return str(name)
 
     def write(self, path: Path) -> None:
         arrays: dict[str, Any] = {
@@ -58,13 +119,13 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """Read a file that ``write`` made.
+        """Read a file of ``write``.
 
         Raises:
-            InputError: missing, not such a file, or of another schema.
+            InputError: the file is missing, damaged, or of another schema.
         """
         try:
-            # opened here: numpy forgets to close a file that is no archive
+            # opened here because numpy does not close a file that is no archive
             with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
                 head = json.loads(str(arrays["head"]))
                 if head["schema"] != SCHEMA:
@@ -74,7 +135,7 @@ class Scores:
                     {name.partition(".")[2]: arrays[name] for name in arrays.files if name.startswith(f"{index}.")}
                     for index in layers
                 )
-                if not all(kind in layer for layer in by_layer for kind in KIND_NAMES):
+                if not all(kind in layer for layer in by_layer for kind in KINDS):
                     raise KeyError("importances of some layers are missing")
                 influence = None
                 if head["measure"] is not None:
@@ -89,28 +150,31 @@ class Scores:
             ) from error
 
     def check_belongs_to(self, geometry: Geometry, sample: npt.NDArray[np.float32], dtype: str) -> None:
-        """Refuse scores of another model or of other weights; ``sample`` holds weights of the given dtype.
+        """Refuse scores of another model.
+
+        Args:
+            sample: weights of the model, see ``weight_sample``, in the given dtype.
 
         Raises:
-            InputError: sizes or sampled weights differ by more than a change of dtype explains.
+            InputError: other sizes, or weights that differ by more than a change of dtype explains.
         """
         same_dtype = self.provenance.get("dtype") == dtype
         rtol, atol = (0.0, 0.0) if same_dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
         sizes = [(len(layer["attention"]), len(layer["mlp"])) for layer in self.by_layer]
         if sizes != [(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes]:
-            what = "a model of other sizes"
+            got = "a model of other sizes"
         elif not np.allclose(self.weight_sample, sample, rtol=rtol, atol=atol):
-            what = "a model of the same sizes with other weights"
+            got = "a model of the same sizes with other weights"
         else:
             return
         raise InputError(
-            expected="scores of the model that is to be cut",
-            got=f"scores of {what} ({self.provenance.get('base_model')})",
-            remedy="pass the model the scores were made from, or score this one",
+            expected="scores of the model to prune",
+            got=f"scores of {got} ({self.provenance.get('base_model')})",
+            remedy="pass the model that was scored, or score this one",
         )
 
-    def check_offers(self, temperature: float) -> None:
-        """Refuse scores without influence where the prior needs it.
+    def check_influence(self, temperature: float) -> None:
+        """Refuse a temperature that needs influence if the scores have none.
 
         Raises:
             InputError: a temperature above 0 and scores without influence.
@@ -122,26 +186,32 @@ class Scores:
                 remedy="use --temperature 0, or score again with a temperature above 0",
             )
 
-    def table(
-        self, geometry: Geometry, normalization: str, temperature: float, tau: float | None
-    ) -> tuple[GroupTable, list[str]]:
-        """The table of all groups with its final scores, and each layer's H-GSP mode ("none" without a prior).
+    def ranked(self, geometry: Geometry, options: RankingOptions | None = None) -> tuple[GroupTable, tuple[str, ...]]:
+        """Return the table of all groups with final scores, and the H-GSP mode of every layer ("none" without a prior).
 
         Raises:
-            InputError: a temperature above 0 and scores without influence.
+            InputError: a temperature above 0 and scores without influence, or "auto" and scores of no known method.
         """
-        base = normalize(self.by_layer, geometry, normalization)
-        table = build_group_table(self.by_layer, geometry, base)
-        if temperature == 0:
-            return table, ["none"] * len(self.by_layer)
-        self.check_offers(temperature)
-        assert self.influence is not None
-        prior_LK, modes = prior_of(self.influence, temperature, tau)
-        return table.with_prior(prior_LK), modes
+        options = options or RankingOptions()
+        automatic = options.normalization == "auto"
+        normalization = options.normalization_of(self.method) if automatic else options.normalization
+        table = build_group_table(self.by_layer, geometry, normalize(self.by_layer, geometry, normalization))
+        modes = ["none"] * len(self.by_layer)
+        if options.temperature > 0:
+            self.check_influence(options.temperature)
+            assert self.influence is not None
+            prior_LK, modes = prior_of(self.influence, options.temperature, options.tau)
+            table = table.with_prior(prior_LK)
+        return table.with_depth_slope(options.depth_slope), tuple(modes)
+
+
+def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
+    """Return the first weights of every Linear of a loaded model, [L, 7, 16] float32, rounded to the model's dtype."""
+    return sample_weights(loaded.read_first_row, loaded.decoder.num_layers)
 
 
 def sample_weights(read_first_rows: Callable[[str], Tensor], num_layers: int) -> npt.NDArray[np.float32]:
-    """First weights of every Linear of every layer, [L, 7, 16] float32; ``read_first_rows(name)`` gives [>=1, I]."""
+    """Return the first weights of every Linear, [L, 7, 16] float32; ``read_first_rows(name)`` returns [>=1, I]."""
     return np.stack(
         [
             np.stack([_first_values(read_first_rows(f"{LAYER_PREFIX}{index}.{name}.weight")) for name in LINEARS])

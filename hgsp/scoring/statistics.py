@@ -1,9 +1,8 @@
-"""Per-layer statistics that importance methods ask for by name, gathered while the decoder is walked.
+"""Per-layer statistics that importance methods need, gathered during a walk through the decoder.
 
-All are float32, are sums over the calibration tokens or sequences until ``finish`` turns them into means, and never
-depend on the batch size. With several processes each holds a share of the sequences and the sums are added up. A gate
-is what would scale all columns of a group together; its gradient at a token is the sum over them of input times
-gradient of the input, and at a sequence the sum over its tokens.
+All are float32 and independent of the batch size: sums over calibration tokens or sequences, which ``finish`` adds over
+processes and divides by their count. A mask is a factor on all input columns of a group; its gradient at a token is the
+sum over these columns of input times input gradient, and for a sequence the sum over its tokens.
 
 B batch | T tokens of a sequence | I in_features | O out_features | G groups
 
@@ -19,7 +18,7 @@ B batch | T tokens of a sequence | I in_features | O out_features | G groups
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from hgsp.errors import not_finite
 from hgsp.layerwise.distributed import Share, sum_over_processes
 from hgsp.layerwise.walk import BackwardPass, ForwardPass
-from hgsp.models.decoder import weight_not_finite
+from hgsp.models.decoder import watch_inputs, weight_not_finite
 
 FORWARD_STATISTICS = frozenset({"input_sq", "input_mean"})
 WEIGHT_GRADIENTS = frozenset({"grad", "grad_sq"})
@@ -40,14 +39,14 @@ BACKWARD_STATISTICS = WEIGHT_GRADIENTS | MASK_GRADIENTS
 
 @dataclass
 class LayerStatistics:
-    """Statistics of one layer: ``values[linear][name]``; weight gradients of biases under ``linear + ".bias"``."""
+    """Statistics of one layer, ``values[linear][name]``; gradients of a bias under ``linear + ".bias"``."""
 
     index: int
     module: nn.Module
     values: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def add(self, key: str, name: str, amount: Tensor, factor: float = 1.0) -> None:
-        """Add ``factor * amount`` in place to a float32 sum, creating it on first use."""
+        """Add ``factor * amount`` in place to a float32 sum."""
         sums = self.values.setdefault(key, {})
         if name in sums:
             sums[name].add_(amount, alpha=factor)
@@ -55,7 +54,7 @@ class LayerStatistics:
             sums[name] = amount.to(torch.float32, copy=True).mul_(factor)
 
     def finish(self, counts: Mapping[str, int]) -> None:
-        """Add up over processes and divide each sum by its count.
+        """Add the sums over processes and divide each by its count.
 
         Raises:
             NumericalError: a statistic is not finite; the message names layer, projection and statistic.
@@ -64,15 +63,21 @@ class LayerStatistics:
             for name in sorted(self.values[key]):
                 value = sum_over_processes(self.values[key][name]).div_(counts[name])
                 self.values[key][name] = value
-                if not torch.stack(value.aminmax()).isfinite().all():  # NaN is both; no copy of the whole matrix
-                    culprit = weight_not_finite(self.module)  # attention can hide a NaN until the way back
+                if (
+                    not torch.stack(value.aminmax()).isfinite().all()
+                ):  # NaN is both; needs no mask as large as the value
+                    culprit = weight_not_finite(self.module)  # attention can hide a NaN weight until the backward pass
                     raise not_finite("weight" if culprit else name, self.index, culprit or key)
 
 
 def gather_forward(
     layer_pass: ForwardPass, linears: Mapping[str, nn.Linear], needs: frozenset[str], share: Share, seq_len: int
 ) -> LayerStatistics:
-    """Run one layer forward and gather input statistics of the given Linears."""
+    """Run one layer forward and gather input statistics of the given Linears.
+
+    Raises:
+        NumericalError: a statistic is not finite.
+    """
     statistics = LayerStatistics(layer_pass.index, layer_pass.module)
 
     def observe(name: str, input_BTI: Tensor) -> None:
@@ -99,23 +104,27 @@ def gather_backward(
 ) -> LayerStatistics:
     """Run one layer backward and gather gradient statistics of the given Linears.
 
-    ``group_columns`` says how many columns of a Linear a gate scales. ``grad_sq`` needs batches of one sequence (the
-    caller sees to it): gradients are squared before they are averaged.
+    Args:
+        layer_pass: with batches of one sequence if ``grad_sq`` is needed, whose gradients are squared before the mean.
+        group_columns: columns per group of every Linear that has masks.
+
+    Raises:
+        NumericalError: a statistic is not finite.
     """
     statistics = LayerStatistics(layer_pass.index, layer_pass.module)
     parameters = {} if not needs & WEIGHT_GRADIENTS else _parameters_of(linears)
-    mean_token = 1.0 / (seq_len - 1)  # the walk gives gradients of token SUMS
+    mean_token = 1.0 / (seq_len - 1)  # gradients of the walk are of SUMS over tokens
 
     def observe(name: str, input_BTI: Tensor) -> None:
-        values_BTI = input_BTI.detach()  # holding the input itself would be a cycle, which keeps its graph until gc
+        values_BTI = input_BTI.detach()  # a hook that holds its own tensor is a cycle, which keeps the graph until gc
 
         def on_gradient(gradient_BTI: Tensor) -> None:
             product_BTI = values_BTI.float() * gradient_BTI.float()
-            gate_BTG = product_BTI.unflatten(2, (-1, group_columns[name])).sum(3)
+            mask_grad_BTG = product_BTI.unflatten(2, (-1, group_columns[name])).sum(3)
             if "mask_grad_sq" in needs:
-                statistics.add(name, "mask_grad_sq", gate_BTG.sum(1).square().sum(0), mean_token**2)
+                statistics.add(name, "mask_grad_sq", mask_grad_BTG.sum(1).square().sum(0), mean_token**2)
             if "mask_grad_token_sq" in needs:
-                statistics.add(name, "mask_grad_token_sq", gate_BTG.square().sum((0, 1)), mean_token**2)
+                statistics.add(name, "mask_grad_token_sq", mask_grad_BTG.square().sum((0, 1)), mean_token**2)
 
         if needs & MASK_GRADIENTS and input_BTI.requires_grad:
             input_BTI.register_hook(on_gradient)
@@ -132,18 +141,15 @@ def gather_backward(
 
 
 @contextmanager
-def watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call ``observe(name, input)`` whenever one of the Linears runs."""
-
-    def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _module, args: observe(name, args[0])
-
-    handles = [linear.register_forward_pre_hook(hook_for(name)) for name, linear in linears.items()]
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
+    """Clear ``requires_grad`` of all parameters, and restore it on exit, also after an error."""
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.requires_grad_(False)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for name, parameter in model.named_parameters():  # by name: offloaded layers have new parameters
+            parameter.requires_grad_(flags[name])
 
 
 @contextmanager

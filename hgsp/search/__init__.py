@@ -1,1 +1,1 @@
-"""Budget allocation: searches widths per layer and kind that lower the KL divergence from the dense model."""
+"""Budget allocation: search for the widths per layer and kind with the lowest KL divergence from the dense model."""

@@ -1,11 +1,10 @@
-"""Budget search: where the parameters that may stay do most good, judged by KL(dense || pruned) on text.
+"""Budget search: the widths per layer and kind with the lowest KL(dense || pruned) on text, at a fixed budget.
 
-Scores of one (layer, kind) block say which of its groups to drop first; how the blocks compare is what a look at the
-dense model gets wrong, and what is searched. Every block's scores are multiplied by a factor of its own, and the plan
-is cut from the multiplied scores as always, so that budget, floors, frozen layers and collapse hold at every step.
+Scores rank the groups of one block; how blocks compare is a weaker estimate, and is searched. The scores of every block
+are multiplied by a factor, and the plan is selected from the products as usual, so that every step keeps to the budget,
+minimum sizes, frozen layers and epsilon. A step that does not lower the divergence is rejected.
 
-How the factors move and how a plan is judged is one file each: ``search_by_gradient`` for a plain cut,
-``search_by_profile`` where the cut is reconstructed. A step whose divergence is not the lowest so far is taken back.
+``by_gradient`` proposes and measures steps for plans without reconstruction, ``by_profile`` for reconstructed ones.
 
 L layers
 """
@@ -16,7 +15,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -24,27 +23,35 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from hgsp.console.progress import Progress, silent
+from hgsp.environment import write_atomically
 from hgsp.errors import NumericalError
 from hgsp.models.geometry import Geometry
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.pruning.select import MinimumSizes, PrunePlan, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.scoring.groups import Floats, GroupTable
 
 LOG = logging.getLogger(__name__)
 
+#: Factor on the size of an accepted step, and the size below which steps of a kind are too small to matter.
 GROWTH, SMALLEST_STEP = 1.3, 0.01
 
 
 class Proposals(Protocol):
-    """Ways to change the factors, taken in turn, and the judge of what comes out; a context in which both work.
+    """Proposed changes of the factors, and the measure of the plans that follow; a context manager.
 
-    ``names`` of the moves, ``first_step`` of each, and what its step is multiplied by ``on_failure``: a negative number
-    tries the other way next. ``fingerprint`` tells apart all that the divergences depend on besides the plan.
+    Attributes:
+        report_name: value of "moves" in the report's schema.
+        names: kinds of step, taken in turn.
+        first_step: size of the first step of every kind.
+        rejection_factor: multiplies the size after a rejected step; a negative number tries the opposite direction.
+        fingerprint: of everything that divergences depend on besides the plan.
     """
 
+    report_name: ClassVar[str]
     names: ClassVar[Sequence[str]]
     first_step: ClassVar[float]
-    on_failure: ClassVar[float]
+    rejection_factor: ClassVar[float]
     fingerprint: str
 
     def __enter__(self) -> Proposals: ...
@@ -52,17 +59,17 @@ class Proposals(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
     def measure(self, log_factors_LK: Floats, below: float) -> float:
-        """The divergence in nats per token; where it is lower than ``below``, moves go on from these factors."""
+        """Return the divergence in nats per token; below ``below``, ``direction`` starts from these factors."""
         ...
 
     def direction(self, name: str) -> Floats:
-        """By how much the log factors grow in a step of size 1, [L, 2]."""
+        """Return the change of the log factors in a step of size 1, [L, 2]."""
         ...
 
 
 @dataclass
 class SearchState:
-    """All that a search that was stopped needs to go on. ``log_factors`` [L][2]; divergences in nats per token."""
+    """State from which an interrupted search resumes; ``log_factors`` [L][2], divergences in nats per token."""
 
     fingerprint: str
     log_factors: list[list[float]]
@@ -75,101 +82,109 @@ class SearchState:
         return len(self.accepted)
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether every kind of move has become too small to matter."""
+    def has_converged(self) -> bool:
+        """Whether the steps of every kind have become too small to matter."""
         return max(map(abs, self.step_sizes.values())) < SMALLEST_STEP
 
     @property
-    def least(self) -> float:
-        """The divergence of the best plan so far; the first was measured before any step."""
+    def lowest(self) -> float:
+        """The divergence of the best plan so far; the first one is measured before any step."""
         return min(self.divergences)
 
     def write(self, path: Path) -> None:
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(asdict(self)))
-        partial.replace(path)
+        write_atomically(path, json.dumps(asdict(self)))
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """What a plan is cut from and how: the arguments of ``select_groups``."""
+    """A ranked table and the arguments of ``select_groups``."""
 
     table: GroupTable
     geometry: Geometry
     budget_params: int
     minimum_sizes: MinimumSizes
     epsilon: float | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def plan(self, log_factors_LK: Floats, provenance: Any = None) -> PrunePlan:
-        table = self.reweighted(log_factors_LK)
-        return select_groups(table, self.geometry, self.budget_params, self.minimum_sizes, self.epsilon, provenance)
+    def plan(self, log_factors_LK: Floats) -> PrunePlan:
+        """Select a plan from scores multiplied by the factors of their blocks."""
+        return select_groups(
+            self.reweighted(log_factors_LK),
+            self.geometry,
+            self.budget_params,
+            self.minimum_sizes,
+            self.epsilon,
+            self.provenance,
+        )
 
     def reweighted(self, log_factors_LK: Floats) -> GroupTable:
         return self.table.reweighted(np.exp(log_factors_LK))
 
     def fingerprint(self, proposals: Proposals) -> str:
-        """Of everything a search depends on."""
-        asked = f"{self.budget_params} {self.minimum_sizes} {self.epsilon} {proposals.fingerprint}"
-        return hashlib.sha256(self.table.score.tobytes() + asked.encode()).hexdigest()
+        """Hash everything that a search depends on."""
+        settings = f"{self.budget_params} {self.minimum_sizes} {self.epsilon} {proposals.fingerprint}"
+        return hashlib.sha256(self.table.score.tobytes() + settings.encode()).hexdigest()
 
 
 @fp32_matmul_fallback()
 def search(
     proposals: Proposals,
-    start: SearchProblem,
+    problem: SearchProblem,
     steps: int,
     *,
     state_file: Path | None = None,
     progress: Progress = silent,
 ) -> SearchState:
-    """Take ``steps`` steps from the plan of ``start``; ``start.plan(log_factors)`` is the best plan found.
+    """Search for the log factors of the best plan, which is ``problem.plan(np.array(state.log_factors))``.
 
     Args:
-        moves: how plans change and are judged; entered only if there is something left to do.
+        proposals: entered only if steps remain.
         steps: of the whole search, those of an interrupted one included.
-        state_file: written after every step, and gone on from if it is there and of this very search.
+        state_file: written after every step; a search of the same problem resumes from it.
 
     Raises:
         NumericalError: the divergence of the first plan is not finite.
     """
-    state = _state(start, proposals, state_file)
-    if state.divergences and (state.steps >= steps or state.is_stuck):
+    state = _state(problem, proposals, state_file)
+    if state.divergences and (state.steps >= steps or state.has_converged):
         return state
     with proposals:
         log_factors_LK = np.array(state.log_factors)
         first = proposals.measure(log_factors_LK, math.inf)
         if not math.isfinite(first):
-            raise NumericalError(f"the divergence of the plan that the search starts from is {first}")
+            raise NumericalError(f"the divergence of the first plan of the budget search is {first}")
         if not state.divergences:
             state.divergences.append(first)
         for _ in progress(range(state.steps, steps), "budget search", steps - state.steps):
-            if state.is_stuck:
+            if state.has_converged:
                 break
             name = proposals.names[state.steps % len(proposals.names)]
-            tried_LK = log_factors_LK + state.step_sizes[name] * proposals.direction(name)
-            divergence = proposals.measure(tried_LK, state.least)
-            accepted = divergence < state.least
+            candidate_LK = log_factors_LK + state.step_sizes[name] * proposals.direction(name)
+            divergence = proposals.measure(candidate_LK, state.lowest)
+            accepted = divergence < state.lowest
             if accepted:
-                log_factors_LK = tried_LK
+                log_factors_LK = candidate_LK
                 state.log_factors = log_factors_LK.tolist()
-            state.step_sizes[name] *= GROWTH if accepted else proposals.on_failure
+            state.step_sizes[name] *= GROWTH if accepted else proposals.rejection_factor
             state.divergences.append(divergence)
             state.accepted.append(accepted)
-            verdict = "taken" if accepted else "taken back"
+            verdict = "accepted" if accepted else "rejected"
             LOG.info("budget search, step %d (%s): %.4f nats per token, %s", state.steps, name, divergence, verdict)
             if state_file is not None:
                 state.write(state_file)
     return state
 
 
-def _state(start: SearchProblem, proposals: Proposals, state_file: Path | None) -> SearchState:
-    """The state in the file if it is that of this very search, else a new one."""
-    fingerprint = start.fingerprint(proposals)
+def _state(problem: SearchProblem, proposals: Proposals, state_file: Path | None) -> SearchState:
+    """Return the state of the file if it is of the same search, else a new one."""
+    fingerprint = problem.fingerprint(proposals)
     if state_file is not None and state_file.exists():
         state = SearchState(**json.loads(state_file.read_text()))
         if state.fingerprint == fingerprint:
-            LOG.info("budget search: goes on after step %d, from %s", state.steps, state_file)
+            LOG.info("budget search: resuming after step %d, from %s", state.steps, state_file)
             return state
-        LOG.warning("budget search: %s is of another model, text, budget or floor; searching anew", state_file)
+        LOG.warning(
+            "budget search: discarding %s, the state of another model, text, budget or minimum size", state_file
+        )
     step_sizes = dict.fromkeys(proposals.names, proposals.first_step)
-    return SearchState(fingerprint, [[0.0, 0.0]] * start.geometry.num_layers, step_sizes)
+    return SearchState(fingerprint, [[0.0, 0.0]] * problem.geometry.num_layers, step_sizes)

@@ -1,1 +1,1 @@
-"""The three-model study: its matrix of cells, running them, and the table and plots over what they left."""
+"""The three-model study: its matrix of cells, their execution, and tables and plots of the results."""

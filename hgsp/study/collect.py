@@ -1,4 +1,4 @@
-"""Finds results in folders and reads what they measured: sizes, perplexities with their protocols, accuracies."""
+"""Results found in folders: sizes, perplexities with their protocols, and accuracies."""
 
 from __future__ import annotations
 
@@ -8,24 +8,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.report_schema import (
+    AFTER,
+    BEFORE,
+    DENSE,
+    DONE,
+    EVALUATION_RESULTS,
+    PRUNED,
+    PRUNING_REPORT,
+    PRUNING_SCHEMA,
+    RECOVERED,
+    RECOVERY_REPORT,
+    ROLES,
+    TOKEN_PPL,
+)
 from hgsp.data.texts import texts_of
-from hgsp.study.matrix import ANALYSIS, RECOVERY_ANALYSIS
 
-SCHEMA_VERSION = 1
-DENSE, PRUNED, RECOVERED = "dense", "pruned", "recovered"
-ROLES = (DENSE, PRUNED, RECOVERED)
-PPL = "token_ppl"
-#: Parts of a report's scoring section that are no settings.
+#: Keys of a report's scoring section that are not settings.
 RESULTS_OF_SCORING = ("base_model", "calibration_loss")
-#: What reading a file raises that is damaged, or not one of ours.
+#: Errors raised by reading a damaged or foreign file.
 UNREADABLE = (OSError, KeyError, TypeError, ValueError, AttributeError)
-#: Metrics of evaluation/results.json that go into the table beside perplexity.
+#: Metrics of evaluation/results.json that the table shows besides perplexity.
 TASK_METRICS = ("acc", "acc_norm", "target_ppl")
 
 
 @dataclass(frozen=True, order=True)
 class Quantity:
-    """What was measured: equal for numbers that may be compared. ``detail`` is the part of the protocol not shown."""
+    """A measured quantity; equal ones are comparable. ``detail`` is the part of the protocol that headings omit."""
 
     metric: str
     task: str
@@ -35,15 +44,15 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Result:
-    """One pruned model, and what it became by recovery where it did.
+    """One pruned model, with the model recovered from it, if any.
 
-    ``folder`` holds the pruned model, or the recovered one where the pruned one was not found. ``values``: what was
-    measured -> role -> number. Sizes are of the pruned model; ``gqa_ratio`` is query heads per KV head.
+    ``folder`` holds the pruned model, or the recovered one if the pruned one was not found. ``values`` maps quantity to
+    role to number. Sizes are those of the pruned model; ``gqa_ratio`` is query heads per KV head.
     """
 
     folder: Path
     recovered_folder: Path | None
-    model: str  # the dense model's name without its owner or folders
+    model: str  # the dense model's name without owner or folders
     gqa_ratio: float
     method: str
     temperature: float
@@ -58,26 +67,26 @@ class Result:
     seconds: float
     recovery: str | None
     recovery_seconds: float | None
-    scoring: str  # everything that decided the scores and the order of groups
-    pruning: str  # the report without recovery: equal for a pruned folder and those recovered from it
+    scoring: str  # settings that determine the ranking of groups, as JSON
+    pruning: str  # report without recovery, as JSON: equal for a pruned folder and those recovered from it
     values: Mapping[Quantity, Mapping[str, float]]
 
     @property
     def setting(self) -> str:
-        """How it was pruned, apart from the ratio."""
+        """Method and temperature, for headings."""
         return f"{self.method}, T={self.temperature:g}"
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A folder that should hold a result and does not."""
+    """A folder that should hold a result but does not."""
 
     folder: Path
     reason: str
 
 
 def collect(roots: Sequence[Path]) -> tuple[list[Result], list[Skipped]]:
-    """All results below the folders, by model, setting and ratio, and the folders that should hold one and do not."""
+    """Return the results below some folders, sorted by model, setting and ratio, and the folders skipped."""
     found: list[Result] = []
     skipped: list[Skipped] = []
     for folder in _candidates(roots):
@@ -87,7 +96,7 @@ def collect(roots: Sequence[Path]) -> tuple[list[Result], list[Skipped]]:
                 found.append(read_result(folder))
                 continue
             except UNREADABLE as error:
-                reason = _in_words(error)
+                reason = _describe_error(error)
         skipped.append(Skipped(folder, reason))
     results = [_with_evaluation(result, skipped) for result in _joined(found)]
     return sorted(results, key=lambda r: (r.model, r.setting, r.asked_ratio, str(r.folder))), skipped
@@ -97,7 +106,7 @@ def _candidates(roots: Sequence[Path]) -> list[Path]:
     folders = {
         path.parent
         for root in roots
-        for name in (ANALYSIS, RECOVERY_ANALYSIS, "prune_plan.json", "pruned_model.bin")
+        for name in (PRUNING_REPORT, RECOVERY_REPORT, "prune_plan.json", "pruned_model.bin")
         for path in root.rglob(name)
     }
     for root in roots:
@@ -108,11 +117,11 @@ def _candidates(roots: Sequence[Path]) -> list[Path]:
 
 def _unfinished(folder: Path) -> str | None:
     if folder.name.endswith(".partial"):
-        return "unfinished: still being written, or left by a run that was killed"
+        return "unfinished: still being written, or left behind by a killed run"
     if folder.name.endswith(".training"):
-        return "unfinished: recovery is at work, or was interrupted (--resume goes on)"
-    if not (folder / ANALYSIS).is_file():
-        return f"no {ANALYSIS}"
+        return "unfinished: recovery is running, or was interrupted (continue with --resume)"
+    if not (folder / PRUNING_REPORT).is_file():
+        return f"no {PRUNING_REPORT}"
     return None
 
 
@@ -120,15 +129,15 @@ def read_result(folder: Path) -> Result:
     """Read one folder's report.
 
     Raises:
-        OSError, KeyError, TypeError, ValueError, AttributeError: it is not one of ours, or is damaged.
+        OSError, KeyError, TypeError, ValueError, AttributeError: the report is damaged or foreign.
     """
-    report = json.loads((folder / ANALYSIS).read_text())
-    if report["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema_version {report['schema_version']}, not {SCHEMA_VERSION}")
+    report = json.loads((folder / PRUNING_REPORT).read_text())
+    if report["schema_version"] != PRUNING_SCHEMA:
+        raise ValueError(f"schema_version {report['schema_version']}, not {PRUNING_SCHEMA}")
     recovery = report.get("recovery")
     return Result(
         folder=folder,
-        recovered_folder=folder if (folder / RECOVERY_ANALYSIS).is_file() else None,
+        recovered_folder=folder if (folder / RECOVERY_REPORT).is_file() else None,
         model=Path(report["base_model"]).name,
         gqa_ratio=float(report["gqa_ratio"]),
         method=str(report["importance_method"]),
@@ -142,7 +151,7 @@ def read_result(folder: Path) -> Result:
         weight_bytes=int(report["weight_bytes_after"]),
         kv_bytes_per_token=int(report["kv_cache_bytes_per_token_after"]),
         seconds=float(sum(report["timings_s"].values())),
-        recovery=None if recovery is None else _way_of(recovery),
+        recovery=None if recovery is None else _recovery_setting(recovery),
         recovery_seconds=None if recovery is None else float(sum(recovery["timings_s"].values())),
         scoring=json.dumps({key: value for key, value in report["scoring"].items() if key not in RESULTS_OF_SCORING}),
         pruning=json.dumps({key: value for key, value in report.items() if key != "recovery"}),
@@ -151,25 +160,25 @@ def read_result(folder: Path) -> Result:
 
 
 def _calibration_of(described: Mapping[str, Any] | None) -> str | None:
-    """None for methods that read no text."""
+    """Describe the calibration text; None for methods that read no text."""
     if described is None:
         return None
     return f"{' + '.join(texts_of(described))}, {described['sequences']} x {described['seq_len']}"
 
 
-def _way_of(recovery: Mapping[str, Any]) -> str:
+def _recovery_setting(recovery: Mapping[str, Any]) -> str:
     name = {"lora": "LoRA", "full": "all parameters"}[recovery["method"]]
-    parent = ", distilled" if recovery["distilled_from"] is not None else ""
-    return f"{name}{parent}, {recovery['data']['source']}, {recovery['steps']} steps"
+    teacher = ", distilled" if recovery["distilled_from"] is not None else ""
+    return f"{name}{teacher}, {recovery['data']['source']}, {recovery['steps']} steps"
 
 
 def _perplexities(pruning: Mapping[str, Any], recovery: Mapping[str, Any]) -> dict[Quantity, dict[str, float]]:
     values: dict[Quantity, dict[str, float]] = {}
     for role, stage in (
-        (DENSE, pruning.get("before")),
-        (PRUNED, pruning.get("after")),
-        (PRUNED, recovery.get("before")),
-        (RECOVERED, recovery.get("after")),
+        (DENSE, pruning.get(BEFORE)),
+        (PRUNED, pruning.get(AFTER)),
+        (PRUNED, recovery.get(BEFORE)),
+        (RECOVERED, recovery.get(AFTER)),
     ):
         for text, protocol in (stage or {}).items():
             values.setdefault(perplexity_of(text, protocol), {}).setdefault(role, float(protocol["ppl"]))
@@ -177,16 +186,19 @@ def _perplexities(pruning: Mapping[str, Any], recovery: Mapping[str, Any]) -> di
 
 
 def perplexity_of(text: str, protocol: Mapping[str, Any]) -> Quantity:
-    """What a stored perplexity measures. A text read to its end is ``all``: its windows depend on the tokenizer."""
+    """Identify a perplexity by its protocol.
+
+    A text read to its end counts as ``all`` windows, because their number depends on the tokenizer.
+    """
     to_the_end = protocol["tokens"] < protocol["windows"] * (protocol["seq_len"] - (0 if protocol["bos"] else 1))
     windows = "all" if to_the_end else protocol["windows"]
     marks = (" BOS" if protocol["bos"] else "") + ("" if protocol.get("last_window", "scored") == "scored" else " cut")
     detail = f"{protocol['split']}, {protocol['sha256'][:8]}, {protocol['dtype']}"
-    return Quantity(PPL, text, f"{windows} x {protocol['seq_len']}{marks}", detail)
+    return Quantity(TOKEN_PPL, text, f"{windows} x {protocol['seq_len']}{marks}", detail)
 
 
 def _joined(found: Sequence[Result]) -> Iterator[Result]:
-    """A recovered folder carries the pruned one's report: the two are one result, or one per way of recovery."""
+    """Merge each recovered folder, which carries the pruned one's report, with its pruned folder."""
     pruned = {result.pruning: result.folder for result in found if result.recovered_folder is None}
     recovered = [result for result in found if result.recovered_folder is not None]
     yield from (replace(result, folder=pruned.get(result.pruning, result.folder)) for result in recovered)
@@ -195,17 +207,17 @@ def _joined(found: Sequence[Result]) -> Iterator[Result]:
 
 
 def _with_evaluation(result: Result, skipped: list[Skipped]) -> Result:
-    """Add what run_evaluation.py measured of the pruned and of the recovered model."""
+    """Add the metrics of run_evaluation.py for the pruned and the recovered model."""
     values = {quantity: dict(numbers) for quantity, numbers in result.values.items()}
     sources = [] if result.folder == result.recovered_folder else [(result.folder, {role: role for role in ROLES})]
-    if result.recovered_folder is not None:  # there, the model that was named is the recovered one
+    if result.recovered_folder is not None:  # its "pruned" is the recovered model
         sources.append((result.recovered_folder, {DENSE: DENSE, PRUNED: RECOVERED}))
     for folder, roles in sources:
-        path = folder / "evaluation" / "results.json"
+        path = folder / "evaluation" / EVALUATION_RESULTS
         try:
-            measured = list(evaluated(json.loads(path.read_text()))) if path.is_file() else []
+            measured = list(table_metrics(json.loads(path.read_text()))) if path.is_file() else []
         except UNREADABLE as error:
-            skipped.append(Skipped(path.parent, f"results.json: {_in_words(error)}"))
+            skipped.append(Skipped(path.parent, f"results.json: {_describe_error(error)}"))
             continue
         for role, quantity, value in measured:
             if role in roles:
@@ -213,17 +225,17 @@ def _with_evaluation(result: Result, skipped: list[Skipped]) -> Result:
     return replace(result, values=values)
 
 
-def _in_words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"not readable ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
 
 
-def evaluated(content: Mapping[str, Any]) -> Iterator[tuple[str, Quantity, float]]:
-    """Role, quantity and value of everything in a results.json that belongs into the table."""
+def table_metrics(content: Mapping[str, Any]) -> Iterator[tuple[str, Quantity, float]]:
+    """Yield role, quantity and value of the metrics of a results.json that the table shows."""
     for item in content["results"]:
-        if item["status"] != "done":
+        if item["status"] != DONE:
             continue
         for metric in item["metrics"]:
-            if metric["name"] == PPL:
+            if metric["name"] == TOKEN_PPL:
                 yield item["role"], perplexity_of(item["task"], item["protocol"]), float(metric["value"])
             elif metric["name"] in TASK_METRICS:
                 quantity = Quantity(metric["name"], item["task"], f"{item['num_items']} items", item["summary"])

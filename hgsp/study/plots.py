@@ -1,4 +1,4 @@
-"""The study in two pictures: what quality costs by size, and where each model lost its parameters."""
+"""Plots of the study: perplexity by size, and the groups kept by layer."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hgsp.study.collect import DENSE, PPL, PRUNED, RECOVERED, Quantity, Result
+from hgsp.console.report_schema import DENSE, PRUNED, RECOVERED, TOKEN_PPL
+from hgsp.study.collect import Quantity, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = "osD^vP*X"
 MAX_COLUMNS = 3
-#: Inches that a letter of a legend takes, and what stands beside the text of an entry.
-LETTER, ENTRY = 0.085, 0.7
-#: Letters above a panel before the next line.
-TITLE_LETTERS = 40
-#: Kind of group -> its name on an axis, from top to bottom.
+#: Widths in inches of a character in the legend, and of an entry's line and padding.
+CHARACTER_INCHES, ENTRY_INCHES = 0.085, 0.7
+#: Characters per line of a panel's title.
+TITLE_WIDTH = 40
+#: Kind of group -> axis label, from top to bottom.
 KINDS = {"attention": "KV groups", "mlp": "MLP channels"}
 
 
 def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results that differ in the ratio only, by a label that names what tells them from the model's other lines.
+    """Group results that differ only in the ratio into labelled lines.
 
-    That is the setting, and where two settings differ in the seed or another detail, the folder.
+    A model's label adds the setting if its lines differ in it, and the folder if they differ in the seed or in another
+    detail.
     """
     lines = defaultdict(list)
     for result in results:
@@ -46,13 +48,13 @@ def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def measured_texts(results: Sequence[Result]) -> list[Quantity]:
-    """Perplexities that some pruned model and its dense one have by the same protocol."""
-    found = {q for result in results for q, values in result.values.items() if q.metric == PPL}
+    """Return the perplexities measured by the same protocol on a pruned model and its dense model."""
+    found = {q for result in results for q, values in result.values.items() if q.metric == TOKEN_PPL}
     return sorted(q for q in found if any({DENSE, PRUNED} <= set(r.values.get(q, {})) for r in results))
 
 
-def cost_of_quality(results: Sequence[Result]) -> Figure | None:
-    """Perplexity as a multiple of the dense model's, against the parameters kept; None if there is nothing to show."""
+def plot_perplexity(results: Sequence[Result]) -> Figure | None:
+    """Plot perplexity relative to the dense model against the parameters kept; None without perplexities."""
     from matplotlib.figure import Figure
 
     texts = measured_texts(results)
@@ -61,7 +63,7 @@ def cost_of_quality(results: Sequence[Result]) -> Figure | None:
     lines = lines_of(results)
     columns = min(MAX_COLUMNS, len(texts))
     rows = math.ceil(len(texts) / columns)
-    entry = ENTRY + LETTER * max(len(f"{label}, recovered") for label in lines)
+    entry = ENTRY_INCHES + CHARACTER_INCHES * max(len(f"{label}, recovered") for label in lines)
     width = max(4.6 * columns, 7.5, entry + 0.3)
     per_row = max(1, int(width / entry))
     entries = len(lines) + sum(
@@ -77,7 +79,7 @@ def cost_of_quality(results: Sequence[Result]) -> Figure | None:
     for axes in grid[len(texts) :]:
         axes.set_visible(False)
     _ratio_axes(grid[: len(texts)], columns)
-    figure.suptitle("What does pruning cost: same GQA ratio, other ratio, more and less?")
+    figure.suptitle("Perplexity after pruning, relative to the dense model")
     handles = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=per_row, frameon=False)
     return figure
@@ -85,7 +87,7 @@ def cost_of_quality(results: Sequence[Result]) -> Figure | None:
 
 def _ratio_line(axes: Any, line: Sequence[Result], text: Quantity, label: str, number: int) -> None:
     marker = MARKERS[number % len(MARKERS)]
-    width = max(1.2, 4.0 - number)  # a line that lies on an earlier one leaves its edges to be seen
+    width = max(1.2, 4.0 - number)  # earlier lines stay visible under later ones
     for role, name, style in ((PRUNED, label, "-"), (RECOVERED, f"{label}, recovered", "--")):
         points = [
             (100 * result.params / result.params_before, values[role] / values[DENSE])
@@ -100,7 +102,7 @@ def _ratio_line(axes: Any, line: Sequence[Result], text: Quantity, label: str, n
 
 
 def _ratio_axes(panels: Any, columns: int) -> None:
-    """Scales are shared: set once."""
+    """Format the axes of all panels; their scales are shared."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
 
     first = panels[0]
@@ -121,7 +123,7 @@ def _ratio_axes(panels: Any, columns: int) -> None:
 
 
 def kept_fractions(folder: Path) -> dict[str, list[float]] | None:
-    """Kind -> fraction of its groups that each layer keeps, from the group table; None where it is not there."""
+    """Read the fraction of groups each layer keeps, by kind, from the group table; None if there is none."""
     path = folder / "global_group_table.csv"
     if not path.is_file():
         return None
@@ -132,8 +134,8 @@ def kept_fractions(folder: Path) -> dict[str, list[float]] | None:
     return {kind: [sum(layers[n]) / len(layers[n]) for n in sorted(layers)] for kind, layers in kept.items()}
 
 
-def kept_by_layer(results: Sequence[Result]) -> Figure | None:
-    """Kept fraction of attention (above) and MLP (below) by layer, a panel of two per model; None if none is known."""
+def plot_kept_groups(results: Sequence[Result]) -> Figure | None:
+    """Plot the fractions of KV groups and MLP channels kept by layer, two panels per model; None without tables."""
     from matplotlib.figure import Figure
 
     panels = {}
@@ -155,8 +157,8 @@ def kept_by_layer(results: Sequence[Result]) -> Figure | None:
     for number in range(len(panels), rows * columns):
         for axes in grid[2 * (number // columns) : 2 * (number // columns) + 2, number % columns]:
             axes.set_visible(False)
-    figure.suptitle("Where does each model lose its parameters?")
-    lines = {ratio: _line_of(ratio, ratios) for ratio in ratios}
+    figure.suptitle("Groups kept by layer")
+    lines = {ratio: _line_style(ratio, ratios) for ratio in ratios}
     _layer_legend(figure, lines)
     return figure
 
@@ -167,18 +169,18 @@ def _layer_panel(
     for axes, (kind, name) in zip(panel, KINDS.items(), strict=True):
         for ratio, fractions in known:
             values = [100 * value for value in fractions[kind]]
-            axes.plot(range(len(values)), values, marker=".", **_line_of(ratio, ratios))
+            axes.plot(range(len(values)), values, marker=".", **_line_style(ratio, ratios))
         axes.set_ylim(-4, 104)
         axes.grid(alpha=0.3)
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel(f"{name} kept (%)")
-    panel[0].set_title(textwrap.fill(label, TITLE_LETTERS), fontsize="medium")
+    panel[0].set_title(textwrap.fill(label, TITLE_WIDTH), fontsize="medium")
     panel[0].tick_params(labelbottom=False)
     panel[1].set_xlabel("layer")
 
 
-def _line_of(ratio: float, ratios: Sequence[float]) -> dict[str, Any]:
-    """Colour and width: where lines coincide, the wider one below is still seen."""
+def _line_style(ratio: float, ratios: Sequence[float]) -> dict[str, Any]:
+    """Return colour and width; earlier lines are wider, to stay visible where lines coincide."""
     number = ratios.index(ratio)
     return {"color": f"C{number % 10}", "linewidth": max(1.0, 3.0 - number)}
 

@@ -1,24 +1,24 @@
-"""Cells that are there already: whether they are complete, made as the others will be, and have scores to cut from."""
+"""Existing cells: whether they are finished, have the same settings, and hold scores to reuse."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from hgsp.console.flags import parse
+from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.errors import InputError
-from hgsp.pipeline.config import PruneConfig
-from hgsp.study.matrix import ANALYSIS, RECOVERY_ANALYSIS, Cell
+from hgsp.pipeline.config import settings_of
+from hgsp.study.matrix import Cell
 
 LOG = logging.getLogger(__name__)
 
-#: Fields of the recipe that may differ between the cells of one study: where things are, how fast, how measured.
+#: Fields that may differ between the cells of one study: locations, resources and evaluation.
 FREE_FIELDS = {
     *("base_model", "output_name", "pruning_ratio", "results_dir", "data_dir", "scores", "overwrite", "dry_run"),
     *("device", "batch_size", "use_gradient_checkpointing", "offload", "spill_dir", "no_bin"),
@@ -26,60 +26,56 @@ FREE_FIELDS = {
 }
 
 
-def is_finished(cell: Cell, config: PruneConfig) -> bool:
-    """Whether the cell's folder is complete, and its recovered sibling too where one is asked for."""
-    folder = cell.folder(config.results_dir)
-    recovered = Path(f"{folder}_finetuned") / RECOVERY_ANALYSIS
-    return (folder / ANALYSIS).is_file() and (not config.finetune or recovered.is_file())
+def is_finished(cell: Cell, settings: Mapping[str, Any]) -> bool:
+    """Return whether the cell's folder is complete, and its recovered sibling too if recovery is requested."""
+    folder = cell.folder(settings["results_dir"])
+    recovered = Path(f"{folder}_finetuned") / RECOVERY_REPORT
+    return (folder / PRUNING_REPORT).is_file() and (not settings["finetune"] or recovered.is_file())
 
 
-def differences(cell: Cell, config: PruneConfig) -> list[str] | None:
-    """How the cell that is there was made otherwise than it would be now; None where its report does not say."""
+def differences(cell: Cell, settings: Mapping[str, Any]) -> list[str] | None:
+    """List the settings in which an existing cell differs from ``settings``; None if its report has none."""
     try:
-        report = json.loads((cell.folder(config.results_dir) / ANALYSIS).read_text())
+        report = json.loads((cell.folder(settings["results_dir"]) / PRUNING_REPORT).read_text())
         arguments = shlex.split(report["command"])[1:]
         with contextlib.redirect_stderr(io.StringIO()):
-            made = parse(PruneConfig, arguments, prog=None, description="")
-        made = dataclasses.replace(made, importance_method=report["importance_method"])
+            earlier = {**settings_of(arguments), "importance_method": report["importance_method"]}
     except (OSError, ValueError, KeyError, TypeError, SystemExit):
         return None
-    recovery = {name for name in _names(config) if name.startswith(("finetune", "lora"))}
-    free = FREE_FIELDS | (set() if config.finetune and made.finetune else recovery)
+    recovery = {name for name in settings if name.startswith(("finetune", "lora"))}
+    free = FREE_FIELDS | (set() if settings["finetune"] and earlier["finetune"] else recovery)
     return [
-        f"--{name} {getattr(made, name)} instead of {getattr(config, name)}"
-        for name in _names(config)
-        if name not in free and getattr(made, name) != getattr(config, name)
+        f"--{name} {earlier[name]} instead of {value}"
+        for name, value in settings.items()
+        if name not in free and earlier[name] != value
     ]
 
 
-def _names(config: PruneConfig) -> list[str]:
-    return [item.name for item in dataclasses.fields(config)]
-
-
-def check_finished(cells: Sequence[Cell], configs: Sequence[PruneConfig]) -> None:
-    """Refuse to go on with a study that was begun with other flags: its table would compare what is not comparable.
+def check_finished(cells: Sequence[Cell], settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to resume a study begun with other flags, because its table would mix settings.
 
     Raises:
-        InputError: names the cell and what differs.
+        InputError: names the cell and the differences.
     """
-    for cell, config in zip(cells, configs, strict=True):
-        if not (cell.folder(config.results_dir) / ANALYSIS).is_file():
+    for cell, own in zip(cells, settings, strict=True):
+        folder = cell.folder(own["results_dir"])
+        if not (folder / PRUNING_REPORT).is_file():
             continue
-        different = differences(cell, config)
+        different = differences(cell, own)
         if different is None:
-            LOG.warning("%s: its report does not say how it was made; kept as it is", cell.output_name)
+            LOG.warning("%s: the report does not record its flags; kept unchanged", cell.output_name)
         elif different:
             raise InputError(
-                expected=f"{cell.folder(config.results_dir)} to be made as the others will be",
+                expected=f"{folder} to have the settings of this study",
                 got=", ".join(different),
-                remedy="pass the flags of then, name another --results_dir, or remove the folder",
+                remedy="pass the original flags, choose another --results_dir, or remove the folder",
             )
 
 
-def scores_for(cell: Cell, cells: Sequence[Cell], results_dir: str, config: PruneConfig) -> Path | None:
-    """Scores of the same model that a finished cell holds, made as this cell would make them."""
+def scores_for(cell: Cell, cells: Sequence[Cell], results_dir: str, settings: Mapping[str, Any]) -> Path | None:
+    """Return the scores of a finished cell with the same model and settings, or None."""
     for other in cells:
         scores = other.folder(results_dir) / "scores.npz"
-        if other.model == cell.model and scores.is_file() and differences(other, config) == []:
+        if other.model == cell.model and scores.is_file() and differences(other, settings) == []:
             return scores
     return None

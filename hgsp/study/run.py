@@ -1,158 +1,163 @@
-"""Runs the cells that are not there yet, one process each, so that nothing but the cell in progress can be lost."""
+"""Execution of the unfinished cells, one process each, so that a crash costs only the current cell."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import importlib.util
 import logging
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hgsp.console.flags import parse
+from filelock import FileLock, Timeout
+
+from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.errors import InputError
-from hgsp.pipeline.config import PruneConfig
-from hgsp.study.matrix import ANALYSIS, Cell
+from hgsp.pipeline.config import settings_of
+from hgsp.study.matrix import Cell
 from hgsp.study.resume import check_finished, is_finished, scores_for
 
 LOG = logging.getLogger(__name__)
 
-#: The cells' own flags, which no user may pass through, and why.
+#: Flags that the study sets itself, and why users may not pass them through.
 RESERVED = {
-    "--base_model": "the study names its models; MODELS_DIR says where they are",
-    "--output_name": "the study names its folders; --results_dir says where they go",
+    "--base_model": "the study chooses its models; MODELS_DIR names the folder of local copies",
+    "--output_name": "the study names its folders; --results_dir chooses their location",
     "--pruning_ratio": "the study has its own ratios",
-    "--scores": "cells share their model's scores by themselves",
-    "--overwrite": "remove the folders of cells that shall be made again",
+    "--scores": "the cells of a model share its scores automatically",
+    "--overwrite": "remove the folders of cells to run again",
 }
-#: Seconds a cell that was interrupted has to remove what it half wrote.
+#: Seconds an interrupted cell has to remove its partial output.
 GRACE_S = 60.0
 
-#: Runs the recipe with these arguments and returns its exit code, negative for a signal.
+#: Runs the pruning command with these arguments and returns its exit code, negative for a signal.
 Execute = Callable[[list[str]], int]
+
+
+@dataclass(frozen=True)
+class FailedCell:
+    """A cell whose command exited with a nonzero code."""
+
+    cell: Cell
+    exit_code: int
+    arguments: list[str]
 
 
 @dataclass
 class Outcome:
-    """What became of the cells, in words: exit codes are of failures."""
+    """The cells of a study by how they ended."""
 
-    kept: list[Cell] = field(default_factory=list)
-    made: list[Cell] = field(default_factory=list)
-    failed: list[tuple[Cell, int, list[str]]] = field(default_factory=list)
-
-
-def recipe() -> Path:
-    """The pruning recipe of this checkout or installation."""
-    found = importlib.util.find_spec("run_global_pruning")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin)
+    already_finished: list[Cell] = field(default_factory=list)
+    completed: list[Cell] = field(default_factory=list)
+    failed: list[FailedCell] = field(default_factory=list)
 
 
-def config_of(cell: Cell, results_dir: str, passed: Sequence[str]) -> PruneConfig:
-    """What the recipe will understand; argparse ends the process with 2 where it does not.
+def cell_settings(cell: Cell, results_dir: str, passed: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that the pruning command will run a cell with; argparse exits with 2 on errors.
 
     Raises:
-        InputError: a value that makes no sense, or a flag that is the study's own.
+        InputError: an invalid value, or a flag that the study sets itself.
     """
     for flag in passed:
         name = flag.partition("=")[0]
         if name in RESERVED:
             raise InputError(expected="flags for all cells", got=name, remedy=RESERVED[name])
-    return parse(PruneConfig, cell.arguments(results_dir, passed, None), prog="run_global_pruning.py", description="")
+    return settings_of(cell.arguments(results_dir, passed, None))
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run left of a cell: its folder, or the recovered one, under a temporary name."""
+    """Remove the temporary folders that a killed run left of a cell or of its recovered sibling."""
     for name in (folder.name, f"{folder.name}_finetuned"):
         for partial in folder.parent.glob(f".{name}-*.partial"):
-            LOG.info("removing %s, left by a run that was killed", partial)
+            LOG.info("removing %s, left behind by a killed run", partial)
             shutil.rmtree(partial)
 
 
 def run_cells(cells: Sequence[Cell], results_dir: str, passed: Sequence[str], execute: Execute) -> Outcome:
-    """Run what is not finished; a cell that fails does not stop the others.
+    """Run the unfinished cells; a cell that fails does not stop the others.
 
     Raises:
-        InputError: before anything is run, as ``config_of`` and ``check_finished``.
-        KeyboardInterrupt: as ``execute``.
+        InputError: before anything runs, as ``cell_settings`` and ``check_finished``.
+        KeyboardInterrupt: from ``execute``.
     """
-    configs = [config_of(cell, results_dir, passed) for cell in cells]
-    if any(config.dry_run for config in configs):
-        raise InputError(expected="--dry_run before --", got="--dry_run for the recipe", remedy="it makes no results")
-    check_finished(cells, configs)
+    settings = [cell_settings(cell, results_dir, passed) for cell in cells]
+    if any(own["dry_run"] for own in settings):
+        raise InputError(expected="--dry_run before --", got="--dry_run after it", remedy="pass it to the study itself")
+    check_finished(cells, settings)
     outcome = Outcome()
-    for number, (cell, config) in enumerate(zip(cells, configs, strict=True), 1):
-        if is_finished(cell, config):
-            LOG.info("[%d/%d] %s: finished before, kept", number, len(cells), cell.output_name)
-            outcome.kept.append(cell)
+    for number, (cell, own) in enumerate(zip(cells, settings, strict=True), 1):
+        if is_finished(cell, own):
+            LOG.info("[%d/%d] %s: already finished", number, len(cells), cell.output_name)
+            outcome.already_finished.append(cell)
             continue
         folder = cell.folder(results_dir)
         remove_leftovers(folder)
-        arguments = cell.arguments(results_dir, passed, scores_for(cell, cells, results_dir, config))
-        if (folder / ANALYSIS).is_file():
-            arguments.append("--overwrite")  # pruned, but not recovered as asked
-        LOG.info("[%d/%d] %s", number, len(cells), shown(arguments))
+        arguments = cell.arguments(results_dir, passed, scores_for(cell, cells, results_dir, own))
+        if (folder / PRUNING_REPORT).is_file():
+            arguments.append("--overwrite")  # pruned, but not yet recovered
+        LOG.info("[%d/%d] %s", number, len(cells), as_shell_command(arguments))
         code = execute(arguments)
         if code == 0:
-            outcome.made.append(cell)
+            outcome.completed.append(cell)
         else:
-            outcome.failed.append((cell, code, arguments))
-            LOG.error("%s: %s; going on", cell.output_name, in_words(code))
+            outcome.failed.append(FailedCell(cell, code, arguments))
+            LOG.error("%s: %s; continuing with the next cell", cell.output_name, describe_exit_code(code))
     return outcome
 
 
-def shown(arguments: Sequence[str]) -> str:
-    """The command to type in the repository."""
+def as_shell_command(arguments: Sequence[str]) -> str:
+    """Return the command to run a cell from the repository."""
     return shlex.join(["python", "run_global_pruning.py", *arguments])
 
 
-def in_words(code: int) -> str:
-    """What an exit code means."""
+def describe_exit_code(code: int) -> str:
+    """Describe the exit code of a failed cell, negative for a signal."""
     if code < 0:
-        return f"ended by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+        return f"killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     return {2: "refused (exit code 2)"}.get(code, f"failed (exit code {code})")
 
 
 @contextlib.contextmanager
-def only_run(results_dir: str) -> Iterator[int]:
-    """Hold the results folder's lock; gives its descriptor, which cells inherit, so that an orphan holds it too.
+def study_lock(results_dir: str) -> Iterator[Path]:
+    """Lock a results folder; yields the path of a second lock, for each cell to hold while it runs.
 
     Raises:
-        InputError: another run, or a cell of one that was killed, is still at work there.
+        InputError: another study, or a cell that outlived a killed one, is running in the folder.
     """
     Path(results_dir).mkdir(parents=True, exist_ok=True)
-    with (Path(results_dir) / ".run_all_experiments.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                expected=f"one study at a time in {results_dir}",
-                got="another that is at work, or a cell of one that was killed",
-                remedy="wait for it, or name another --results_dir",
-            ) from error
-        yield lock.fileno()
+    cell_lock = Path(results_dir) / ".run_all_experiments.cell.lock"
+    try:
+        with FileLock(Path(results_dir) / ".run_all_experiments.lock", timeout=0):
+            with FileLock(cell_lock, timeout=0):
+                pass
+            yield cell_lock
+    except Timeout as error:
+        raise InputError(
+            expected=f"one study at a time in {results_dir}",
+            got="another study, or a cell that outlived a killed one, still running",
+            remedy="wait for it to end, or choose another --results_dir",
+        ) from error
 
 
-def in_own_process(lock: int) -> Execute:
-    """Cells as processes. Ctrl-C reaches them by itself; what ends only us is passed on, so that they tidy up."""
+def subprocess_executor(command: Sequence[str]) -> Execute:
+    """Return a function that runs a cell in a subprocess: ``command`` followed by the cell's arguments.
+
+    Ctrl-C reaches the subprocess directly; SIGTERM reaches only the study, which passes it on for the cell to clean up.
+    """
 
     def execute(arguments: list[str]) -> int:
-        process = subprocess.Popen([sys.executable, str(recipe()), *arguments], pass_fds=(lock,))
+        process = subprocess.Popen([*command, *arguments])
 
-        def pass_on(number: int, frame: FrameType | None) -> Any:
+        def interrupt(number: int, frame: FrameType | None) -> Any:
             process.send_signal(signal.SIGINT)
             raise KeyboardInterrupt
 
-        before = signal.signal(signal.SIGTERM, pass_on)
+        before = signal.signal(signal.SIGTERM, interrupt)
         try:
             return process.wait()
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""One table over results: every number in a CSV file, the same rows in short for Markdown, LaTeX and the terminal."""
+"""The table of results: every number as CSV, and a short version for Markdown, LaTeX and the terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from hgsp.study.collect import PPL, ROLES, Quantity, Result, Skipped
+from hgsp.console.report_schema import ROLES, TOKEN_PPL
+from hgsp.study.collect import Quantity, Result, Skipped
 
 Cell = str | int | float | None
 
-#: Columns of the CSV file that every result has.
+#: Columns of the CSV file before the measured quantities.
 FACTS: dict[str, Callable[[Result], Cell]] = {
     "folder": lambda result: str(result.folder),
     "model": lambda result: result.model,
@@ -32,15 +33,15 @@ FACTS: dict[str, Callable[[Result], Cell]] = {
     "recovery": lambda result: result.recovery,
     "recovery_seconds": lambda result: result.recovery_seconds,
 }
-#: Columns of the short table before what was measured, and after it.
+#: Columns of the short table before and after the measured quantities.
 SHORT: dict[str, Callable[[Result], str]] = {
     "model": lambda result: result.model,
     "GQA": lambda result: f"{result.gqa_ratio:g}:1",
     "method": lambda result: result.setting,
     "asked": lambda result: f"{result.asked_ratio:.2f}",
     "reached": lambda result: f"{result.reached_ratio:.4f}",
-    "parameters": lambda result: in_units(result.params),
-    "bytes": lambda result: f"{in_units(result.weight_bytes)}B",
+    "parameters": lambda result: with_unit(result.params),
+    "bytes": lambda result: f"{with_unit(result.weight_bytes)}B",
     "KV B/token": lambda result: f"{result.kv_bytes_per_token:,}",
 }
 SHORT_END: dict[str, Callable[[Result], str]] = {
@@ -51,21 +52,21 @@ SHORT_END: dict[str, Callable[[Result], str]] = {
     "folder": lambda result: "/".join(result.folder.absolute().parts[-2:]),
 }
 ARROW = " → "
-LATEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+LATEX_ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "→": r"$\to$",
 }
 NOTE = (
-    f"Measured numbers: dense{ARROW}pruned{ARROW}recovered, - where one was not measured. PPL is per token, by windows "
-    "x tokens of a window (all: to the end of the text; BOS: each window begins with it; cut: without the short last "
-    "one); other protocols have other columns. The seconds are of the whole pruning recipe."
+    f"Measurements are dense{ARROW}pruned{ARROW}recovered, - if missing. PPL is per token, over windows x tokens per "
+    "window (all: to the end of the text; BOS: every window begins with BOS; cut: the short last window is dropped). "
+    "Every protocol has its own column. Seconds cover the whole pruning run."
 )
 
 
-def in_units(count: float) -> str:
-    """Three digits and a unit: 6.42 G."""
+def with_unit(count: float) -> str:
+    """Format a count with up to four digits and a unit: 6.42 G."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.4g} {unit}"
@@ -73,24 +74,24 @@ def in_units(count: float) -> str:
 
 
 def quantities(results: Sequence[Result]) -> list[Quantity]:
-    """Everything that was measured anywhere, perplexities first."""
+    """Return all measured quantities, perplexities first."""
     found = {quantity for result in results for quantity in result.values}
-    return sorted(found, key=lambda quantity: (quantity.metric != PPL, quantity.task, quantity))
+    return sorted(found, key=lambda quantity: (quantity.metric != TOKEN_PPL, quantity.task, quantity))
 
 
 def headings(measured: Sequence[Quantity]) -> dict[Quantity, str]:
-    """A heading for each; where protocols differ in what it does not say, it says that too."""
+    """Return a heading for each quantity, with ``detail`` where headings would otherwise coincide."""
     plain = {item: f"{_name(item)} ({item.protocol})" for item in measured}
     times = Counter(plain.values())
     return {item: f"{text} [{item.detail}]" if times[text] > 1 else text for item, text in plain.items()}
 
 
 def _name(quantity: Quantity) -> str:
-    return f"PPL {quantity.task}" if quantity.metric == PPL else f"{quantity.task} {quantity.metric}"
+    return f"PPL {quantity.task}" if quantity.metric == TOKEN_PPL else f"{quantity.task} {quantity.metric}"
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """All numbers as they were stored; empty where there is none."""
+    """Return all numbers exactly as stored; missing ones are empty."""
     measured = headings(quantities(results))
     roles = {
         (item, role): f"{text} {role}"
@@ -108,7 +109,7 @@ def to_csv(results: Sequence[Result]) -> str:
 
 
 def short_rows(results: Sequence[Result], measured: Sequence[Quantity]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows for people; columns that would be empty are left out."""
+    """Return headings and rows for display, without empty columns."""
     ends = {name: text for name, text in SHORT_END.items() if any(map(text, results))}
     rows = [
         [text(result) for text in SHORT.values()]
@@ -128,6 +129,7 @@ def _numbers(result: Result, quantity: Quantity) -> str:
 
 
 def to_markdown(results: Sequence[Result], skipped: Sequence[Skipped]) -> str:
+    """Return the short table, the note on it, and the skipped folders."""
     names, rows = short_rows(results, quantities(results))
     lines = ["# Summary", "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -138,11 +140,11 @@ def to_markdown(results: Sequence[Result], skipped: Sequence[Skipped]) -> str:
 
 
 def to_latex(results: Sequence[Result]) -> str:
-    """A ``tabular`` that needs no package."""
+    """Return the short table as a ``tabular`` that needs no package."""
     names, rows = short_rows(results, quantities(results))
     lines = [f"% {NOTE.replace(ARROW, ' to ')}", rf"\begin{{tabular}}{{{_alignment(names)}}}", r"\hline"]
-    lines += [" & ".join(map(escaped, names)) + r" \\", r"\hline"]
-    lines += [" & ".join(map(escaped, row)) + r" \\" for row in rows]
+    lines += [" & ".join(map(escape_latex, names)) + r" \\", r"\hline"]
+    lines += [" & ".join(map(escape_latex, row)) + r" \\" for row in rows]
     return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
 
 
@@ -150,17 +152,17 @@ def _alignment(names: Sequence[str]) -> str:
     return "".join("l" if name in ("model", "method", "recovery", "folder") else "r" for name in names)
 
 
-def escaped(text: str) -> str:
-    """Text as LaTeX shows it."""
-    return "".join(LATEX.get(sign, sign) for sign in text)
+def escape_latex(text: str) -> str:
+    """Escape the special characters of LaTeX."""
+    return "".join(LATEX_ESCAPES.get(character, character) for character in text)
 
 
 def terminal_tables(results: Sequence[Result]) -> list[Table]:
-    """Sizes and perplexities; tasks, where there are any, in a table of their own that a terminal has room for."""
+    """Return a table of sizes and perplexities, and a second one of tasks, if any, so that both fit a terminal."""
     measured = quantities(results)
-    texts = [item for item in measured if item.metric == PPL]
+    texts = [item for item in measured if item.metric == TOKEN_PPL]
     tables = [_terminal_table(*short_rows(results, texts))]
-    tasks = [item for item in measured if item.metric != PPL]
+    tasks = [item for item in measured if item.metric != TOKEN_PPL]
     if tasks:
         names = headings(measured)
         rows = [

@@ -1,4 +1,4 @@
-"""What documents say can be done: commands go through the real parsers, links and files are there, imports work."""
+"""Documents can be followed: commands go through the real parsers, links and files exist, imports work."""
 
 import argparse
 import ast
@@ -19,8 +19,8 @@ from hgsp.cli.summarize import SummaryConfig
 from hgsp.console.flags import parse
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig, ScoreConfig
-from hgsp.recovery.config import RecoveryConfig
-from hgsp.study.run import config_of
+from hgsp.pipeline.recovery_config import RecoveryConfig
+from hgsp.study.run import cell_settings
 
 #: What a command's arguments become.
 OPTIONS = {
@@ -39,7 +39,7 @@ OPTIONS = {
 OTHERS = {"cd", "export", "git", "pip", "source", "hf", "huggingface-cli", "modelscope", "ls", "cat"}
 #: Files that documents name by their path in the repository. What lies in a result has other names or endings.
 OURS = re.compile(
-    r"`((?:hgsp|evaluation|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
+    r"`((?:hgsp|evaluation|examples|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
 )
 RESULT_FILES = {"results.md", "summary.md"}
 
@@ -77,7 +77,7 @@ def read(words):
         read_script(started.training_script, *started.training_script_args)
     elif program.removeprefix("./") == "scripts/run_all_experiments.sh":
         own, passed = study.options(arguments)
-        config_of(study.study_cells(None)[0], own.results_dir, passed)
+        cell_settings(study.study_cells(None)[0], own.results_dir, passed)
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in arguments if "=" not in word} <= set(targets)
@@ -212,3 +212,14 @@ def test_flags_named_in_documents_exist():
     for path in DOCUMENTS:
         named = set(re.findall(r"`(--\w+)", path.read_text()))
         assert named <= known, (name_of(path), named - known)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_paragraphs_are_short(path):
+    lines = [line for line in without_blocks(path).splitlines() if not line.startswith("|")]
+    long = [line[:60] for line in lines if len(line) > 600]
+    assert not long
+
+
+def test_the_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 90

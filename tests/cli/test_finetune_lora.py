@@ -1,4 +1,4 @@
-"""The recovery recipe as users call it: what it trains, writes, says and refuses, and that nothing is lost."""
+"""The recovery recipe as users call it: training, outputs, messages and refusals; nothing is lost."""
 
 import csv
 import json
@@ -15,9 +15,7 @@ from conftest import TINY, make_tiny
 from hgsp.cli import main as cli
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
 from hgsp.pruning.surgery import apply_plan
-from hgsp.recovery import outputs as outcome
-from hgsp.recovery import resume as resume_paths
-from hgsp.recovery import training
+from hgsp.recovery import callbacks, outputs, resume, training
 from hgsp.recovery.losses import Objective
 from plans import mixed_plan, plan_dropping
 
@@ -65,7 +63,7 @@ def pruned_model(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def pruned(pruned_model):
-    """One pruned model for all tests, which must leave it as it is."""
+    """One pruned model for all tests, which must not change it."""
     return pruned_model()
 
 
@@ -83,7 +81,7 @@ def finetune(rows, pruned):
 
 @pytest.fixture(scope="module")
 def result(finetune, tmp_path_factory):
-    """One finished run, for tests that only look."""
+    """One finished run, for tests that only read it."""
     output = tmp_path_factory.mktemp("recovered") / "out"
     assert finetune(output) == 0
     return output
@@ -150,7 +148,7 @@ def test_the_log_has_every_step(result):
 
 @pytest.mark.parametrize("what", ["folder", "bin", "moved"])
 def test_the_result_is_the_pruned_model_with_other_weights(what, result, pruned, tmp_path):
-    """S25: shapes and number of parameters are those before. S12: and wherever the folder goes."""
+    """Shapes and parameter count are unchanged, wherever the folder is moved."""
     if what == "moved":
         result = shutil.copytree(result, tmp_path / "elsewhere")
     recovered = load_pruned(result / "pruned_model.bin" if what == "bin" else result)
@@ -159,12 +157,12 @@ def test_the_result_is_the_pruned_model_with_other_weights(what, result, pruned,
     assert {n: p.shape for n, p in recovered.named_parameters()} == {n: p.shape for n, p in before.named_parameters()}
     assert recovered.config.to_dict() | {"_name_or_path": ""} == before.config.to_dict() | {"_name_or_path": ""}
     changed = {n for n, p in recovered.named_parameters() if not torch.equal(p, before.get_parameter(n))}
-    assert {name.split(".")[-2] for name in changed} == set(training.RecoveryConfig.lora_target_modules)
+    assert {name.split(".")[-2] for name in changed} == set(training.TrainingConfig.lora_target_modules)
     assert len(load_tokenizer_of(result)) == len(load_tokenizer_of(pruned))
 
 
 def test_the_adapter_holds_two_trained_tensors_per_linear_and_names_the_pruned_model(result, pruned):
-    """S22: not a few hundred bytes. S26: its base is the pruned model, not the hub's dense one."""
+    """The adapter file must not be nearly empty, and its base must not be the dense model."""
     adapter = adapter_of(result)
     assert len(adapter) == 2 * 7 * 3
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
@@ -174,7 +172,6 @@ def test_the_adapter_holds_two_trained_tensors_per_linear_and_names_the_pruned_m
 
 
 def test_merged_equals_unmerged(result, pruned, tokens):
-    """S23."""
     adapted = PeftModel.from_pretrained(load_pruned(pruned), str(result / "adapter"))
     with torch.no_grad():
         expected, found = adapted(tokens).logits, load_pruned(result)(tokens).logits
@@ -183,7 +180,7 @@ def test_merged_equals_unmerged(result, pruned, tokens):
 
 
 def test_merged_equals_unmerged_in_bfloat16(finetune, pruned_model, tmp_path, tokens):
-    """S17, S23: and it is stored as it came."""
+    """The merged model keeps the dtype of the pruned one."""
     model = pruned_model(dtype=torch.bfloat16)
     assert finetune(tmp_path / "out", model=model) == 0
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
@@ -194,7 +191,7 @@ def test_merged_equals_unmerged_in_bfloat16(finetune, pruned_model, tmp_path, to
 
 
 def test_checkpointing_changes_memory_only(finetune, result, tmp_path):
-    """S21: every lora_B learns, and the curve is the same."""
+    """Every lora_B learns, and the loss curve is the same."""
     assert finetune(tmp_path / "out", "--use_gradient_checkpointing") == 0
     assert losses_of(tmp_path / "out") == pytest.approx(losses_of(result), rel=1e-4)
     for folder in (result, tmp_path / "out"):
@@ -204,13 +201,11 @@ def test_checkpointing_changes_memory_only(finetune, result, tmp_path):
 
 
 def test_the_first_loss_is_the_mean_over_the_answers_tokens_of_the_whole_batch(result, pruned, rows, tokenizer):
-    """Accumulated over unequal micro batches, against a loop over sequences. LoRA begins as nothing."""
-    from hgsp.recovery.config import RecoveryConfig
+    """The loss accumulated over unequal micro batches matches a loop over sequences; LoRA starts at zero."""
+    from hgsp.recovery.config import TrainingConfig
     from hgsp.recovery.samples import load_training_text
 
-    config = RecoveryConfig(
-        pruned_model="m", output_dir="o", data_path=str(rows), val_size=4, cutoff_len=96, eval_tasks="builtin"
-    )
+    config = TrainingConfig(data_path=str(rows), val_size=4, cutoff_len=96)
     model, losses, counts = load_pruned(pruned), [], []
     order = torch.randperm(24, generator=torch.Generator().manual_seed(42)).tolist()
     for sample in load_training_text(config, tokenizer).train:
@@ -249,7 +244,6 @@ def test_a_dense_model_and_a_bin_are_taken_too(finetune, pruned, saved, make, tm
 
 
 def test_half_precision_trains_adapters_in_float32(finetune, pruned_model, tmp_path):
-    """S20."""
     assert finetune(tmp_path / "out", "--skip_evaluation", model=pruned_model(dtype=torch.float16)) == 0
     assert {tensor.dtype for tensor in adapter_of(tmp_path / "out").values()} == {torch.float32}
     assert load_pruned(tmp_path / "out").dtype == torch.float16
@@ -277,11 +271,11 @@ def test_packing_learns_the_same_tokens_in_fewer_sequences(finetune, result, tmp
 
 
 class Killed(BaseException):
-    """What no handler of ours catches, like a kill."""
+    """An exception that no handler of ours catches, like a kill."""
 
 
 def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, result, tmp_path, monkeypatch):
-    """S26: equal losses, equal weights."""
+    """Losses and weights are equal."""
     output = tmp_path / "out"
 
     def kill(self, args, state, control, **_):
@@ -289,7 +283,7 @@ def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, res
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.StopOnNonFinite, "on_step_end", kill, raising=False)
+        patch.setattr(callbacks.StopOnNonFinite, "on_step_end", kill, raising=False)
         with pytest.raises(Killed):
             finetune(output)
     assert not output.exists()
@@ -307,14 +301,14 @@ def test_a_killed_run_resumed_ends_where_an_uninterrupted_one_ends(finetune, res
 
 @pytest.mark.parametrize("held_out", ["4", "0"])
 def test_a_run_killed_after_its_last_step_is_resumed_without_another(held_out, finetune, result, tmp_path, monkeypatch):
-    """The best state is kept, or without held-out rows the last one."""
+    """The best state is kept, or the last one without held-out rows."""
 
     def kill(*_):
         raise Killed
 
     flags = ("--val_size", held_out, "--skip_evaluation")
     with monkeypatch.context() as patch:
-        patch.setattr(outcome, "recovered_model", kill)
+        patch.setattr(outputs, "recovered_model", kill)
         with pytest.raises(Killed):
             finetune(tmp_path / "out", *flags)
     monkeypatch.setattr(training.RecoveryTrainer, "train", kill)
@@ -331,12 +325,11 @@ def test_a_run_killed_after_its_last_step_is_resumed_without_another(held_out, f
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
     finetune, tmp_path, monkeypatch, capsys
 ):
-    """S19."""
     calls = []
     original = Objective.summed
 
-    def planted(self, logits, labels, parent=None):
-        loss = original(self, logits, labels, parent)
+    def planted(self, logits, labels, teacher=None):
+        loss = original(self, logits, labels, teacher)
         calls.append(logits.requires_grad)
         return loss * float("nan") if sum(calls) == 5 else loss
 
@@ -345,22 +338,21 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
     assert "step 3 is not finite" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     states = tmp_path / "out.training" / "states"
-    last = resume_paths.last_complete_state(states)
+    last = resume.last_complete_state(states)
     assert last == states / "checkpoint-2"
     assert all(tensor.isfinite().all() for tensor in load_file(last / "adapter_model.safetensors").values())
 
 
 def test_recovery_that_does_harm_says_so_and_keeps_the_pruned_model(finetune, pruned, tmp_path, monkeypatch):
-    """S24."""
     before = {name: (pruned / name).read_bytes() for name in files_in(pruned)}
-    trained = outcome.recovered_model
+    trained = outputs.recovered_model
 
     def spoiled(*arguments):
         model = trained(*arguments)
         model.lm_head.weight.data *= 5
         return model
 
-    monkeypatch.setattr(outcome, "recovered_model", spoiled)
+    monkeypatch.setattr(outputs, "recovered_model", spoiled)
     assert finetune(tmp_path / "out") == 0
     analysis = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())
     assert analysis["worse_on"] == ["builtin"]
@@ -399,13 +391,13 @@ def test_a_model_trained_on_what_it_is_evaluated_on_says_so(name, finetune, text
     flags = ("--data_path", path, "--eval_tasks", f"builtin,{path}", "--max_steps", "1", "--val_size", "0")
     assert finetune(tmp_path / "out", *flags) == 0
     warnings = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())["warnings"]
-    assert f"trained on the very text that is evaluated ({path}): its PPL flatters the model" in warnings
+    assert f"trained on the evaluation text itself ({path}): its PPL is biased low" in warnings
     assert not any("(builtin)" in warning for warning in warnings)
 
 
 @pytest.fixture
 def dense(saved, make):
-    """The parent of ``pruned``."""
+    """The teacher of ``pruned``."""
     return saved(make("llama-8q4kv"), "dense")
 
 
@@ -420,7 +412,7 @@ DISTILLATIONS = {
 
 
 @pytest.mark.parametrize("way", DISTILLATIONS)
-def test_distillation_brings_the_student_nearer_to_its_parent(way, finetune, dense, tmp_path):
+def test_distillation_lowers_the_distance_to_the_teacher(way, finetune, dense, tmp_path):
     flags = ("--distill_from", dense, "--dtype", "float32", "--skip_evaluation")
     assert finetune(tmp_path / "out", *flags, *DISTILLATIONS[way]) == 0
     kept = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())["held_out_loss"]
@@ -434,7 +426,7 @@ def test_the_cached_top_trains_as_the_asked_one(finetune, dense, tmp_path):
     assert losses_of(tmp_path / "b") == pytest.approx(losses_of(tmp_path / "a"), rel=1e-2)
 
 
-def test_the_parent_distilled_from_itself_has_nothing_to_learn(finetune, dense, tmp_path):
+def test_the_teacher_distilled_from_itself_has_nothing_to_learn(finetune, dense, tmp_path):
     assert finetune(tmp_path / "out", "--distill_from", dense, "--dtype", "float32", model=dense) == 0
     assert losses_of(tmp_path / "out")[0] == pytest.approx(0, abs=1e-5)
 
@@ -468,11 +460,11 @@ REFUSED = {
     "batch": (["--batch_size", "7", "--micro_batch_size", "3"], "the nearest are 6 or 9"),
     "small batch": (["--batch_size", "2", "--micro_batch_size", "4"], "the nearest is 4"),
     "linears": (["--lora_target_modules", "q_proj", "lm_head"], "lm_head"),
-    "parent": (["--distill_from", "nowhere/at/all"], "nowhere/at/all"),
+    "teacher": (["--distill_from", "nowhere/at/all"], "nowhere/at/all"),
     "cache alone": (["--distill_cache", "--distill_top_k", "5"], "--distill_from"),
     "cache of all": (["--distill_cache", "--distill_from", "x"], "--distill_top_k"),
     "weight": (["--distill_from", "x", "--distill_weight", "0"], "--distill_weight"),
-    "parent in a .gguf": (["--distill_from", "x.gguf", "--distill_offload"], "--distill_from"),
+    "teacher in a .gguf": (["--distill_from", "x.gguf", "--distill_offload"], "--distill_from"),
     "long sequences": (["--cutoff_len", "513"], "--cutoff_len of at most 512"),
     "long windows": (["--eval_seq_len", "513"], "--eval_seq_len of at most 512"),
     "nothing to resume": (["--resume"], "--resume"),
@@ -491,7 +483,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_loaded(case, finetu
     def loaded(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("hgsp.models.checkpoint.load_pruned", loaded)
+    monkeypatch.setattr("hgsp.pipeline.recover.load_pruned", loaded)
     assert finetune(tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: expected")
@@ -514,7 +506,7 @@ def test_a_tokenizer_of_another_model_is_refused(finetune, saved, make, tmp_path
     assert "tokenizer of at most 100 tokens" in capsys.readouterr().err
 
 
-def test_a_parent_without_weights_is_refused(finetune, dense, tmp_path, capsys):
+def test_a_teacher_without_weights_is_refused(finetune, dense, tmp_path, capsys):
     (dense / "model.safetensors").unlink()
     assert finetune(tmp_path / "out", "--distill_from", dense) == 2
     assert f"weights in '{dense}'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What only a new process can show: quick help, exit codes of the real script, and loading with and without hgsp."""
+"""New processes: fast help, exit codes of the real script, and loading with and without hgsp."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ import torch
 from conftest import REPOSITORY, make_tiny
 from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_of
 
-#: What a machine without us lacks: hgsp and evaluation cannot be imported, however they are installed.
+#: Make hgsp and evaluation impossible to import, however they are installed.
 WITHOUT_HGSP = """
 import sys
 class Absent:
@@ -39,12 +39,12 @@ def check(folder, **kwargs):
 
 @pytest.fixture
 def python(tmp_path):
-    """``python(*arguments)`` runs a new interpreter in ``tmp_path``, without network, and returns what came of it."""
+    """``python(*arguments)`` runs a new interpreter in ``tmp_path``, without network, and returns its result."""
 
     def run(*arguments):
         outside = {key: value for key, value in os.environ.items() if not key.startswith(("HGSP_", "PYTHON", "PYTEST"))}
         own = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        own["PYTHONPATH"] = str(REPOSITORY)  # this checkout, whichever may be installed
+        own["PYTHONPATH"] = str(REPOSITORY)  # this checkout, whatever is installed
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=tmp_path,
@@ -61,9 +61,14 @@ def python(tmp_path):
 
 @pytest.fixture
 def folders(tmp_path, tokenizer, tokens):
-    """``ragged``, ``qwen``: layers differ; ``uniform``: they do not; and ``expected.pt`` with the logits of each."""
+    """``ragged``, ``qwen2`` and ``qwen3``: layers differ; ``uniform``: not; ``expected.pt``: the logits of each."""
     expected = {"tokens": tokens}
-    for name, base in (("ragged", "llama-9q3kv-tied"), ("qwen", "qwen2-14q2kv"), ("uniform", "llama-8q4kv")):
+    for name, base in (
+        ("ragged", "llama-9q3kv-tied"),
+        ("qwen2", "qwen2-14q2kv"),
+        ("qwen3", "qwen3-8q2kv"),
+        ("uniform", "llama-8q4kv"),
+    ):
         model = make_tiny(base)
         plan = mixed_plan(model)
         if name == "uniform":  # three KV groups: six query heads, which LlamaConfig refuses at hidden size 64
@@ -91,7 +96,7 @@ def test_help_is_quick_and_imports_neither_torch_nor_transformers(python, script
 
 
 def test_the_script_exits_with_2_and_one_line_for_bad_input(python, tmp_path):
-    """Both kinds: what argparse refuses, and what we do."""
+    """Refusals by argparse and by us."""
     script = REPOSITORY / "run_global_pruning.py"
     done = python(script, "--pruning_ratio", "0.2")
     assert done.returncode == 2
@@ -108,7 +113,7 @@ def test_the_script_exits_with_2_and_one_line_for_bad_input(python, tmp_path):
 
 
 def test_the_script_prunes_from_any_folder_into_results(python, saved, tmp_path):
-    """S12: and a new process loads the result with nothing but hgsp or evaluation imported, bit-equal to itself."""
+    """A new process that imports only hgsp.evaluation loads the result and measures the same perplexity."""
     base = saved(make_tiny("llama-8q4kv"))
     flags = ("--base_model", base, "--output_name", "TINY/p20", "--pruning_ratio", "0.2", "--temperature", "0.0")
     quick = ("--nsamples", "2", "--seq_len", "32", "--dataset", "builtin", "--eval_tasks", "builtin")
@@ -134,7 +139,7 @@ print("same")
 
 
 def test_a_fresh_process_loads_bit_equal_wherever_the_bin_was_moved(python, folders):
-    """S12, S13: hgsp imported before transformers; the .bin alone, in another folder, under another name."""
+    """hgsp is imported before transformers; the .bin alone loads from another folder under another name."""
     (folders / "moved").mkdir()
     (folders / "ragged" / "pruned_model.bin").rename(folders / "moved" / "other.bin")
     done = python(
@@ -142,7 +147,7 @@ def test_a_fresh_process_loads_bit_equal_wherever_the_bin_was_moved(python, fold
         "import hgsp\n"
         + COMPARE
         + """
-for folder in ("ragged", "qwen", "uniform"):
+for folder in ("ragged", "qwen2", "qwen3", "uniform"):
     check(folder)
 from hgsp.models.checkpoint import load_pruned
 model = load_pruned("moved/other.bin")
@@ -157,9 +162,10 @@ assert torch.equal(model(expected["tokens"]).logits, expected["ragged"])
     [
         "import transformers; import hgsp",
         COMPARE + "\nimport evaluation",
-        "import hgsp; from transformers import LlamaForCausalLM",  # imports the Auto classes before its own are there
+        "import hgsp; from transformers import LlamaForCausalLM",  # Auto classes come before hgsp registers its own
         "import hgsp; from transformers.modeling_layers import GradientCheckpointingLayer",
         "import hgsp; from transformers import AutoConfig; AutoConfig.from_pretrained('ragged')",
+        "from hgsp.models.decoder import Decoder",  # our own classes come before the Auto classes
     ],
 )
 def test_the_order_of_imports_does_not_matter(python, folders, order):
@@ -168,16 +174,16 @@ def test_the_order_of_imports_does_not_matter(python, folders, order):
 
 
 def test_without_hgsp_trusting_the_folders_own_file_is_enough(python, folders):
-    """S13: bit-equal with trust_remote_code, moved or not; a stock result needs nothing at all; generation works."""
-    (folders / "qwen").rename(folders / "moved")
+    """With trust_remote_code it is bit-equal, moved or not; a stock result needs nothing; generation works."""
+    (folders / "qwen2").rename(folders / "moved")
     done = python(
         "-c",
         WITHOUT_HGSP
         + COMPARE
         + """
 check("uniform")
-expected["moved"] = expected["qwen"]
-for folder in ("ragged", "moved"):
+expected["moved"] = expected["qwen2"]
+for folder in ("ragged", "moved", "qwen3"):
     model = check(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules")
 model.generate(expected["tokens"], max_new_tokens=2, do_sample=False, pad_token_id=257)
@@ -192,7 +198,7 @@ except ModuleNotFoundError:
 
 
 def test_without_hgsp_and_without_trust_it_fails_and_never_gives_random_weights(python, folders):
-    """S13, F6: the message names the way out."""
+    """The message names the remedy."""
     done = python("-c", f"{WITHOUT_HGSP}{COMPARE}\ncheck('ragged')")
     assert done.returncode == 1
     assert "trust_remote_code=True" in done.stderr

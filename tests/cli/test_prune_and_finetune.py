@@ -59,7 +59,7 @@ def test_every_ratio_is_pruned_and_recovered_into_its_own_folder(prune, tmp_path
     ],
 )
 def test_what_recovery_cannot_do_is_refused_before_pruning(flags, message, prune, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hgsp.pipeline.loaded.load_for_pruning", None)
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", None)
     assert prune("--pruning_ratio", "0.2", *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
@@ -78,8 +78,8 @@ def test_several_processes_are_told_to_recover_afterwards(prune, monkeypatch, ca
 
 
 FAILURES = {
-    "interrupt": (KeyboardInterrupt(), "go on with --resume"),
-    "out of memory": (MemoryError(), "go on with --resume --use_gradient_checkpointing"),
+    "interrupt": (KeyboardInterrupt(), "resume with --resume"),
+    "out of memory": (MemoryError(), "continue with --resume --use_gradient_checkpointing"),
 }
 
 
@@ -87,7 +87,7 @@ FAILURES = {
 def test_recovery_that_fails_says_what_is_there_and_how_to_go_on(prune, tmp_path, monkeypatch, capsys, what):
     error, advice = FAILURES[what]
 
-    def fail(*args):
+    def fail(*_, **__):
         raise error
 
     with monkeypatch.context() as patch:
@@ -95,7 +95,7 @@ def test_recovery_that_fails_says_what_is_there_and_how_to_go_on(prune, tmp_path
         assert prune("--pruning_ratio", "0.2") == 1
     message = capsys.readouterr().err
     assert advice in message
-    assert "nothing half-written" not in message
+    assert "no partial output" not in message
     pruned = tmp_path / "results" / "X" / "p"
     assert f"{pruned} is complete" in message
     command = message.rpartition("its recovery by itself: ")[2].splitlines()[0]

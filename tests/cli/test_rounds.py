@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from hgsp.cli import cut
-from hgsp.pipeline import run as pipeline
-from hgsp.pruning.select import PrunePlan
+from hgsp.pipeline import stages
+from hgsp.pruning.plan import PrunePlan
 from pruning import analysis_of, tensors_of
 
 
 @pytest.mark.parametrize("method", ["taylor", "wanda", "random"])
 def test_rounds_spend_the_whole_budget_and_never_bring_back_what_left(prune, monkeypatch, method):
-    plans, cut_once = [], pipeline.cut
+    plans, decide_once = [], stages.decide
 
     def watched(*arguments):
-        plans.append(cut_once(*arguments).plan)
-        return cut_once(*arguments)
+        plans.append(decide_once(*arguments).plan)
+        return decide_once(*arguments)
 
-    monkeypatch.setattr(pipeline, "cut", watched)
+    monkeypatch.setattr(stages, "decide", watched)
     code, folder = prune("rounds", "--rounds", "3", "--pruning_ratio", "0.3", "--importance_method", method)
     assert code == 0
     first, second, third = ([(set(keep.kv_groups), set(keep.mlp_channels)) for keep in plan.layers] for plan in plans)

@@ -1,4 +1,4 @@
-"""The evaluation recipe as users call it: what it writes and says, no failure costing another's result."""
+"""The evaluation recipe as users call it: outputs and messages; no failure costs another task's result."""
 
 import copy
 import json
@@ -61,7 +61,7 @@ def test_a_third_column_is_the_recovered_model(evaluate, pruned, dense, saved, m
     assert [item["role"] for item in content["comparison"]] == ["pruned", "recovered"]
     assert "| dense | pruned | vs dense | recovered | vs dense |" in (pruned / "evaluation/results.md").read_text()
     (warning,) = content["warnings"]
-    assert "RECOVERY MADE IT WORSE" in warning  # S24: said, and no failure
+    assert "RECOVERY MADE IT WORSE" in warning  # a warning, not a failure
 
 
 def test_several_window_lengths_stand_side_by_side(evaluate, pruned):
@@ -80,7 +80,7 @@ def test_running_again_adds_what_is_missing_and_repeats_nothing(evaluate, pruned
     assert stored(pruned / "evaluation")["results"][:2] == first
     no_weights(monkeypatch)
     assert evaluate(pruned, "--tasks", "lambada,wikitext,efficiency") == 0
-    assert "done before with the same protocol" in capsys.readouterr().err
+    assert "measured before with the same protocol" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="weights were loaded"):
         evaluate(pruned, "--tasks", "wikitext", "--rerun")
     for task in ("wikitext", "lambada"):
@@ -98,7 +98,7 @@ def test_a_result_that_was_moved_is_measured_on_there(evaluate, pruned, tmp_path
 
 
 def test_another_tokenizer_is_another_measurement(evaluate, pruned, tokenizer, tmp_path):
-    """The same model, whose vocabulary has room for both tokenizers."""
+    """The same model, with a vocabulary large enough for both tokenizers."""
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["English"])
     (tmp_path / "other").mkdir()
@@ -148,7 +148,7 @@ def test_a_failing_task_costs_no_other_its_result(evaluate, pruned, monkeypatch,
         assert found[task]["metrics"] == []
         assert file in found[task]["reason"]
         assert f"FAILED {task} (pruned)" in capsys.readouterr().out + (folder / "results.md").read_text()
-    assert evaluate(pruned, "--tasks", "wikitext") == 0  # what fails is another run's affair
+    assert evaluate(pruned, "--tasks", "wikitext") == 0  # the failed task concerns another run
 
 
 def test_a_task_that_fails_while_running_keeps_the_others(evaluate, pruned, monkeypatch):
@@ -221,7 +221,6 @@ def test_nan_logits_fail_the_task_and_never_become_a_number(evaluate, saved, mak
 
 
 def test_float16_for_a_bfloat16_model_is_warned_of(evaluate, saved, make, dense, capsys):
-    """S47."""
     folder = saved(make("llama-8q4kv").bfloat16(), "stored-in-bfloat16")
     flags = ("--base_model", dense, "--compare", "--tasks", "wikitext", "--dtype")
     for dtype, said in (("float16", True), ("float32", False)):
@@ -233,7 +232,7 @@ def test_float16_for_a_bfloat16_model_is_warned_of(evaluate, saved, make, dense,
 def test_a_collapsed_model_is_called_so_loudly(evaluate, saved, make, dense, capsys):
     sharpened = make("llama-8q4kv")
     with torch.no_grad():
-        sharpened.lm_head.weight.mul_(300)  # random, and sure of it
+        sharpened.lm_head.weight.mul_(300)  # random but confident
     folder = saved(sharpened, "sharpened")
     assert evaluate(folder, "--base_model", dense, "--compare", "--tasks", "wikitext") == 0
     assert stored(folder / "evaluation")["collapsed"] is True

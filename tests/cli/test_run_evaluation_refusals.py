@@ -1,7 +1,8 @@
-"""What the evaluation recipe refuses, and the ways to start it."""
+"""Refusals of the evaluation recipe, and the ways to start it."""
 
 import copy
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -48,10 +49,10 @@ def test_a_folder_without_weights_is_refused_early(evaluate, dense, pruned, tmp_
     shutil.copy(dense / "config.json", empty)
     for flags in (("--tasks", "wikitext"), ("--base_model", dense, "--compare")):
         assert evaluate(empty, *flags) == 2
-        assert "folder without" in capsys.readouterr().err
+        assert "got none; check that pruning finished" in capsys.readouterr().err
     assert evaluate(pruned, "--base_model", empty, "--compare") == 2
     assert evaluate(tmp_path / "nowhere" / "x") == 2
-    assert "not there" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert evaluate(dense, "--recovered_model", tmp_path / "gone.bin") == 2
     assert not (empty / "evaluation").exists()
 
@@ -69,7 +70,7 @@ def test_a_folder_that_lacks_some_weights_is_refused(evaluate, dense, capsys):
 
 
 def test_a_model_too_large_for_the_memory_says_what_to_try_here(evaluate, pruned, monkeypatch, capsys):
-    """Not what a scoring run could try; and what is measured already stays."""
+    """The hints fit evaluation, not scoring, and finished measurements stay."""
     assert evaluate(pruned, "--tasks", "wikitext") == 0
 
     def full(*arguments, **named):
@@ -85,7 +86,7 @@ def test_a_model_too_large_for_the_memory_says_what_to_try_here(evaluate, pruned
 
 
 def test_the_hubs_retries_are_not_our_output(evaluate, pruned):
-    """S30: without a network it warns about each of many attempts; our error says the same once."""
+    """Offline, the hub warns about each of many attempts; our error says the same once."""
     assert evaluate(pruned, "--tasks", "wikitext") == 0
     assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
@@ -161,10 +162,30 @@ def test_hgsp_evaluate_is_the_same_command(pruned, data):
     assert statuses(pruned / "evaluation") == {("pruned", "wikitext2"): "done"}
 
 
+@pytest.mark.parametrize("on_path", [True, False])
+def test_a_folder_of_the_user_named_evaluation_is_not_in_the_way(pruned, tmp_path, on_path):
+    """In the working directory, which comes first on the path, and on PYTHONPATH before ours."""
+    own = tmp_path / "project"
+    (own / "evaluation").mkdir(parents=True)
+    (own / "evaluation" / "__init__.py").write_text("raise ImportError('the package of the user')")
+    call = "import sys; from hgsp.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    flags = [part for pair in FAST.items() for part in pair]
+    done = subprocess.run(
+        [sys.executable, "-c", call, "evaluate", "--model_path", str(pruned), "--tasks", "builtin", *flags],
+        cwd=tmp_path if on_path else own,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(own)] * on_path + [str(REPOSITORY)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert statuses(pruned / "evaluation") == {("pruned", "builtin"): "done"}
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_the_script_runs_from_anywhere(pruned, data, tmp_path, inside):
-    """Python puts evaluation/ on the path of a script that lies there, and not the repository; with ``-S`` it does not
-    find an installed hgsp either. A wrong task name is refused before any other package is imported."""
+    """Python puts the script's folder on its path, not the repository, and with ``-S`` it finds no installed hgsp.
+    A wrong task name is refused before any other package is imported."""
     script = "evaluation/run_evaluation.py" if inside else str(REPOSITORY / "evaluation/run_evaluation.py")
     done = subprocess.run(
         [sys.executable, "-ES", script, "--model_path", str(pruned), "--data_dir", str(data), "--tasks", "wikitxt"],

@@ -1,4 +1,4 @@
-"""The pruning recipe as users call it: what it writes, says and refuses, and that failure leaves nothing behind."""
+"""The pruning recipe as users call it: outputs, messages and refusals; a failure leaves no files."""
 
 import csv
 import json
@@ -18,11 +18,12 @@ import run_global_pruning
 from conftest import TINY, VOCAB, make_tiny
 from hgsp.cli import main as cli
 from hgsp.console import result_folders as folders
+from hgsp.console.exit_codes import run_guarded
+from hgsp.evaluation.config import CPU_EVAL_WINDOWS
 from hgsp.models import checkpoint
 from hgsp.models.checkpoint import load_pruned
 from hgsp.models.geometry import geometry_of
-from hgsp.pipeline.config import CPU_EVAL_WINDOWS
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.scoring.scores import Scores
 
 RESULTS_OF_TWO = ("out_10", "out_20")
@@ -67,7 +68,7 @@ def prune(dense, text_file):
 
 @pytest.fixture(scope="module")
 def result(prune, tmp_path_factory):
-    """One finished run at 20 %, for tests that only look."""
+    """One finished run at 20 %, for tests that only read it."""
     results = tmp_path_factory.mktemp("results")
     assert prune(results) == 0
     return results / "out"
@@ -134,7 +135,7 @@ def test_the_analysis_has_the_promised_keys(analysis):
 
 
 def test_reported_sizes_are_those_of_the_model_and_its_file(result, analysis, dense):
-    """S38: parameters after = values stored; both denominators; KV bytes as a real cache has them."""
+    """Parameters equal the values stored, both denominators are reported, and KV bytes match a real cache."""
     model, base = load_pruned(result), load_pruned(dense())
     before, after = (sum(p.numel() for p in m.parameters()) for m in (base, model))
     assert (analysis["params_before"], analysis["params_after"]) == (before, after)
@@ -149,7 +150,7 @@ def test_reported_sizes_are_those_of_the_model_and_its_file(result, analysis, de
 
 
 def test_kept_indices_of_the_report_reproduce_the_saved_weights(result, analysis, dense):
-    """S18: slicing the base model by pruning_analysis.json gives the file, bit for bit."""
+    """Slicing the base model by pruning_analysis.json gives the saved file bit for bit."""
     old, new = load_pruned(dense()), load_pruned(result)
     D, R = 8, 2
     for before, after, entry in zip(old.model.layers, new.model.layers, analysis["layers"], strict=True):
@@ -185,7 +186,7 @@ def test_group_table_plan_and_analysis_tell_the_same_story(result, analysis):
 
 
 def test_evaluation_says_what_it_measured(analysis):
-    """S04: the number comes with its protocol, before and after alike."""
+    """Each perplexity comes with its protocol, the same before and after."""
     before, after = (analysis["evaluation"][when]["builtin"] for when in ("before", "after"))
     protocol = {"seq_len": 64, "stride": 64, "windows": 2, "tokens": 126, "bos": False, "dtype": "float32"}
     for measured in (before, after):
@@ -196,7 +197,6 @@ def test_evaluation_says_what_it_measured(analysis):
 
 
 def test_the_log_has_dense_perplexity_before_anything_is_cut_and_both_samples(result, analysis):
-    """S01, S48."""
     log = (result / "logs" / "training.log").read_text()
     assert "command: run_global_pruning.py" in log
     before, after = log.index("before: PPL"), log.index("after: PPL")
@@ -216,8 +216,7 @@ def test_the_user_sees_one_table_and_the_next_command(prune, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_family_and_geometry_reaches_every_ratio_and_generates(prune, saved, tmp_path, name):
-    """S28, S38, S29: one run, three ratios; |removed - asked| is less than one channel; MLP channels fill up what
-    whole KV groups are too coarse for."""
+    """One run reaches three ratios within one channel; MLP channels fill the gap that whole KV groups leave."""
     flags = ("--pruning_ratio", "0.1", "0.2", "0.4", "--min_mlp_width", "4", "--skip_evaluation", "--no_bin")
     model = make_tiny(name, vocab_size=VOCAB + 1)  # the tokenizer class of Qwen2 adds a token
     assert prune(tmp_path, *flags, model=saved(model)) == 0
@@ -232,7 +231,7 @@ def test_every_family_and_geometry_reaches_every_ratio_and_generates(prune, save
 
 
 def test_ratio_zero_is_the_dense_model(prune, dense, tokens, tmp_path):
-    """S01: bit-identical logits, the same parameters, the same PPL."""
+    """Logits, parameters and perplexity are identical."""
     assert prune(tmp_path, "--pruning_ratio", "0") == 0
     assert torch.equal(load_pruned(tmp_path / "out")(tokens).logits, load_pruned(dense())(tokens).logits)
     analysis = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
@@ -242,7 +241,7 @@ def test_ratio_zero_is_the_dense_model(prune, dense, tokens, tmp_path):
 
 
 def test_full_method_by_default(prune, tmp_path):
-    """Temperature 1: layers are measured, and the table says by what each score was multiplied."""
+    """At temperature 1 layers are measured, and the table shows the factor of each score."""
     assert prune(tmp_path, "--temperature", "1.0", "--skip_evaluation") == 0
     with (tmp_path / "out" / "global_group_table.csv").open(newline="") as source:
         priors = {row["prior"] for row in csv.DictReader(source)}
@@ -250,7 +249,7 @@ def test_full_method_by_default(prune, tmp_path):
 
 
 def test_bf16_is_the_default_and_everything_the_user_had_is_kept(prune, dense, tmp_path):
-    """S17, S46: from a float32 folder, without --dtype; tokenizer, chat template and use_cache come along."""
+    """A float32 folder without --dtype gives bf16; tokenizer, chat template and use_cache are kept."""
     base = shutil.copytree(dense(), tmp_path / "base")
     template = "{{ messages[0]['content'] }}"
     (base / "chat_template.jinja").write_text(template)
@@ -289,10 +288,9 @@ def test_no_bin_and_skip_evaluation_do_what_they_say(prune, tmp_path):
 
 
 def test_calibrating_on_the_text_that_is_evaluated_is_a_warning_in_log_and_json(prune, text_file, tmp_path):
-    """S10."""
     assert prune(tmp_path, "--eval_tasks", text_file) == 0
     (warning,) = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())["warnings"]
-    assert "calibrated on the very text that is evaluated" in warning
+    assert "calibrated on the evaluation text itself" in warning
     assert warning in (tmp_path / "out" / "logs" / "training.log").read_text()
 
 
@@ -300,7 +298,7 @@ def test_calibrating_on_the_text_that_is_evaluated_is_a_warning_in_log_and_json(
 def test_a_cpu_measures_the_first_windows_unless_told_otherwise_and_says_so(
     prune, text_file, tmp_path, monkeypatch, asked, windows
 ):
-    """S04: how much text a perplexity is of stands in the report."""
+    """The report says how much text a perplexity covers."""
     monkeypatch.delitem(SETTINGS, "--eval_max_windows")
     text = tmp_path / "short.txt"
     text.write_text(text_file.read_text()[: 20 * 32])
@@ -312,7 +310,6 @@ def test_a_cpu_measures_the_first_windows_unless_told_otherwise_and_says_so(
 
 
 def test_shared_wikitext_calibrates_on_train_and_warns_of_the_same_corpus(prune, data_dir, tmp_path):
-    """S10, S05."""
     assert prune(tmp_path, "--dataset", "wikitext2", "--eval_tasks", "wikitext", "--data_dir", data_dir) == 0
     analysis = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
     assert analysis["evaluation"]["after"]["wikitext2"]["split"] == "wikitext-2-raw-v1/test"
@@ -324,7 +321,7 @@ def test_a_collapsed_result_is_called_so_in_its_report_and_on_the_screen(
     prune, analysis, tmp_path, monkeypatch, capsys
 ):
     assert analysis["collapsed"] is False
-    monkeypatch.setattr("hgsp.pipeline.report.COLLAPSE_FACTOR", 0.5)
+    monkeypatch.setattr("hgsp.evaluation.collapse.COLLAPSE_FACTOR", 0.5)
     assert prune(tmp_path) == 0
     report = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
     assert report["collapsed"] is True
@@ -404,7 +401,6 @@ def test_bad_input_is_exit_code_2_with_one_line_and_nothing_written(prune, tmp_p
 
 
 def test_an_unsupported_architecture_is_exit_code_2_and_nothing_written(prune, tmp_path, capsys):
-    """S28."""
     GPT2Config(n_layer=1, n_embd=16, n_head=2).save_pretrained(tmp_path / "gpt2")
     assert prune(tmp_path / "results", model=tmp_path / "gpt2") == 2
     error = capsys.readouterr().err
@@ -417,11 +413,11 @@ def test_an_unsupported_architecture_is_exit_code_2_and_nothing_written(prune, t
 def test_a_tokenizer_larger_than_the_embedding_is_refused_before_weights_are_loaded(
     dense, text_file, tokenizer, tmp_path, capsys, monkeypatch, command
 ):
-    """Even where nothing is evaluated: ids without a row would stop the run only in the middle of scoring."""
+    """Token ids without an embedding row would otherwise stop the run in the middle of scoring."""
     base = tmp_path / "base"
     make_tiny("llama-8q4kv", vocab_size=len(tokenizer) - 1, eos_token_id=0).save_pretrained(base)
     tokenizer.save_pretrained(base)
-    (base / "model.safetensors").unlink()  # whoever loads weights fails in another way
+    (base / "model.safetensors").unlink()  # loading weights would fail differently
     before = everything_in(tmp_path)
     flags = {"--base_model": base, "--dataset": text_file, "--nsamples": 4, "--seq_len": 32, "--device": "cpu"}
     if command == "prune":
@@ -435,7 +431,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused_before_weights_are_loa
 
 
 def test_gradient_checkpointing_prunes_the_same(prune, result, tmp_path):
-    """S42: the same importances (rtol 1e-4 is asked for; on a CPU they are equal bit for bit)."""
+    """Importances agree within rtol 1e-4; on a CPU they are bit-equal."""
     assert prune(tmp_path, "--use_gradient_checkpointing", "--skip_evaluation") == 0
     again, first = (Scores.read(folder / "scores.npz").by_layer for folder in (tmp_path / "out", result))
     for one, two in zip(again, first, strict=True):
@@ -445,8 +441,6 @@ def test_gradient_checkpointing_prunes_the_same(prune, result, tmp_path):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
 def test_out_of_memory_while_scoring_names_what_to_try_and_leaves_nothing(prune, tmp_path, capsys, monkeypatch, error):
-    """S42."""
-
     def fail(*args):
         raise error
 
@@ -466,8 +460,8 @@ def test_out_of_memory_while_scoring_names_what_to_try_and_leaves_nothing(prune,
 
 
 FAILURES = {
-    "interrupt": (KeyboardInterrupt(), "interrupted; nothing half-written is left"),
-    "out of memory": (MemoryError(), "out of memory (MemoryError); nothing half-written is left. Try"),
+    "interrupt": (KeyboardInterrupt(), "interrupted; no partial output is left behind"),
+    "out of memory": (MemoryError(), "out of memory (MemoryError); no partial output is left behind. Try"),
     "out of GPU memory": (RuntimeError("CUDA out of memory. Tried"), "out of memory (CUDA out of memory"),
 }
 
@@ -477,7 +471,7 @@ FAILURES = {
 def test_failure_halfway_is_exit_code_1_and_leaves_only_what_was_there(
     prune, tmp_path, capsys, monkeypatch, what, module, where
 ):
-    """S42: even with --overwrite, and even after everything is written but not yet in place."""
+    """An earlier result survives even --overwrite, and even a failure just before the new one is moved in place."""
     error, message = FAILURES[what]
     earlier_result(tmp_path / "out")
     genuine, calls = getattr(module, where), []
@@ -505,7 +499,7 @@ def test_a_bug_is_not_dressed_up_as_bad_input(prune, tmp_path, monkeypatch):
 
 
 def test_weights_that_are_not_finite_stop_the_run_by_name(tokenizer, prune, tmp_path, capsys):
-    """S47: exit 1 naming layer and projection; NaN is never sorted, nothing is written."""
+    """Exit code 1 names layer and projection; NaNs are never sorted, and nothing is written."""
     model = make_tiny("llama-8q4kv")
     model.model.layers[1].mlp.up_proj.weight.data[3, 3] = torch.nan
     model.save_pretrained(tmp_path / "broken")
@@ -556,7 +550,7 @@ def test_score_then_cut_equals_one_run(dense, text_file, result, tmp_path):
 
 
 def test_device_auto_prunes_the_same_and_evaluates(prune, result, analysis, tmp_path):
-    """S43: through accelerate's device map, whatever devices there are."""
+    """Accelerate's device map is used, whatever devices exist."""
     assert prune(tmp_path, "--device", "auto") == 0
     again, first = (PrunePlan.read_json(folder / "prune_plan.json") for folder in (tmp_path / "out", result))
     assert again.layers == first.layers
@@ -579,7 +573,7 @@ def test_a_comma_list_calibrates_on_all_its_texts(prune, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--results_dir", "file"], "file, which cannot"),
+        (["--results_dir", "file"], "file, which is not"),
         (["--spill_dir", "file"], "another with --spill_dir"),
         (["--eval_tasks", "empty.txt"], "nothing in empty.txt"),
         (["--eval_tasks", "short.txt"], "two tokens in short.txt"),
@@ -593,7 +587,7 @@ def test_what_cannot_end_well_is_refused_before_weights_are_read(prune, tmp_path
     (tmp_path / "file").touch()
     (tmp_path / "empty.txt").touch()
     (tmp_path / "short.txt").write_text("a")
-    monkeypatch.setattr("hgsp.pipeline.loaded.load_for_pruning", lambda *_: pytest.fail("read weights"))
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", lambda *_, **__: pytest.fail("read weights"))
     assert prune(tmp_path / "results", *flags) == 2
     assert message in capsys.readouterr().err
     assert everything_in(tmp_path) == ["empty.txt", "file", "short.txt"]
@@ -602,7 +596,7 @@ def test_what_cannot_end_well_is_refused_before_weights_are_read(prune, tmp_path
 def test_overwrite_does_not_replace_a_folder_that_holds_the_model(prune, dense, tmp_path, capsys):
     shutil.copytree(dense(), tmp_path / "out" / "base")
     assert prune(tmp_path, "--overwrite", model=tmp_path / "out" / "base") == 2
-    assert "out/base in it" in capsys.readouterr().err
+    assert "out/base is in use" in capsys.readouterr().err
     assert (tmp_path / "out" / "base" / "config.json").is_file()
 
 
@@ -637,7 +631,7 @@ def test_seconds_of_one_ratio_are_not_counted_for_the_next(prune, tmp_path, monk
 
 @pytest.mark.parametrize("where", ["main thread", "another"])
 def test_a_polite_kill_is_an_interrupt(where, capsys):
-    """What a batch system sends at the end of its time; a thread of an application keeps what that says."""
+    """A batch system sends SIGTERM at its time limit; in another thread the application's handler stays."""
     before = signal.getsignal(signal.SIGTERM)
 
     def run():
@@ -647,7 +641,7 @@ def test_a_polite_kill_is_an_interrupt(where, capsys):
         return 0
 
     with ThreadPoolExecutor(1) as pool:
-        code = cli.run_guarded(run) if where == "main thread" else pool.submit(cli.run_guarded, run).result()
+        code = run_guarded(run) if where == "main thread" else pool.submit(run_guarded, run).result()
     assert code == (1 if where == "main thread" else 7)
     assert ("interrupted" in capsys.readouterr().err) == (where == "main thread")
     assert signal.getsignal(signal.SIGTERM) is before

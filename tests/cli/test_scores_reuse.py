@@ -10,7 +10,7 @@ import pytest
 import run_global_pruning
 from conftest import make_tiny
 from hgsp.cli import cut, score
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 
 CALIBRATION = ["--dataset", "builtin", "--nsamples", "4", "--seq_len", "32", "--device", "cpu", "--dtype", "float32"]
 QUICK = ["--skip_evaluation", "--no_bin", "--min_mlp_width", "8", "--device", "cpu", "--dtype", "float32"]
@@ -128,7 +128,7 @@ def test_what_scores_settle_is_said_when_something_else_was_asked_for(saved, tmp
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("folder", "to be a file"), ("file/scores.npz", "file, which cannot"), ("scores.npz", "scores.npz exists")],
+    [("folder", "to be a file"), ("file/scores.npz", "file, which is not"), ("scores.npz", "scores.npz exists")],
 )
 def test_scores_that_could_not_be_written_are_refused_before_weights_are_read(
     saved, tmp_path, monkeypatch, capsys, output, message
@@ -137,7 +137,7 @@ def test_scores_that_could_not_be_written_are_refused_before_weights_are_read(
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "scores.npz").touch()
-    monkeypatch.setattr("hgsp.pipeline.loaded.load_for_pruning", lambda *_: pytest.fail("read weights"))
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", lambda *_, **__: pytest.fail("read weights"))
     overwrite = ["--overwrite"] if output != "scores.npz" else []
     assert score.main(["--base_model", str(base), "--output", str(tmp_path / output), *CALIBRATION, *overwrite]) == 2
     assert message in capsys.readouterr().err

@@ -7,9 +7,8 @@ import torch
 
 import run_global_pruning
 from hgsp.console.flags import parse
-from hgsp.pipeline import loaded as loaded
 from hgsp.pipeline.config import PruneConfig
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.search.search import SearchState
 from pruning import analysis_of, tensors_of
 
@@ -20,7 +19,7 @@ def plan_of(folder):
     return PrunePlan.read_json(folder / "prune_plan.json").layers
 
 
-@pytest.mark.parametrize(("reconstruction", "proposals"), [("lstsq", "ProfileProposals"), ("none", "GradientProposals")])
+@pytest.mark.parametrize(("reconstruction", "proposals"), [("lstsq", "ProfileMoves"), ("none", "GradientMoves")])
 def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tmp_path, reconstruction, proposals):
     code, folder = prune("out", *SEARCH, "--reconstruct", reconstruction)
     assert code == 0
@@ -52,7 +51,7 @@ def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tm
         ("--reconstruct", "blocks"),
     ],
 )
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv"])
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv"])
 def test_it_composes_and_offloaded_equals_resident(prune, family, flags):
     flags = (*SEARCH, *flags)
     (code, resident), (offloaded_code, offloaded) = (
@@ -86,7 +85,7 @@ def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch
     assert json.loads((tmp_path / "again.search.json").read_text())["accepted"]
     code, folder = prune("again", *SEARCH)
     assert code == 0
-    assert "goes on after step 2" in (folder / "logs" / "training.log").read_text()
+    assert "resuming after step 2" in (folder / "logs" / "training.log").read_text()
     expected, got = tensors_of(whole), tensors_of(folder)
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
     assert analysis_of(folder)["search"] == analysis_of(whole)["search"]
@@ -105,7 +104,7 @@ def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, monkeypatch, capsys, flags, complaint):
-    monkeypatch.setattr(loaded, "load_for_pruning", None)  # calling it would be a TypeError
+    monkeypatch.setattr("hgsp.pipeline.prune.load_for_pruning", None)  # calling it would be a TypeError
     try:
         code, _ = prune("refused", *flags)
     except SystemExit as stop:  # argparse's own way out

@@ -1,4 +1,4 @@
-"""The three-model study as users call it: what it would run, what it runs, and that a kill costs one cell at most."""
+"""The three-model study as users call it: planned and executed commands, and a kill that costs at most one cell."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from hgsp.study.matrix import smoke_cells
 
 SCRIPT = REPOSITORY / "scripts" / "run_all_experiments.sh"
 
-#: By hand, from the contract: three models, seven cells.
+#: Written by hand from the documented interface: three models, seven cells.
 SEVEN = """\
 python run_global_pruning.py --base_model meta-llama/Meta-Llama-3-8B --output_name LLaMA-3-8B/prune_20 --pruning_ratio 0.2
 python run_global_pruning.py --base_model meta-llama/Meta-Llama-3-8B --output_name LLaMA-3-8B/prune_30 --pruning_ratio 0.3 --scores results/LLaMA-3-8B/prune_20/scores.npz
@@ -29,7 +29,7 @@ python run_global_pruning.py --base_model Qwen/Qwen2.5-7B --output_name Qwen2.5-
 python run_global_pruning.py --base_model Qwen/Qwen2.5-7B --output_name Qwen2.5-7B/prune_30 --pruning_ratio 0.3 --scores results/Qwen2.5-7B/prune_20/scores.npz
 """  # noqa: E501
 
-#: Smaller than --smoke: tiny models, seconds.
+#: Flags for tiny models, which take seconds instead of the minutes of --smoke.
 QUICK = ("--nsamples", "2", "--seq_len", "32", "--eval_seq_len", "64", "--eval_max_windows", "1", "--dtype", "float32")
 SMALL = {"smollm2-135m": "llama-9q3kv-tied", "mistral-135m": "mistral-8q4kv", "qwen2.5-0.5b": "qwen2-14q2kv"}
 CELLS = [
@@ -45,9 +45,9 @@ def no_models(monkeypatch):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tokenizer):
-    """A MODELS_DIR with a tiny model in place of each small one; wide enough that half of it can go.
+    """A MODELS_DIR with a tiny model in place of each small one, wide enough to prune half of it.
 
-    One more token: read back beside a Qwen2 config, the tokenizer gets that family's end of text.
+    The vocabulary has one more token: loaded next to a Qwen2 config, the tokenizer gains that family's end of text.
     """
     folder = tmp_path_factory.mktemp("models")
     for name, tiny in SMALL.items():
@@ -58,7 +58,7 @@ def models(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def small(models, tmp_path, monkeypatch):
-    """``small(*flags)`` runs the small study, its cells in this process, and returns its exit code and their flags."""
+    """``small(*flags)`` runs the small study in this process; returns its exit code and the cells' arguments."""
     monkeypatch.setenv("MODELS_DIR", str(models))
     ran = []
 
@@ -66,7 +66,7 @@ def small(models, tmp_path, monkeypatch):
         ran.append(arguments)
         return run_global_pruning.main(arguments)
 
-    monkeypatch.setattr(running, "in_own_process", lambda lock: execute)
+    monkeypatch.setattr(running, "subprocess_executor", lambda lock: execute)
 
     def run(*flags):
         ran.clear()
@@ -81,7 +81,7 @@ def names_of(ran):
 
 
 def results_in(folder):
-    """What may not depend on kills: every file's name, and the content of those that hold no times."""
+    """Return every file's name, with a hash of its content unless it holds times; kills must not change these."""
     fixed = (".safetensors", ".csv", "plan.json", "config.json", ".npz")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("summary")]
     return {
@@ -118,7 +118,7 @@ def test_other_flags_go_to_every_cell(flags, capsys):
         assert line == f"{before} --temperature 0.0 --finetune{at}{scores}"
 
 
-def test_models_dir_goes_before_the_hub_where_it_has_the_model(tmp_path, monkeypatch, capsys):
+def test_models_dir_takes_precedence_over_the_hub(tmp_path, monkeypatch, capsys):
     (tmp_path / "Qwen2.5-7B").mkdir()
     monkeypatch.setenv("MODELS_DIR", str(tmp_path))
     assert study.main(["--dry_run"]) == 0
@@ -130,7 +130,7 @@ def test_models_dir_goes_before_the_hub_where_it_has_the_model(tmp_path, monkeyp
     ]
 
 
-def test_smollm2_stands_in_for_small_models_that_are_not_there(tmp_path):
+def test_smollm2_stands_in_for_missing_small_models(tmp_path):
     cells = smoke_cells({"smollm2-135m": tmp_path})
     assert {cell.base_model for cell in cells} == {str(tmp_path)}
     assert [cell.output_name for cell in cells][3:] == [
@@ -162,13 +162,13 @@ def test_a_models_dir_that_is_not_there_and_a_missing_small_model_are_refused(tm
     assert study.main(["--dry_run"]) == 2
     assert "MODELS_DIR" in capsys.readouterr().err
     monkeypatch.delenv("MODELS_DIR")
-    monkeypatch.setattr(running, "recipe", lambda: tmp_path / "run_global_pruning.py")  # no demo model beside it
+    monkeypatch.setattr("hgsp.study.demo_model.metadata.files", lambda _name: None)
     assert study.main(["--dry_run", "--smoke"]) == 2
     assert "make demo-model" in capsys.readouterr().err
 
 
 def test_the_whole_matrix_with_one_scoring_pass_per_model_then_nothing_again(small, tmp_path, capsys):
-    (tmp_path / "out" / "other" / "p20.training").mkdir(parents=True)  # no part of the study, nor of its summary
+    (tmp_path / "out" / "other" / "p20.training").mkdir(parents=True)  # not part of the study or its summary
     code, ran = small()
     assert (code, names_of(ran)) == (0, CELLS)
     assert len((tmp_path / "out" / "summary.csv").read_text().splitlines()) == 1 + 7
@@ -181,22 +181,22 @@ def test_the_whole_matrix_with_one_scoring_pass_per_model_then_nothing_again(sma
         *("summary.csv", "summary.md", "summary.tex", "summary_ppl.png", "summary_layers.png")
     }
     shown = capsys.readouterr().out
-    assert "7 cells made, 0 kept, 0 failed" in shown
+    assert "7 cells completed, 0 already finished, 0 failed" in shown
     assert "skipped" not in shown
     assert small() == (0, [])
-    assert "0 cells made, 7 kept, 0 failed" in capsys.readouterr().out
+    assert "0 cells completed, 7 already finished, 0 failed" in capsys.readouterr().out
 
 
 def test_a_failing_cell_does_not_stop_the_others_nor_their_scores(small, tmp_path, monkeypatch, capsys):
-    """Its model's next cell scores for itself."""
+    """The next cell of the same model computes its own scores."""
     for name in ("SmolLM2-135M/prune_20", "Mistral-135M/prune_30"):
-        (tmp_path / "out" / name).mkdir(parents=True)  # in the way, and no result
+        (tmp_path / "out" / name).mkdir(parents=True)  # in the way, but not a result
     code, ran = small()
     assert (code, names_of(ran)) == (1, CELLS)
     assert "--scores" not in ran[1]
     assert ran[2][-1] == str(tmp_path / "out/SmolLM2-135M/prune_30/scores.npz")
     shown = capsys.readouterr().out
-    assert "5 cells made, 0 kept, 2 failed" in shown
+    assert "5 cells completed, 0 already finished, 2 failed" in shown
     assert "failed: SmolLM2-135M/prune_20, refused (exit code 2)\n  python run_global_pruning.py --base_model" in shown
     (tmp_path / "out/SmolLM2-135M/prune_20").rmdir()
     (tmp_path / "out/Mistral-135M/prune_30").rmdir()
@@ -216,11 +216,11 @@ def test_a_study_begun_with_other_flags_is_not_mixed(small, capsys):
     small()
     assert small("--temperature", "1.0") == (2, [])
     assert "--temperature 0.0 instead of 1.0" in capsys.readouterr().err
-    code, ran = small("--batch_size", "1", "--eval_max_windows", "2")  # of no influence on what is pruned
+    code, ran = small("--batch_size", "1", "--eval_max_windows", "2")  # no influence on pruning
     assert (code, ran) == (0, [])
 
 
-def test_a_cell_that_was_pruned_but_not_recovered_is_made_again(small, tmp_path, monkeypatch):
+def test_a_cell_that_was_pruned_but_not_recovered_runs_again(small, tmp_path, monkeypatch):
     small()
     calls = []
     monkeypatch.setattr(run_global_pruning, "main", lambda arguments: calls.append(arguments) or 0)
@@ -233,19 +233,19 @@ def test_a_cell_that_was_pruned_but_not_recovered_is_made_again(small, tmp_path,
     assert small("--finetune", "--finetune_data_path", "builtin") == (0, [])
 
 
-def test_two_studies_do_not_work_in_one_folder(small, tmp_path, capsys):
-    with running.only_run(str(tmp_path / "out")):
+def test_two_studies_cannot_share_a_folder(small, tmp_path, capsys):
+    with running.study_lock(str(tmp_path / "out")):
         assert small() == (2, [])
     assert "one study at a time" in capsys.readouterr().err
 
 
 def default_interrupts():
-    """A shell ignores Ctrl-C for what it starts in the background, such as this test suite; a user's does not."""
+    """Restore Ctrl-C, which shells disable for background jobs such as this test suite."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Study:
-    """The script in a process group of its own."""
+    """The script in its own process group."""
 
     def __init__(self, models, folder):
         environment = dict(os.environ, MODELS_DIR=str(models), OMP_NUM_THREADS="1", VIRTUAL_ENV=sys.prefix)
@@ -262,8 +262,8 @@ class Study:
     def wait_for(self, condition, seconds=120):
         end = time.monotonic() + seconds
         while not condition():
-            assert self.process.poll() is None, "ended by itself"
-            assert time.monotonic() < end, "nothing happened"
+            assert self.process.poll() is None, "exited early"
+            assert time.monotonic() < end, "timed out"
             time.sleep(0.02)
 
 
@@ -288,8 +288,8 @@ def test_killed_twice_and_started_again_gives_the_same_files(small, models, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["Ctrl-C", "kill"])
-def test_being_asked_to_end_tidies_up_the_cell_and_exits_with_1(end, models, tmp_path):
-    """Ctrl-C reaches the whole process group, kill the script alone."""
+def test_an_interrupt_removes_partial_output_and_exits_with_1(end, models, tmp_path):
+    """Ctrl-C reaches the whole process group, kill only the script."""
     folder = tmp_path / "ended"
     run = Study(models, folder)
     run.wait_for(lambda: list(folder.rglob(".prune_20-*.partial")))
@@ -299,16 +299,16 @@ def test_being_asked_to_end_tidies_up_the_cell_and_exits_with_1(end, models, tmp
         run.process.terminate()
     assert run.process.wait(60) == 1
     assert not list(folder.rglob(".*.partial"))
-    assert "the same command goes on" in (tmp_path / "ended.log").read_text()
+    assert "the same command resumes" in (tmp_path / "ended.log").read_text()
 
 
 @pytest.mark.slow
-def test_while_a_cell_outlives_its_study_no_other_one_begins(models, tmp_path):
+def test_no_study_starts_while_a_cell_outlives_its_own(models, tmp_path):
     folder = tmp_path / "orphaned"
     first = Study(models, folder)
     first.wait_for(lambda: (folder / ".run_all_experiments.lock").exists())
     first.wait_for(lambda: "[1/7]" in (tmp_path / "orphaned.log").read_text())
-    time.sleep(0.5)  # the line stands before the cell starts
+    time.sleep(0.5)  # the line is logged before the cell starts
     first.process.kill()
     first.process.wait()
     try:

@@ -75,7 +75,7 @@ def lines(path):
 
 
 def hub_rows(name, data_dir):
-    """The rows as the hub has them, made here from the official files."""
+    """The hub's rows, rebuilt from the official files."""
     if name == "lambada":
         return lines(data_dir / "lambada/lambada_test.jsonl")
     if name == "piqa":
@@ -95,7 +95,7 @@ def hub_rows(name, data_dir):
 
 
 def test_perplexity_of_wikitext2_equals_ten_lines(model, real_tokenizer, data_dir):
-    """Acceptance: 1e-4 against a computation that shares nothing but the model with ours."""
+    """Within 1e-4 of an independent computation that shares only the model with ours."""
     raw = (data_dir / "wikitext2" / "wiki.test.raw").read_bytes().decode().split("\n")[:-1]
     text = "\n\n".join((line + "\n") if line.strip() else "" for line in raw)
     ids = torch.tensor(real_tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -115,12 +115,12 @@ def test_perplexity_does_not_depend_on_batch_size_or_padding_side(model, real_to
         for side in (padding(real_tokenizer, "left"), padding(real_tokenizer, "right"))
         for size in (1, 3, 12)
     ]
-    assert found == pytest.approx([found[0]] * 6, rel=1e-4)  # the acceptance's tolerance, float32
+    assert found == pytest.approx([found[0]] * 6, rel=1e-4)  # float32, other batch shapes
 
 
 @pytest.mark.parametrize("name", ["lambada", "piqa", "arc_easy"])
 def test_equals_simple_evaluate_on_the_same_items(name, model, real_tokenizer, data_dir, monkeypatch):
-    """Acceptance; and S32: the harness's own path with the hub's rows, ours with the local files."""
+    """The harness reads the hub's rows on its own path, ours reads the local files."""
     import datasets
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -165,7 +165,7 @@ def evaluate(model, data_dir, *flags):
 
 
 def test_the_full_table_of_dense_and_pruned(smollm, cut, data_dir, capsys):
-    """S09, S10, S40: everything in one run, both metrics, versions, batch 1 and 16 apart, the device named."""
+    """One run reports both metrics, versions, batches 1 and 16 apart, and the device."""
     pruned = cut(0.3)
     source = "wikitext2, wikitext-2-raw-v1/train (head), wiki.train.head.raw"
     (pruned / "pruning_analysis.json").write_text(json.dumps({"scoring": {"calibration": {"source": source}}}))
@@ -191,23 +191,22 @@ def test_the_full_table_of_dense_and_pruned(smollm, cut, data_dir, capsys):
 
 
 def test_a_model_cut_to_pieces_is_called_collapsed(smollm, cut, data_dir, capsys):
-    """S11: most of every MLP gone, whichever channels came last."""
+    """95 % of every MLP's channels are gone, chosen by position alone."""
     assert evaluate(cut(0.95), data_dir, "--base_model", smollm, "--compare", "--tasks", "wikitext") == 0
     assert "COLLAPSED" in capsys.readouterr().err
 
 
 def test_window_length_changes_perplexity_and_is_recorded(smollm, data_dir, tmp_path):
-    """S04, S05."""
     flags = ("--tasks", "wikitext", "--seq_len", 64, 256, "--output", tmp_path)
     assert evaluate(smollm, data_dir, *flags) == 0
     short, long = json.loads((tmp_path / "results.json").read_text())["results"]
     assert short["metrics"][0]["value"] != long["metrics"][0]["value"]
     assert [item["protocol"]["seq_len"] for item in (short, long)] == [64, 256]
-    assert {item["metrics"][0]["name"] for item in (short, long)} == {"token_ppl"}  # S07: never "perplexity"
+    assert {item["metrics"][0]["name"] for item in (short, long)} == {"token_ppl"}  # never "perplexity"
 
 
 def test_two_processes_give_the_numbers_of_one(smollm, data_dir, tmp_path):
-    """What ``accelerate launch`` starts, on CPUs: items are shared out, one process writes."""
+    """``accelerate launch`` on CPUs: processes share the items, and one writes."""
     found = []
     for processes in (1, 2):
         launch = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", processes)
@@ -217,7 +216,7 @@ def test_two_processes_give_the_numbers_of_one(smollm, data_dir, tmp_path):
         command = [str(part) for part in (*launch, *script, *flags, "--output", output)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert ("2 processes share out" in done.stderr) is (processes == 2)
+        assert ("2 processes share the items" in done.stderr) is (processes == 2)
         found.append(json.loads((output / "results.json").read_text())["results"])
     for one, two in zip(*found, strict=True):
         assert one["task"] == two["task"]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import run_global_pruning
 from conftest import make_tiny
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 
 
 def prune(base, results, *flags):
@@ -24,7 +24,7 @@ def tensors_of(folder):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["llama-9q3kv-tied", "qwen2-14q2kv", "llama-mha-biased"])
+@pytest.mark.parametrize("name", ["llama-9q3kv-tied", "qwen2-14q2kv", "qwen3-8q2kv", "llama-mha-biased"])
 def test_offload_equals_resident(saved, tmp_path, name, dtype):
     """Scores, kept indices, tensors, the .bin and perplexities; the dense model lies in several files."""
     model = make_tiny(name, vocab_size=272).to(getattr(torch, dtype))  # Qwen2 tokenizers add tokens of their own

@@ -1,4 +1,4 @@
-"""Real models end to end: SmolLM2-135M (Llama), its Mistral twin, and Qwen2.5-0.5B where it is there already."""
+"""Real models end to end: SmolLM2-135M (Llama), its Mistral twin, and Qwen2.5-0.5B if already downloaded."""
 
 import json
 
@@ -11,7 +11,7 @@ import run_global_pruning
 from hgsp.data.texts import EVALUATE, load_text
 from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.models.loading import inspect_model
-from hgsp.pruning.select import PrunePlan
+from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import apply_plan
 from plans import plan_dropping, silenced
 
@@ -23,7 +23,7 @@ RATIOS = (0.1, 0.2, 0.5)
 
 @pytest.fixture(scope="module")
 def prune(real_model, tmp_path_factory):
-    """``prune(name, method, *ratios)`` runs the recipe once per combination; gives the folder of each ratio."""
+    """``prune(name, method, *ratios)`` runs the recipe once per combination; returns the folder of each ratio."""
     done = {}
 
     def run(name, method, *ratios):
@@ -53,7 +53,7 @@ def num_stored(folder):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_cut_equals_silenced_on_real_weights(real_model, tokens, name):
-    """S27: groups of several layers, channels and two whole layers; tied heads, biases and the 7:1 ratio included."""
+    """Groups and channels of several layers and two whole layers; tied heads, biases and the 7:1 ratio included."""
     model = AutoModelForCausalLM.from_pretrained(real_model(name), dtype=torch.float32)
     kv = {2: [0], 5: [1], 9: [0]} | ({12: [0, 2]} if name != QWEN else {})
     plan = plan_dropping(model, kv=kv, mlp={2: range(100), 7: range(0, 1000, 3)}, layers=[4, 15])
@@ -67,7 +67,7 @@ def test_cut_equals_silenced_on_real_weights(real_model, tokens, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_keeping_everything_is_the_dense_model_bit_for_bit(real_model, tokens, name):
-    """S01, in bf16 as it is saved."""
+    """The model runs in bf16, as it is saved."""
     model = AutoModelForCausalLM.from_pretrained(real_model(name))
     assert model.dtype == torch.bfloat16
     expected = model(tokens).logits
@@ -76,7 +76,7 @@ def test_keeping_everything_is_the_dense_model_bit_for_bit(real_model, tokens, n
 
 @pytest.mark.parametrize(("name", "ratios"), [(SMOLLM, RATIOS), (MISTRAL, (0.2,)), (QWEN, RATIOS)])
 def test_one_command_reaches_every_ratio_and_the_folder_loads_and_generates(prune, real_model, name, ratios):
-    """S38, S13: exact to within one MLP channel of what was asked, embeddings counted; text comes out."""
+    """The ratio is exact to within one MLP channel, embeddings counted, and the model generates text."""
     base = inspect_model(str(real_model(name)))
     geometry = base.geometry
     for ratio, folder in zip(ratios, prune(name, "taylor", *ratios), strict=True):
@@ -112,7 +112,7 @@ def test_taylor_beats_a_random_plan_of_the_same_size_by_a_wide_margin(prune, rea
 
 
 def test_the_mistral_twin_gets_the_same_plan(prune):
-    """S28: the same weights under another architecture's name are scored and cut the same way."""
+    """The same weights under another architecture's name are scored and pruned alike."""
     (mistral,) = prune(MISTRAL, "taylor", 0.2)
     llama = prune(SMOLLM, "taylor", *RATIOS)[1]
     plans = [PrunePlan.read_json(folder / "prune_plan.json") for folder in (llama, mistral)]
@@ -121,7 +121,7 @@ def test_the_mistral_twin_gets_the_same_plan(prune):
 
 
 def test_reconstruction_lowers_perplexity(real_model, tmp_path):
-    """The same cut of the real model with and without: least squares on 4,096 tokens of other text than is measured."""
+    """The same plan with and without least squares, fitted on 4,096 tokens of other text than is measured."""
     flags = ["--base_model", real_model(SMOLLM), "--pruning_ratio", "0.2", "--temperature", "0", "--device", "cpu"]
     flags += ["--importance_method", "fisher", "--dataset", "builtin", "--nsamples", "8", "--seq_len", "64", "--no_bin"]
     flags += ["--eval_tasks", "builtin", "--eval_seq_len", "256", "--eval_max_windows", "4", "--results_dir", tmp_path]

@@ -1,4 +1,4 @@
-"""Recovery over process borders: two processes learn what one learns, and a kill in the middle loses nothing."""
+"""Recovery across processes: two processes learn the same as one, and a kill halfway loses nothing."""
 
 import csv
 import json
@@ -75,7 +75,7 @@ def test_two_processes_learn_what_one_learns(command, tmp_path):
 
 
 def test_a_kill_in_the_middle_and_a_resume_end_where_an_uninterrupted_run_ends(command, tmp_path):
-    """S26, by SIGKILL as soon as a state is there."""
+    """SIGKILL arrives as soon as a training state exists."""
     finish(start(*command(tmp_path / "whole")))
     process = start(*command(tmp_path / "killed"))
     states = tmp_path / "killed.training" / "states"

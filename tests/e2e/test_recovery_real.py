@@ -1,4 +1,4 @@
-"""Recovery of the real SmolLM2-135M on real instructions: it learns, and what is saved is what was trained."""
+"""Recovery of SmolLM2-135M on real instructions: the loss falls, and the saved model is the trained one."""
 
 import json
 
@@ -10,7 +10,7 @@ import finetune_lora
 import run_global_pruning
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.surgery import apply_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
@@ -49,7 +49,7 @@ def test_a_few_steps_bring_perplexity_down(recovered):
 
 
 def test_the_merged_model_chooses_as_the_adapted_one(pruned, recovered, data_dir):
-    """S23, in bfloat16: for as many tokens as bfloat16 chooses what float32 does with the very same weights."""
+    """The two agree on as many tokens as bfloat16 and float32 do with identical weights."""
     text = (data_dir / "wikitext2" / "wiki.test.raw").read_text()[:4000]
     tokens = torch.tensor([load_tokenizer_of(recovered)(text)["input_ids"][:600]]).view(4, 150)
     adapted = PeftModel.from_pretrained(load_pruned(pruned), str(recovered / "adapter"))
@@ -62,7 +62,7 @@ def test_the_merged_model_chooses_as_the_adapted_one(pruned, recovered, data_dir
 
 
 def test_a_recovered_model_can_be_pruned_again(recovered):
-    """Its layers differ in size, and it is a model like any other."""
+    """Layers of different sizes are no obstacle."""
     model = load_pruned(recovered)
     geometry = geometry_of(model)
     keep = [LayerKeep(tuple(range(s.num_kv_groups)), tuple(range(s.mlp_width - 1))) for s in geometry.shapes]

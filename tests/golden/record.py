@@ -1,7 +1,7 @@
-"""Computes the golden numbers of two tiny models, and writes them: ``python tests/golden/record.py`` from the root.
+"""Record the golden numbers of two tiny models: ``python tests/golden/record.py`` from the root.
 
-Weights come from NumPy's legacy generator, whose stream is frozen, and the text is the licence, which nobody edits: the
-numbers depend on nothing that a new version of torch, Python or this repository may change.
+Weights come from NumPy's legacy generator, whose stream is frozen, and the text is the licence, so that no new version
+of torch, Python or this repository changes the numbers.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import Text
 from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.models.decoder import Decoder
+from hgsp.models.families import KINDS
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import MinimumSizes, PrunePlan, select_groups
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes, select_groups
 from hgsp.pruning.surgery import apply_plan
-from hgsp.scoring.groups import KIND_NAMES, build_group_table
+from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import score_groups
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -38,7 +40,7 @@ LICENCE = Text("licence", "whole file", "LICENSE", "''", (REPOSITORY / "LICENSE"
 
 
 def frozen_model(name: str) -> Any:
-    """A tiny model with weights that are the same for ever."""
+    """Return a tiny model whose weights never change."""
     model, random = make_tiny(name), np.random.RandomState(7)
     with torch.no_grad():
         for parameter_name, parameter in sorted(model.named_parameters()):
@@ -49,7 +51,7 @@ def frozen_model(name: str) -> Any:
 
 
 def numbers(name: str, tokenizer: Any) -> dict[str, Any]:
-    """Summed and first importances per method and layer, a plan's hash, and perplexities before and after that plan."""
+    """Return importances (sum and first of every layer), the hash of a plan, and perplexities before and after it."""
     model = frozen_model(name)
     calibration = build_calibration(LICENCE, tokenizer, 4, 48, seed=42)
     geometry = geometry_of(model)
@@ -61,9 +63,7 @@ def numbers(name: str, tokenizer: Any) -> dict[str, Any]:
     return {
         "calibration_sha256": calibration.sha256,
         "importance": {
-            method: [
-                {kind: [float(layer[kind].sum()), float(layer[kind][0])] for kind in KIND_NAMES} for layer in layers
-            ]
+            method: [{kind: [float(layer[kind].sum()), float(layer[kind][0])] for kind in KINDS} for layer in layers]
             for method, layers in importance.items()
         },
         "plan_sha256": plan_hash(plan),
@@ -73,13 +73,13 @@ def numbers(name: str, tokenizer: Any) -> dict[str, Any]:
 
 
 def plan_hash(plan: PrunePlan) -> str:
-    """Of the kept indices alone."""
+    """Hash the kept indices alone."""
     kept = [[list(keep.kv_groups), list(keep.mlp_channels)] for keep in plan.layers]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def main() -> None:
-    """Record anew, with where the numbers come from."""
+    """Write the golden file with the provenance of its numbers."""
     from conftest import make_tokenizer
 
     torch.set_num_threads(1)

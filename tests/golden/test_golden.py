@@ -1,4 +1,4 @@
-"""Numbers that must not change by accident. A change on purpose is recorded anew and shows in the diff."""
+"""Numbers that must not change by accident; a deliberate change is recorded and visible in the diff."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_importances(pair, method):
 
 
 def test_calibration_and_plan_are_the_same_to_the_last_index(pair):
-    """Exact: tokens are integers, and no score at the cut is within 1e-4 of another's place."""
+    """Exact: tokens are integers, and scores near the threshold differ by more than 1e-4."""
     recorded, computed = pair
     for key in ("calibration_sha256", "plan_sha256", "removed_params"):
         assert computed[key] == recorded[key]

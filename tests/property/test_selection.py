@@ -1,4 +1,4 @@
-"""Laws of selection on any table, any budget, any floors."""
+"""Laws of selection for any table, budget and minimum sizes."""
 
 from dataclasses import fields, replace
 from itertools import product
@@ -10,19 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, kept_mask, select_groups
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes, kept_mask, select_groups
 from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, build_group_table
 
 
 def num_unprotected(geometry, minimum_sizes):
-    """How many KV groups and how many channels may leave."""
-    pairs = list(zip(geometry.shapes, minimum_sizes.least(geometry), strict=True))
+    """Numbers of KV groups and channels that may be removed."""
+    pairs = list(zip(geometry.shapes, minimum_sizes.smallest_shapes(geometry), strict=True))
     return sum(s.num_kv_groups - f.num_kv_groups for s, f in pairs), sum(s.mlp_width - f.mlp_width for s, f in pairs)
 
 
 @st.composite
 def problems(draw):
-    """Geometry, table, budget and floors. Scores repeat often, so that ties matter; costs are small and odd."""
+    """Geometry, table, budget and minimum sizes. Scores repeat often, so that ties matter; costs are small and odd."""
     shapes = draw(st.lists(st.builds(LayerShape, st.integers(1, 4), st.integers(1, 12)), min_size=1, max_size=4))
     group, channel = draw(st.integers(1, 60)), draw(st.integers(1, 9))
     extra = draw(st.integers(0, 5))
@@ -42,7 +43,7 @@ def problems(draw):
     if minimum_sizes.freeze_first + minimum_sizes.freeze_last > len(shapes):
         minimum_sizes = replace(minimum_sizes, freeze_first=0)
     budget = draw(st.integers(0, decoder))
-    if draw(st.booleans()):  # what some set of unprotected groups costs exactly: where the greedy order runs dry
+    if draw(st.booleans()):  # the exact cost of a set of unprotected groups, which the greedy order may miss
         groups, channels = num_unprotected(geometry, minimum_sizes)
         budget = draw(st.integers(0, groups)) * group + draw(st.integers(0, channels)) * channel
     return geometry, build_group_table(importance, geometry), budget, minimum_sizes
@@ -65,16 +66,16 @@ def test_shortfall_is_less_than_the_cheapest_kept_unprotected_group(problem):
     geometry, table, budget, minimum_sizes = problem
     plan = select_groups(table, geometry, budget, minimum_sizes)
     kept = kept_mask(table, plan)
-    for layer, least in enumerate(minimum_sizes.least(geometry)):
-        for kind, floor in ((ATTENTION, least.num_kv_groups), (MLP, least.mlp_width)):
+    for layer, smallest in enumerate(minimum_sizes.smallest_shapes(geometry)):
+        for kind, minimum in ((ATTENTION, smallest.num_kv_groups), (MLP, smallest.mlp_width)):
             mine = (table.layer == layer) & (table.kind == kind)
-            if (kept & mine).sum() > floor:
+            if (kept & mine).sum() > minimum:
                 assert budget - plan.removed_params < table.cost[mine][0]
 
 
 @given(problems())
-def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(problem):
-    """Against all combinations of how many KV groups and how many channels may leave."""
+def test_the_budget_is_met_to_within_one_channel_if_minimum_sizes_allow_it(problem):
+    """The removed size against every combination of removed KV groups and channels."""
     geometry, table, budget, minimum_sizes = problem
     groups, channels = num_unprotected(geometry, minimum_sizes)
     group_params, channel_params = geometry.kv_group_params, geometry.mlp_channel_params
@@ -85,24 +86,24 @@ def test_the_budget_is_met_to_within_one_channel_whenever_the_floors_allow_it(pr
 
 
 @given(problems(), epsilons)
-def test_floors_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, epsilon):
-    """S41, and a frozen layer never leaves."""
+def test_minimum_sizes_and_frozen_layers_are_kept_unless_a_layer_leaves_whole(problem, epsilon):
+    """Minimum sizes hold, and a frozen layer never leaves."""
     geometry, table, budget, minimum_sizes = problem
     plan = select_groups(table, geometry, budget, minimum_sizes, epsilon)
     past_free = geometry.num_layers - minimum_sizes.freeze_last
-    for layer, (keep, least) in enumerate(zip(plan.layers, minimum_sizes.least(geometry), strict=True)):
+    for layer, (keep, smallest) in enumerate(zip(plan.layers, minimum_sizes.smallest_shapes(geometry), strict=True)):
         if layer in plan.removed_layers:
             assert epsilon is not None
             assert minimum_sizes.freeze_first <= layer < past_free
         else:
-            assert keep.shape.num_kv_groups >= least.num_kv_groups
-            assert keep.shape.mlp_width >= least.mlp_width
+            assert keep.shape.num_kv_groups >= smallest.num_kv_groups
+            assert keep.shape.mlp_width >= smallest.mlp_width
     assert len(plan.removed_layers) < geometry.num_layers
 
 
 @given(problems())
 def test_in_every_block_the_best_scores_stay(problem):
-    """Inside one layer and kind, nothing that is kept scores lower than anything that is dropped."""
+    """Within one layer and kind, no kept group scores lower than a dropped one."""
     geometry, table, budget, minimum_sizes = problem
     kept = kept_mask(table, select_groups(table, geometry, budget, minimum_sizes))
     for layer, kind in product(range(geometry.num_layers), (ATTENTION, MLP)):

@@ -1,6 +1,8 @@
-"""The published methods that the quality benchmark compares with: formulas, sizes, and what they leave alone."""
+"""The published methods of the quality benchmark: formulas, sizes, and the layers they leave alone."""
 
 import copy
+import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -17,17 +19,20 @@ from hgsp.evaluation.metrics.harness import Score
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.models.geometry import geometry_of
 from hgsp.pipeline.config import PruneConfig
-from hgsp.pruning.select import PrunePlan
+from hgsp.pipeline.recipes import BALANCED
+from hgsp.pipeline.stages import prune_in_rounds
+from hgsp.pruning.plan import PrunePlan
 from hgsp.scoring.methods import METHODS
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import quality
-import quality_ways
+import quality_settings
 from baselines import BASELINES, flap, llm_pruner, osscar, shortgpt, uniform_magnitude, wanda_sp
 from baselines.blocks import walk_blocks
 from baselines.widths import uniform_shapes
 from divergence import DenseReference
 from quality_report import CHANCE, draw, markdown, mean_accuracy, tables
+from quality_settings import SETTINGS
 
 BATCH = 3
 GQA, MHA = "llama-8q4kv", "llama-mha-biased"
@@ -44,8 +49,8 @@ def num_params(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def cut(name, model, calibration, ratio):
-    """The pruned copy, and the parameters it was asked to lose."""
+def prune(name, model, calibration, ratio):
+    """Return the pruned copy and its budget in parameters."""
     budget = int(ratio * geometry_of(model).decoder_params)
     return BASELINES[name](copy.deepcopy(model), calibration, budget, BATCH), budget
 
@@ -56,7 +61,7 @@ def shapes_of(model):
 
 @torch.no_grad()
 def inputs_of(model, module, input_ids):
-    """What a Linear reads, float64 [tokens, I], by the model's own forward."""
+    """Record the inputs of a Linear, float64 [tokens, I], in the model's own forward."""
     seen = []
     handle = module.register_forward_pre_hook(lambda _module, args: seen.append(args[0].flatten(0, 1).double()))
     model(input_ids)
@@ -72,7 +77,7 @@ def test_no_baseline_hides_a_method_of_ours():
 @pytest.mark.parametrize("name", sorted(BASELINES))
 def test_nothing_to_remove_changes_nothing(name, tiny, calibration, tokens):
     expected = tiny(tokens).logits
-    pruned, _ = cut(name, tiny, calibration, 0.0)
+    pruned, _ = prune(name, tiny, calibration, 0.0)
     assert torch.equal(pruned(tokens).logits, expected)
     assert num_params(pruned) == num_params(tiny)
 
@@ -80,8 +85,8 @@ def test_nothing_to_remove_changes_nothing(name, tiny, calibration, tokens):
 @pytest.mark.parametrize("ratio", [0.2, 0.5])
 @pytest.mark.parametrize("name", WIDTHS)
 def test_the_budget_is_met_within_a_channel(name, ratio, tiny, calibration, tokens):
-    """FLAP's biases count: what it misses may also be what one more of them adds."""
-    pruned, budget = cut(name, tiny, calibration, ratio)
+    """FLAP's biases count, so it may miss the budget by one more bias."""
+    pruned, budget = prune(name, tiny, calibration, ratio)
     geometry = geometry_of(tiny)
     missed = budget - (num_params(tiny) - num_params(pruned))
     slack = geometry.mlp_channel_params + (geometry.hidden_size if name == "flap-published" else 0)
@@ -91,7 +96,7 @@ def test_the_budget_is_met_within_a_channel(name, ratio, tiny, calibration, toke
 
 def test_shortgpt_removes_as_many_whole_layers_as_fit(tiny, calibration, tokens):
     layer = geometry_of(tiny).layer_params(geometry_of(tiny).shapes[0])
-    pruned, budget = cut("shortgpt", tiny, calibration, 0.5)
+    pruned, budget = prune("shortgpt", tiny, calibration, 0.5)
     removed = num_params(tiny) - num_params(pruned)
     assert removed == layer
     assert 0 <= budget - removed < layer
@@ -100,7 +105,7 @@ def test_shortgpt_removes_as_many_whole_layers_as_fit(tiny, calibration, tokens)
 
 @pytest.mark.parametrize("name", ["uniform-random", "uniform-magnitude", "wanda-sp", "osscar"])
 def test_uniform_widths_differ_by_one_channel_at_most(name, make, calibration):
-    shapes = shapes_of(cut(name, make(GQA), calibration, 0.5)[0])
+    shapes = shapes_of(prune(name, make(GQA), calibration, 0.5)[0])
     widths = [shape.mlp_width for shape in shapes]
     assert {shape.num_kv_groups for shape in shapes} == {2}
     assert max(widths) - min(widths) <= 1
@@ -122,7 +127,7 @@ def test_llm_pruner_spares_the_first_and_last_layers(num_layers, expected):
 @pytest.mark.parametrize("name", ["llm-pruner", "llm-pruner-global"])
 def test_llm_pruner_keeps_the_layers_outside_its_band_whole(name, make, calibration):
     model = make(GQA, num_hidden_layers=8)
-    shapes = shapes_of(cut(name, model, calibration, 0.3)[0])
+    shapes = shapes_of(prune(name, model, calibration, 0.3)[0])
     dense = shapes_of(model)[0]
     touched = [index for index, shape in enumerate(shapes) if shape != dense]
     assert set(touched) <= set(llm_pruner.band(8))
@@ -130,7 +135,7 @@ def test_llm_pruner_keeps_the_layers_outside_its_band_whole(name, make, calibrat
 
 
 def test_llm_pruner_scores_equal_autograd_over_the_whole_model(tiny, calibration):
-    """Slow sums over what leaves with each group, head by head."""
+    """Compare with slow sums over the weights of each group, head by head."""
     geometry = geometry_of(tiny)
     found = llm_pruner.group_scores(copy.deepcopy(tiny), calibration, BATCH, strided=False)
     tiny.requires_grad_(True)
@@ -180,7 +185,7 @@ def test_the_strided_fold_takes_every_kth_head(make):
     assert llm_pruner.fold(products, geometry, strided=True)["attention"].tolist() == [4, 6, 8, 10]
 
 
-def test_magnitude_is_the_sum_of_what_leaves(make):
+def test_magnitude_is_the_sum_over_the_weights_of_a_group(make):
     model = make("qwen2-14q2kv")
     layer = model.model.layers[0]
     found = uniform_magnitude.group_scores(layer, geometry_of(model))
@@ -191,7 +196,7 @@ def test_magnitude_is_the_sum_of_what_leaves(make):
     torch.testing.assert_close(found["attention"][1], expected.double(), rtol=1e-5, atol=0)  # float32 sums
 
 
-def test_wanda_sp_scores_are_the_formula_and_see_the_blocks_that_were_cut(make, calibration):
+def test_wanda_sp_scores_are_the_formula_and_see_the_blocks_pruned_before(make, calibration):
     model = make(GQA)
     reference = copy.deepcopy(model)
     first = reference.model.layers[0].self_attn.o_proj
@@ -202,8 +207,8 @@ def test_wanda_sp_scores_are_the_formula_and_see_the_blocks_that_were_cut(make, 
     # float32 sums
     torch.testing.assert_close(wanda_sp.group_scores(block, 16).double(), expected, rtol=1e-4, atol=0)
     with torch.no_grad():
-        for writer in (block.writer, first):
-            writer.weight[:, :16] = 0
+        for projection in (block.projection, first):
+            projection.weight[:, :16] = 0
     block, second = next(walk), reference.model.layers[0].mlp.down_proj
     norms = inputs_of(reference, second, calibration.input_ids).norm(dim=0)
     expected = (second.weight.double().abs() * norms).sum(0)
@@ -212,29 +217,29 @@ def test_wanda_sp_scores_are_the_formula_and_see_the_blocks_that_were_cut(make, 
 
 def test_flap_statistics_and_scores_are_the_formula(make, calibration):
     model = make(GQA)
-    writer = model.model.layers[0].self_attn.o_proj
-    inputs = inputs_of(model, writer, calibration.input_ids)
+    projection = model.model.layers[0].self_attn.o_proj
+    inputs = inputs_of(model, projection, calibration.input_ids)
     mean, variance = flap.mean_and_variance(next(walk_blocks(model, calibration.input_ids, BATCH)))
     torch.testing.assert_close(mean, inputs.mean(0))
     torch.testing.assert_close(variance, inputs.var(0))
-    raw = inputs.var(0) * writer.weight.double().norm(dim=0).square()
+    raw = inputs.var(0) * projection.weight.double().norm(dim=0).square()
     expected = ((raw - raw.mean()) / raw.std()).view(4, 16).mean(1)
-    torch.testing.assert_close(flap.group_scores(writer.weight, variance, 16), expected)
+    torch.testing.assert_close(flap.group_scores(projection.weight, variance, 16), expected)
 
 
 @pytest.mark.parametrize("name", [GQA, MHA, "qwen2-14q2kv"])
-def test_flap_keeps_the_mean_of_the_first_cut_module(name, make, calibration):
-    """Exactly: what reaches the first cut writer is what reached it before."""
+def test_flap_keeps_the_mean_of_the_first_pruned_module(name, make, calibration):
+    """Exactly, because nothing before the first pruned output projection has changed."""
     model = make(name)
-    pruned, _ = cut("flap-published", model, calibration, 0.3)
+    pruned, _ = prune("flap-published", model, calibration, 0.3)
     kind = next(kind for kind in ("self_attn", "mlp") if _first_shape(pruned, kind) != _first_shape(model, kind))
-    writer = {"self_attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}[kind]
+    projection = {"self_attn": "self_attn.o_proj", "mlp": "mlp.down_proj"}[kind]
     means = []
     for one in (model, pruned):
-        linear = one.model.layers[0].get_submodule(writer)
+        linear = one.model.layers[0].get_submodule(projection)
         means.append(linear(inputs_of(one, linear, calibration.input_ids).float()).mean(0))
     torch.testing.assert_close(*means, rtol=1e-4, atol=1e-6)  # float32 means over 128 tokens
-    without = pruned.model.layers[0].get_submodule(writer)
+    without = pruned.model.layers[0].get_submodule(projection)
     uncompensated = linear_without_bias(without, inputs_of(pruned, without, calibration.input_ids))
     assert (uncompensated - means[0]).norm() > 1e-2 * means[0].norm()
 
@@ -248,9 +253,9 @@ def linear_without_bias(linear, inputs):
     return (inputs.float() @ linear.weight.T).mean(0)
 
 
-def test_flap_gives_biases_to_the_writers_it_cut_and_no_others(make, calibration):
+def test_flap_gives_biases_to_the_projections_it_pruned_and_no_others(make, calibration):
     model = make(GQA)
-    pruned, _ = cut("flap-published", model, calibration, 0.3)
+    pruned, _ = prune("flap-published", model, calibration, 0.3)
     for layer, shape, dense in zip(pruned.model.layers, shapes_of(pruned), shapes_of(model), strict=True):
         assert (layer.self_attn.o_proj.bias is not None) == (shape.num_kv_groups < dense.num_kv_groups)
         assert (layer.mlp.down_proj.bias is not None) == (shape.mlp_width < dense.mlp_width)
@@ -277,7 +282,7 @@ def test_shortgpt_removes_the_layer_of_least_influence(make, calibration, tokens
     with torch.no_grad():
         model.model.layers[2].self_attn.o_proj.weight *= 1e-3
         model.model.layers[2].mlp.down_proj.weight *= 1e-3
-    pruned, _ = cut("shortgpt", model, calibration, 0.25)
+    pruned, _ = prune("shortgpt", model, calibration, 0.25)
     del model.model.layers[2]
     for index, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = index
@@ -286,7 +291,7 @@ def test_shortgpt_removes_the_layer_of_least_influence(make, calibration, tokens
 
 
 def refit_error(weight, gram, kept):
-    """Least regularised error, and the weights, when only these columns may be used."""
+    """Return the least regularised error, and the weights, using only the kept columns."""
     regularised = gram + osscar.RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     best = torch.linalg.solve(regularised[kept][:, kept], regularised[kept] @ weight.T).T
     change = weight.clone()
@@ -297,35 +302,35 @@ def refit_error(weight, gram, kept):
 @pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize("seed", range(4))
 def test_osscar_eliminates_what_brute_force_does(seed, columns):
-    """Six groups: one by one, each time the group whose removal, all else refitted, costs least; the refit is exact."""
+    """Of six groups, each step removes the one whose removal costs least after an exact refit of the rest."""
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(50, 6 * columns, generator=generator, dtype=torch.float64)
     inputs = inputs @ torch.randn(6 * columns, 6 * columns, generator=generator, dtype=torch.float64)
     weight = torch.randn(5, 6 * columns, generator=generator, dtype=torch.float64)
-    gram, left = inputs.T @ inputs, list(range(6))
+    gram, remaining = inputs.T @ inputs, list(range(6))
 
     def error_without(group):
-        return refit_error(weight, gram, osscar.spans(torch.tensor([g for g in left if g != group]), columns))[0]
+        return refit_error(weight, gram, osscar.spans(torch.tensor([g for g in remaining if g != group]), columns))[0]
 
     for num_kept in (5, 4):
-        left.remove(min(left, key=error_without))
+        remaining.remove(min(remaining, key=error_without))
         kept, refitted = osscar.eliminate(weight, gram, columns, num_kept, steps=6)
-        assert kept.tolist() == left
+        assert kept.tolist() == remaining
         torch.testing.assert_close(refitted, refit_error(weight, gram, osscar.spans(kept, columns))[1])
 
 
-def test_osscar_leaves_a_smaller_error_than_cutting_alone(make, calibration):
-    """On the first module, where both see the same inputs."""
+def test_osscar_leaves_a_smaller_error_than_selection_alone(make, calibration):
+    """Compare on the first module, where both see the same inputs."""
     model = make(GQA)
-    pruned, _ = cut("osscar", model, calibration, 0.5)
-    dense, writer = (one.model.layers[0].self_attn.o_proj for one in (model, pruned))
+    pruned, _ = prune("osscar", model, calibration, 0.5)
+    dense, projection = (one.model.layers[0].self_attn.o_proj for one in (model, pruned))
     inputs, kept_inputs = (
-        inputs_of(one, linear, calibration.input_ids).float() for one, linear in ((model, dense), (pruned, writer))
+        inputs_of(one, linear, calibration.input_ids).float() for one, linear in ((model, dense), (pruned, projection))
     )
     kept = [g for g, part in enumerate(inputs.split(16, 1)) if any(map(part.equal, kept_inputs.split(16, 1)))]
     plain = dense.weight[:, osscar.spans(torch.tensor(kept), 16)]
     wanted = inputs @ dense.weight.T
-    plain_error, error = ((kept_inputs @ weight.T - wanted).norm() for weight in (plain, writer.weight))
+    plain_error, error = ((kept_inputs @ weight.T - wanted).norm() for weight in (plain, projection.weight))
     assert len(kept) == 2
     assert error < 0.95 * plain_error
 
@@ -390,13 +395,13 @@ def test_results_without_the_newer_measures_stay_readable(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_benchmark_measures_what_is_missing_only(make, saved, text_file, tmp_path, monkeypatch):
+def test_the_benchmark_measures_only_missing_settings(make, saved, text_file, tmp_path, monkeypatch):
     folder, output = saved(make(GQA)), tmp_path / "quality.json"
     arguments = ["--base_model", folder, "--calibrate", text_file, "--evaluate", text_file, "--output", output]
     arguments += ["--nsamples", 8, "--reconstruct_nsamples", 8, "--seq_len", 16, "--eval_seq_len", 64, "--ratios", 0.3]
 
-    def run(*ways):
-        monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, arguments), "--ways", *ways])
+    def run(*settings):
+        monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, arguments), "--ways", *settings])
         quality.main()
         return json.loads(output.read_text())["rows"]
 
@@ -412,15 +417,22 @@ def test_the_benchmark_measures_what_is_missing_only(make, saved, text_file, tmp
 
 
 def test_a_recipe_in_the_benchmark_makes_the_plan_of_the_command(make, saved, text_file, tmp_path, monkeypatch):
-    recipe = {**PruneConfig.RECIPES["balanced"], "nsamples": 8}
-    monkeypatch.setitem(PruneConfig.RECIPES, "balanced", recipe)
+    recipe = dataclasses.replace(BALANCED, nsamples=8, reconstruct_nsamples=8)
+    monkeypatch.setitem(PruneConfig.RECIPES, "balanced", recipe.settings())
+    monkeypatch.setitem(SETTINGS, "balanced", functools.partial(quality_settings.Maker.pruned, recipe=recipe))
     model = make(GQA)
     folder, ratio = saved(model), 0.25
     plans = []
-    monkeypatch.setattr(quality_ways.Maker, "reconstructed", lambda *arguments: plans.append(arguments[2]) or model)
+
+    def watched(*arguments, **named):
+        pruning = prune_in_rounds(*arguments, **named)
+        plans.append(pruning.decision.plan)
+        return pruning
+
+    monkeypatch.setattr(quality_settings, "prune_in_rounds", watched)
     sizes = ["--seq_len", 16, "--batch_size", 4]
     argv = ["--base_model", folder, "--calibrate", text_file, "--evaluate", text_file, "--eval_seq_len", 64, *sizes]
-    argv += ["--nsamples", 2]  # the recipe's own number is what counts
+    argv += ["--nsamples", 2]  # the recipe's own number takes precedence
     argv += ["--output", tmp_path / "quality.json", "--ways", "balanced", "--ratios", ratio]
     monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, argv)])
     quality.main()

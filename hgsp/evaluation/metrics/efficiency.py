@@ -1,10 +1,10 @@
-"""What a smaller model really gains: size, KV cache, arithmetic, latency and memory, models measured side by side.
+"""Size, KV cache, multiply-accumulates, latency and memory of models, measured side by side.
 
 B batch | P prompt tokens | D decoded tokens
 
-Latencies are medians over rounds. In every round each model is timed once before the next round begins, so that a
-machine that slows down slows all of them; the first round warms up and does not count. Prefill is one forward pass over
-[B, P] that yields the last position's logits and the KV cache, decode is D passes over [B, 1] that extend it.
+Latencies are medians over rounds after a warm-up round. Every round times each model once, so that a machine that slows
+down slows all of them. Prefill is one forward pass over [B, P] that returns the last position's logits and the KV
+cache, decode is D passes over [B, 1] that extend it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH_SIZES = (1, 16)
 
 @dataclass(frozen=True)
 class Static:
-    """What needs no clock. ``attention_macs_per_position`` grows with the context: times its length, per token."""
+    """Sizes and counts. Attention MACs per token are ``attention_macs_per_position`` times the context length."""
 
     parameters: int
     weight_bytes: int
@@ -39,9 +39,9 @@ class Static:
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians in milliseconds at one batch size, and bytes: weights plus the most that tensors held at once on top.
+    """Median latencies at one batch size, and peak bytes: weights plus the peak of tensors allocated on top.
 
-    ``timing_spread``: median over fastest, of prefill or decode, whichever is larger; near 1 on an idle machine.
+    ``timing_spread``: median over fastest round, the larger of prefill and decode; near 1 on an idle machine.
     """
 
     prefill_ms: float
@@ -52,7 +52,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Workload:
-    """How much is timed: prompt and decoded tokens, counted rounds."""
+    """The amount of work that is timed: prompt and decoded tokens, rounds after warm-up."""
 
     prompt_len: int = 128
     decode_len: int = 16
@@ -64,7 +64,7 @@ class Workload:
 def static_costs(model: Any) -> Static:
     """Count a causal LM's parameters (tied ones once), bytes, KV cache and multiply-accumulates per token.
 
-    The KV cache is what a forward pass really leaves behind. Linear MACs include the head, not the embedding look-up.
+    The KV cache is that of a real forward pass. Linear MACs include the head, but not the embedding lookup.
     """
     parameters = list(model.parameters())
     num_tokens = 4
@@ -81,7 +81,7 @@ def static_costs(model: Any) -> Static:
 
 
 def _cache_tensors(cache: Any) -> Iterator[Tensor]:
-    """Keys and values; there is room for every layer, which one without attention leaves empty."""
+    """Yield keys and values; layers without attention have an empty entry in the cache."""
     for layer in cache.layers:
         if layer.keys is not None:
             yield layer.keys
@@ -89,7 +89,7 @@ def _cache_tensors(cache: Any) -> Iterator[Tensor]:
 
 
 def _query_width(model: Any) -> int:
-    """Query heads times head dimension, over all layers: what q K^T, and again P V, multiply per context token."""
+    """Sum query heads times head dimension over layers: the MACs of q K^T, and of P V, per context token."""
     projections = (module for name, module in model.named_modules() if name.endswith("self_attn.q_proj"))
     return sum(projection.out_features for projection in projections)
 
@@ -98,7 +98,7 @@ def _query_width(model: Any) -> int:
 def measure_timings(
     models: Mapping[str, Any], workload: Workload, progress: Progress = silent
 ) -> dict[str, dict[int, Timing]]:
-    """Name -> batch size -> medians. All models must be on the same device; they take turns."""
+    """Return name -> batch size -> medians, models taking turns. All must be on the same device."""
     timings: dict[str, dict[int, Timing]] = {name: {} for name in models}
     for batch_size in workload.batch_sizes:
         rounds: dict[str, list[tuple[float, list[float]]]] = {name: [] for name in models}
@@ -118,7 +118,7 @@ def measure_timings(
 
 
 def _timed_round(model: Any, batch_size: int, workload: Workload) -> tuple[float, list[float]]:
-    """Prefill, and every decode step, in milliseconds."""
+    """Return the latency of prefill and of every decode step in milliseconds."""
     clock = _Clock(model.device)
     output = model(input_ids=_prompt(model, batch_size, workload.prompt_len), use_cache=True, logits_to_keep=1)
     prefill, steps = clock.lap_ms(), []
@@ -134,14 +134,14 @@ def _decode_step(model: Any, output: Any) -> Any:
 
 
 def _prompt(model: Any, batch_size: int, num_tokens: int) -> Tensor:
-    """The same random ids for every model; what they say does not change what they cost."""
+    """Return the same random ids [B, P] for every model."""
     generator = torch.Generator().manual_seed(0)
     size = (batch_size, num_tokens)
     return torch.randint(0, model.config.vocab_size, size, generator=generator).to(model.device)
 
 
 class _Clock:
-    """Wall time between laps, after the device has finished."""
+    """Wall time between laps, with the device synchronized."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -153,6 +153,7 @@ class _Clock:
         return time.perf_counter()
 
     def lap_ms(self) -> float:
+        """Return the milliseconds since the last lap."""
         now = self._now()
         lap, self._last = 1000 * (now - self._last), now
         return lap
@@ -160,7 +161,7 @@ class _Clock:
 
 @torch.inference_mode()
 def peak_bytes(model: Any, batch_size: int, workload: Workload) -> int:
-    """Weights plus the most bytes that prefill and decode held on top of them, by the allocator's own count."""
+    """Return the bytes of weights plus the peak that prefill and decode allocate on top of them."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     with _allocations(model.device) as peak:
         output = model(input_ids=_prompt(model, batch_size, workload.prompt_len), use_cache=True, logits_to_keep=1)
@@ -171,7 +172,7 @@ def peak_bytes(model: Any, batch_size: int, workload: Workload) -> int:
 
 @contextmanager
 def _allocations(device: torch.device) -> Iterator[list[int]]:
-    """A list whose one element is, afterwards, the most bytes allocated inside beyond those held before."""
+    """Yield a list that gets the peak of bytes allocated within the block on exit."""
     peak: list[int] = []
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -179,7 +180,7 @@ def _allocations(device: torch.device) -> Iterator[list[int]]:
         yield peak
         peak.append(torch.cuda.max_memory_allocated(device) - before)
         return
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it announces its start and stop on stderr otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # kineto logs start and stop to stderr otherwise
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         yield peak
     held = most = 0

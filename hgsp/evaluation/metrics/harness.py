@@ -1,4 +1,4 @@
-"""Tasks of the lm-eval harness on a model in memory: its prompts, scoring and versions; only the rows may be local.
+"""Tasks of the lm-eval harness on a model in memory: its prompts, scoring and versions, on local rows if there are any.
 
 The harness is imported late: perplexity and efficiency work without it.
 """
@@ -20,16 +20,17 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.rows import UNREADABLE, not_rows
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.half_precision import fp32_matmul_fallback
+from hgsp.models.tokenizers import check_token_ids
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """One file (of several tried) in ``<data_dir>/`` that holds a task's rows.
+    """A file in the data folder with a task's rows.
 
-    ``read`` gives rows with the columns of the hub's data set. ``note`` says what the file is when it is not the whole
-    split. ``overrides`` changes the harness's task where the rows come further prepared than the hub's.
+    ``read`` returns rows with the columns of the dataset on the hub. ``note`` describes a file that is not the whole
+    split. ``overrides`` changes the harness's task for rows that are preprocessed.
     """
 
     name: str
@@ -40,9 +41,9 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class HarnessSpec:
-    """A task of ours in terms of the harness's: its name and folder there, the split it scores, local files, metrics.
+    """A task of the harness: its name and folder there, the split to score, local files to try in order, and metrics.
 
-    ``metrics``: the harness's name -> (our name, unit, higher is better).
+    ``metrics``: name in the harness -> (our name, unit, higher is better).
     """
 
     name: str
@@ -54,7 +55,7 @@ class HarnessSpec:
 
 @dataclass(frozen=True)
 class HarnessTask:
-    """A task ready to run. ``source`` is where its rows come from: part of the protocol."""
+    """A task with its rows, ready to run. ``source`` describes the rows for the protocol."""
 
     spec: HarnessSpec
     task: Any
@@ -62,16 +63,18 @@ class HarnessTask:
 
     @property
     def num_items(self) -> int:
+        """The number of items of the split."""
         return len(self.task.eval_docs)
 
     @property
     def version(self) -> str:
+        """The version of the task in the harness."""
         return str(self.task.VERSION)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric over ``num_items`` items with its standard error (None for one item)."""
+    """The value of a metric over ``num_items`` items, and its standard error (None for one item)."""
 
     value: float
     stderr: float | None
@@ -79,10 +82,10 @@ class Score:
 
 
 def harness_version() -> str:
-    """The version of the installed harness.
+    """Return the version of the installed harness.
 
     Raises:
-        InputError: it is not installed.
+        InputError: lm-eval or datasets is not installed.
     """
     try:
         import datasets  # noqa: F401
@@ -97,10 +100,10 @@ def harness_version() -> str:
 
 
 def load_task(spec: HarnessSpec, data_dir: str | Path | None) -> HarnessTask:
-    """The harness's task on local rows if ``data_dir`` has them, else on the hub's.
+    """Load the harness's task with local rows if ``data_dir`` has them, else with those of the hub.
 
     Raises:
-        InputError: the harness is not installed, neither a local file nor the hub has the rows, or the file has none.
+        InputError: the harness is not installed, the rows are neither local nor on the hub, or the file is not valid.
     """
     harness_version()
     _quiet()
@@ -146,11 +149,13 @@ def _from_file(manager: Any, spec: HarnessSpec, path: Path, local: LocalFile) ->
         raise
     except (AttributeError, *UNREADABLE) as error:
         expected = f"rows of {spec.name} as docs/DATA.md has them"
-        raise not_rows(path, expected, error, "fetch the file again, or move it away to take the hub's rows") from error
+        raise not_rows(
+            path, expected, error, "download the file again, or move it away to use the rows of the hub"
+        ) from error
 
 
 def _on_rows(spec: HarnessSpec, local: LocalFile, rows: list[Row]) -> dict[str, Any]:
-    """The harness's own task with another origin of rows: all it scores is one split, made of ``rows``."""
+    """Return the configuration of the harness's own task with ``rows`` as its only split."""
 
     def dataset(**_: Any) -> Any:
         from datasets import Dataset
@@ -179,18 +184,19 @@ def _from_hub(manager: Any, spec: HarnessSpec, data_dir: str | Path | None) -> A
 def run_task(
     task: HarnessTask, model: Any, tokenizer: Any, *, batch_size: int, limit: int | None, progress: Progress = silent
 ) -> dict[str, Score] | None:
-    """Score the first ``limit`` items (all without one); our metric names -> scores.
+    """Score the first ``limit`` items (None = all); return our metric names -> scores.
 
-    Under ``accelerate launch`` the items are shared out; only the main process gets scores, the others None.
+    Under ``accelerate launch`` every process scores a share of the items; None in all but the main one.
 
     Raises:
         NumericalError: a log-likelihood is not finite.
+        InputError: a token of an item has no row in the embedding.
     """
     from lm_eval import evaluator
 
-    lm = _language_model(model, tokenizer, batch_size)
+    lm = _language_model(model, tokenizer, batch_size, task.spec.name)
     label, total = task.spec.name, _num_sequences(task, limit)
-    lm.ticks = iter(progress(range(total), label, total))
+    lm.scored = iter(progress(range(total), label, total))
     found = evaluator.evaluate(
         lm, {"tasks": {task.spec.name: task.task}}, limit=limit, bootstrap_iters=0, log_samples=True
     )
@@ -207,29 +213,36 @@ def run_task(
 
 
 def _num_sequences(task: HarnessTask, limit: int | None) -> int:
-    """About how many sequences the model will see: choices of the first item times the number of items."""
+    """Estimate the sequences to score: choices of the first item times the number of items."""
     docs = task.task.eval_docs
     choices = len(task.task.doc_to_choice(docs[0])) if task.task.config.doc_to_choice is not None else 1
     return choices * min(len(docs), limit or len(docs))
 
 
-def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """The model as the harness sees it. The tokenizer is a copy: the harness gives it a padding token."""
+def _language_model(model: Any, tokenizer: Any, batch_size: int, name: str) -> Any:
+    """Wrap a model for the harness, with a copy of the tokenizer because the harness adds a padding token."""
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    class CountingLM(HFLM):  # type: ignore[misc]
-        """Tells how many sequences have been scored."""
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
 
-        ticks: Iterator[int] = iter(())
+    class CountingLM(HFLM):  # type: ignore[misc]
+        """Advance ``scored`` by one for every sequence."""
+
+        scored: Iterator[int] = iter(())
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
 
+        def tok_encode(self, string: Any, *arguments: Any, **named: Any) -> Any:
+            ids = super().tok_encode(string, *arguments, **named)
+            check_token_ids(max(ids, default=0), num_embeddings, self.tokenizer, f"{name}: {string!r:.80}")
+            return ids
+
         def _model_call(self, inps: Any, *arguments: Any, **named: Any) -> Any:
             logits = super()._model_call(inps, *arguments, **named)
             for _ in range(len(inps)):
-                next(self.ticks, None)
+                next(self.scored, None)
             return logits
 
     lm = CountingLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch_size)
@@ -252,7 +265,7 @@ def _check_finite(name: str, samples: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _stderr(metric: str, items: Sequence[float]) -> float | None:
-    """Of a mean: sample deviation over sqrt(n), as the harness has it. Of exp(-mean): the same by the delta method."""
+    """Return the standard error of a mean as the harness computes it, of exp(-mean) by the delta method."""
     if len(items) < 2:
         return None
     stderr = statistics.stdev(items) / math.sqrt(len(items))
@@ -260,7 +273,7 @@ def _stderr(metric: str, items: Sequence[float]) -> float | None:
 
 
 def _quiet() -> None:
-    """The harness and datasets comment on every step; what matters of it we say ourselves."""
+    """Silence the progress bars and notices of the harness and of datasets."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     import datasets
 

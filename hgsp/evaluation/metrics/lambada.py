@@ -1,8 +1,8 @@
 """LAMBADA, OpenAI version: last-word accuracy and perplexity as the lm-eval harness defines them.
 
-The context is the text without its last word; the target is a space and that word. ``acc`` counts items on which greedy
-decoding yields every token of the target; ``target_ppl`` is exp of minus the mean log-likelihood of whole targets: per
-WORD, not per token, so it is not comparable with ``token_ppl``.
+The context is the text without its last word, the target a space and that word. ``acc``: greedy decoding yields every
+token of the target. ``target_ppl``: exp of the negative mean log-likelihood of whole targets, hence per word and not
+comparable with ``token_ppl``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hgsp.evaluation.metrics.harness import HarnessSpec, LocalFile, Row
 
 
 def read_lambada(path: Path) -> list[Row]:
-    """``{"text"}`` per line, as ``EleutherAI/lambada_openai`` has it."""
+    """Read one ``{"text": ...}`` per line, as ``EleutherAI/lambada_openai`` has it."""
     return [{"text": row["text"]} for row in read_rows(path)]
 
 

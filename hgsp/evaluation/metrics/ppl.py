@@ -1,4 +1,4 @@
-"""Token perplexity over non-overlapping windows, with the protocol beside every number.
+"""Token perplexity over non-overlapping windows, with its protocol.
 
 B batch | T tokens of a window | V vocab
 """
@@ -18,24 +18,24 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import tokenize
 from hgsp.data.texts import EVALUATE, Text, load_text
 from hgsp.errors import InputError, NumericalError
+from hgsp.models.decoder import eval_mode
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.models.loading import check_vocabulary
+from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 
 DEFAULT_SEQ_LEN = 2048
-#: Logits turned into float32 at a time, in values. On a CPU 8 MiB, which the C allocator keeps and reuses: larger
-#: temporaries go back to the system every time, and touching fresh pages costs more than the arithmetic.
+#: Logits cast to float32 at a time; on a CPU 8 MiB, which the C allocator reuses instead of returning them.
 FLOAT_LOGITS_ON_CPU, FLOAT_LOGITS = 1 << 21, 1 << 26
-#: exp of more than this overflows a float.
+#: Mean NLL whose exp overflows float64.
 MAX_MEAN_NLL = 700.0
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """One measurement: ``ppl = exp(nll / tokens)``, nll in nats over ``tokens`` PREDICTED tokens.
+    """A perplexity, ``ppl = exp(nll / tokens)``: nll in nats, summed over ``tokens`` predicted tokens.
 
-    ``stderr`` is the standard error of ppl from the spread of the windows' mean losses (delta method), None for one
-    window. Windows do not overlap: ``stride`` is ``seq_len``, less one when each begins with BOS (``bos``).
-    ``last_window`` says whether a shorter last window was ``"scored"`` or ``"dropped"``, as published tables often do.
+    ``stderr`` is the standard error of ppl from the windows' mean losses (delta method), None for one window. Windows
+    do not overlap: ``stride`` is ``seq_len``, minus one if each begins with BOS (``bos``). ``last_window``: a shorter
+    last window was ``"scored"``, or ``"dropped"`` as in many published tables.
     """
 
     ppl: float
@@ -55,7 +55,7 @@ class Perplexity:
     last_window: str = "scored"
 
     def protocol(self) -> str:
-        """One line that says what the number measures."""
+        """Describe the protocol in one line."""
         return (
             f"token PPL on {self.dataset} ({self.split}, {self.source}, sha256 {self.sha256[:12]}, rows joined with "
             f"{self.join}), {self.windows} windows of {self.seq_len} tokens, stride {self.stride}, "
@@ -65,25 +65,25 @@ class Perplexity:
 
 
 class PPLMetric(Mapping[str, float]):
-    """Perplexities by dataset name, measured on construction.
+    """A mapping from dataset name to perplexity, measured on construction.
 
     ``PPLMetric(model, tokenizer, ["wikitext2"])["wikitext2"]`` is a float; ``details[name]`` holds the
     :class:`Perplexity` with its protocol.
 
     Args:
-        model: any causal LM of transformers; it is moved to ``device`` if one is given.
+        model: a causal LM of transformers; moved to ``device`` if one is given.
         tokenizer: the tokenizer the model was trained with.
-        datasets: ``wikitext2`` (or ``wikitext``), ``ptb``, ``c4``, ``builtin``, or paths of text files; the keys.
+        datasets: ``wikitext2`` (or ``wikitext``), ``ptb``, ``c4``, ``builtin``, or paths of text files.
         seq_len: window length in tokens; 2048 if unset, or the model's limit if that is lower.
-        device: where to run; None leaves the model where it is.
-        batch_size: windows at a time. The numbers do not depend on it beyond float rounding.
-        add_bos: begin every window with the BOS token (it is not predicted).
-        max_windows: only the first windows; None for all.
-        drop_last: leave out the last window if it is short, as GPTQ, SparseGPT and Wanda do, instead of scoring it.
-        data_dir: folder of local texts, see docs/DATA.md.
+        device: None leaves the model where it is.
+        batch_size: windows per forward pass; changes results by float rounding at most.
+        add_bos: begin every window with the BOS token, which is not predicted.
+        max_windows: use only the first windows; None = all.
+        drop_last: drop a short last window, as GPTQ, SparseGPT and Wanda do.
+        data_dir: folder with local texts, see docs/DATA.md.
 
     Raises:
-        InputError: unknown dataset, text not available, tokenizer larger than the model's vocabulary.
+        InputError: unknown dataset, missing text, or a tokenizer larger than the model's vocabulary.
         NumericalError: the loss is not finite.
     """
 
@@ -147,24 +147,29 @@ def perplexity(
     drop_last: bool = False,
     progress: Progress = silent,
 ) -> Perplexity:
-    """exp(total NLL / predicted tokens) over non-overlapping windows; a short last window counts by its tokens."""
+    """Return exp(total NLL / predicted tokens) over non-overlapping windows.
+
+    Losses are float32 per token and float64 over tokens; a short last window is weighted by its tokens.
+
+    Raises:
+        InputError: a window longer than the model allows, a text too short, or a tokenizer that does not fit.
+        NumericalError: a loss is not finite, or its exp overflows.
+    """
     seq_len = window_length(model.config, seq_len)
-    check_vocabulary(model.get_input_embeddings().weight.shape[0], tokenizer)
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    check_vocabulary(num_embeddings, tokenizer)
     bos = bos_token(tokenizer) if add_bos else None
     windows = windows_of(text, tokenizer, seq_len, bos, max_windows, drop_last=drop_last)
-    was_training = model.training
-    model.eval()
+    check_token_ids(max(int(window.max()) for window in windows), num_embeddings, tokenizer, text.name)
     nll: list[float] = []
     batches = list(_batches(windows, batch_size))
-    try:
+    with eval_mode(model):
         for batch in progress(batches, f"perplexity on {text.name}", len(batches)):
             nll += _finite(_window_nll(model, torch.stack(batch)), text.name, len(nll))
-    finally:
-        model.train(was_training)
     predicted = [len(window) - 1 for window in windows]
     total, tokens = math.fsum(nll), sum(predicted)
     if total / tokens > MAX_MEAN_NLL:
-        raise NumericalError(f"the mean loss on {text.name} is {total / tokens:.0f} nats: its perplexity has no float")
+        raise NumericalError(f"the mean loss on {text.name} is {total / tokens:.0f} nats: its perplexity overflows")
     ppl = math.exp(total / tokens)
     return Perplexity(
         ppl=ppl,
@@ -186,10 +191,10 @@ def perplexity(
 
 
 def window_length(config: Any, seq_len: int | None) -> int:
-    """The window length asked for, or the default; never more than the positions in a model's config.
+    """Return the window length: the requested one, else 2048 or the positions of the model if those are fewer.
 
     Raises:
-        InputError: shorter than two tokens, or longer than the model allows.
+        InputError: fewer than two tokens, or more than the model allows.
     """
     limit = getattr(config, "max_position_embeddings", None)
     if seq_len is None:
@@ -210,10 +215,10 @@ def windows_of(
     *,
     drop_last: bool = False,
 ) -> list[Tensor]:
-    """The windows of a text as ``split_windows`` makes them, at least one.
+    """Tokenize a text and split it as ``split_windows`` does.
 
     Raises:
-        InputError: the text is too short for one.
+        InputError: the text is too short for one window.
     """
     windows = split_windows(tokenize(text.content, tokenizer), seq_len, bos, max_windows, drop_last=drop_last)
     if not windows:
@@ -225,9 +230,10 @@ def windows_of(
 def split_windows(
     ids: Tensor, seq_len: int, bos: int | None, max_windows: int | None, *, drop_last: bool = False
 ) -> list[Tensor]:
-    """Consecutive windows of at most ``seq_len`` tokens, BOS included; one without anything to predict is left out.
+    """Split token ids [N] into consecutive windows of at most ``seq_len`` tokens, BOS included.
 
-    With ``bos`` every window begins with exactly one: those the text itself begins with are taken away first.
+    With ``bos`` every window begins with exactly one: leading BOS tokens of the text are removed. Windows of one token
+    have nothing to predict and are dropped.
     """
     if bos is not None:
         others = (ids != bos).nonzero()
@@ -248,7 +254,7 @@ def _finite(nll: list[float], name: str, first_window: int) -> list[float]:
 
 
 def _window_nll(model: Any, input_ids_BT: Tensor) -> list[float]:
-    """Summed next-token NLL of each window in nats, float32 per token, float64 over tokens."""
+    """Return the summed next-token NLL of each window in nats, float32 per token and float64 over tokens."""
     input_ids = input_ids_BT.to(model.get_input_embeddings().weight.device)
     logits = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False).logits
     totals = []
@@ -266,7 +272,7 @@ def _window_nll(model: Any, input_ids_BT: Tensor) -> list[float]:
 
 
 def _batches(windows: Sequence[Tensor], batch_size: int) -> Iterator[list[Tensor]]:
-    """Windows of equal length together, so that nothing is padded; only the last window can be shorter."""
+    """Batch windows of equal length, so that nothing is padded; only the last window can be shorter."""
     batch: list[Tensor] = []
     for window in windows:
         if batch and (len(batch) == batch_size or len(window) != len(batch[0])):
@@ -284,11 +290,11 @@ def _standard_error(nll: Sequence[float], predicted: Sequence[int], ppl: float) 
 
 
 def bos_token(tokenizer: Any) -> int:
-    """The id of the token that texts begin with.
+    """Return the id of the BOS token.
 
     Raises:
         InputError: the tokenizer has none.
     """
     if tokenizer.bos_token_id is None:
-        raise InputError(expected="a tokenizer with a BOS token", got="one without", remedy="leave add_bos out")
+        raise InputError(expected="a tokenizer with a BOS token", got="one without", remedy="do not set add_bos")
     return int(tokenizer.bos_token_id)

@@ -1,6 +1,6 @@
-"""The zero-shot set, by the lm-eval harness. Local files give the same rows as the hub's data sets.
+"""The seven zero-shot tasks of the lm-eval harness; local files give the same rows as the datasets on the hub.
 
-Published averages differ in what they average: :func:`averages` gives both usual ones and names the tasks.
+Published averages are over acc, or over acc_norm where a task has it: :func:`averages` returns both.
 """
 
 from __future__ import annotations
@@ -17,36 +17,37 @@ BOTH = {**ACC, "acc_norm": ("acc_norm", "", True)}
 
 
 def read_boolq(path: Path) -> list[Row]:
-    """The official ``dev.jsonl``: ``answer`` true/false becomes ``label`` 1/0."""
+    """Read the official ``dev.jsonl``; ``answer`` true/false becomes ``label`` 1/0."""
     return [{"passage": r["passage"], "question": r["question"], "label": int(r["answer"])} for r in read_rows(path)]
 
 
 def read_piqa(path: Path) -> list[Row]:
-    """The official ``valid.jsonl``, with ``valid-labels.lst`` beside it."""
+    """Read the official ``valid.jsonl`` and the ``valid-labels.lst`` beside it."""
     labels = path.with_name(path.name.replace(".jsonl", "-labels.lst")).read_text(encoding="utf-8-sig").split()
     return [{**row, "label": int(label)} for row, label in zip(read_rows(path), labels, strict=True)]
 
 
 def read_hellaswag(path: Path) -> list[Row]:
-    """The official fields; the harness itself turns them into query and choices."""
+    """Read the official fields, which the harness turns into query and choices."""
     columns = ("ctx_a", "ctx_b", "activity_label", "endings", "label")
     return [{column: row[column] for column in columns} for row in read_rows(path)]
 
 
 def read_processed_hellaswag(path: Path) -> list[Row]:
-    """Query, choices and gold, prepared. The harness would write two full stops where a title ends in one; on the items
-    checked that is all that differs, in 1 of 84 endings.
+    """Read query, choices and gold from a preprocessed file.
+
+    The only difference found to the harness: it writes two full stops where a title ends in one, in 1 of 84 endings.
     """
     return [{"query": r["query"], "choices": r["choices"], "label": str(r["gold"])} for r in read_rows(path)]
 
 
 def read_winogrande(path: Path) -> list[Row]:
-    """The official ``dev.jsonl``."""
+    """Read the official ``dev.jsonl``."""
     return [{column: row[column] for column in ("sentence", "option1", "option2", "answer")} for row in read_rows(path)]
 
 
 def read_arc(path: Path) -> list[Row]:
-    """The official AI2 layout: a list of choices becomes parallel lists."""
+    """Read the official AI2 layout; the list of choices becomes parallel lists."""
     return [
         {"question": r["question"]["stem"], "choices": _columns(r["question"]["choices"]), "answerKey": r["answerKey"]}
         for r in read_rows(path)
@@ -54,7 +55,7 @@ def read_arc(path: Path) -> list[Row]:
 
 
 def read_openbookqa(path: Path) -> list[Row]:
-    """The official layout, which is AI2's."""
+    """Read the official layout, which is that of AI2."""
     return [{"question_stem": row.pop("question"), **row} for row in read_arc(path)]
 
 
@@ -98,10 +99,10 @@ ZERO_SHOT = {
 
 
 def averages(scores: Mapping[str, Mapping[str, float]]) -> dict[str, Any] | None:
-    """Means over zero-shot tasks: task -> our metric name -> value.
+    """Average over zero-shot tasks; ``scores`` maps task -> metric -> value. None without a task.
 
-    ``acc``: of acc everywhere. ``acc_norm``: of acc_norm where the task has one, else of acc (boolq, winogrande), which
-    is what most pruning papers average. None without a task.
+    ``acc`` averages acc. ``acc_norm`` averages acc_norm, and acc for tasks without it (boolq, winogrande), as most
+    pruning papers do.
     """
     tasks = [task for task in ZERO_SHOT if task in scores]
     if not tasks:

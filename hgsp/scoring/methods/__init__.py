@@ -1,8 +1,6 @@
-"""Importance methods, one file each. A method scores one Linear and knows nothing of heads, layers or GQA.
+"""Importance methods, one file each. A method scores one Linear and knows nothing of heads, layers or GQA."""
 
-I in_features | O out_features | S samples | G groups
-"""
-
+from hgsp.errors import InputError
 from hgsp.scoring.methods.fisher import FISHER
 from hgsp.scoring.methods.fisher_token import FISHER_TOKEN
 from hgsp.scoring.methods.flap import FLAP
@@ -17,4 +15,18 @@ METHODS: dict[str, Method] = {
     method.name: method for method in (TAYLOR, TAYLOR_2ND, WANDA, MAGNITUDE, FISHER, FISHER_TOKEN, FLAP, RANDOM)
 }
 
-__all__ = ["METHODS", "ColumnMethod", "GroupMethod", "MaskMethod", "Method", "WeightMethod"]
+
+def method_named(method: Method | str) -> Method:
+    """Return a method of ``METHODS`` by its name; a ``Method`` is returned unchanged.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if not isinstance(method, str):
+        return method
+    if method not in METHODS:
+        raise InputError(expected="an importance method", got=f"'{method}'", remedy=f"use one of {', '.join(METHODS)}")
+    return METHODS[method]
+
+
+__all__ = ["METHODS", "ColumnMethod", "GroupMethod", "MaskMethod", "Method", "WeightMethod", "method_named"]

@@ -1,10 +1,10 @@
-"""Random: the control every method must beat.
+"""Random: the control that every method must beat.
 
 What it scores
     Nothing; every group gets a seeded uniform score.
 Formula and source
-    ``importance = cost * u``, u uniform in [0, 1), so that the score after division by the cost is uniform over both
-    kinds of group.
+    ``importance = cost * u``, u uniform in [0, 1), so that the score, importance over cost, is uniform over both kinds
+    of group.
 Shapes and sums
     float64 [G], drawn for one layer and kind at a time.
 What it needs
@@ -24,6 +24,7 @@ from hgsp.scoring.methods.types import GroupMethod
 
 
 def groups(num_groups: int, cost_params: int, generator: Generator) -> Tensor:
+    """Return uniform random importances, float64 [G]."""
     return torch.rand(num_groups, generator=generator, dtype=torch.float64) * cost_params
 
 

@@ -1,4 +1,7 @@
-"""The kinds of importance method, by what they give: saliency of weights, of columns, or of whole groups."""
+"""The types of importance method: saliency of weights, of columns, or of whole groups.
+
+I in_features | O out_features | G groups
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,10 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class WeightMethod:
-    """Saliency of every single weight of all seven Linears; a group's importance is the sum over what leaves with it.
+    """Saliency of every weight of all seven Linears, summed over the weights that are removed with a group.
 
-    ``saliency(parameter, statistics)`` gets a weight [O, I] or a bias [O] and the statistics named in ``needs``
-    (``hgsp/scoring/statistics.py``), and returns float32 of the parameter's shape. A bias is a weight whose input is
-    always 1.
+    ``saliency(parameter, statistics)`` takes a weight [O, I] or a bias [O], whose input counts as 1, and the statistics
+    named in ``needs`` (``hgsp/scoring/statistics.py``), and returns float32 of the same shape.
     """
 
     name: str
@@ -25,9 +27,9 @@ class WeightMethod:
 
 @dataclass(frozen=True)
 class ColumnMethod:
-    """Saliency of the columns of ``o_proj`` and ``down_proj``, the two Linears that read what a group computes.
+    """Saliency of the columns of ``o_proj`` and ``down_proj``, summed over the columns of a group.
 
-    ``columns(weight, statistics)`` returns float32 [I]; a group's importance is the sum over its columns.
+    ``columns(weight, statistics)`` takes a weight [O, I] and returns float32 [I].
     """
 
     name: str
@@ -38,7 +40,7 @@ class ColumnMethod:
 
 @dataclass(frozen=True)
 class MaskMethod:
-    """A statistic of the gate that would scale everything a group writes: one value per group, taken as it is."""
+    """A statistic [G] of the masks on groups, used as their importance."""
 
     name: str
     statistic: str
@@ -51,7 +53,7 @@ class MaskMethod:
 
 @dataclass(frozen=True)
 class GroupMethod:
-    """Importance drawn for groups directly: ``groups(num_groups, cost_params, generator)`` returns float64 [G]."""
+    """Importance drawn without weights: ``groups(num_groups, cost_params, generator)`` returns float64 [G]."""
 
     name: str
     groups: Callable[[int, int, Generator], Tensor]

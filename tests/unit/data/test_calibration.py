@@ -1,4 +1,4 @@
-"""Calibration: distinct windows of real tokens, no padding, and an error where there are too few."""
+"""Calibration: distinct windows of real tokens, no padding, and an error if the text is too short."""
 
 import copy
 
@@ -19,7 +19,6 @@ def text_of(content):
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_number_and_length_asked_for_come_out(tokenizer, count):
-    """S33."""
     calibration = build_calibration(ENGLISH, tokenizer, count, 48, seed=42)
     assert calibration.input_ids.shape == (count, 48)
     assert calibration.input_ids.dtype == torch.int64
@@ -32,7 +31,7 @@ def test_every_window_is_a_piece_of_the_text_without_padding(tokenizer):
 
 
 def test_a_tokenizer_that_adds_bos_adds_none_here(tokenizer):
-    """S08: windows are cut out of the middle of a text; the one BOS of the whole text belongs to none of them."""
+    """Windows come from the middle of a text; the single BOS of the whole text belongs to none of them."""
     adding = copy.deepcopy(tokenizer)
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
     assert adding("text")["input_ids"][0] == 256
@@ -55,7 +54,7 @@ def test_same_seed_same_windows_same_hash(tokenizer):
 
 
 def test_too_short_a_text_is_an_error_and_not_a_loop(tokenizer):
-    """S33, where the issue decides for an error: nothing is repeated, and the message says how many there are."""
+    """Nothing is repeated, and the message gives the number of windows available."""
     with pytest.raises(InputError, match=r"text for 4 different windows of 10 tokens; got 3 in own \(35 tokens\)"):
         build_calibration(text_of("".join(map(chr, range(40, 75)))), tokenizer, 4, 10, seed=0)
     with pytest.raises(InputError, match=r"got 0 in own \(5 tokens\); use a smaller --seq_len or a longer text"):
@@ -63,7 +62,7 @@ def test_too_short_a_text_is_an_error_and_not_a_loop(tokenizer):
 
 
 def test_a_text_longer_than_the_tokenizers_limit_is_no_warning(tokenizer, caplog):
-    """S49: the text is cut into windows afterwards; "sequence longer than maximum" would only frighten."""
+    """Text is split into windows later, so a "sequence longer than maximum" warning would only alarm."""
     limited = copy.deepcopy(tokenizer)
     limited.model_max_length = 16
     ids = tokenize("a text of more than sixteen bytes", limited)
@@ -81,6 +80,11 @@ def test_description_says_where_the_windows_come_from(tokenizer):
         "seed": 5,
         "sha256": calibration.sha256,
     }
+
+
+def test_a_calibration_prints_on_one_line(tokenizer):
+    calibration = build_calibration(load_text("builtin", CALIBRATE), tokenizer, 3, 8, seed=1)
+    assert repr(calibration) == "Calibration(3 sequences of 8 tokens, builtin, seed 1)"
 
 
 def test_several_texts_give_the_same_number_each_in_mixed_order(tokenizer):
@@ -103,7 +107,7 @@ def test_several_texts_give_the_same_number_each_in_mixed_order(tokenizer):
 
 def test_texts_that_repeat_each_other_or_get_no_sequence_are_refused(tokenizer):
     digits = text_of("".join(f"{number:08d}" for number in range(40)))
-    with pytest.raises(InputError, match="none repeats another"):
+    with pytest.raises(InputError, match="do not repeat one another"):
         build_calibration([digits, digits], tokenizer, 80, 8, seed=3)
-    with pytest.raises(InputError, match="at least one sequence of each of 2"):
+    with pytest.raises(InputError, match="at least one sequence from each of 2"):
         build_calibration([digits, ENGLISH], tokenizer, 1, 8, seed=3)

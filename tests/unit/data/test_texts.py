@@ -1,4 +1,4 @@
-"""Text sources: local first, the hub as people quote it, and never a silent substitute."""
+"""Text sources: local files first, then the hub's standard data sets, and never a silent substitute."""
 
 import gzip
 import hashlib
@@ -27,7 +27,7 @@ def no_folder_from_outside(monkeypatch):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for `datasets`; ``hub.rows`` is what it gives, ``hub.calls`` what it was asked."""
+    """A stand-in for `datasets`; it returns ``hub.rows`` and records its arguments in ``hub.calls``."""
     fake = SimpleNamespace(calls=[], rows=None)
 
     def load_dataset(*args, **kwargs):
@@ -52,7 +52,7 @@ def jsonl(texts):
 
 
 def test_wikitext_from_a_file_is_the_text_of_the_hub(tmp_path, hub):
-    """S05: rows joined by a blank line, as every paper does it; the split is named."""
+    """Rows are joined by a blank line, as in every paper, and the split is named."""
     put(tmp_path, "wikitext2/wiki.test.raw", WIKI_LINES)
     hub.rows = {"text": WIKI_ROWS}
     local, remote = load_text("wikitext2", EVALUATE, tmp_path), load_text("wikitext2", EVALUATE)
@@ -63,7 +63,7 @@ def test_wikitext_from_a_file_is_the_text_of_the_hub(tmp_path, hub):
 
 
 def test_ptb_text_is_pinned(tmp_path, hub):
-    """S06: joined by a space, <unk> and N kept."""
+    """Sentences are joined by a space; <unk> and N are kept."""
     put(tmp_path, "ptb/ptb.test.txt", PTB_LINES)
     hub.rows = {"sentence": [line.strip() for line in PTB_LINES.splitlines()]}
     expected = "no it was n't black monday but while the <unk> exchange did n't fall apart N points"
@@ -73,7 +73,7 @@ def test_ptb_text_is_pinned(tmp_path, hub):
 
 @pytest.mark.parametrize(("use", "file", "count"), [(CALIBRATE, "c4-train", 8000), (EVALUATE, "c4-validation", 1100)])
 def test_c4_streams_one_shard_and_never_the_corpus(hub, use, file, count):
-    """S31: the current name, one shard, streamed, and no more rows than the protocol reads."""
+    """One shard is streamed under its current name, and no more rows than the protocol needs."""
     taken = []
 
     def rows():
@@ -94,7 +94,7 @@ def test_c4_streams_one_shard_and_never_the_corpus(hub, use, file, count):
 
 
 def test_c4_from_a_shard_reads_the_same_number_of_rows(tmp_path):
-    """S31: the shard as the hub has it lies in the folder."""
+    """The folder holds the shard exactly as the hub serves it."""
     path = tmp_path / "c4" / "c4-validation.00000-of-00008.json.gz"
     path.parent.mkdir()
     with gzip.open(path, "wt") as sink:
@@ -106,7 +106,6 @@ def test_c4_from_a_shard_reads_the_same_number_of_rows(tmp_path):
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("use", [CALIBRATE, EVALUATE])
 def test_the_hub_is_never_asked_to_run_code(hub, name, use):
-    """S30."""
     hub.rows = {"text": ["x"], "sentence": ["x"]} if name != "c4" else [{"text": "x"}]
     load_text(name, use)
     ((_, kwargs),) = hub.calls
@@ -116,7 +115,6 @@ def test_the_hub_is_never_asked_to_run_code(hub, name, use):
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("trouble", ["no network", "no package"])
 def test_without_file_and_hub_the_error_says_both_ways_out(hub, monkeypatch, tmp_path, name, trouble):
-    """S30."""
     hub.rows = ConnectionError("Couldn't reach the Hub\nmore lines")
     if trouble == "no package":
         monkeypatch.setitem(sys.modules, "datasets", None)
@@ -130,7 +128,7 @@ def test_without_file_and_hub_the_error_says_both_ways_out(hub, monkeypatch, tmp
 
 
 def test_ptb_comes_from_its_converted_files(hub):
-    """Its own repository holds a loading script alone, which `datasets` does not run any more."""
+    """The original repository holds only a loading script, which `datasets` no longer runs."""
     hub.rows = {"sentence": ["x"]}
     load_text("ptb", EVALUATE)
     named = {"revision": "refs/convert/parquet", "split": "test"}
@@ -162,7 +160,6 @@ def test_a_data_folder_that_is_not_there_is_refused_and_nothing_comes_from_the_h
 
 
 def test_calibration_reads_train_and_evaluation_reads_test(tmp_path):
-    """S10."""
     put(tmp_path, "wikitext2/wiki.train.raw", "train\n")
     put(tmp_path, "wikitext2/wiki.test.raw", "test\n")
     texts = {use: load_text("wikitext2", use, tmp_path) for use in (CALIBRATE, EVALUATE)}
@@ -179,7 +176,6 @@ def test_a_head_of_the_training_text_is_called_one(tmp_path):
 
 
 def test_an_unknown_name_is_refused_with_the_choices_and_no_fallback(hub):
-    """S05."""
     with pytest.raises(InputError) as refusal:
         load_text("wikitext103", EVALUATE)
     assert all(choice in str(refusal.value) for choice in DATASET_CHOICES)
@@ -201,7 +197,7 @@ def test_builtin_needs_nothing_and_says_what_it_is(hub):
 
 
 def test_builtin_calibration_and_evaluation_share_no_paragraph():
-    """S10: topics quote one another; a quarter of the evaluated half would else be calibrated on."""
+    """Topics quote one another; otherwise a quarter of the evaluation half would leak into calibration."""
     calibrate, evaluate = load_text("builtin", CALIBRATE), load_text("builtin", EVALUATE)
     assert not set(calibrate.content.split("\n\n")) & set(evaluate.content.split("\n\n"))
 
@@ -284,7 +280,7 @@ def test_a_parquet_file_without_a_text_column_is_refused(tmp_path):
 
 
 def test_the_shared_samples_are_read_as_documented(data_dir):
-    """S05: WikiText-2 raw test is 4358 rows; joined by blank lines it is this text and no other."""
+    """The WikiText-2 raw test split has 4358 rows, which joined by blank lines give exactly this text."""
     wikitext = load_text("wikitext2", EVALUATE, data_dir)
     lines = (data_dir / "wikitext2" / "wiki.test.raw").read_text().splitlines(keepends=True)
     assert len(lines) == 4358

@@ -1,11 +1,10 @@
-"""What can be asked for: task names, aliases, nearest names, and values that make no sense."""
+"""Options of an evaluation: task names, aliases, similar names, and invalid values."""
 
 import pytest
 
 from hgsp.errors import InputError
-from hgsp.evaluation.config import EvaluationConfig
+from hgsp.evaluation.config import EvaluationConfig, MeasureConfig
 from hgsp.evaluation.tasks import ALIASES, TASKS, ZERO_SHOT, is_text, parse_tasks
-from hgsp.pipeline.config import MeasureConfig
 
 
 def config(**values):
@@ -80,9 +79,9 @@ def test_values_that_make_no_sense_are_refused(values, flag):
 
 
 def test_windows_follow_the_limit_unless_given_their_own():
-    assert config().window_limit is None
-    assert config(limit=3).window_limit == 3
-    assert config(limit=3, max_windows=7).window_limit == 7
+    assert config().options.window_limit is None
+    assert config(limit=3).options.window_limit == 3
+    assert config(limit=3, max_windows=7).options.window_limit == 7
 
 
 def test_one_or_several_window_lengths():

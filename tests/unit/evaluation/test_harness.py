@@ -11,7 +11,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from hgsp.errors import InputError, NumericalError
-from hgsp.evaluation.config import EvaluationConfig
+from hgsp.evaluation.config import MeasurementOptions
 from hgsp.evaluation.jobs import HarnessJob
 from hgsp.evaluation.metrics import harness
 from hgsp.evaluation.metrics.harness import load_task, run_task
@@ -265,8 +265,7 @@ def test_the_protocol_says_whether_the_model_sees_a_bos_first(local, make, token
     model.register_forward_pre_hook(
         lambda _, inputs, named: seen.append([*inputs, *named.values()][0]), with_kwargs=True
     )
-    config = EvaluationConfig(model_path="m", tasks="lambada", batch_size=1)
-    found = HarnessJob("lambada", load_task(LAMBADA, local), config).run(model, own)
+    found = HarnessJob("lambada", load_task(LAMBADA, local), MeasurementOptions(batch_size=1)).run(model, own)
     assert {int(ids[0, 0] == 256) for ids in seen} == {adds}
     assert found.protocol["begins_with_bos"] is adds
     assert ("BOS first" if adds else "no BOS") in found.protocol["description"]

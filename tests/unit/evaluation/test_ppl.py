@@ -47,10 +47,10 @@ class Words:
     """Whitespace words are token ids; ``adds_bos`` puts a BOS in front when special tokens are asked for."""
 
     def __init__(self, bos_token_id=None, adds_bos=False, size=VOCAB):
-        self.bos_token_id, self.adds_bos, self.size = bos_token_id, adds_bos, size
+        self.bos_token_id, self.adds_bos, self.vocab_size = bos_token_id, adds_bos, size
 
     def __len__(self):
-        return self.size
+        return self.vocab_size
 
     def __call__(self, text, add_special_tokens=True, **kwargs):
         ids = [int(word) for word in text.split()]

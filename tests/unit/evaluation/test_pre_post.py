@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
+from hgsp.evaluation.collapse import COLLAPSE_FACTOR, before_and_after, has_collapsed
+from hgsp.evaluation.config import MeasureConfig
 from hgsp.evaluation.pre_post import PrePostEvaluation
-from hgsp.pipeline.config import MeasureConfig
-from hgsp.pipeline.report import COLLAPSE_FACTOR, has_collapsed
 
 QUICK = MeasureConfig(eval_tasks="builtin", eval_seq_len=64, eval_max_windows=1)
 
@@ -43,8 +43,9 @@ def test_a_collapse_is_a_perplexity_grown_beyond_the_factor(after, verdict):
         "before": {"c4": {"ppl": 10.0}, "ptb": {"ppl": 10.0}},
         "after": {"c4": {"ppl": 10.0}, "ptb": {"ppl": after}},
     }
-    assert has_collapsed(measured) is verdict
-    assert has_collapsed({"after": measured["after"]}) is has_collapsed({}) is False
+    assert has_collapsed(before_and_after(measured).values()) is verdict
+    assert before_and_after({"after": measured["after"]}) == before_and_after({}) == {}
+    assert has_collapsed([]) is None
 
 
 def test_a_collapsed_model_is_called_so(make, tokenizer):

@@ -8,21 +8,16 @@ import huggingface_hub
 import pytest
 from transformers import AutoConfig
 
+from hgsp.console.report_schema import DENSE, DONE, FAILED, PRUNED
 from hgsp.errors import InputError, NumericalError
-from hgsp.evaluation import results as results_module
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.evaluation.models import models_under_test
 from hgsp.evaluation.results import (
-    DENSE,
-    DONE,
-    FAILED,
-    PRUNED,
     Metric,
     Results,
     TaskResult,
     canonical_path,
     model_identity,
-    write_atomically,
 )
 
 
@@ -112,20 +107,6 @@ def test_a_file_that_is_not_ours_is_refused_and_kept(tmp_path, content):
     with pytest.raises(InputError, match="another --output"):
         Results.open(tmp_path)
     assert path.read_text() == content
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_atomically(path, "old")
-
-    def full(*arguments, **named):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(results_module.os, "fdopen", full)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_bin_beside_its_config_is_its_folder(tmp_path):

@@ -1,13 +1,15 @@
-"""Tables and verdicts: only like is compared with like, averages say what they average, a collapse is said loudly."""
+"""Tables and verdicts: like is compared with like, averages name their parts, and a collapse is reported loudly."""
 
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from hgsp.console.report_schema import DENSE, DONE, FAILED, PRUNED, RECOVERED
+from hgsp.evaluation.collapse import has_collapsed
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
-from hgsp.evaluation.reporting import busy_warnings, harm_warnings, has_collapsed, same_corpus_warnings
-from hgsp.evaluation.results import DENSE, DONE, FAILED, PRUNED, RECOVERED, Metric, Results, TaskResult
+from hgsp.evaluation.reporting import busy_warnings, harm_warnings, perplexity_pairs, same_corpus_warnings
+from hgsp.evaluation.results import Metric, Results, TaskResult
 from hgsp.evaluation.tables import comparison, comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
 
 PROTOCOL = {
@@ -129,20 +131,20 @@ def test_the_printed_average_says_where_acc_stands_in(tmp_path):
 
 @pytest.mark.parametrize(("pruned", "verdict"), [(1000.0, False), (1000.1, True)])
 def test_collapse_is_more_than_a_hundred_times_the_dense_perplexity(pruned, verdict):
-    assert has_collapsed([ppl(DENSE, 10.0), ppl(PRUNED, pruned)], {}) is verdict
+    assert has_collapsed(perplexity_pairs([ppl(DENSE, 10.0), ppl(PRUNED, pruned)], {})) is verdict
 
 
 def test_collapse_is_judged_by_the_pruning_run_if_the_protocol_is_the_same():
     before = {**PROTOCOL, "ppl": 10.0}
     analysis = {"evaluation": {"before": {"wikitext2": before}}}
-    assert has_collapsed([ppl(PRUNED, 2000.0)], analysis) is True
-    assert has_collapsed([ppl(PRUNED, 20.0)], analysis) is False
+    assert has_collapsed(perplexity_pairs([ppl(PRUNED, 2000.0)], analysis)) is True
+    assert has_collapsed(perplexity_pairs([ppl(PRUNED, 20.0)], analysis)) is False
     other = {"evaluation": {"before": {"wikitext2": {**before, "seq_len": 2048}}}}
-    assert has_collapsed([ppl(PRUNED, 2000.0)], other) is None
-    assert has_collapsed([ppl(DENSE, 10.0, limit=1), ppl(PRUNED, 2000.0, limit=2)], {}) is None
+    assert has_collapsed(perplexity_pairs([ppl(PRUNED, 2000.0)], other)) is None
+    assert has_collapsed(perplexity_pairs([ppl(DENSE, 10.0, limit=1), ppl(PRUNED, 2000.0, limit=2)], {})) is None
 
 
-def test_calibrating_on_the_evaluated_corpus_is_said():
+def test_calibrating_on_the_evaluated_corpus_is_a_warning():
     source = "wikitext2, wikitext-2-raw-v1/train, wiki.train.raw"
     analysis = {"scoring": {"calibration": {"source": source}}}
     (warning,) = same_corpus_warnings([ppl(PRUNED, 20.0)], analysis)
@@ -163,7 +165,6 @@ def test_every_text_of_a_calibration_counts(listed):
 
 
 def test_a_recovery_that_does_harm_is_said():
-    """S24."""
     c4 = replace(ppl(RECOVERED, 21.0, limit=1), task="c4")
     (warning,) = harm_warnings([ppl(PRUNED, 20.0), ppl(RECOVERED, 20.1), ppl(DENSE, 30.0), c4])
     assert "wikitext2 is higher" in warning
@@ -171,9 +172,9 @@ def test_a_recovery_that_does_harm_is_said():
         assert harm_warnings([ppl(PRUNED, 20.0), *others]) == []
 
 
-@pytest.mark.parametrize(("timing_spread", "said"), [(1.5, False), (1.6, True)])
-def test_times_of_a_busy_machine_are_not_to_be_trusted(timing_spread, said):
+@pytest.mark.parametrize(("timing_spread", "warned"), [(1.5, False), (1.6, True)])
+def test_latencies_of_a_busy_machine_are_a_warning(timing_spread, warned):
     timed = TaskResult(PRUNED, "efficiency", DONE, PRUNED, {}, protocol={"timing_spread": timing_spread})
-    assert [f"more than {timing_spread} times the fastest" in warning for warning in busy_warnings([timed])] == [
-        True
-    ] * said
+    assert [
+        f"more than {timing_spread} times as long as the fastest" in warning for warning in busy_warnings([timed])
+    ] == [True] * warned

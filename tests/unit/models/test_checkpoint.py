@@ -1,4 +1,4 @@
-"""The checkpoint: what is written is what is read, by every reader, and nothing pickled is ever executed."""
+"""The checkpoint: every reader loads exactly the saved model, and nothing pickled is ever executed."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ from hgsp.models.checkpoint import (
 )
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
-from hgsp.pruning.select import LayerKeep
+from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping, plan_of
 
@@ -60,7 +60,7 @@ def stored(folder):
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_folder_loads_like_any_model_bit_equal(write, folder, tokens, name):
-    """S12, S13: with hgsp imported the plain call needs no trust_remote_code; no key is missing or of another shape."""
+    """With hgsp imported the plain call needs no trust_remote_code; no key is missing or misshapen."""
     expected = write(name)(tokens).logits
     model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
@@ -83,7 +83,7 @@ def test_a_plain_hugging_face_folder_is_read_too(make, saved, tokens):
 
 
 def test_a_moved_bin_is_self_contained(write, folder, tokens, tokenizer, tmp_path):
-    """Model, generation config and tokenizer come from the one file; the folder it was written into is gone."""
+    """Model, generation config and tokenizer come from the file alone, after its folder is deleted."""
     pruned = write()
     moved = tmp_path / "elsewhere" / "renamed.bin"
     moved.parent.mkdir()
@@ -115,7 +115,7 @@ def test_bin_and_folder_give_the_same_model(write, folder, tokens, dtype):
 
 
 def test_the_bin_holds_tensors_and_plain_values_only(write, folder):
-    """S14: torch's safe loader takes it, and what it gives is nothing but dicts, texts and tensors."""
+    """PyTorch's safe loader accepts the file, which holds only dicts, strings and tensors."""
     pruned = write()
     content = torch.load(folder / BIN_NAME, weights_only=True)
     assert set(content) == {"format", "config", "generation_config", "tokenizer_files", "state_dict"}
@@ -125,7 +125,7 @@ def test_the_bin_holds_tensors_and_plain_values_only(write, folder):
 
 
 def test_no_bin_leaves_only_what_holds_no_code_but_ours(make, tokenizer, folder):
-    """S14: safetensors, json and tokenizer files, and the one modelling file, byte for byte."""
+    """The folder holds safetensors, JSON and tokenizer files, and our modelling file byte for byte."""
     model = make("llama-8q4kv")
     save_pruned(apply_plan(model, mixed_plan(model)), tokenizer, folder, with_bin=False)
     assert {path.suffix for path in folder.iterdir()} <= {".safetensors", ".json", ".jinja", ".py"}
@@ -134,7 +134,7 @@ def test_no_bin_leaves_only_what_holds_no_code_but_ours(make, tokenizer, folder)
 
 
 class Bomb:
-    """Unpickling it makes a folder."""
+    """An object that creates a folder when unpickled."""
 
     def __init__(self, target):
         self.target = str(target)
@@ -146,7 +146,6 @@ class Bomb:
 @pytest.mark.parametrize("read", [load_pruned, load_tokenizer_of])
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth"])
 def test_pickled_objects_are_refused_and_never_executed(tmp_path, read, suffix):
-    """S14."""
     bomb = tmp_path / f"model{suffix}"
     torch.save({"format": "hgsp-checkpoint-1", "model": Bomb(tmp_path / "exploded")}, bomb)
     with pytest.raises(InputError, match="pickled objects are never executed"):
@@ -157,7 +156,7 @@ def test_pickled_objects_are_refused_and_never_executed(tmp_path, read, suffix):
 
 
 def test_a_pickled_model_is_refused(make, tmp_path):
-    """S14: what other pruning tools save."""
+    """Other pruning tools save whole pickled models."""
     torch.save(make("llama-8q4kv"), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="refuses to load safely"):
         load_pruned(tmp_path / "pytorch_model.bin")
@@ -203,7 +202,7 @@ def test_a_folder_with_a_weight_missing_is_refused_and_never_filled_at_random(wr
 
 
 def test_weights_of_another_shape_than_the_config_says_are_refused(write, folder):
-    """F6, S12: never ignore_mismatched_sizes, which fills pruned layers at random."""
+    """ignore_mismatched_sizes would fill pruned layers with random weights."""
     write()
     tensors = stored(folder)
     key = "model.layers.0.mlp.up_proj.weight"
@@ -214,7 +213,6 @@ def test_weights_of_another_shape_than_the_config_says_are_refused(write, folder
 
 
 def test_tied_head_is_stored_once_and_tied_again_by_every_reader(write, folder):
-    """S16."""
     write("llama-9q3kv-tied")
     assert "lm_head.weight" not in stored(folder)
     for path in (folder, folder / BIN_NAME):
@@ -223,7 +221,6 @@ def test_tied_head_is_stored_once_and_tied_again_by_every_reader(write, folder):
 
 
 def test_untied_head_is_stored_beside_the_embedding(write, folder):
-    """S16."""
     write("llama-8q4kv")
     tensors = stored(folder)
     assert not torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
@@ -231,7 +228,7 @@ def test_untied_head_is_stored_beside_the_embedding(write, folder):
 
 @pytest.mark.parametrize("name", TINY)
 def test_reached_parameters_are_the_sum_of_the_stored_shapes(make, tokenizer, folder, name):
-    """S38: geometry arithmetic, parameters of the model, and values in the file are one number."""
+    """Geometry arithmetic, the model's parameters and the values in the file give one number."""
     model = make(name)
     geometry, plan = geometry_of(model), mixed_plan(model)
     save_pruned(apply_plan(model, plan), tokenizer, folder, with_bin=False)
@@ -240,7 +237,7 @@ def test_reached_parameters_are_the_sum_of_the_stored_shapes(make, tokenizer, fo
 
 
 def test_what_the_user_had_is_still_there(make, tokenizer, folder):
-    """S17, S46: bf16 in config and every tensor, use_cache, token ids, generation config, tokenizer, chat template."""
+    """bf16 in config and tensors, use_cache, token ids, generation config, tokenizer and chat template survive."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = CHAT_TEMPLATE
     model = make("llama-8q4kv", use_cache=False, pad_token_id=7, eos_token_id=[257, 5]).bfloat16()
@@ -262,7 +259,7 @@ def test_what_the_user_had_is_still_there(make, tokenizer, folder):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_bin_has_every_chat_template(make, tokenizer, folder, streamed):
-    """transformers puts all but the default one into a folder of their own."""
+    """Transformers stores every template but the default in a separate folder."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": f"tools: {CHAT_TEMPLATE}"}
     model = make("llama-8q4kv")
@@ -285,7 +282,7 @@ def test_a_bin_puts_tokenizer_files_nowhere_else(write, folder, tmp_path, monkey
 
 
 def test_head_dim_is_always_written(write, folder):
-    """F5: Qwen2Config has no such field and would derive another."""
+    """Qwen2Config has no such field and would derive a wrong value."""
     write("qwen2-14q2kv")
     assert json.loads((folder / "config.json").read_text())["head_dim"] == 8
 
@@ -333,7 +330,6 @@ def test_layers_of_several_shapes_say_how_to_load_them(write, folder):
 @pytest.mark.parametrize("device_map", ["cpu", "auto"])
 @pytest.mark.parametrize("shard_bytes", [10**9, 100_000])
 def test_device_map_and_shards_load_equal(make, tokenizer, folder, tokens, device_map, shard_bytes):
-    """S15."""
     model = make("llama-8q4kv")
     pruned = apply_plan(model, mixed_plan(model))
     state = pruned.state_dict()
@@ -345,7 +341,6 @@ def test_device_map_and_shards_load_equal(make, tokenizer, folder, tokens, devic
 
 
 def test_shards_hold_at_most_what_was_asked_and_the_index_tells_the_truth(make, tokenizer, folder):
-    """S15."""
     model = make("llama-9q3kv-tied")
     pruned = apply_plan(model, mixed_plan(model))
     save_streamed(pruned, pruned.state_dict().__getitem__, tokenizer, folder, None, 80_000)
@@ -361,7 +356,7 @@ def test_shards_hold_at_most_what_was_asked_and_the_index_tells_the_truth(make, 
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_bin_written_tensor_by_tensor_equals_one_written_at_once(write, folder, tokens, name):
-    """The file's layout is torch's own; this is what breaks if torch changes it."""
+    """The file's layout is PyTorch's own; this test breaks if PyTorch changes it."""
     pruned = write(name)
     at_once = torch.load(folder / BIN_NAME, weights_only=True)
     (folder / BIN_NAME).unlink()
@@ -384,7 +379,7 @@ def test_files_are_readable_by_others(write, folder):
 
 
 def test_a_llama_that_became_a_mistral_can_be_pruned_again(make, tokenizer, folder):
-    """Which is refused for one with a sliding window, the default of its config class."""
+    """A Mistral with a sliding window, its config class's default, would be refused."""
     model = make("llama-8q4kv")
     save_pruned(apply_plan(model, plan_dropping(model, kv={i: [1] for i in range(3)})), tokenizer, folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "mistral"
@@ -392,7 +387,7 @@ def test_a_llama_that_became_a_mistral_can_be_pruned_again(make, tokenizer, fold
 
 
 def test_a_generation_config_that_is_not_strict_survives_the_bin_and_saving_again(make, tokenizer, tmp_path):
-    """A temperature without sampling, as some published models have; transformers refuses to save it."""
+    """Some published models set a temperature without sampling, which Transformers refuses to save."""
     model = make("llama-8q4kv")
     model.generation_config.temperature = 0.6
     for name in ("once", "again"):

@@ -1,4 +1,4 @@
-"""S43: models that accelerate has spread over devices are scored and cut where their layers are."""
+"""Models that accelerate has spread over devices are scored and pruned where their layers are."""
 
 import copy
 
@@ -29,7 +29,7 @@ PARTS = ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.laye
 
 
 def spread(model):
-    """A copy behind accelerate's hooks, part by part as over several devices; here all of them are the CPU."""
+    """A copy behind accelerate's hooks, dispatched part by part as over several devices, all of them the CPU."""
     return dispatch_model(copy.deepcopy(model), dict.fromkeys([*PARTS, "lm_head"], "cpu"), force_hooks=True)
 
 
@@ -37,7 +37,7 @@ def hooked(model):
     return {name for name, module in model.named_modules() if hasattr(module, "_hf_hook")}
 
 
-@pytest.mark.parametrize("name", ["llama-9q3kv-tied", "qwen2-14q2kv"])
+@pytest.mark.parametrize("name", ["llama-9q3kv-tied", "qwen2-14q2kv", "qwen3-8q2kv"])
 @pytest.mark.parametrize("method", ["taylor", "fisher", "wanda", "magnitude"])
 def test_the_same_groups_are_kept_and_the_same_logits_come_out(name, method, tokens):
     dense = make_tiny(name)
@@ -94,7 +94,7 @@ def test_weights_that_are_not_in_memory_are_refused(tmp_path):
 
 
 def test_loading_refuses_what_accelerate_puts_on_disk(saved, tmp_path, monkeypatch):
-    """As ``device_map="auto"`` does with a model that is larger than all devices together."""
+    """``device_map="auto"`` offloads a model that exceeds all devices together."""
     from hgsp.models import loading
 
     source, whole = inspect_model(str(saved(make_tiny("llama-8q4kv")))), loading.load_complete

@@ -19,6 +19,7 @@ EXPECTED = {
     "llama-mqa": (1, 4, 16),
     "qwen2-14q2kv": (2, 7, 8),
     "mistral-8q4kv": (4, 2, 8),
+    "qwen3-8q2kv": (2, 4, 16),
 }
 
 

@@ -1,4 +1,4 @@
-"""Loading: what can be pruned is looked at before it is loaded, and the rest is refused in one clear line."""
+"""Loading: models are inspected before they are loaded, and unsupported ones are refused in one clear line."""
 
 import dataclasses
 import json
@@ -14,8 +14,9 @@ from conftest import TINY, make_tiny
 from hgsp.errors import InputError
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.geometry import LayerShape, geometry_of
-from hgsp.models.loading import inspect_model, load_dense, load_tokenizer
+from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
+from hgsp.models.tokenizers import load_tokenizer
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
 
@@ -35,7 +36,7 @@ def offline(monkeypatch):
 
 @pytest.mark.parametrize("name", TINY)
 def test_geometry_is_known_before_any_weight_is_read(saved, name):
-    """The weights' file is not even there."""
+    """The weight file does not even exist."""
     model = make_tiny(name)
     folder = saved(model)
     (folder / "model.safetensors").unlink()
@@ -47,7 +48,7 @@ def test_geometry_is_known_before_any_weight_is_read(saved, name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_loaded_model_is_the_saved_one(saved, tokens, name):
-    """S01, S28: every family, bit for bit."""
+    """Every family loads bit for bit."""
     model = make_tiny(name)
     loaded = load_dense(inspect_model(str(saved(model))), "float32", "cpu")
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
@@ -56,14 +57,13 @@ def test_loaded_model_is_the_saved_one(saved, tokens, name):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_every_weight_has_the_dtype_asked_for(saved, dtype):
-    """S17: a float32 file does not become a float32 model unless asked, nor the other way round."""
+    """The dtype of the file never decides the dtype of the model."""
     loaded = load_dense(inspect_model(str(saved(make_tiny("qwen2-14q2kv")))), dtype, "cpu")
     assert {parameter.dtype for parameter in loaded.parameters()} == {getattr(torch, dtype)}
     assert loaded.config.dtype == getattr(torch, dtype)
 
 
 def test_sharded_folders_load_equal(saved, tokens):
-    """S15."""
     model = make_tiny("llama-8q4kv")
     folder = saved(model, max_shard_size="100KB")
     assert len(list(folder.glob("*.safetensors"))) >= 3
@@ -71,7 +71,6 @@ def test_sharded_folders_load_equal(saved, tokens):
 
 
 def test_device_auto_loads_equal(saved, tokens):
-    """S15."""
     model = make_tiny("llama-8q4kv")
     loaded = load_dense(inspect_model(str(saved(model))), "float32", "auto")
     assert torch.equal(loaded(tokens.to(loaded.device)).logits.cpu(), model(tokens).logits)
@@ -103,7 +102,7 @@ def test_a_config_without_kv_heads_is_multi_head_attention_with_a_warning(saved)
     [("bfloat16", "float16", True), ("bfloat16", "bfloat16", False), ("float32", "float16", False)],
 )
 def test_float16_of_a_bfloat16_checkpoint_is_a_warning(saved, stored, used, warns):
-    """S47: what was trained in bfloat16 may overflow in float16."""
+    """A model trained in bfloat16 may overflow in float16."""
     folder = saved(make_tiny("llama-8q4kv").to(getattr(torch, stored)))
     assert any("overflow" in warning for warning in inspect_model(str(folder), used).warnings) == warns
 
@@ -116,7 +115,6 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_architectures_we_do_not_know_are_refused_by_name(tmp_path, name):
-    """S28."""
     config, message = REFUSED[name]
     config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=message) as refusal:
@@ -126,14 +124,13 @@ def test_architectures_we_do_not_know_are_refused_by_name(tmp_path, name):
 
 
 def test_a_gpt2_model_is_not_taken_for_a_llama(tmp_path):
-    """S28: with weights and all."""
+    """Complete weights change nothing about the refusal."""
     GPT2LMHeadModel(REFUSED["gpt2"][0]).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="unsupported architecture"):
         inspect_model(str(tmp_path))
 
 
 def test_sliding_window_mistral_is_refused_and_v03_is_not(saved):
-    """S28."""
     folder = saved(make_tiny("mistral-8q4kv"))
     assert inspect_model(str(folder)).geometry.num_layers == 3
     edit_config(folder, sliding_window=8)
@@ -151,13 +148,22 @@ def test_a_window_that_the_config_class_brings_is_refused_too(saved):
         inspect_model(str(folder))
 
 
-def test_a_qwen2_window_that_is_switched_off_does_not_matter(saved):
+@pytest.mark.parametrize(("name", "queries_per_kv"), [("qwen2-14q2kv", 7), ("qwen3-8q2kv", 4)])
+def test_a_qwen_window_that_is_switched_off_does_not_matter(name, queries_per_kv, saved):
     """Qwen2.5 configs name a window and do not use it."""
-    folder = saved(make_tiny("qwen2-14q2kv"))
+    folder = saved(make_tiny(name))
     edit_config(folder, sliding_window=32768, use_sliding_window=False)
-    assert inspect_model(str(folder)).geometry.queries_per_kv == 7
+    assert inspect_model(str(folder)).geometry.queries_per_kv == queries_per_kv
     edit_config(folder, use_sliding_window=True)
-    with pytest.raises(InputError, match="sliding"):
+    with pytest.raises(InputError, match="sliding_window=32768"):
+        inspect_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["qwen2-14q2kv", "qwen3-8q2kv"])
+def test_layers_of_another_type_than_full_attention_are_refused(name, saved):
+    folder = saved(make_tiny(name))
+    edit_config(folder, layer_types=["full_attention", "sliding_attention", "full_attention"])
+    with pytest.raises(InputError, match="layer_types has sliding_attention"):
         inspect_model(str(folder))
 
 
@@ -214,7 +220,6 @@ READERS = {
 
 @pytest.mark.parametrize("reader", READERS)
 def test_weights_of_another_shape_are_refused_and_never_made_up(saved, reader):
-    """S12, F6."""
     folder = saved(make_tiny("llama-8q4kv"))
     edit_config(folder, intermediate_size=80)
     with pytest.raises(InputError, match="another shape"):
@@ -238,7 +243,7 @@ UNPLACED = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", UNPLACED)
 def test_weights_that_the_config_has_no_place_for_are_refused_by_name(saved, kind, reader):
-    """Dropped in silence, they would leave another model than the one that was saved."""
+    """Silently dropping them would load a different model from the saved one."""
     folder = saved(make_tiny("llama-8q4kv"))
     add_tensors(folder, {UNPLACED[kind]: torch.zeros(8)})
     with pytest.raises(InputError, match=f"1 more, such as {UNPLACED[kind]}") as refusal:
@@ -256,7 +261,7 @@ def test_fewer_layers_in_the_config_than_in_the_file_are_refused(saved, reader):
 
 @pytest.mark.parametrize("reader", READERS)
 def test_rotary_frequencies_in_the_file_are_let_through(saved, tokens, reader):
-    """Checkpoints of older versions have them; every model computes its own."""
+    """Old checkpoints store these buffers; every model computes its own."""
     model = make_tiny("llama-8q4kv")
     folder = saved(model)
     add_tensors(folder, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)})
@@ -266,11 +271,24 @@ def test_rotary_frequencies_in_the_file_are_let_through(saved, tokens, reader):
 
 @pytest.mark.parametrize("reader", READERS)
 def test_an_adapter_beside_a_whole_model_is_refused(saved, reader):
-    """peft would apply it a second time to weights it is merged into."""
+    """PEFT would apply the adapter a second time to weights that already contain it."""
     folder = saved(make_tiny("llama-8q4kv"))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match=r"a model and an adapter \(adapter_config\.json\).*remove"):
         READERS[reader](folder)
+
+
+def test_an_adapter_of_the_hub_is_refused_when_weights_are_loaded(saved, monkeypatch):
+    folder = saved(make_tiny("llama-8q4kv"))
+    asked = []
+    (folder / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(
+        "hgsp.models.weight_checks.find_adapter_config_file",
+        lambda name: asked.append(name) or str(folder / "adapter_config.json"),
+    )
+    with pytest.raises(InputError, match=r"a model and an adapter"):
+        load_pruned("some/model")
+    assert asked == ["some/model"]
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -331,7 +349,7 @@ def test_an_index_that_cannot_be_read_is_refused(saved, reader):
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
 def test_offloaded_layers_come_from_the_model_s_own_files(saved, tokens, tmp_path, max_shard_size):
-    """Shards of another save and a copy of other weights beside them are not read, as transformers does not."""
+    """Shards of another save and copies of other weights are ignored, as in Transformers."""
     model, folder = make_tiny("llama-8q4kv"), tmp_path / "dense"
     make_tiny("llama-8q4kv", seed=1).save_pretrained(folder, max_shard_size="80KB")
     (folder / "model.safetensors.index.json").unlink()
@@ -347,7 +365,7 @@ def test_offloaded_layers_come_from_the_model_s_own_files(saved, tokens, tmp_pat
 
 @pytest.mark.parametrize("max_shard_size", ["5GB", "100KB"])
 def test_the_hub_is_asked_for_the_files_that_are_read_and_no_other_copy(saved, monkeypatch, max_shard_size):
-    """Mistral-7B-v0.3 holds its weights a second time in consolidated.safetensors."""
+    """Mistral-7B-v0.3 ships its weights a second time in consolidated.safetensors."""
     folder, asked = saved(make_tiny("llama-8q4kv"), max_shard_size=max_shard_size), []
     own = {file.name for file in folder.glob("*.safetensors")}
     shutil.copy(folder / min(own), folder / "consolidated.safetensors")
@@ -372,7 +390,7 @@ def with_own_head(folder, change):
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_head_of_its_own_is_refused_where_the_config_says_tied(saved, reader):
-    """S16: written anew, such a model would lose its head."""
+    """Saved again, such a model would lose its head."""
     folder = with_own_head(saved(make_tiny("llama-9q3kv-tied")), lambda embedding: embedding + 1)
     with pytest.raises(InputError, match=r"tie_word_embeddings.*own.*config\.json"):
         READERS[reader](folder)
@@ -383,7 +401,7 @@ def test_a_head_of_its_own_is_refused_where_the_config_says_tied(saved, reader):
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_tied_head_that_is_stored_too_is_the_embedding(saved, tokens, reader):
-    """S16: as many checkpoints have it."""
+    """Many checkpoints store the tied head too."""
     model = make_tiny("llama-9q3kv-tied")
     loaded = READERS[reader](with_own_head(saved(model), torch.clone))
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
@@ -400,7 +418,7 @@ def test_surgery_does_not_drop_a_head_of_its_own():
 
 
 def test_tokenizer_is_the_models_own_whatever_its_class(saved, tokenizer):
-    """S49: AutoTokenizer only; no pad token is added and nothing is resized."""
+    """AutoTokenizer alone chooses the class; no pad token is added and nothing is resized."""
     folder = saved(make_tiny("llama-8q4kv"))
     read = load_tokenizer(str(folder))
     assert read.pad_token_id is None
@@ -451,7 +469,7 @@ def write_gguf(model, path, tokenizer_model=None):
 
 
 def test_a_gguf_file_is_the_model_it_was_made_from(tmp_path, tokens):
-    """The de-quantised model computes the same and is plain again: it can be pruned and saved."""
+    """The dequantised model computes the same and can be pruned and saved like any other."""
     model = make_tiny("llama-8q4kv")
     path = tmp_path / "tiny.gguf"
     write_gguf(model, path)

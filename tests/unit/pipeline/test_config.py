@@ -1,4 +1,4 @@
-"""What a user can ask: names and defaults of the contract, and one clear line for everything that makes no sense."""
+"""Flags and defaults as the contract states them, and one clear line for every invalid value."""
 
 import dataclasses
 import math
@@ -58,9 +58,9 @@ def test_defaults_are_those_of_the_contract(name):
 
 def test_epsilon_is_the_contracts_where_the_prior_is_on_and_off_where_it_is_off():
     """Temperature 0 is plain global pruning, which removes no layer whole."""
-    assert config(temperature=1.0).collapse_epsilon == 0.15
-    assert config(temperature=0.0).collapse_epsilon is None
-    assert config(temperature=0.0, epsilon=0.4).collapse_epsilon == 0.4
+    assert config(temperature=1.0).recipe.collapse_epsilon == 0.15
+    assert config(temperature=0.0).recipe.collapse_epsilon is None
+    assert config(temperature=0.0, epsilon=0.4).recipe.collapse_epsilon == 0.4
 
 
 @pytest.mark.parametrize("missing", ["--base_model", "--output_name", "--pruning_ratio"])
@@ -79,7 +79,7 @@ def test_a_flag_given_twice_takes_its_last_value():
 
 
 def test_abbreviated_flags_are_refused():
-    """A later flag of the same beginning would change what an old script means."""
+    """A later flag with the same prefix would change the meaning of an old script."""
     with pytest.raises(SystemExit) as exit_:
         parsed("--temp", "0.5")
     assert exit_.value.code == 2
@@ -122,7 +122,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
 def test_nonsense_is_refused_by_the_name_of_its_flag(name, value):
-    """S33: nsamples 0 and negative among them; S05: unknown data sets among them."""
+    """Sample counts of zero or less and unknown data sets are among the refused values."""
     with pytest.raises(InputError, match=f"--{name}") as refusal:
         config(**{name: value})
     assert "\n" not in str(refusal.value)

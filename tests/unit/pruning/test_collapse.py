@@ -1,4 +1,4 @@
-"""Whole-layer removal: what collapses, that the budget is spent again, and that what is left still generates."""
+"""Whole-layer removal: which layers collapse, how the freed budget is spent, and generation afterwards."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ from hgsp.scoring.normalization import normalize
 from hgsp.scoring.prior import prior_of
 from hgsp.scoring.score import score_groups
 
-FLOORS = MinimumSizes(min_mlp_width=8)
+SIZES = MinimumSizes(min_mlp_width=8)
 
 
-def table_with_a_worthless_layer(geometry, worthless):
+def table_with_a_low_layer(geometry, low):
     importance = []
     for index, shape in enumerate(geometry.shapes):
-        scale = 1e-6 if index == worthless else 1.0
+        scale = 1e-6 if index == low else 1.0
         attention = scale * geometry.kv_group_params * (1 + np.arange(shape.num_kv_groups) / 100)
         mlp = scale * geometry.mlp_channel_params * (1 + np.arange(shape.mlp_width) / 100)
         importance.append({"attention": attention, "mlp": mlp})
@@ -32,13 +32,13 @@ def table_with_a_worthless_layer(geometry, worthless):
 def test_a_collapsed_layer_leaves_and_the_budget_is_spent_again():
     model = make_tiny("llama-8q4kv", num_hidden_layers=4)
     geometry = geometry_of(model)
-    table = table_with_a_worthless_layer(geometry, worthless=2)
-    budget = budget_for_ratio(geometry, 0.4, FLOORS)
-    plan = select_groups(table, geometry, budget, FLOORS, epsilon=0.2)  # the floors alone are 0.153 of a layer
+    table = table_with_a_low_layer(geometry, low=2)
+    budget = budget_for_ratio(geometry, 0.4, SIZES)
+    plan = select_groups(table, geometry, budget, SIZES, epsilon=0.2)  # the minimum sizes are 0.153 of a layer
     assert plan.removed_layers == (2,)
     assert 0 <= budget - plan.removed_params < geometry.mlp_channel_params
-    assert select_groups(table, geometry, budget, FLOORS, epsilon=None).removed_layers == ()
-    assert select_groups(table, geometry, budget, FLOORS, epsilon=0.0).removed_layers == ()
+    assert select_groups(table, geometry, budget, SIZES, epsilon=None).removed_layers == ()
+    assert select_groups(table, geometry, budget, SIZES, epsilon=0.0).removed_layers == ()
 
     pruned = apply_plan(model, plan)
     assert len(pruned.model.layers) == pruned.config.num_hidden_layers == 3
@@ -55,8 +55,8 @@ def test_frozen_layers_are_never_touched():
     model = make_tiny("llama-8q4kv", num_hidden_layers=4)
     geometry = geometry_of(model)
     minimum_sizes = MinimumSizes(min_mlp_width=8, freeze_first=1, freeze_last=1)
-    for worthless in (0, 3):
-        table = table_with_a_worthless_layer(geometry, worthless)
+    for low in (0, 3):
+        table = table_with_a_low_layer(geometry, low)
         plan = select_groups(
             table, geometry, budget_for_ratio(geometry, 0.3, minimum_sizes), minimum_sizes, epsilon=1.0
         )
@@ -66,11 +66,11 @@ def test_frozen_layers_are_never_touched():
 
 
 def test_one_layer_always_stays():
-    """Epsilon 1 takes every layer that loses anything, but the last one and the budget are respected."""
+    """Epsilon 1 removes every layer that loses a group, except the last one, within the budget."""
     geometry = geometry_of(make_tiny("llama-8q4kv"))
-    table = table_with_a_worthless_layer(geometry, worthless=0)
-    budget = budget_for_ratio(geometry, 0.5, FLOORS)
-    plan = select_groups(table, geometry, budget, FLOORS, epsilon=1.0)
+    table = table_with_a_low_layer(geometry, low=0)
+    budget = budget_for_ratio(geometry, 0.5, SIZES)
+    plan = select_groups(table, geometry, budget, SIZES, epsilon=1.0)
     assert 0 < len(plan.removed_layers) < geometry.num_layers
     assert plan.removed_params <= budget
 
@@ -78,7 +78,7 @@ def test_one_layer_always_stays():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 20.0])
 def test_no_layer_is_emptied_by_halves(method, temperature):
-    """S41: one layer scaled by 1e-3, half of all parameters, every method, and the extremes of the prior."""
+    """A layer scaled by 1e-3 keeps its minimum sizes or leaves whole, also at the extremes of the prior."""
     model = make_tiny("llama-8q4kv")
     with torch.no_grad():
         for parameter in model.model.layers[1].parameters():
@@ -88,13 +88,13 @@ def test_no_layer_is_emptied_by_halves(method, temperature):
     found = score_groups(Decoder(model), method, text, with_influence=True)
     base = normalize(found.by_layer, geometry, METHODS[method].normalization)
     table = build_group_table(found.by_layer, geometry, base)
-    budget = budget_for_ratio(geometry, 0.5, FLOORS)
+    budget = budget_for_ratio(geometry, 0.5, SIZES)
     for tau in (0.0, None, float("inf")):
         prior, _ = prior_of(found.influence, temperature, tau)
         for epsilon in (None, 0.0, 0.15, 1.0):
-            plan = select_groups(table.with_prior(prior), geometry, budget, FLOORS, epsilon)
+            plan = select_groups(table.with_prior(prior), geometry, budget, SIZES, epsilon)
             assert plan.removed_params <= budget
             assert len(plan.removed_layers) < geometry.num_layers
             for keep in plan.layers:
                 whole = keep.shape == LayerShape(0, 0) and epsilon is not None
-                assert whole or (keep.shape.num_kv_groups >= 1 and keep.shape.mlp_width >= FLOORS.min_mlp_width)
+                assert whole or (keep.shape.num_kv_groups >= 1 and keep.shape.mlp_width >= SIZES.min_mlp_width)

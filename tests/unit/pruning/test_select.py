@@ -1,4 +1,4 @@
-"""Selection on hand-made tables: the order, the budget to the last channel, floors, ties and collapse."""
+"""Selection on hand-made tables: order, budget to the last channel, minimum sizes, ties and collapse."""
 
 import json
 
@@ -7,12 +7,13 @@ import pytest
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.select import LayerKeep, MinimumSizes, PrunePlan, budget_for_ratio, kept_mask, select_groups
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import MinimumSizes, budget_for_ratio, kept_mask, select_groups
 from hgsp.scoring.groups import build_group_table
 
 #: One KV group costs 100, one channel 10; a layer has norms of 4 + 4 parameters; 1000 parameters outside the layers.
 GROUP, CHANNEL = 100, 10
-LEAST = MinimumSizes(min_kv_groups=1, min_mlp_width=1)
+SMALLEST = MinimumSizes(min_kv_groups=1, min_mlp_width=1)
 
 
 def geometry_with(*shapes):
@@ -38,37 +39,37 @@ def kept(plan):
 
 
 def test_groups_leave_in_ascending_score_over_layers_and_kinds():
-    plan = select_groups(RISING, TWO, 140, LEAST)
+    plan = select_groups(RISING, TWO, 140, SMALLEST)
     assert kept(plan) == [((0,), (3,)), ((0, 1), (1, 2, 3))]
     assert plan.removed_params == 140
 
 
 def test_a_group_that_does_not_fit_is_passed_over_for_cheaper_ones():
-    plan = select_groups(RISING, TWO, 69, LEAST)
+    plan = select_groups(RISING, TWO, 69, SMALLEST)
     assert kept(plan) == [((0, 1), (3,)), ((0, 1), (3,))]
     assert plan.removed_params == 60
 
 
 def test_budget_zero_keeps_everything():
-    plan = select_groups(RISING, TWO, 0, LEAST)
+    plan = select_groups(RISING, TWO, 0, SMALLEST)
     assert kept(plan) == [((0, 1), (0, 1, 2, 3))] * 2
     assert plan.removed_params == 0
 
 
-def test_when_channels_run_out_the_best_of_them_come_back_to_pay_for_a_kv_group():
-    """80 are left after all six channels, 20 too few for a group: two channels return, and the budget is met."""
-    plan = select_groups(RISING, TWO, 140 + 100, LEAST)
+def test_when_channels_run_out_the_best_of_them_are_exchanged_for_a_kv_group():
+    """After all six channels 80 remain, 20 short of a group: two channels return, and the budget is met."""
+    plan = select_groups(RISING, TWO, 140 + 100, SMALLEST)
     assert plan.removed_params == 240
     assert kept(plan) == [((0,), (3,)), ((1,), (1, 2, 3))]
 
 
-def test_an_unreachable_budget_is_spent_as_far_as_the_floors_allow():
-    assert select_groups(RISING, TWO, 95, LEAST).removed_params == 60
-    assert select_groups(RISING, TWO, 10_000, LEAST).removed_params == 2 * (GROUP + 3 * CHANNEL)
+def test_an_unreachable_budget_is_spent_as_far_as_minimum_sizes_allow():
+    assert select_groups(RISING, TWO, 95, SMALLEST).removed_params == 60
+    assert select_groups(RISING, TWO, 10_000, SMALLEST).removed_params == 2 * (GROUP + 3 * CHANNEL)
 
 
-def test_floors_keep_the_best_groups_of_a_layer_that_scores_lowest():
-    """S41: a layer whose scores are all a thousandth of the others' keeps its best groups."""
+def test_minimum_sizes_keep_the_best_groups_of_a_layer_that_scores_lowest():
+    """A layer whose scores are a thousandth of all others keeps its best groups."""
     low = table_of(TWO, ([0.001, 0.002], [0.004, 0.001, 0.003, 0.002]), ([1.0, 2.0], [1.0, 2.0, 3.0, 4.0]))
     plan = select_groups(low, TWO, 260, MinimumSizes(min_kv_groups=1, min_mlp_width=2))
     assert plan.layers[0] == LayerKeep((1,), (0, 2))
@@ -83,14 +84,14 @@ def test_frozen_layers_are_never_touched():
 
 def test_ties_go_to_the_earlier_layer_then_attention_then_the_lower_index():
     even = table_of(TWO, *[([1.0, 1.0], [1.0] * 4)] * 2)
-    assert kept(select_groups(even, TWO, 100, LEAST)) == [((1,), (0, 1, 2, 3)), ((0, 1), (0, 1, 2, 3))]
-    assert kept(select_groups(even, TWO, 110, LEAST)) == [((1,), (1, 2, 3)), ((0, 1), (0, 1, 2, 3))]
+    assert kept(select_groups(even, TWO, 100, SMALLEST)) == [((1,), (0, 1, 2, 3)), ((0, 1), (0, 1, 2, 3))]
+    assert kept(select_groups(even, TWO, 110, SMALLEST)) == [((1,), (1, 2, 3)), ((0, 1), (0, 1, 2, 3))]
 
 
 @pytest.mark.parametrize("minimum_sizes", [(0, 1), (1, 0)])
-def test_floors_below_one_are_refused(minimum_sizes):
-    """A block emptied by chance would take its norm along, past the budget; layers leave whole or not at all."""
-    with pytest.raises(InputError, match="floors of at least one"):
+def test_minimum_sizes_below_one_are_refused(minimum_sizes):
+    """Removing the last group of a block would remove its norm too, which is not in the cost of the group."""
+    with pytest.raises(InputError, match="minimum sizes of at least one"):
         MinimumSizes(*minimum_sizes)
 
 
@@ -101,7 +102,7 @@ def test_without_epsilon_no_layer_is_removed_whole():
 
 
 def collapsing():
-    """Layer 1 scores so low that it would be left with its floors only."""
+    """Layer 1 scores so low that it would keep its minimum sizes only."""
     geometry = geometry_with((4, 20), (4, 20), (4, 20))
     high, low = ([9.0] * 4, [9.0] * 20), ([0.1] * 4, [0.1] * 20)
     return geometry, table_of(geometry, high, low, high)
@@ -139,8 +140,8 @@ def test_collapse_spares_frozen_layers_and_always_leaves_one():
 
 
 def test_ratio_is_of_all_parameters():
-    """S38: the documented definition, embeddings included."""
-    assert budget_for_ratio(TWO, 0.125, LEAST) == int(0.125 * (TWO.decoder_params + 1000))
+    """The documented definition of the ratio includes the embeddings."""
+    assert budget_for_ratio(TWO, 0.125, SMALLEST) == int(0.125 * (TWO.decoder_params + 1000))
 
 
 def test_a_ratio_out_of_reach_is_refused_with_the_highest_there_is():
@@ -154,7 +155,7 @@ def test_a_ratio_out_of_reach_is_refused_with_the_highest_there_is():
 
 
 def test_kept_mask_marks_the_rows_the_plan_keeps():
-    plan = select_groups(RISING, TWO, 140, LEAST)
+    plan = select_groups(RISING, TWO, 140, SMALLEST)
     mask = kept_mask(RISING, plan)
     rows = zip(RISING.layer[mask].tolist(), RISING.kind[mask].tolist(), RISING.group[mask].tolist(), strict=True)
     assert list(rows) == [(0, 0, 0), (0, 1, 3), (1, 0, 0), (1, 0, 1), (1, 1, 1), (1, 1, 2), (1, 1, 3)]
@@ -173,7 +174,7 @@ def test_a_plan_that_removes_more_than_its_budget_is_refused():
 
 
 def test_plan_json_is_plain_and_reads_back_equal(tmp_path):
-    plan = select_groups(RISING, TWO, 140, LEAST, provenance={"seed": 42, "tau": None})
+    plan = select_groups(RISING, TWO, 140, SMALLEST, provenance={"seed": 42, "tau": None})
     plan.write_json(tmp_path / "plan.json")
     assert json.loads((tmp_path / "plan.json").read_text())["provenance"] == {"seed": 42, "tau": None}
     assert PrunePlan.read_json(tmp_path / "plan.json") == plan

@@ -1,4 +1,4 @@
-"""Surgery: cutting a group equals silencing it, and the result is a smaller model in every respect but its widths."""
+"""Surgery: pruning a group equals masking it, and the result is a smaller model in every respect but its widths."""
 
 import copy
 from dataclasses import replace
@@ -10,11 +10,11 @@ from transformers import LlamaForCausalLM, MistralForCausalLM
 from conftest import TINY
 from hgsp.errors import InputError
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import LayerKeep, PrunePlan
+from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping, plan_of, silenced
 
-#: Cut and silenced models add the same float32 numbers in another order; S27 allows 1e-5 on logits of size one.
+#: Pruned and masked models add the same float32 numbers in another order; 1e-5 is enough for logits of size one.
 ROUNDING = {"atol": 1e-5, "rtol": 1e-5}
 
 UNEVEN = [name for name in TINY if name != "llama-mqa"]  # one KV group cannot differ between layers
@@ -37,7 +37,7 @@ def assert_cut_equals_silenced(model, plan, tokens):
 
 
 def test_keeping_everything_is_the_identity_bit_for_bit(tiny, tokens):
-    """S01: ratio 0 is the dense model."""
+    """A pruning ratio of 0 gives the dense model."""
     expected = tiny(tokens).logits
     pruned = apply_plan(tiny, plan_dropping(tiny))
     assert torch.equal(pruned(tokens).logits, expected)
@@ -46,7 +46,7 @@ def test_keeping_everything_is_the_identity_bit_for_bit(tiny, tokens):
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_cutting_each_kv_group_equals_silencing_it(tiny, tokens, layer):
-    """S27: K/V head g, its query heads, their o_proj columns and bias entries leave together, for every g."""
+    """KV head g, its query heads, their o_proj columns and bias entries leave together, for every g."""
     for group in range(geometry_of(tiny).shapes[layer].num_kv_groups):
         assert_cut_equals_silenced(tiny, plan_dropping(tiny, kv={layer: [group]}), tokens)
 
@@ -70,7 +70,7 @@ def test_removing_whole_layers_equals_silencing_them(tiny, tokens, layers):
 
 
 def test_removed_layers_leave_a_model_whose_cache_works(tiny, tokens):
-    """S46: layers are renumbered, so that cached generation equals uncached."""
+    """Layers are renumbered, so cached generation equals uncached generation."""
     dropped = {1: range(10)} if geometry_of(tiny).shapes[0].num_kv_groups > 1 else {}
     pruned = cut(tiny, plan_dropping(tiny, layers=[0], mlp=dropped))
     assert torch.equal(greedy(pruned, tokens), greedy(pruned, tokens, use_cache=False))
@@ -78,7 +78,7 @@ def test_removed_layers_leave_a_model_whose_cache_works(tiny, tokens):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_left_padded_batch_equals_single_rows(tiny, implementation):
-    """S02 b, S49: padding with a mask changes nothing; a stale head count would crash here and nowhere else."""
+    """Padding with a mask changes nothing; a stale head count would crash here and nowhere else."""
     pruned = cut(tiny, mixed_plan(tiny))
     pruned.set_attn_implementation(implementation)
     generator = torch.Generator().manual_seed(3)
@@ -93,7 +93,6 @@ def test_left_padded_batch_equals_single_rows(tiny, implementation):
 
 
 def test_eager_equals_sdpa(tiny, tokens):
-    """S02 c, d."""
     pruned = cut(tiny, mixed_plan(tiny))
     logits = {}
     for implementation in ("eager", "sdpa"):
@@ -110,7 +109,6 @@ def test_attention_implementation_of_the_dense_model_is_kept(make):
 
 
 def test_cached_generation_equals_uncached(tiny, tokens):
-    """S02 e, S46."""
     pruned = cut(tiny, mixed_plan(tiny))
     cached = greedy(pruned, tokens)
     assert cached.shape[1] > tokens.shape[1]
@@ -120,7 +118,7 @@ def test_cached_generation_equals_uncached(tiny, tokens):
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("attention_free", [0, 1])
 def test_layers_without_attention_or_mlp_work(make, tokens, name, attention_free):
-    """One block of a layer may be gone: identity holds, and dynamic, static and no cache generate the same."""
+    """One block of a layer may be missing: masking still matches, and all kinds of cache generate the same."""
     model = make(name)
     num_kv = geometry_of(model).shapes[0].num_kv_groups
     plan = plan_dropping(model, kv={attention_free: range(num_kv)}, mlp={2: range(96), 1: [7]})
@@ -134,7 +132,7 @@ def test_layers_without_attention_or_mlp_work(make, tokens, name, attention_free
 
 
 def test_a_static_cache_takes_a_prompt_in_pieces(make, tokens):
-    """generate() lays such a cache out early and counts every layer, also one without attention: ours must stop it."""
+    """generate() allocates such a cache early and counts layers without attention too; our class must prevent it."""
     model = make("llama-8q4kv")
     pruned = cut(model, plan_dropping(model, kv={0: range(4), 1: [0]}))
     in_pieces = greedy(pruned, tokens, cache_implementation="static", prefill_chunk_size=10)
@@ -142,7 +140,7 @@ def test_a_static_cache_takes_a_prompt_in_pieces(make, tokens):
 
 
 def test_kept_indices_alone_reproduce_every_weight(tiny):
-    """S18: an independent slicing of the dense weights by the plan's indices gives the pruned ones bit for bit."""
+    """Slicing the dense weights independently by the plan's indices gives the pruned weights bit for bit."""
     plan, geometry, dense = mixed_plan(tiny), geometry_of(tiny), copy.deepcopy(tiny)
     D, R = geometry.head_dim, geometry.queries_per_kv
     pruned = apply_plan(tiny, plan)
@@ -166,7 +164,7 @@ def test_kept_indices_alone_reproduce_every_weight(tiny):
 
 
 def test_shapes_shrink_and_nothing_else_is_left_behind(tiny):
-    """S39: pruned means smaller; no mask tensors, no extra names, no zeroed rows."""
+    """Pruned means smaller: no mask tensors, no extra names, no zeroed rows."""
     dense = {name: tensor.shape for name, tensor in tiny.state_dict().items()}
     pruned = apply_plan(tiny, mixed_plan(tiny)).state_dict()
     assert set(pruned) == set(dense)
@@ -179,7 +177,7 @@ def test_shapes_shrink_and_nothing_else_is_left_behind(tiny):
 
 
 def test_hidden_size_and_head_dim_never_change(tiny):
-    """S48, S27: what is not pruned keeps its width, and rotary embeddings keep theirs."""
+    """Only KV groups, MLP channels and layers are pruned; rotary embeddings keep their width."""
     hidden, head_dim = tiny.config.hidden_size, geometry_of(tiny).head_dim
     pruned = apply_plan(tiny, mixed_plan(tiny))
     assert pruned.config.hidden_size == hidden
@@ -191,7 +189,7 @@ def test_hidden_size_and_head_dim_never_change(tiny):
 
 
 def test_gqa_ratio_of_every_layer_is_intact(tiny):
-    """S02: the ratio attention computes with is the one its tensors have."""
+    """The ratio that attention computes with matches the shapes of its tensors."""
     ratio = geometry_of(tiny).queries_per_kv
     for layer in apply_plan(tiny, mixed_plan(tiny)).model.layers:
         attention = layer.self_attn
@@ -200,7 +198,7 @@ def test_gqa_ratio_of_every_layer_is_intact(tiny):
 
 
 def test_in_and_out_features_tell_the_truth(tiny):
-    """LoRA reads them; a Linear whose weight was swapped would lie."""
+    """LoRA reads in_features and out_features, which a swapped weight would leave stale."""
     for name, module in apply_plan(tiny, mixed_plan(tiny)).named_modules():
         if isinstance(module, torch.nn.Linear):
             assert module.weight.shape == (module.out_features, module.in_features), name
@@ -214,7 +212,6 @@ def test_tensors_are_contiguous_and_own_no_more_than_they_show(tiny):
 
 
 def test_tied_embeddings_stay_tied_and_count_once(make):
-    """S16."""
     model = make("llama-9q3kv-tied")
     plan = mixed_plan(model)
     total = geometry_of(model).total_params
@@ -224,21 +221,20 @@ def test_tied_embeddings_stay_tied_and_count_once(make):
 
 
 def test_untied_head_stays_its_own(make):
-    """S16."""
     model = make("llama-8q4kv")
     pruned = apply_plan(model, mixed_plan(model))
     assert not torch.equal(pruned.lm_head.weight, pruned.model.embed_tokens.weight)
 
 
 def test_parameters_of_the_result_are_those_the_plan_promises(tiny):
-    """S38: counted on the model, not on channels."""
+    """Parameters are counted on the model, not derived from channels."""
     before, plan = geometry_of(tiny).total_params, mixed_plan(tiny)
     after = sum(parameter.numel() for parameter in apply_plan(tiny, plan).parameters())
     assert before - after == plan.removed_params > 0
 
 
 def test_config_keeps_what_is_not_about_sizes(make):
-    """S17, S46: dtype, token ids, use_cache, rope and generation settings are the dense model's."""
+    """Dtype, token ids, use_cache, RoPE and generation settings are those of the dense model."""
     model = make("llama-8q4kv", pad_token_id=9, eos_token_id=[257, 3], use_cache=False, rope_theta=5e4).bfloat16()
     model.config.dtype = torch.bfloat16
     model.generation_config.temperature, model.generation_config.do_sample = 0.7, True
@@ -258,7 +254,7 @@ def test_layers_of_one_shape_give_the_stock_class(tiny):
 
 
 def test_llama_with_a_head_count_it_refuses_becomes_the_mistral_that_computes_the_same(make, tokens):
-    """S03: LlamaConfig refuses 6 query heads at hidden size 64. Mistral takes them, with bit-equal logits."""
+    """LlamaConfig refuses 6 query heads at hidden size 64; Mistral takes them, with bit-equal logits."""
     model = make("llama-8q4kv")
     pruned = cut(model, plan_dropping(model, kv={i: [1] for i in range(3)}))
     assert type(pruned) is MistralForCausalLM
@@ -270,7 +266,7 @@ def test_llama_with_a_head_count_it_refuses_becomes_the_mistral_that_computes_th
 
 
 def test_llama_with_biases_and_such_a_head_count_takes_our_class(make, tokens):
-    """S03: Mistral has no biases, so nothing stock is left: 3 of 4 heads do not divide hidden size 64."""
+    """Mistral has no biases, so no stock class fits: 3 of 4 heads do not divide hidden size 64."""
     model = make("llama-mha-biased")
     plan = plan_dropping(model, kv={i: [0] for i in range(3)})
     pruned = cut(model, plan)
@@ -282,7 +278,7 @@ def test_llama_with_biases_and_such_a_head_count_takes_our_class(make, tokens):
 
 @pytest.mark.parametrize("name", UNEVEN)
 def test_a_pruned_model_can_be_pruned_again(make, tokens, name):
-    """Two cuts one after the other are one cut with the composed indices, bit for bit."""
+    """Pruning twice equals pruning once with the composed indices, bit for bit."""
     model = make(name)
     first = plan_dropping(model, kv={0: [0]}, mlp={0: [0, 1], 1: [9]})
     once = cut(model, first)
@@ -294,7 +290,7 @@ def test_a_pruned_model_can_be_pruned_again(make, tokens, name):
 @pytest.mark.parametrize("again", [False, True], ids=["plain plan", "plan with biases"])
 @pytest.mark.parametrize("drop", [{}, {"mlp": {0: [3]}}], ids=["nothing dropped", "a channel dropped"])
 def test_biases_of_an_earlier_reconstruction_stay(make, tokens, drop, again):
-    """Layers of one shape are not stock while their writers have biases, and biases are added only where none are."""
+    """Equal layers are not stock while their output projections have biases; existing biases are not added again."""
     model = make("llama-8q4kv")
     biased = cut(model, replace(plan_dropping(model), writer_bias=True))
     with torch.no_grad():
@@ -308,7 +304,7 @@ def test_biases_of_an_earlier_reconstruction_stay(make, tokens, drop, again):
 
 
 def test_the_dense_model_is_consumed_layer_by_layer(make):
-    """Peak memory is one model plus one layer: no dense decoder tensor is left behind in memory."""
+    """Peak memory is one model plus one layer: no dense decoder tensor stays in memory."""
     model = make("llama-8q4kv")
     apply_plan(model, mixed_plan(model))
     assert all(parameter.is_meta for parameter in model.model.layers.parameters())

@@ -1,4 +1,4 @@
-"""The ridge regression alone: moments are sums over batches, the solution is the textbook one."""
+"""The ridge regression alone: moments are sums over batches, and the solution is the textbook one."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def moments_of(linear, inputs, errors, dtype=torch.float64, batches=1):
 
 @pytest.fixture
 def problem():
-    """A Linear [5, 3], inputs [8, 10, 5], and the error that a known change of its weights would remove."""
+    """A Linear [5, 3], inputs [8, 10, 5], and an error that a known change of its weights removes."""
     torch.manual_seed(0)
     linear = nn.Linear(5, 3, bias=False).requires_grad_(False)
     inputs, change = torch.randn(8, 10, 5), torch.randn(3, 5)
@@ -37,11 +37,11 @@ def test_a_change_of_weights_that_explains_the_error_is_found(problem):
     fit = moments_of(linear, inputs, errors)
     new, ridge, error = solve(linear.weight, fit, moments_of(linear, inputs, errors, torch.float32))
     assert ridge == min(RIDGES)
-    torch.testing.assert_close(new, linear.weight + change, atol=1e-3, rtol=1e-3)  # the smallest ridge pulls 1e-4 back
+    torch.testing.assert_close(new, linear.weight + change, atol=1e-3, rtol=1e-3)  # the smallest ridge shrinks by 1e-4
     assert abs(error) < 1e-5 * fit.error  # a difference of float32 sums
 
 
-def test_the_old_weights_stay_where_every_change_makes_held_out_sequences_worse(problem):
+def test_the_old_weights_stay_if_every_change_increases_the_held_out_error(problem):
     linear, inputs, _, errors = problem
     held = moments_of(linear, inputs, -errors)
     new, ridge, error = solve(linear.weight, moments_of(linear, inputs, errors), held)
@@ -51,7 +51,7 @@ def test_the_old_weights_stay_where_every_change_makes_held_out_sequences_worse(
 
 
 def test_noise_gets_a_stronger_ridge_than_a_signal(problem):
-    """Ten tokens and eighty columns' worth of noise: the weak ridges fit what is not there."""
+    """Ten tokens and eighty columns of noise, which weak ridges overfit."""
     torch.manual_seed(1)
     linear = nn.Linear(80, 3, bias=False).requires_grad_(False)
     change = torch.randn(3, 80)
@@ -66,7 +66,7 @@ def test_noise_gets_a_stronger_ridge_than_a_signal(problem):
     assert error <= held.error
 
 
-def test_the_error_told_is_that_of_the_weights_as_they_are_rounded(problem):
+def test_the_returned_error_is_that_of_the_rounded_weights(problem):
     _, inputs, _, errors = problem
     errors = errors + 0.01 * torch.randn(errors.shape)
     linear = nn.Linear(5, 3, bias=False).requires_grad_(False).bfloat16()
@@ -82,13 +82,13 @@ def test_the_error_told_is_that_of_the_weights_as_they_are_rounded(problem):
 
 
 def test_the_solution_needs_float64():
-    """Two inputs that are almost one: float32 normal equations cannot tell them apart, these can."""
+    """Two almost equal inputs, which float32 normal equations cannot tell apart."""
     torch.manual_seed(2)
     linear = nn.Linear(2, 1, bias=False).requires_grad_(False).double()
     moments = Moments(linear, torch.float64)
     moments.A_SS += torch.tensor([[1.0, 1 - 2e-9], [1 - 2e-9, 1.0]], dtype=torch.float64)
     moments.G_SH += moments.A_SS @ torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    moments.error = moments.written = 1.0
+    moments.error = moments.output = 1.0
     new, ridge, _ = solve(linear.weight, moments, moments)
     expected = torch.linalg.solve(moments.A_SS + ridge * torch.eye(2), moments.G_SH)
     torch.testing.assert_close(new, linear.weight + expected.T, rtol=1e-9, atol=1e-12)
@@ -117,7 +117,7 @@ def test_inputs_that_are_always_zero_leave_the_weights_alone():
 
 @pytest.mark.parametrize(("judged", "at_a_time"), [(2, 512), (3, 1), (2, 2)])
 def test_outputs_that_choose_the_ridge_choose_it_for_all(monkeypatch, judged, at_a_time):
-    """Seven outputs of one signal: any of them finds the same ridge, and all are solved for with it."""
+    """Seven outputs of one signal: any of them selects the same ridge, with which all are solved."""
     torch.manual_seed(2)
     linear, change = nn.Linear(20, 7, bias=False).requires_grad_(False), torch.randn(1, 20).expand(7, 20)
 
@@ -136,13 +136,11 @@ def test_outputs_that_choose_the_ridge_choose_it_for_all(monkeypatch, judged, at
     torch.testing.assert_close(got, expected)
 
 
-def test_a_ridge_that_some_outputs_like_is_refused_if_all_together_get_worse(monkeypatch):
+def test_a_ridge_selected_by_some_outputs_is_rejected_if_the_sum_gets_worse(monkeypatch):
     torch.manual_seed(3)
     linear, inputs = nn.Linear(5, 4, bias=False).requires_grad_(False), torch.randn(1, 40, 5)
     errors = inputs @ torch.randn(4, 5).T
-    misled = errors * torch.tensor(
-        [1.0, -1.0, -1.0, -1.0]
-    )  # held out, only the first output's error is what was fitted
+    misled = errors * torch.tensor([1.0, -1.0, -1.0, -1.0])  # only the first output has the same error in both halves
     fit, held = moments_of(linear, inputs, errors), moments_of(linear, inputs, misled)
     monkeypatch.setattr("hgsp.reconstruction.least_squares.JUDGED_OUTPUTS", 1)
     new, ridge, error = solve(linear.weight, fit, held)

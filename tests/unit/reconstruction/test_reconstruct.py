@@ -1,4 +1,4 @@
-"""Reconstruction against dense least squares on what the models themselves compute, module by module."""
+"""Reconstruction against dense least squares on the models' own activations, module by module."""
 
 import copy
 from dataclasses import replace
@@ -11,10 +11,9 @@ from hgsp.errors import InputError, NumericalError
 from hgsp.layerwise.disk_tensors import DiskTensors
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
-from hgsp.models.geometry import geometry_of
 from hgsp.pruning.surgery import Surgery, apply_plan, surviving_layers
 from hgsp.reconstruction.paired_forward import num_held_out
-from hgsp.reconstruction.reconstruct import reconstruct, solve
+from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for, reconstruct, solve
 from hgsp.reconstruction.resume import ResumeState
 from plans import mixed_plan, plan_dropping
 
@@ -24,14 +23,17 @@ def calibration_of(num_sequences=16, seq_len=24, seed=3):
     return Calibration(ids, "random bytes", seed)
 
 
-def surgery_of(model, plan, replaced=None):
-    return Surgery(model.config, geometry_of(model), plan, lambda name: model.get_parameter(name).detach(), replaced)
-
-
-def reconstructed(model, plan, calibration=None, **options):
-    """What was found, and the tensors that were replaced."""
-    surgery = surgery_of(model, plan)
-    return reconstruct(Decoder(model), surgery, calibration or calibration_of(), **options), surgery.replaced
+def reconstructed(model, plan, calibration=None, resume=None, **options):
+    """Return the reconstruction and its tensors."""
+    options.setdefault("method", "bias" if plan.writer_bias else "lstsq")
+    found = reconstruct(
+        Decoder(model),
+        Surgery(model, plan),
+        calibration or calibration_of(),
+        ReconstructionOptions(**options),
+        resume=resume,
+    )
+    return found, found.tensors
 
 
 def pruned_with(model, plan, replaced):
@@ -40,7 +42,7 @@ def pruned_with(model, plan, replaced):
 
 @torch.no_grad()
 def seen_at(model, layer, module, input_ids):
-    """The writer's input [tokens, S] and the residual stream after its block [tokens, H], in float64."""
+    """Return the input of a Linear [tokens, S] and the residual stream after its block [tokens, H], float64."""
     seen = {}
 
     def keep(name):
@@ -61,7 +63,7 @@ def seen_at(model, layer, module, input_ids):
 
 
 def modules_in_turn(model, plan, found, replaced):
-    """Every fit with the models as they were when it was made: all earlier modules replaced, this one not yet."""
+    """Yield every fit with the pruned model before it: all earlier modules are replaced, this one is not."""
     new_index = {old: new for new, old in enumerate(surviving_layers(plan))}
     before = {}
     for fitted in found.modules:
@@ -72,7 +74,7 @@ def modules_in_turn(model, plan, found, replaced):
 
 
 def linear_of(model, layer, module):
-    """Weights, and the bias as one more column, float64."""
+    """Return the weights, with the bias as one more column, float64."""
     linear = model.model.layers[layer].get_submodule(module)
     columns = [linear.weight] if linear.bias is None else [linear.weight, linear.bias[:, None]]
     return torch.cat(columns, dim=1).detach().double()
@@ -83,7 +85,7 @@ def with_ones(inputs, linear):
 
 
 def test_every_module_equals_dense_least_squares_with_ridge_rows(tiny):
-    """All families: A, G and Cholesky give what lstsq gives on all tokens with sqrt(lam) rows that pull to the old."""
+    """The solution from moments equals lstsq on all tokens with rows sqrt(lam) towards the old weights."""
     plan, calibration = mixed_plan(tiny), calibration_of()
     found, replaced = reconstructed(tiny, plan, calibration)
     after = pruned_with(tiny, plan, replaced)
@@ -97,10 +99,10 @@ def test_every_module_equals_dense_least_squares_with_ridge_rows(tiny):
         _, target = seen_at(copy.deepcopy(tiny), fitted.layer, fitted.module, ids)
         inputs, stream = seen_at(pruned, index, fitted.module, ids)
         inputs = with_ones(inputs, old)
-        wanted = target - stream + inputs @ old.T  # what the module should write itself
+        module_target = target - stream + inputs @ old.T  # the target of the module alone
         strength = (fitted.ridge * inputs.square().sum(0).mean()).sqrt()
         rows = torch.cat([inputs, strength * torch.eye(inputs.shape[1], dtype=torch.float64)])
-        expected = torch.linalg.lstsq(rows, torch.cat([wanted, strength * old.T])).solution.T
+        expected = torch.linalg.lstsq(rows, torch.cat([module_target, strength * old.T])).solution.T
         # moments are sums of float32 products: errors grow with the inverse of the ridge, 1e-4 at least
         torch.testing.assert_close(new, expected, atol=2e-3, rtol=2e-3)
         assert (new - old).abs().max() > 1e-2
@@ -129,14 +131,14 @@ def test_the_held_out_error_of_a_module_never_grows_and_is_what_held_out_tokens_
     assert sum(fitted.error_after < fitted.error_before for fitted in found.modules) >= 2
 
 
-def test_with_bias_only_every_bias_takes_the_mean_of_what_is_missing(tiny):
+def test_with_bias_only_every_bias_takes_the_mean_error(tiny):
     """Weights stay; the ridge, relative to the one input of 1, shrinks the mean by 1 + ridge."""
     plan, calibration = replace(mixed_plan(tiny), writer_bias=True), calibration_of()
     found, replaced = reconstructed(tiny, plan, calibration)
     assert found.describe()["method"] == "bias"
     weights = [name for name in replaced if name.endswith("weight")]
-    cut = pruned_with(tiny, plan, {})
-    assert all(torch.equal(replaced[name], cut.get_parameter(name)) for name in weights)
+    before_fit = pruned_with(tiny, plan, {})
+    assert all(torch.equal(replaced[name], before_fit.get_parameter(name)) for name in weights)
     after = pruned_with(tiny, plan, replaced)
     assert all(layer.self_attn.o_proj.bias is not None for layer in after.model.layers)
     ids = calibration.input_ids[: -num_held_out(16)]
@@ -153,18 +155,18 @@ def test_with_bias_only_every_bias_takes_the_mean_of_what_is_missing(tiny):
     assert any(fitted.ridge is not None for fitted in found.modules)
 
 
-@pytest.mark.parametrize("whole_blocks", [False, True])
-def test_a_dense_block_that_writes_nothing_has_no_relative_error_and_is_refitted_all_the_same(make, whole_blocks):
-    """It makes good for what was lost before it; later modules see what it then writes."""
+@pytest.mark.parametrize("method", ["lstsq", "blocks"])
+def test_a_dense_block_without_output_has_no_relative_error_and_is_refitted(make, method):
+    """It compensates for earlier losses, and later modules see its new output."""
     model = make("llama-8q4kv")
     model.model.layers[1].mlp.down_proj.weight.data.zero_()
     plan, calibration = plan_dropping(model, mlp={0: range(60)}), calibration_of(160, 24)
-    found, replaced = reconstructed(model, plan, calibration, whole_blocks=whole_blocks)
+    found, replaced = reconstructed(model, plan, calibration, method=method)
     silent = [fitted for fitted in found.modules if fitted.layer == 1 and fitted.module.startswith("mlp")]
-    assert [fitted.error_after for fitted in silent] == [None] * (1 + whole_blocks)
+    assert [fitted.error_after for fitted in silent] == [None] * (1 + (method == "blocks"))
     assert all(fitted.changed for fitted in silent)
     names = {name for name in replaced if "layers.1.mlp" in name}
-    assert len(names) == (3 if whole_blocks else 1)
+    assert len(names) == (3 if method == "blocks" else 1)
     held = calibration.input_ids[-num_held_out(160) :]
     dense, pruned = (
         seen_at(each, 2, "mlp.down_proj", held)[1]
@@ -174,20 +176,28 @@ def test_a_dense_block_that_writes_nothing_has_no_relative_error_and_is_refitted
     assert found.modules[-1].error_after == pytest.approx(float((dense - pruned).norm() / written.norm()), rel=1e-3)
 
 
-def test_with_biases_alone_no_block_is_refitted(make):
+@pytest.mark.parametrize("method", ["lstsq", "blocks", "bias"])
+def test_biases_are_added_for_the_bias_method_and_no_other(make, method):
     model = make("llama-8q4kv")
-    plan = replace(mixed_plan(model), writer_bias=True)
-    (found, expected), (asked, got) = (reconstructed(model, plan, whole_blocks=whole) for whole in (False, True))
-    assert asked.describe() == found.describe()
-    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+    plan = mixed_plan(model)
+    assert plan_for(method, plan).writer_bias == (method == "bias")
+    assert not plan_for(method, plan_dropping(model)).writer_bias
+    with pytest.raises(InputError, match=r"use plan_for\(method, plan\)"):
+        reconstructed(model, replace(plan, writer_bias=method != "bias"), method=method)
+
+
+@pytest.mark.parametrize("method", ["none", "ridge"])
+def test_an_unknown_method_is_refused(method):
+    with pytest.raises(InputError, match="use one of bias, lstsq, blocks"):
+        ReconstructionOptions(method)
 
 
 @pytest.mark.parametrize("batch_size", [4, 5])
-def test_whole_blocks_come_nearer_than_their_writers_and_the_error_is_that_of_the_model(tiny, batch_size):
-    """All families. What is reported of the last block is what the pruned model, put together, then makes."""
+def test_whole_blocks_come_closer_than_output_projections_alone(tiny, batch_size):
+    """The error of the last block is that of the assembled pruned model."""
     plan, calibration = mixed_plan(tiny), calibration_of(160, 24)
-    writers, _ = reconstructed(tiny, plan, calibration)
-    found, replaced = reconstructed(tiny, plan, calibration, whole_blocks=True, batch_size=batch_size)
+    projections, _ = reconstructed(tiny, plan, calibration)
+    found, replaced = reconstructed(tiny, plan, calibration, method="blocks", batch_size=batch_size)
     assert found.describe()["method"] == "blocks"
     blocks = [fitted for fitted in found.modules if fitted.module == "mlp"]
     assert [fitted.layer for fitted in blocks] == [fitted.layer for fitted in found.modules if "down" in fitted.module]
@@ -197,7 +207,7 @@ def test_whole_blocks_come_nearer_than_their_writers_and_the_error_is_that_of_th
     for fitted in blocks:
         prefix = f"{LAYER_PREFIX}{new_index[fitted.layer]}.mlp."
         assert fitted.changed == any(name.startswith((f"{prefix}gate_proj", f"{prefix}up_proj")) for name in replaced)
-    assert found.modules[-1].error_after < writers.modules[-1].error_after
+    assert found.modules[-1].error_after < projections.modules[-1].error_after
     held, streams, written = calibration.input_ids[-num_held_out(160) :], [], []
     for model in (copy.deepcopy(tiny), pruned_with(tiny, plan, replaced)):
         layer = model.model.layers[-1]
@@ -211,14 +221,14 @@ def test_whole_blocks_come_nearer_than_their_writers_and_the_error_is_that_of_th
 
 
 def test_nothing_removed_nothing_replaced(tiny):
-    for whole_blocks in (False, True):
-        found, replaced = reconstructed(tiny, plan_dropping(tiny), whole_blocks=whole_blocks)
+    for method in ("bias", "lstsq", "blocks"):
+        found, replaced = reconstructed(tiny, plan_dropping(tiny), method=method)
         assert not replaced
         assert found.modules == ()
 
 
-def test_modules_before_the_first_cut_stay_as_they_are(make):
-    """Their error is exactly zero, so that no rounding can enter."""
+def test_modules_before_the_first_pruned_one_stay_as_they_are(make):
+    """Their error is exactly zero."""
     model = make("llama-8q4kv")
     found, replaced = reconstructed(model, plan_dropping(model, mlp={1: range(40)}), calibration_of(96, 32))
     assert [fitted.error_before == 0 for fitted in found.modules] == [True, True, True, False, False, False]
@@ -234,8 +244,8 @@ def test_the_dense_model_is_not_touched(tiny):
 
 
 @pytest.mark.parametrize("drop", [{"layers": [1]}, {"mlp": {0: range(60), 1: range(40)}}, {"kv": {1: [0, 2]}}])
-def test_later_layers_make_good_for_what_was_removed(make, drop):
-    """A layer removed whole too: the logits on text that was not seen come nearer to the dense ones."""
+def test_later_layers_compensate_for_removed_groups(make, drop):
+    """Logits on unseen text come closer to the dense ones, also with a whole layer removed."""
     model = make("llama-8q4kv", num_hidden_layers=4)
     plan = plan_dropping(model, **drop)
     _, replaced = reconstructed(model, plan, calibration_of(64, 32))
@@ -250,9 +260,7 @@ def test_a_layer_without_attention_or_without_mlp(make):
     model = make("llama-8q4kv")
     plan = plan_dropping(model, kv={0: range(4)}, mlp={1: range(96)})
     found, replaced = reconstructed(model, plan)
-    assert [module for module in reconstructed(model, plan, whole_blocks=True)[0].modules if module.layer == 1][
-        1:
-    ] == []
+    assert [module for module in reconstructed(model, plan, method="blocks")[0].modules if module.layer == 1][1:] == []
     fitted = [(module.layer, module.module) for module in found.modules]
     assert fitted == [
         *((0, "mlp.down_proj"), (1, "self_attn.o_proj")),
@@ -265,13 +273,13 @@ def test_a_layer_without_attention_or_without_mlp(make):
 def test_frozen_layers_are_never_touched(make):
     model = make("llama-8q4kv")
     plan = plan_dropping(model, mlp={1: range(40)})
-    found, replaced = reconstructed(model, plan, calibration_of(96, 32), frozen={0, 2})
+    found, replaced = reconstructed(model, plan, calibration_of(96, 32), frozen=frozenset({0, 2}))
     assert {fitted.layer for fitted in found.modules} == {1}
     assert replaced.keys() == {f"{LAYER_PREFIX}1.mlp.down_proj.weight"}
 
 
 def test_fewer_tokens_than_columns_stay_finite(make):
-    """Rank 8 of 96 columns: the ridge decides what the text leaves open."""
+    """The moments have rank 8 of 96; the ridge determines the rest."""
     model = make("llama-8q4kv")
     found, replaced = reconstructed(model, mixed_plan(model), calibration_of(2, 8))
     assert all(tensor.isfinite().all() for tensor in replaced.values())
@@ -290,8 +298,8 @@ def test_batches_and_spilled_streams_change_nothing(make, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_inputs_that_were_kept_are_those_that_would_be_computed_again(make, tmp_path, monkeypatch, dtype):
-    """On a CPU they are kept, beside a GPU not; the same bits either way, and a third of the calls less."""
+def test_kept_inputs_equal_recomputed_ones(make, tmp_path, monkeypatch, dtype):
+    """They are kept on a CPU and not with a GPU; tensors are bit-equal, with two thirds of the calls."""
     model, calls, genuine = make("qwen2-14q2kv").to(dtype), [], Decoder.call_block
     monkeypatch.setattr(Decoder, "call_block", lambda *args: calls.append(1) or genuine(*args))
     _, kept = reconstructed(model, plan_dropping(model, mlp={1: range(40)}), spill_dir=tmp_path)
@@ -324,7 +332,7 @@ def test_a_pruned_stream_that_overflows_names_layer_and_module(make):
         reconstructed(model, plan_dropping(model, mlp={1: range(1, 40)}))
 
 
-def test_spilled_tensors_are_a_mapping_on_disk(tmp_path):
+def test_disk_tensors_are_a_mapping(tmp_path):
     spilled = DiskTensors(tmp_path / "spilled")
     spilled.update({"a.weight": torch.ones(2, 3).T, "b": torch.zeros(2, dtype=torch.bfloat16)})
     assert "a.weight" in spilled
@@ -340,25 +348,23 @@ def test_spilled_tensors_are_a_mapping_on_disk(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("whole_blocks", [False, True])
-def test_a_reconstruction_goes_on_after_the_layers_that_are_finished(make, tmp_path, monkeypatch, dtype, whole_blocks):
-    """Bit for bit the same as in one go; what a layer that was not finished had written is not taken."""
+@pytest.mark.parametrize("method", ["lstsq", "blocks"])
+def test_an_interrupted_reconstruction_resumes_after_finished_layers(make, tmp_path, monkeypatch, dtype, method):
+    """Bit-equal to an uninterrupted run; tensors of an unfinished layer are not used."""
     model = make("llama-8q4kv").to(dtype)
     plan = mixed_plan(model)
-    whole, expected = reconstructed(model, plan, whole_blocks=whole_blocks)
+    whole, expected = reconstructed(model, plan, method=method)
 
     def start(fingerprint="mine"):
-        finished = ResumeState(tmp_path / "state", fingerprint)
-        surgery = surgery_of(model, plan, finished.tensors)
-        options = {"whole_blocks": whole_blocks, "finished": finished}
-        return reconstruct(Decoder(model), surgery, calibration_of(), **options), finished
+        resume = ResumeState(tmp_path / "state", fingerprint)
+        return reconstructed(model, plan, resume=resume, method=method)[0], resume
 
     add, fitted = ResumeState.add, []
 
-    def killed(self, index, findings, tensors):
+    def killed(self, index, fits, tensors):
         if index == 1:
             raise KeyboardInterrupt
-        add(self, index, findings, tensors)
+        add(self, index, fits, tensors)
 
     with monkeypatch.context() as patch:
         patch.setattr(ResumeState, "add", killed)
@@ -366,15 +372,16 @@ def test_a_reconstruction_goes_on_after_the_layers_that_are_finished(make, tmp_p
             start()
     assert any(".1." in path.name for path in (tmp_path / "state").iterdir())
     monkeypatch.setattr("hgsp.reconstruction.reconstruct.solve", lambda *args: fitted.append(args) or solve(*args))
-    found, finished = start()
+    found, resume = start()
     assert found.modules == whole.modules
-    assert dict(finished.tensors).keys() == expected.keys()
-    assert all(torch.equal(finished.tensors[name], expected[name]) for name in expected)
+    assert found.tensors is resume.tensors
+    assert dict(resume.tensors).keys() == expected.keys()
+    assert all(torch.equal(resume.tensors[name], expected[name]) for name in expected)
     assert len(fitted) == sum(module.layer > 0 and module.module != "mlp" for module in whole.modules)
     fitted.clear()
     assert start()[0].modules == whole.modules
     assert not fitted
     assert start("of another plan")[0].modules == whole.modules
     assert len(fitted) == sum(module.module != "mlp" for module in whole.modules)
-    finished.close()
+    resume.close()
     assert not (tmp_path / "state").exists()

@@ -1,4 +1,4 @@
-"""What a user can ask of recovery: names and defaults of the contract, and how batches are shared out."""
+"""Options of recovery: names and defaults of the contract, and how batches are divided."""
 
 import shlex
 
@@ -8,8 +8,9 @@ from hgsp.console.flags import arguments_of, parse
 from hgsp.errors import InputError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig
-from hgsp.recovery.config import RecoveryConfig, recovery_after_pruning, steps_per_update
-from hgsp.recovery.outputs import next_command
+from hgsp.pipeline.recovery_config import RecoveryConfig, recovery_after_pruning
+from hgsp.pipeline.recovery_report import next_command
+from hgsp.recovery.config import steps_per_update
 from hgsp.recovery.resume import last_complete_state, resumable_run
 from hgsp.recovery.training import num_updates, steps_between_evaluations
 
@@ -88,12 +89,12 @@ def test_evaluation_never_costs_more_than_a_share_of_training(steps, batch, held
 
 
 def test_the_next_command_can_be_pasted_whatever_the_paths_are():
-    config = parsed("--output_dir", "my models/out", "--distill_from", "the parent")
+    config = parsed("--output_dir", "my models/out", "--distill_from", "the teacher")
     program, _, *flags = shlex.split(next_command(config))
     assert program == "python"
     given = parse(EvaluationConfig, flags, prog="prog", description="")
     assert (given.model_path, given.recovered_model) == (config.pruned_model, config.output_dir)
-    assert (given.base_model, given.compare) == ("the parent", True)
+    assert (given.base_model, given.compare) == ("the teacher", True)
 
 
 def test_a_state_that_was_not_written_to_its_end_is_not_taken(tmp_path):
@@ -127,6 +128,6 @@ def test_a_run_that_fails_leaves_only_what_can_be_resumed(saved, stays, tmp_path
         (config.work_dir / saved).write_text("{}")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), resumable_run(config):
+    with pytest.raises(KeyboardInterrupt), resumable_run(config.work_dir, config.resume_settings, resume=False):
         save_and_fail()
     assert config.work_dir.exists() == stays

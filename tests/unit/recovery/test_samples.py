@@ -1,4 +1,4 @@
-"""Training text: what is learned, where it ends, how it is cut, split, packed and padded."""
+"""Training samples: learned tokens, ends of text, truncation, held-out split, packing and padding."""
 
 import json
 
@@ -7,9 +7,10 @@ import torch
 from transformers import ByT5Tokenizer
 
 from hgsp.errors import InputError
-from hgsp.recovery.config import RecoveryConfig
+from hgsp.recovery.collator import Collator
+from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.instructions import passage_of
-from hgsp.recovery.samples import IGNORED, Collator, load_training_text, pack, tokenize_passages
+from hgsp.recovery.samples import IGNORED, load_training_text, pack, tokenize_passages
 from recovering import sample
 
 ALPACA = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
@@ -30,7 +31,7 @@ TEMPLATE = (
 
 @pytest.fixture
 def chatty(tokenizer):
-    """The tokenizer with a chat template; taken away again afterwards."""
+    """The tokenizer with a chat template, removed again afterwards."""
     tokenizer.chat_template = TEMPLATE
     yield tokenizer
     tokenizer.chat_template = None
@@ -49,7 +50,7 @@ def rows_file(tmp_path):
 
 
 def config(data_path, **changes):
-    return RecoveryConfig(pruned_model="m", output_dir="out", data_path=data_path, eval_tasks="builtin", **changes)
+    return TrainingConfig(data_path=data_path, **changes)
 
 
 def samples_of(rows, tokenizer, cutoff_len=512, everything=False):
@@ -63,7 +64,7 @@ def learned_text(sample, tokenizer):
 
 @pytest.mark.parametrize(("row", "answer"), [(ALPACA, "Blue."), (WITH_INPUT, "cat"), ({"text": "cat"}, "at")])
 def test_only_the_answer_and_one_end_are_learned(row, answer, tokenizer):
-    """The first token of a plain text is predicted by nothing."""
+    """Nothing predicts the first token of a plain text."""
     (found,) = samples_of([row], tokenizer)
     assert learned_text(found, tokenizer) == answer + "</s>"
     assert (found.input_ids == tokenizer.eos_token_id).sum() == 1
@@ -120,13 +121,13 @@ def test_a_tokenizer_that_ends_texts_itself_does_not_end_them_twice(tokenizer):
 
 
 def test_text_that_was_written_with_ends_in_it_keeps_them_all(tokenizer):
-    """Rows made by a chat template elsewhere: the last end is the end, and no second one follows."""
+    """Rows rendered elsewhere by a chat template keep their final end token, and no second one follows."""
     (found,) = samples_of([{"text": "<s>user\nHi</s>\n<s>assistant\nHello</s>\n"}], tokenizer)
     assert tokenizer.decode(found.input_ids) == "<s>user\nHi</s>\n<s>assistant\nHello</s>"
 
 
 def test_a_cut_sample_does_not_learn_to_end(tokenizer):
-    """It would learn to stop in the middle of a sentence."""
+    """An end token there would teach the model to stop in the middle of a sentence."""
     passage = passage_of(ALPACA, 0, tokenizer)
     (short,), notes = tokenize_passages([passage], tokenizer, passage.answers[0][0] + 3, everything=False)
     assert learned_text(short, tokenizer) == "Blu"
@@ -171,7 +172,7 @@ def test_rows_with_an_empty_answer_are_skipped_and_counted(kind, template, rows_
     text = load_training_text(config(rows_file([ALPACA, EMPTY[kind], ALPACA])), chatty)
     assert (len(text.train), text.description["samples"], text.description["empty_samples"]) == (2, 2, 1)
     assert text.warnings == ["rows skipped because their answers are empty: 1"]
-    with pytest.raises(InputError, match="none, 1 with an empty answer"):
+    with pytest.raises(InputError, match="none: 1 with an empty answer"):
         load_training_text(config(rows_file([EMPTY[kind]])), chatty)
 
 
@@ -189,7 +190,7 @@ def test_a_template_that_refuses_the_roles_is_one_line(chatty):
 
 
 def test_a_chat_that_begins_with_an_answer_is_refused_by_its_number(chatty):
-    with pytest.raises(InputError, match="got row 3, which begins with one"):
+    with pytest.raises(InputError, match="got row 3, which begins with an assistant turn"):
         passage_of({"messages": CHAT[2:]}, 3, chatty)
 
 
@@ -209,7 +210,7 @@ def test_the_split_is_seeded_and_leaves_nothing_out(rows_file, tokenizer):
 
 
 def test_the_same_rows_are_held_out_whatever_is_learned_of_them(rows_file, tokenizer):
-    """Else a comparison of ways would test one on what another learned."""
+    """Otherwise a comparison of methods would test one on another's training rows."""
     rows = [{"instruction": "x" * (n % 30), "output": f"answer {n}"} for n in range(1, 30)]
     path = rows_file([row for row in rows if row["instruction"]])
     flags = {"val_size": 8, "cutoff_len": 60}
@@ -229,7 +230,7 @@ def test_val_size_is_taken_at_its_word_and_refused_when_nothing_is_left(rows_fil
 
 @pytest.mark.parametrize("rows", [[], [ALPACA]])
 def test_nothing_to_learn_is_refused(rows, rows_file, tokenizer):
-    with pytest.raises(InputError, match=r"rows with|samples with something to learn"):
+    with pytest.raises(InputError, match=r"rows with|samples with an answer to learn"):
         load_training_text(config(rows_file(rows), cutoff_len=8), tokenizer)
 
 
@@ -258,7 +259,7 @@ def test_rows_of_the_hub_are_those_of_its_train_split(tokenizer, monkeypatch):
 
 
 def test_distilling_learns_every_token(rows_file, tokenizer):
-    text = load_training_text(config(rows_file([ALPACA] * 2), distill_from="parent"), tokenizer)
+    text = load_training_text(config(rows_file([ALPACA] * 2), distill_from="teacher"), tokenizer)
     assert text.description["learned"] == "every token"
     assert text.train[0].num_learned == len(text.train[0].input_ids) - 1
 
@@ -290,7 +291,7 @@ def test_a_batch_is_padded_and_masked():
 
 
 def test_packed_samples_do_not_see_each_other(make):
-    """S16-like: joined or apart, every sample has the same logits."""
+    """Packed or alone, every sample has the same logits."""
     model = make("llama-8q4kv")
     samples = [sample(*range(10, 22)), sample(*range(40, 47)), sample(*range(60, 75))]
     packed = pack(samples, 20)

@@ -1,4 +1,4 @@
-"""The table of all groups: order, costs, scores, its CSV, and its refusal of numbers that are none."""
+"""The table of all groups: order, costs, scores, CSV, and refusal of values that are not finite."""
 
 import csv
 
@@ -21,7 +21,7 @@ def geometry(make):
 
 
 def test_costs_add_up_to_all_prunable_parameters(tiny):
-    """sum(cost) is what is left of the decoder without norms and output biases, counted on the modules."""
+    """sum(cost) is the number of parameters of the decoder without norms and output biases, counted on the modules."""
     geometry = geometry_of(tiny)
     table = build_group_table(random_importance(geometry), geometry)
     stays = ("norm.weight", "o_proj.bias", "down_proj.bias")
@@ -67,7 +67,7 @@ def test_a_depth_profile_is_a_power_of_the_depth_of_mean_zero_for_one_kind(kind)
     assert not depth_profile(1, kind, 1).any()
 
 
-def test_a_normalised_copy_changes_the_score_and_not_the_importance(geometry):
+def test_normalized_importances_change_the_score_and_not_the_importance(geometry):
     importance = random_importance(geometry)
     halved = [{kind: values / 2 for kind, values in layer.items()} for layer in importance]
     table = build_group_table(importance, geometry, halved)
@@ -101,3 +101,8 @@ def test_csv_has_the_promised_columns_and_the_exact_values(geometry, tmp_path):
     columns = (table.layer, table.group, table.importance, table.cost, table.base_score, table.prior, table.score, kept)
     # CSV holds the shortest text that reads back as the same float64: equal, not close
     np.testing.assert_array_equal(np.array(numbers, dtype=np.float64), np.stack(columns, axis=1).astype(np.float64))
+
+
+def test_a_table_prints_on_one_line(geometry):
+    table = build_group_table(random_importance(geometry), geometry)
+    assert repr(table) == f"GroupTable({len(table)} groups in 3 layers, {table.cost.sum():,} parameters)"

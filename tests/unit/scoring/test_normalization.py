@@ -1,4 +1,4 @@
-"""What each normalisation makes of importances, by hand, and that scale never decides between layers."""
+"""Normalisations against values computed by hand; scale never decides between layers."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,10 @@ from conftest import make_tiny
 from hgsp.models.geometry import geometry_of
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.methods import METHODS
+from hgsp.scoring.names import NORMALIZATIONS
 from hgsp.scoring.normalization import NORMALIZERS, normalize
 
-#: Importance of three groups, and the part of it that lies in the writer: the order of the two differs.
+#: Importance of three groups, and the output projection's part of it, which orders them differently.
 IMPORTANCE, OUTPUT = np.array([6.0, 1.0, 3.0]), np.array([0.5, 0.7, 0.1])
 
 
@@ -31,23 +32,21 @@ def test_scores_per_parameter_by_hand(name, expected):
     np.testing.assert_allclose(score_per_parameter(name, IMPORTANCE, OUTPUT, 7), expected, rtol=1e-12)
 
 
-def test_every_normalization_is_checked_here_and_can_be_asked_for():
-    from hgsp.pipeline.config import NORMALIZATIONS
-
+def test_every_normalization_is_checked_here_and_can_be_configured():
     assert set(NORMALIZERS) == {"none", "mean", "share", "rank", "output"} == set(NORMALIZATIONS) - {"auto"}
     assert {method.normalization for method in METHODS.values()} <= set(NORMALIZERS)
 
 
 @pytest.mark.parametrize("name", sorted(set(NORMALIZERS) - {"none"}))
 def test_the_scale_of_a_block_does_not_matter(name):
-    """S41: a layer whose weights are a thousandth of the others' scores as the others do."""
+    """A layer whose weights are a thousandth of all others scores like the others."""
     expected = NORMALIZERS[name](IMPORTANCE, OUTPUT, 7)
     # one rounding of each float64 division
     np.testing.assert_allclose(NORMALIZERS[name](1e-6 * IMPORTANCE, 1e-6 * OUTPUT, 7), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", NORMALIZERS)
-def test_a_block_that_is_worth_nothing_stays_finite(name):
+def test_a_block_without_importance_stays_finite(name):
     assert np.isfinite(NORMALIZERS[name](np.zeros(4), np.zeros(4), 7)).all()
 
 
@@ -55,8 +54,8 @@ def test_equal_ranks_go_to_the_lower_index_first():
     np.testing.assert_array_equal(NORMALIZERS["rank"](np.ones(4), np.ones(4), 8), [2, 4, 6, 8])
 
 
-def test_each_kind_of_each_layer_is_normalised_on_its_own_and_by_its_own_cost():
-    """Mean score per parameter: 1 in every block, whatever a group of that kind costs."""
+def test_each_kind_of_each_layer_is_normalized_by_itself_and_by_its_own_cost():
+    """The mean score per parameter is 1 in every block, whatever the cost of a group."""
     geometry = geometry_of(make_tiny("llama-8q4kv"))
     generator = np.random.default_rng(0)
     raw = [
@@ -71,7 +70,7 @@ def test_each_kind_of_each_layer_is_normalised_on_its_own_and_by_its_own_cost():
     np.testing.assert_array_equal(table.importance[:4], raw[0]["attention"])  # the table still shows the raw ones
 
 
-def test_output_takes_the_writers_part_and_without_one_the_importance_itself():
+def test_output_ranks_by_the_output_projection_if_it_is_scored_separately():
     geometry = geometry_of(make_tiny("llama-8q4kv", num_hidden_layers=1))
     layer = {"attention": np.array([1.0, 2, 3, 4]), "mlp": np.arange(96.0)}
     parts = {"attention.output": layer["attention"][::-1], "mlp.output": layer["mlp"][::-1]}

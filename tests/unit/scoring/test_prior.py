@@ -52,7 +52,7 @@ def test_cosine_influence_is_the_mean_angle_over_tokens_of_layer_and_blocks(tiny
                 1 - float(a.double() @ b.double() / (a.double().norm() * b.double().norm()))
                 for a, b in zip(before.flatten(0, 1), after.flatten(0, 1), strict=True)
             ]
-            # cosines are float32, so what is left of 1 - cos has that absolute error
+            # cosines are float32, so 1 - cos has their absolute error
             assert getattr(found, part)[index] == pytest.approx(sum(angles) / len(angles), rel=1e-4, abs=1e-6)
 
 

@@ -1,7 +1,9 @@
-"""Scores on disk: what is read is what was written, and a file that does not belong to the model is refused."""
+"""Scores on disk: a round trip, and refusal of damaged files and of files of another model."""
 
 import json
 import math
+from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,10 +15,16 @@ from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LINEARS
 from hgsp.models.geometry import geometry_of
+from hgsp.models.loaded import LoadedModel
+from hgsp.scoring.groups import MLP, build_group_table
+from hgsp.scoring.methods import METHODS
+from hgsp.scoring.normalization import normalize
 from hgsp.scoring.prior import prior_of
 from hgsp.scoring.score import score_groups
-from hgsp.scoring.scores import Scores, sample_weights
+from hgsp.scoring.score_model import score_model
+from hgsp.scoring.scores import RankingOptions, Scores, sample_weights
 
+PROVENANCE = {"base_model": "some/model", "dtype": "float32"}
 TEXT = Calibration(torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(5)), "random", 0)
 
 
@@ -26,7 +34,7 @@ def sample_of(model):
 
 def scores_of(model, method="taylor", with_influence=True):
     found = score_groups(Decoder(model), method, TEXT, with_influence=with_influence)
-    return Scores(found.by_layer, found.influence, sample_of(model), {"base_model": "some/model", "dtype": "float32"})
+    return Scores(found.by_layer, found.influence, sample_of(model), PROVENANCE | {"importance_method": method})
 
 
 @pytest.fixture
@@ -34,9 +42,9 @@ def model():
     return make_tiny("qwen2-14q2kv")
 
 
-@pytest.mark.parametrize("method", ["taylor", "flap"])  # with and without the writer's part
+@pytest.mark.parametrize("method", ["taylor", "flap"])  # with and without the share of the output projection
 @pytest.mark.parametrize("with_influence", [True, False])
-def test_what_is_read_is_what_was_written(model, tmp_path, method, with_influence):
+def test_scores_read_back_as_they_were_written(model, tmp_path, method, with_influence):
     written = scores_of(model, method, with_influence)
     written.write(tmp_path / "any name")
     read = Scores.read(tmp_path / "any name")
@@ -57,7 +65,7 @@ def test_what_is_read_is_what_was_written(model, tmp_path, method, with_influenc
 
 
 def test_more_than_ten_layers_are_not_mixed_up(tmp_path):
-    """Layer 1 is not layers 10 and 11."""
+    """The prefix of layer 1 is not that of layers 10 and 11."""
     by_layer = tuple({"attention": np.full(2, float(i)), "mlp": np.full(3, float(i))} for i in range(12))
     Scores(by_layer, None, np.zeros((12, 7, 16), np.float32), {}).write(tmp_path / "s.npz")
     for index, layer in enumerate(Scores.read(tmp_path / "s.npz").by_layer):
@@ -93,7 +101,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_is_not_one_is_refused_by_its_name(model, tmp_path, damage):
+def test_a_damaged_file_is_refused_by_its_name(model, tmp_path, damage):
     path = tmp_path / "scores.npz"
     scores_of(model).write(path)
     DAMAGES[damage](path)
@@ -102,7 +110,7 @@ def test_a_file_that_is_not_one_is_refused_by_its_name(model, tmp_path, damage):
 
 
 def test_a_changed_byte_is_noticed(model, tmp_path):
-    """Archives carry checksums: no importance is silently another."""
+    """The checksums of the archive are verified."""
     path = tmp_path / "scores.npz"
     scores_of(model).write(path)
     flip(path, b"1.mlp.npy", 200, 1)
@@ -112,7 +120,7 @@ def test_a_changed_byte_is_noticed(model, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_same_model_is_recognised_in_any_dtype(model, dtype):
-    """Scored in float32, cut in bfloat16, or the other way round."""
+    """Scored in float32 and pruned in bfloat16, or the reverse."""
     scores, other = scores_of(model), make_tiny("qwen2-14q2kv").to(getattr(torch, dtype))
     scores.check_belongs_to(geometry_of(other), sample_of(other), dtype)
 
@@ -136,7 +144,7 @@ def test_scores_of_another_model_are_refused(model, stranger):
 @pytest.mark.parametrize("linear", LINEARS)
 @pytest.mark.parametrize(("dtype", "change"), [("float32", 1.0001), ("bfloat16", 1.1)])
 def test_one_linear_with_other_weights_is_noticed_in_any_layer(model, linear, dtype, change):
-    """As in a model that was fine-tuned a little, in the last layers only: the same dtype has the same values."""
+    """Such as a model whose last layers were fine-tuned a little."""
     scores, last = scores_of(model), model.model.layers[-1].get_submodule(linear)
     last.weight.data[0] *= change
     with pytest.raises(InputError, match="other weights"):
@@ -146,13 +154,13 @@ def test_one_linear_with_other_weights_is_noticed_in_any_layer(model, linear, dt
 @pytest.mark.parametrize("tau", [None, 0.0, 1e-3, math.inf])
 def test_the_table_multiplies_by_the_prior_only_above_temperature_zero(model, tau):
     scores, geometry = scores_of(model), geometry_of(model)
-    plain, modes = scores.table(geometry, "none", 0.0, tau)
-    assert modes == ["none"] * 3
+    plain, modes = scores.ranked(geometry, RankingOptions("none", 0.0, tau))
+    assert modes == ("none",) * 3
     np.testing.assert_array_equal(plain.prior, 1)
     np.testing.assert_array_equal(plain.score, plain.importance / plain.cost)
-    table, modes = scores.table(geometry, "none", 2.0, tau)
+    table, modes = scores.ranked(geometry, RankingOptions("none", 2.0, tau))
     prior_LK, expected_modes = prior_of(scores.influence, 2.0, tau)
-    assert modes == expected_modes
+    assert modes == tuple(expected_modes)
     np.testing.assert_array_equal(table.base_score, plain.score)
     np.testing.assert_array_equal(table.score, plain.score * prior_LK[table.layer, table.kind])
     assert set(modes) == {None: {"layer", "block"}, 0.0: {"block"}, math.inf: {"layer"}}.get(tau, set(expected_modes))
@@ -160,6 +168,124 @@ def test_the_table_multiplies_by_the_prior_only_above_temperature_zero(model, ta
 
 def test_a_prior_without_measured_influence_is_refused(model):
     scores = scores_of(model, with_influence=False)
-    scores.table(geometry_of(model), "none", 0.0, None)
+    scores.ranked(geometry_of(model))
     with pytest.raises(InputError, match="scores made with --temperature 0"):
-        scores.table(geometry_of(model), "none", 0.5, None)
+        scores.ranked(geometry_of(model), RankingOptions(temperature=0.5))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_are_normalized_as_their_method_asks_unless_told_otherwise(model, method):
+    scores, geometry = scores_of(model, method), geometry_of(model)
+    assert scores.method == method
+    for name in ("auto", "none", "rank"):
+        table, _ = scores.ranked(geometry, RankingOptions(name))
+        base = normalize(scores.by_layer, geometry, METHODS[method].normalization if name == "auto" else name)
+        np.testing.assert_array_equal(table.score, build_group_table(scores.by_layer, geometry, base).score)
+
+
+def test_scores_of_no_known_method_need_a_normalization(model):
+    scores = replace(scores_of(model), provenance=PROVENANCE)
+    scores.ranked(geometry_of(model), RankingOptions("none"))
+    with pytest.raises(InputError, match="got scores by None"):
+        scores.ranked(geometry_of(model))
+
+
+def test_a_depth_slope_multiplies_the_scores_of_channels(model):
+    scores, geometry = scores_of(model), geometry_of(model)
+    flat, _ = scores.ranked(geometry)
+    steep, _ = scores.ranked(geometry, RankingOptions(depth_slope=0.5))
+    factor = np.where(flat.kind == MLP, np.exp(0.5 * np.linspace(-1, 1, 3))[flat.layer], 1.0)
+    np.testing.assert_allclose(steep.score, flat.score * factor, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalization": "z-score"},
+        {"temperature": -0.1},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"tau": -1.0},
+        {"tau": math.nan},
+        {"depth_slope": 11.0},
+        {"depth_slope": math.nan},
+    ],
+    ids=str,
+)
+def test_ranking_options_out_of_range_are_refused(options):
+    (name,) = options
+    with pytest.raises(InputError, match=f"expected {name} to be"):
+        RankingOptions(**options)
+
+
+@pytest.mark.parametrize("layer_importance", [None, "cosine", "perplexity"])
+def test_score_model_records_where_scores_come_from(model, layer_importance):
+    loaded = LoadedModel(Decoder(model), None, "float32")
+    scores = score_model(
+        loaded, "fisher", TEXT, base_model="some/model", layer_importance=layer_importance, seed=7, labels="model"
+    )
+    assert scores.provenance == {
+        "base_model": "some/model",
+        "importance_method": "fisher",
+        "calibration": TEXT.describe(),
+        "labels": "model",
+        "calibration_loss": None,
+        "seed": 7,
+        "dtype": "float32",
+    }
+    assert (None if scores.influence is None else scores.influence.measure) == layer_importance
+    scores.check_belongs_to(geometry_of(model), sample_of(model), "float32")
+    expected = score_groups(Decoder(model), "fisher", TEXT, seed=7, labels="model").by_layer
+    for got, layer in zip(scores.by_layer, expected, strict=True):
+        np.testing.assert_array_equal(got["mlp"], layer["mlp"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"method": "tailor"}, "an importance method; got 'tailor'"),
+        ({"labels": "mine"}, "labels from text or model"),
+        ({"layer_importance": "angle"}, "a measure of influence"),
+        ({"calibration": None}, "calibration text for taylor"),
+        ({"method": "magnitude", "calibration": None, "layer_importance": "perplexity"}, "text for the influence"),
+    ],
+)
+def test_invalid_scoring_arguments_are_refused(model, arguments, complaint):
+    settings = {"method": "taylor", "calibration": TEXT, "base_model": "some/model"} | arguments
+    with pytest.raises(InputError, match=complaint):
+        score_model(LoadedModel(Decoder(model), None, "float32"), **settings)
+
+
+def test_hidden_states_that_would_crowd_the_memory_go_to_disk(model, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("hgsp.scoring.score_model.MAX_RESIDENT_HIDDEN_BYTES", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    loaded, long = (
+        LoadedModel(Decoder(model), None, "float32"),
+        Calibration(torch.randint(0, 256, (4, 64)), "random", 0),
+    )
+    with caplog.at_level("INFO"):
+        score_model(loaded, "fisher", long, base_model="some/model")
+    assert f"hidden states go to {tmp_path}" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+@pytest.mark.parametrize("method", ["taylor", "magnitude"])
+def test_scoring_leaves_requires_grad_as_it_was(model, monkeypatch, method, error):
+    wanted = {name: index % 2 == 0 for index, (name, _) in enumerate(model.named_parameters())}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(wanted[name])
+    parameters = dict(model.named_parameters())
+    if error:
+        monkeypatch.setattr("hgsp.scoring.score._layer_importance", Mock(side_effect=error))
+        with pytest.raises(error):
+            score_groups(Decoder(model), method, TEXT)
+    else:
+        score_groups(Decoder(model), method, TEXT)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == wanted
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
+
+
+def test_scores_print_on_one_line(model):
+    assert repr(scores_of(model)) == "Scores(taylor, 294 groups in 3 layers, cosine influence)"
+    assert repr(scores_of(model, "flap", with_influence=False)) == "Scores(flap, 294 groups in 3 layers, no influence)"

@@ -1,4 +1,4 @@
-"""The budget search: gates and divergence against the pruned models themselves, steps that hold the budget."""
+"""The budget search: masks and divergences against the pruned models themselves, budgets, resumed searches."""
 
 import copy
 import json
@@ -26,48 +26,48 @@ IDS = torch.randint(0, 256, (6, 24), generator=torch.Generator().manual_seed(3))
 TEXT = Calibration(IDS, "random bytes", 3)
 
 
-def gated(model, plan):
-    gates = MaskedLayers(Decoder(model), geometry_of(model), plan)
-    return Decoder(model, gates), gates
+def masked(model, plan):
+    masks = MaskedLayers(Decoder(model), geometry_of(model), plan)
+    return Decoder(model, masks), masks
 
 
 @torch.no_grad()
 def divergence_of(dense, pruned, ids=IDS):
-    """Sum over tokens of KL(dense || pruned) per sequence, by the definition."""
+    """Return the sum over tokens of KL(dense || pruned) of every sequence, by definition."""
     log_p, log_q = (model(ids).logits.double().log_softmax(-1) for model in (dense, pruned))
     return (log_p.exp() * (log_p - log_q)).sum((1, 2))
 
 
 @torch.no_grad()
 def measured(decoder, dense, batch_size=4):
-    with DivergenceFromDense(Decoder(dense), IDS, batch_size, None) as judge:
+    with DivergenceFromDense(Decoder(dense), IDS, batch_size, None) as divergence:
         walk = LayerWalk(decoder, IDS, batch_size)
         with walk:
             for layer_pass in walk.forward():
                 layer_pass.run()
-            return torch.cat([judge.summed(walk.last()[batch], batch) for batch in walk.batches])
+            return torch.cat([divergence.summed(walk.last()[batch], batch) for batch in walk.batches])
 
 
-def test_gates_and_divergence_equal_the_pruned_model(tiny):
+def test_masks_and_divergence_equal_the_pruned_model(tiny):
     plan = mixed_plan(tiny)
     pruned = apply_plan(copy.deepcopy(tiny), plan)
-    torch.testing.assert_close(measured(gated(tiny, plan)[0], tiny), divergence_of(tiny, pruned), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(measured(masked(tiny, plan)[0], tiny), divergence_of(tiny, pruned), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama-8q4kv", "llama-mha-biased"])
-def test_blocks_and_layers_that_are_gone_write_nothing(make, family):
+def test_removed_blocks_and_layers_have_no_output(make, family):
     model = make(family, num_hidden_layers=4)
     heads = geometry_of(model).shapes[0].num_kv_groups
     plan = plan_dropping(model, layers=[1], kv={0: range(heads)}, mlp={2: range(96)})
     pruned = apply_plan(copy.deepcopy(model), plan)
     torch.testing.assert_close(
-        measured(gated(model, plan)[0], model), divergence_of(model, pruned), rtol=1e-3, atol=1e-5
+        measured(masked(model, plan)[0], model), divergence_of(model, pruned), rtol=1e-3, atol=1e-5
     )
 
 
-def test_nothing_dropped_nothing_diverges_and_the_model_is_left_alone(make, tmp_path):
+def test_a_plan_that_drops_nothing_has_no_divergence_and_leaves_no_hooks(make, tmp_path):
     model = make("llama-8q4kv")
-    decoder, _ = gated(model, plan_dropping(model))
+    decoder, _ = masked(model, plan_dropping(model))
     assert measured(decoder, model).abs().max() < 1e-4
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     with DivergenceFromDense(Decoder(model), IDS, 4, tmp_path):
@@ -75,40 +75,40 @@ def test_nothing_dropped_nothing_diverges_and_the_model_is_left_alone(make, tmp_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv"])
-def test_gradients_of_gates_are_those_of_the_whole_graph(make, family):
-    """Of open and of shut gates, against autograd through the model's own forward."""
+@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv"])
+def test_gradients_of_masks_are_those_of_the_whole_graph(make, family):
+    """Of kept and of dropped groups, against autograd through the model's own forward pass."""
     model = make(family)
     geometry, plan = geometry_of(model), mixed_plan(model)
-    decoder, gates = gated(model, plan)
+    decoder, masks = masked(model, plan)
     walk = LayerWalk(decoder, IDS, 4, keep_hidden_states=True)
-    with DivergenceFromDense(Decoder(model), IDS, 4, None) as judge, walk:
+    with DivergenceFromDense(Decoder(model), IDS, 4, None) as divergence, walk:
         for layer_pass in walk.forward():
             layer_pass.run()
-        for back in walk.backward(judge.with_gradient):
+        for back in walk.backward(divergence.with_gradient):
             for _ in back.run([]):
                 pass
-    wanted = {}
+    expected = {}
     copied = copy.deepcopy(model)
     for index, (layer, keep) in enumerate(zip(copied.model.layers, plan.layers, strict=True)):
-        for kind, (writer, kept, columns) in enumerate(
+        for kind, (projection, kept, columns) in enumerate(
             (
                 (layer.self_attn.o_proj, keep.kv_groups, geometry.queries_per_kv * geometry.head_dim),
                 (layer.mlp.down_proj, keep.mlp_channels, 1),
             )
         ):
-            gate = torch.zeros(writer.in_features // columns)
-            gate[list(kept)] = 1
-            wanted[index, kind] = gate.requires_grad_()
-            writer.register_forward_pre_hook(
-                lambda _module, args, gate=gate, columns=columns: (args[0] * gate.repeat_interleave(columns),)
+            mask = torch.zeros(projection.in_features // columns)
+            mask[list(kept)] = 1
+            expected[index, kind] = mask.requires_grad_()
+            projection.register_forward_pre_hook(
+                lambda _module, args, mask=mask, columns=columns: (args[0] * mask.repeat_interleave(columns),)
             )
     log_p = model(IDS).logits.log_softmax(-1).detach()
     log_q = copied(IDS).logits.log_softmax(-1)
     (log_p.exp() * (log_p - log_q)).sum().backward()
-    assert gates.gradients.keys() == wanted.keys()
-    for key, gate in wanted.items():
-        torch.testing.assert_close(gates.gradients[key], gate.grad, rtol=2e-3, atol=1e-3)
+    assert masks.gradients.keys() == expected.keys()
+    for key, mask in expected.items():
+        torch.testing.assert_close(masks.gradients[key], mask.grad, rtol=2e-3, atol=1e-3)
 
 
 def searched(model, start, steps, text=TEXT, state_file=None, **settings):
@@ -117,7 +117,7 @@ def searched(model, start, steps, text=TEXT, state_file=None, **settings):
 
 @pytest.fixture
 def start(make):
-    """A model whose blocks a wrong prior makes incomparable, and what to cut from."""
+    """Return a model, and a search problem with a wrong prior."""
     model = make("llama-8q4kv", num_hidden_layers=4)
     geometry = geometry_of(model)
     table = build_group_table(score_groups(Decoder(model), "fisher", TEXT).by_layer, geometry)
@@ -127,15 +127,15 @@ def start(make):
 
 
 def test_the_divergence_falls_and_is_that_of_the_plan(start):
-    model, budgeted = start
-    state = searched(model, budgeted, 12)
+    model, problem = start
+    state = searched(model, problem, 12)
     assert state.steps == 12
     assert len(state.divergences) == 13
-    assert state.least < 0.9 * state.divergences[0]
-    plans = [budgeted.plan(np.zeros((4, 2))), budgeted.plan(np.array(state.log_factors))]
-    for plan, told in zip(plans, (state.divergences[0], state.least), strict=True):
+    assert state.lowest < 0.9 * state.divergences[0]
+    plans = [problem.plan(np.zeros((4, 2))), problem.plan(np.array(state.log_factors))]
+    for plan, divergence in zip(plans, (state.divergences[0], state.lowest), strict=True):
         pruned = apply_plan(copy.deepcopy(model), plan)
-        assert float(divergence_of(model, pruned).sum()) / IDS.numel() == pytest.approx(told, rel=1e-3)
+        assert float(divergence_of(model, pruned).sum()) / IDS.numel() == pytest.approx(divergence, rel=1e-3)
     # a step is accepted exactly when it is the best so far
     lower = [now < min(state.divergences[: step + 1]) for step, now in enumerate(state.divergences[1:])]
     assert state.accepted == lower
@@ -143,14 +143,14 @@ def test_the_divergence_falls_and_is_that_of_the_plan(start):
     assert False in lower
 
 
-def test_every_plan_holds_budget_floors_and_frozen_layers(start, monkeypatch):
+def test_every_plan_keeps_budget_minimum_sizes_and_frozen_layers(start, monkeypatch):
     model, given = start
-    budgeted = SearchProblem(
+    problem = SearchProblem(
         given.table, given.geometry, given.budget_params, MinimumSizes(1, 8, freeze_first=1, freeze_last=1)
     )
-    plans, cut = [], SearchProblem.plan
-    monkeypatch.setattr(SearchProblem, "plan", lambda *arguments: plans.append(cut(*arguments)) or plans[-1])
-    searched(model, budgeted, 6)
+    plans, select = [], SearchProblem.plan
+    monkeypatch.setattr(SearchProblem, "plan", lambda *arguments: plans.append(select(*arguments)) or plans[-1])
+    searched(model, problem, 6)
     assert len({plan.layers for plan in plans}) > 2
     dense = LayerShape(4, 96)
     for plan in plans:
@@ -159,37 +159,37 @@ def test_every_plan_holds_budget_floors_and_frozen_layers(start, monkeypatch):
         assert all(len(keep.kv_groups) >= 1 and len(keep.mlp_channels) >= 8 for keep in plan.layers)
 
 
-def test_a_search_that_was_stopped_goes_on_to_the_same_end(start, tmp_path, caplog):
-    model, budgeted = start
-    whole = searched(model, budgeted, 7)
+def test_an_interrupted_search_resumes_to_the_same_result(start, tmp_path, caplog):
+    model, problem = start
+    whole = searched(model, problem, 7)
     file = tmp_path / "state.json"
-    first = searched(model, budgeted, 3, state_file=file)
+    first = searched(model, problem, 3, state_file=file)
     assert SearchState(**json.loads(file.read_text())) == first
-    assert searched(model, budgeted, 7, state_file=file) == whole
-    assert searched(model, budgeted, 2, state_file=file) == whole, "more steps are there than asked for"
+    assert searched(model, problem, 7, state_file=file) == whole
+    assert searched(model, problem, 2, state_file=file) == whole, "more steps are done already"
     other = Calibration(IDS[:4], "less", 3)
-    fresh = searched(model, budgeted, 1, text=other, state_file=file)
+    fresh = searched(model, problem, 1, text=other, state_file=file)
     assert fresh.steps == 1
-    assert "searching anew" in caplog.text
+    assert "discarding" in caplog.text
 
 
-def test_batches_and_spilled_activations_change_nothing(start, tmp_path):
-    model, budgeted = start
-    expected = searched(model, budgeted, 3, batch_size=6)
-    got = searched(model, budgeted, 3, batch_size=2, spill_dir=tmp_path)
+def test_batch_size_and_disk_offload_change_nothing(start, tmp_path):
+    model, problem = start
+    expected = searched(model, problem, 3, batch_size=6)
+    got = searched(model, problem, 3, batch_size=2, spill_dir=tmp_path)
     np.testing.assert_allclose(got.divergences, expected.divergences, rtol=1e-4)
     assert not list(tmp_path.iterdir())
 
 
 def test_it_stops_when_no_step_is_large_enough_to_matter(start):
-    model, budgeted = start
-    state = searched(model, budgeted, 400)
+    model, problem = start
+    state = searched(model, problem, 400)
     assert state.steps < 400
-    assert state.is_stuck
+    assert state.has_converged
 
 
-def test_a_plan_that_wrecks_the_model_is_named(start, monkeypatch):
-    model, budgeted = start
+def test_a_first_plan_without_a_finite_divergence_is_an_error(start, monkeypatch):
+    model, problem = start
     monkeypatch.setattr(DivergenceFromDense, "summed", lambda *_: torch.tensor([float("nan")]))
-    with pytest.raises(NumericalError, match="divergence of the plan that the search starts from"):
-        searched(model, budgeted, 2)
+    with pytest.raises(NumericalError, match="divergence of the first plan"):
+        searched(model, problem, 2)

@@ -1,4 +1,4 @@
-"""The table and plots over many results: nothing mixed, nothing lost, nothing left out in silence."""
+"""Tables and plots of many results: settings are not mixed, and nothing is dropped silently."""
 
 import csv
 import io
@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from hgsp.cli import summarize
+from hgsp.console.report_schema import TOKEN_PPL
 from hgsp.study import plots, tables
-from hgsp.study.collect import PPL, Quantity, collect
+from hgsp.study.collect import Quantity, collect
 
 WIKITEXT = {"tokens": 2 * 63, "windows": 2, "seq_len": 64, "bos": False, "last_window": "scored", "dtype": "bfloat16"}
 WIKITEXT |= {"split": "test", "sha256": "abcdef0123456789"}
@@ -68,7 +69,7 @@ def task(role, name="piqa", value=0.75, metric="acc", status="done", **more):
 
 @pytest.fixture
 def write(tmp_path):
-    """``write("MODEL/p20", report)`` makes a result; further named arguments are files."""
+    """``write("MODEL/p20", report)`` writes a result; further keyword arguments are files."""
 
     def result(name, content, recovery=None, evaluation=None, table=None):
         folder = tmp_path / name
@@ -182,7 +183,7 @@ def test_a_result_without_evaluation_has_empty_cells(write, tmp_path):
 
 
 def test_a_recovered_folder_and_the_pruned_one_are_one_row(write, tmp_path):
-    """Whether or not the pruned one's report got its recovery section."""
+    """Whether or not the pruned folder's report has a recovery section."""
     pruned = write("a/p20", report())
     write("a/p20_finetuned", report(recovery=RECOVERY), recovery=RECOVERY)
     (row,) = rows_of(only(tmp_path))
@@ -198,10 +199,10 @@ def test_a_recovered_folder_and_the_pruned_one_are_one_row(write, tmp_path):
     assert "6.00 → 12.00 → 8.00" in tables.to_markdown(only(tmp_path), [])
 
 
-def test_two_ways_of_recovery_are_two_rows(write, tmp_path):
+def test_two_recoveries_are_two_rows(write, tmp_path):
     write("a/p20", report(recovery=RECOVERY))
     write("a/lora", report(recovery=RECOVERY), recovery=RECOVERY)
-    distilled = {**RECOVERY, "method": "full", "distilled_from": "parent"}
+    distilled = {**RECOVERY, "method": "full", "distilled_from": "teacher"}
     write("a/distilled", report(recovery=distilled), recovery=distilled)
     rows = rows_of(only(tmp_path))
     assert sorted(row["recovery"] for row in rows) == [
@@ -210,8 +211,8 @@ def test_two_ways_of_recovery_are_two_rows(write, tmp_path):
     ]
 
 
-def test_accuracies_of_both_folders_stand_under_what_each_model_is(write, tmp_path):
-    """In the recovered folder's own file, the model that was named is the recovered one."""
+def test_accuracies_of_both_folders_are_listed_under_their_role(write, tmp_path):
+    """In the recovered folder's own file, "pruned" is the recovered model."""
     both = [task("dense", value=0.8), task("pruned", value=0.6), task("pruned", "arc_easy", status="failed")]
     write("a/p20", report(), evaluation=both)
     write("a/new", report(recovery=RECOVERY), recovery=RECOVERY, evaluation=[task("pruned", value=0.7)])
@@ -222,11 +223,11 @@ def test_accuracies_of_both_folders_stand_under_what_each_model_is(write, tmp_pa
 
 
 def test_perplexity_from_either_recipe_by_the_same_protocol_is_one_column(write, tmp_path):
-    again = task("dense", "wikitext2", 6.5, PPL, protocol=ppl(6.5))
-    other = task("pruned", "c4", 30.0, PPL, protocol=ppl(30.0))
+    again = task("dense", "wikitext2", 6.5, TOKEN_PPL, protocol=ppl(6.5))
+    other = task("pruned", "c4", 30.0, TOKEN_PPL, protocol=ppl(30.0))
     write("a/p20", report(), evaluation=[again, other])
     (row,) = rows_of(only(tmp_path))
-    assert row["PPL wikitext2 (2 x 64) dense"] == "6.0"  # the recipe's own
+    assert row["PPL wikitext2 (2 x 64) dense"] == "6.0"  # from the pruning report
     assert row["PPL c4 (2 x 64) pruned"] == "30.0"
     assert "- → 30.00" in tables.to_markdown(only(tmp_path), [])
 
@@ -252,7 +253,7 @@ def test_a_broken_report_is_listed_with_the_reason(content, reason, write, tmp_p
     assert f"- `{broken}`: {item.reason}" in tables.to_markdown(results, skipped)
 
 
-def test_unfinished_folders_are_listed_and_what_is_in_them_is_not_read(write, tmp_path):
+def test_unfinished_folders_are_listed_and_not_read(write, tmp_path):
     write("a/.p20-xyz.partial", report())
     (tmp_path / "a" / "p20_finetuned.training" / "p").mkdir(parents=True)
     (tmp_path / "a" / "p20_finetuned.training" / "p" / "pruned_model.bin").touch()
@@ -267,7 +268,7 @@ def test_unfinished_folders_are_listed_and_what_is_in_them_is_not_read(write, tm
     }
 
 
-def test_a_broken_results_json_costs_its_accuracies_only(write, tmp_path):
+def test_a_broken_results_json_loses_only_its_accuracies(write, tmp_path):
     folder = write("a/p20", report(), evaluation=[])
     (folder / "evaluation" / "results.json").write_text("{")
     results, skipped = collect([tmp_path])
@@ -276,12 +277,12 @@ def test_a_broken_results_json_costs_its_accuracies_only(write, tmp_path):
 
 
 def test_latex_is_escaped():
-    assert tables.escaped("a_b & 50 % → #{1}~^\\") == (
+    assert tables.escape_latex("a_b & 50 % → #{1}~^\\") == (
         r"a\_b \& 50 \% $\to$ \#\{1\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
     )
 
 
-def test_the_command_writes_tables_and_plots_and_says_what_it_skipped(write, tmp_path, capsys):
+def test_the_command_writes_tables_and_plots_and_lists_skipped_folders(write, tmp_path, capsys):
     write("a/p20", report(), table="layer,kind,kept\n0,attention,1\n0,attention,0\n0,mlp,1\n")
     write("b/p20", "{")
     assert summarize.main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
@@ -343,7 +344,7 @@ def test_lines_that_differ_in_the_seed_alone_are_told_apart_by_their_folder(writ
 def test_the_plot_shows_ratios_to_the_dense_model_of_the_same_protocol(write, tmp_path):
     write("a/p20", report())
     write("a/p20_finetuned", report(recovery=RECOVERY), recovery=RECOVERY)
-    figure = plots.cost_of_quality(only(tmp_path))
+    figure = plots.plot_perplexity(only(tmp_path))
     (axes,) = figure.axes
     assert axes.get_yscale() == "log"
     assert {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()} == {
@@ -360,7 +361,7 @@ def test_legends_of_long_names_lie_inside_the_picture_and_cover_nothing(num_mode
         write(f"a{number}/p20", report(base_model=model), table=table)
         recovered = report(base_model=model, recovery=RECOVERY)
         write(f"a{number}/p20_finetuned", recovered, recovery=RECOVERY)
-    for draw in (plots.cost_of_quality, plots.kept_by_layer):
+    for draw in (plots.plot_perplexity, plots.plot_kept_groups):
         figure = draw(only(tmp_path))
         figure.savefig(io.BytesIO())
         (legend,) = figure.legends
@@ -375,20 +376,20 @@ def test_legends_of_long_names_lie_inside_the_picture_and_cover_nothing(num_mode
 
 def test_there_is_no_plot_without_numbers(write, tmp_path):
     write("a/p20", report(evaluation={"after": {"wikitext2": ppl(9.0)}}))
-    assert plots.cost_of_quality(only(tmp_path)) is None
-    assert plots.kept_by_layer(only(tmp_path)) is None
+    assert plots.plot_perplexity(only(tmp_path)) is None
+    assert plots.plot_kept_groups(only(tmp_path)) is None
 
 
 def test_kept_fractions_come_from_the_group_table(write, tmp_path):
     table = "layer,kind,kept\n0,attention,1\n0,attention,0\n0,mlp,1\n1,attention,1\n1,attention,1\n1,mlp,0\n1,mlp,0\n"
     folder = write("a/p20", report(), table=table)
     assert plots.kept_fractions(folder) == {"attention": [0.5, 1.0], "mlp": [1.0, 0.0]}
-    attention, mlp = plots.kept_by_layer(only(tmp_path)).axes
+    attention, mlp = plots.plot_kept_groups(only(tmp_path)).axes
     assert attention.get_lines()[0].get_ydata().tolist() == [50, 100]
     assert mlp.get_lines()[0].get_ydata().tolist() == [100, 0]
 
 
 def test_headings_say_more_only_where_they_must():
-    same, other = Quantity(PPL, "c4", "2 x 64", "test, 1"), Quantity(PPL, "c4", "2 x 64", "test, 2")
+    same, other = Quantity(TOKEN_PPL, "c4", "2 x 64", "test, 1"), Quantity(TOKEN_PPL, "c4", "2 x 64", "test, 2")
     assert tables.headings([same]) == {same: "PPL c4 (2 x 64)"}
     assert tables.headings([same, other])[other] == "PPL c4 (2 x 64) [test, 2]"

@@ -1,0 +1,126 @@
+"""Settings of the quality benchmark by name: recipes, their parts, and the published methods of baselines/."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+from baselines import BASELINES
+
+from hgsp.data.calibration import Calibration, build_calibration
+from hgsp.data.texts import CALIBRATE, load_text
+from hgsp.models.loaded import LoadedModel, load_for_pruning
+from hgsp.models.loading import inspect_model, load_dense
+from hgsp.models.tokenizers import load_tokenizer
+from hgsp.pipeline.recipes import BALANCED, BEST, RECIPES, Recipe
+from hgsp.pipeline.stages import Resources, draw_calibrations, prune_in_rounds, score
+from hgsp.pruning.select import MinimumSizes
+from hgsp.pruning.surgery import apply_plan
+from hgsp.scoring.methods import METHODS
+from hgsp.scoring.scores import Scores
+
+SEED = 42
+DTYPE = "bfloat16"
+#: Baselines that refit weights.
+REFITTING = {"osscar"}
+
+
+class Maker:
+    """Prunes one dense model in different ways with one set of calibration texts.
+
+    Scores and the resumable state of searches and reconstructions are kept next to the output file. ``found`` collects
+    search results until it is cleared.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self.source = inspect_model(options.base_model)
+        self.tokenizer = load_tokenizer(options.base_model)
+        self._texts = [load_text(name, CALIBRATE, options.data_dir) for name in options.calibrate]
+        self.found: dict[str, Any] = {}
+
+    def dense(self) -> Any:
+        """Load the dense model."""
+        return load_dense(self.source, DTYPE, self._options.device)
+
+    def baseline(self, budget: int, name: str) -> Any:
+        """Prune by a published method; one that refits weights gets as much text as our reconstruction."""
+        options = self._options
+        num_sequences = options.reconstruct_nsamples if name in REFITTING else options.nsamples
+        calibration = build_calibration(self._texts, self.tokenizer, num_sequences, options.seq_len, SEED, at_most=True)
+        return BASELINES[name](self.dense(), calibration, budget, options.batch_size)
+
+    def pruned(self, budget: int, recipe: Recipe) -> Any:
+        """Prune by a recipe, with the benchmark's numbers of sequences unless the recipe sets them."""
+        options = self._options
+        named = recipe.settings()
+        recipe = replace(
+            recipe,
+            nsamples=named.get("nsamples", options.nsamples),
+            reconstruct_nsamples=named.get("reconstruct_nsamples", options.reconstruct_nsamples),
+        )
+        calibrations = draw_calibrations(
+            recipe,
+            self._texts,
+            self.tokenizer,
+            num_embeddings=self.source.config.vocab_size,
+            seq_len=options.seq_len,
+            seed=SEED,
+            at_most=True,
+        )
+        dense = load_for_pruning(self.source, DTYPE, options.device)
+        key = hashlib.sha256(json.dumps([budget, asdict(recipe)]).encode()).hexdigest()[:12]
+        resources = Resources(
+            options.batch_size,
+            search_state=options.output.with_suffix(f".{key}.search.json"),
+            reconstruction_state=options.output.with_suffix(f".{key}"),
+        )
+        scores = self._scores(dense, recipe, calibrations.scoring)
+        pruning = prune_in_rounds(dense, scores, budget, recipe, calibrations, MinimumSizes(), resources)
+        if searched := pruning.decision.searched:
+            divergences = [searched["kl_before"], *searched["kl_of_steps"]]
+            self.found["search_kl"] = [round(divergence, 4) for divergence in divergences]
+        tensors = None if pruning.reconstruction is None else pruning.reconstruction.tensors
+        return apply_plan(dense.model, pruning.decision.plan, tensors)
+
+    def _scores(self, dense: LoadedModel, recipe: Recipe, calibration: Calibration | None) -> Scores:
+        name = f".{recipe.importance_method}.{recipe.labels}.{recipe.nsamples}.npz"
+        path = self._options.output.with_suffix(name)
+        if not path.exists():
+            resources = Resources(self._options.batch_size)
+            score(dense, recipe, calibration, resources, base_model=self.source.name, seed=SEED).write(path)
+        return Scores.read(path)
+
+
+def _plain(method: str, **settings: Any) -> Recipe:
+    return Recipe(importance_method=method, temperature=0.0, **settings)
+
+
+def _settings() -> dict[str, Recipe]:
+    """Return every method alone, refitted and searched, and the recipes with two variants."""
+    parts: dict[str, dict[str, Any]] = {
+        "": {},
+        "+lstsq": {"reconstruct": "lstsq"},
+        "+bias": {"reconstruct": "bias"},
+        "+search": {"search": BEST.search},
+        "+search+lstsq": {"search": BEST.search, "reconstruct": "lstsq"},
+    }
+    return {
+        "fisher, labels drawn": _plain("fisher", labels="model"),
+        **{f"{method}{part}": _plain(method, **changes) for part, changes in parts.items() for method in METHODS},
+        **RECIPES,
+        "balanced, blocks": replace(BALANCED, reconstruct="blocks"),
+        "best, lstsq": replace(BEST, reconstruct="lstsq"),
+    }
+
+
+#: Name -> function from a maker and the number of parameters to remove to the pruned model.
+SETTINGS: dict[str, Callable[[Maker, int], Any]] = {
+    **{name: functools.partial(Maker.pruned, recipe=recipe) for name, recipe in _settings().items()},
+    **{name: functools.partial(Maker.baseline, name=name) for name in BASELINES},
+}

@@ -1,0 +1,133 @@
+"""The environment of a run: launched processes, versions, hardware, peak memory, and files replaced in one step.
+
+Importing this file costs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hgsp
+
+#: Packages whose versions a report names.
+PACKAGES = (
+    *("torch", "transformers", "safetensors", "numpy", "tokenizers"),
+    *("accelerate", "peft", "lm-eval", "datasets"),
+)
+
+
+def launched_processes() -> int:
+    """Return how many processes the launcher started, this one included; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_rank() -> int:
+    """Return this process's number among all that were launched."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Return this process's number on this machine, which is also the index of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def describe_environment(device: str, **settings: Any) -> dict[str, Any]:
+    """Return versions, hardware and ``settings`` (such as dtype and seed): everything needed to reproduce a run."""
+    import torch
+
+    return {
+        "hgsp": hgsp.__version__,
+        "python": platform.python_version(),
+        **{name: package_version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": device,
+        "device_name": device_name(device),
+        "threads": torch.get_num_threads(),
+        "num_processes": launched_processes(),
+        **settings,
+    }
+
+
+def package_version(name: str) -> str | None:
+    """Return the version of an installed package, None if it is missing."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def device_name(device: str) -> str:
+    """Return the name of the GPU, or of the processor."""
+    import torch
+
+    if _uses_gpu(device):
+        return str(torch.cuda.get_device_name(None if device == "auto" else device))
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def peak_memory_bytes(device: str) -> int | None:
+    """Return the peak memory of this process in bytes: allocated on all GPUs if ``device`` is one, else resident.
+
+    None where the operating system does not report it (Windows).
+    """
+    import torch
+
+    if _uses_gpu(device):
+        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def in_gib(num_bytes: int | None) -> str:
+    """Format a number of bytes for a table."""
+    return "unknown on this system" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write strict JSON in one step.
+
+    Raises:
+        ValueError: NaN or infinity in ``content``.
+    """
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file in one step: readers see the old content or the new one."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden sibling of ``path`` to write, which replaces it on success and is removed on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{secrets.token_hex(4)}-{path.name}")  # keeps the suffix, which numpy looks at
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _uses_gpu(device: str) -> bool:
+    import torch
+
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())

@@ -1,0 +1,93 @@
+"""Models in .gguf files, de-quantised by transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from hgsp.errors import InputError, one_line
+from hgsp.models.weight_checks import refuse_incomplete_weights, refuse_unplaced_weights
+
+
+def gguf_config(path: Path) -> Any:
+    """Return the config in the file's header, without the quantisation of the file: weights are de-quantised.
+
+    Raises:
+        InputError: the packages that read it are missing.
+        OSError, ValueError: as ``AutoConfig.from_pretrained``.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    except ImportError as error:
+        raise _without_gguf(error) from error
+    return _plain(config)
+
+
+def load_gguf(path: Path, dtype: torch.dtype) -> Any:
+    """Load and de-quantise a model, on the CPU and in eval mode.
+
+    It is rebuilt without traces of the file, since transformers refuses to save a model loaded from GGUF.
+
+    Raises:
+        InputError: weights are missing, or there are some that the model has no place for.
+    """
+    loaded, report = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True
+    )
+    refuse_incomplete_weights(path, report, loaded.config)
+    refuse_unplaced_weights(path, _unread_tensors(path, loaded), loaded.config)
+    with torch.device("meta"):
+        model = type(loaded)(_plain(loaded.config))
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.model.rotary_emb = loaded.model.rotary_emb
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    return model.eval()
+
+
+def gguf_tokenizer(path: Path) -> Any:
+    """Return the tokenizer in the file.
+
+    Raises:
+        InputError: there is none, or the packages that read it are missing.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except ImportError as error:
+        raise _without_gguf(error) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            expected=f"a tokenizer in '{path}'",
+            got=one_line(error),
+            remedy="use a .gguf file that holds its tokenizer, or the folder of the model it was made from",
+        ) from error
+
+
+def _plain(config: Any) -> Any:
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def _unread_tensors(path: Path, model: Any) -> set[str]:
+    """Return names of the file's tensors that became no parameter of the model; transformers does not report them."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    read = {"rope_freqs.weight"} | ({"output.weight"} if model.config.tie_word_embeddings else set())
+    for name, _ in model.named_parameters():
+        own, _, suffix = name.rpartition(".")
+        read.add(f"{names.get_name(own)}.{suffix}")
+    return {tensor.name for tensor in reader.tensors} - read
+
+
+def _without_gguf(error: ImportError) -> InputError:
+    return InputError(
+        expected="the packages that read .gguf files", got=one_line(error), remedy="pip install 'hgsp[gguf]'"
+    )

@@ -1,0 +1,194 @@
+"""The pruning command: check the request, load, score, prune to every ratio asked for, save and measure."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hgsp.console.exit_codes import quiet_libraries
+from hgsp.console.log_file import LogFile, show
+from hgsp.console.progress import Timings, terminal
+from hgsp.console.report_schema import PRUNING_REPORT
+from hgsp.data.texts import CALIBRATE, load_text
+from hgsp.environment import write_json
+from hgsp.evaluation.pre_post import PrePostEvaluation
+from hgsp.models.loaded import LoadedModel, load_for_pruning
+from hgsp.models.processes import is_main_process, join_processes, leave_processes
+from hgsp.models.tokenizers import load_own_tokenizer
+from hgsp.pipeline import report, stages
+from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.decision import decide
+from hgsp.pipeline.recover import prepare_after_pruning, recover_all
+from hgsp.pipeline.request import Request, prepare, result_folder
+from hgsp.pipeline.results import write_result
+from hgsp.pipeline.saved_scores import load_scores, overruled_settings
+from hgsp.scoring.scores import Scores, weight_sample
+
+LOG = logging.getLogger("hgsp")
+
+
+@dataclass
+class _Run:
+    """The state of one run of the command, filled from stage to stage."""
+
+    request: Request
+    command: str
+    log: LogFile
+    scores: Scores | None
+    warnings: list[str]
+    timings: Timings = field(default_factory=Timings)
+    measure: PrePostEvaluation = field(init=False)
+    tokenizer: Any = field(init=False)
+    calibrations: stages.Calibrations = field(default_factory=stages.Calibrations)
+
+    def __post_init__(self) -> None:
+        self.measure = PrePostEvaluation(self.request.config, offloaded=self.request.config.offload)
+
+
+def prune(config: PruneConfig, command: str) -> int:
+    """Run the command for one configuration; returns the exit code.
+
+    Raises:
+        InputError: the request cannot be met; nothing is written then.
+        NumericalError: a statistic is not finite.
+    """
+    quiet_libraries()
+    request = prepare(config)
+    warnings = list(request.source.warnings)
+    scores = None
+    if config.scores is not None:
+        scores = load_scores(request)
+        warnings += overruled_settings(scores, config)
+    if config.dry_run:
+        _dry_run(request, scores)
+        return 0
+    with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
+        LOG.info("command: %s", command)
+        run = _Run(request, command, log, scores, warnings)
+        run.tokenizer, surplus = load_own_tokenizer(request.source)
+        run.warnings += surplus
+        run.measure.check(request.source.config, run.tokenizer)
+        recoveries = prepare_after_pruning(config, request, run.tokenizer) if config.finetune else []
+        _read_texts(run)
+        dense = _load_and_score(run)
+        if dense is None:  # another process of this run goes on alone
+            return 0
+        for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
+            dense = _prune_to(run, ratio, budget, dense, is_first=number == 0)
+    return recover_all(recoveries, command)
+
+
+def _dry_run(request: Request, scores: Scores | None) -> None:
+    """Print the shapes, with scores also those that would be kept."""
+    config = request.config
+    if scores is None or config.rounds > 1:
+        show(report.dry_run_table(request))
+        return
+    for budget in request.budgets:
+        decision = decide(scores, request.geometry, budget, config.recipe, request.minimum_sizes)
+        show(report.dry_run_table(request, decision.plan))
+
+
+def _read_texts(run: _Run) -> None:
+    """Read the calibration texts and draw the sequences of every stage."""
+    config = run.request.config
+    if not config.reads_text:
+        return
+    texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
+    run.warnings += [warning for text in texts for warning in run.measure.overlap_warnings(text)]
+    run.calibrations = stages.draw_calibrations(
+        config.recipe,
+        texts,
+        run.tokenizer,
+        num_embeddings=run.request.source.config.vocab_size,
+        seq_len=config.seq_len,
+        seed=config.seed,
+        scoring=config.scores_text,
+    )
+
+
+def _load_and_score(run: _Run) -> LoadedModel | None:
+    """Load, score and measure the dense model; None in processes that only shared the scoring."""
+    request, config = run.request, run.request.config
+    join_processes(request.device)
+    dense = _load(run, run.timings)
+    with run.timings.stage("score"):
+        if run.scores is None:
+            run.scores = stages.score(
+                dense,
+                config.recipe,
+                run.calibrations.scoring,
+                request.resources(),
+                base_model=config.base_model,
+                seed=config.seed,
+                progress=terminal,
+            )
+        else:
+            run.scores.check_belongs_to(request.geometry, weight_sample(dense), config.dtype)
+    is_main = is_main_process()
+    leave_processes()
+    if not is_main:
+        return None
+    with run.timings.stage("evaluate"):
+        run.measure.before(dense.model, run.tokenizer)
+    return dense
+
+
+def _load(run: _Run, timings: Timings) -> LoadedModel:
+    request, config = run.request, run.request.config
+    with timings.stage("load"):
+        return load_for_pruning(request.source, config.dtype, request.device, offload=config.offload)
+
+
+def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_first: bool) -> LoadedModel:
+    """Make, measure and write the result of one ratio; returns the dense model that was used."""
+    request, config = run.request, run.request.config
+    timings = Timings(run.timings)
+    if not is_first and not config.offload:
+        dense = _load(run, timings)  # surgery consumed the last one
+    assert run.scores is not None
+    with result_folder(request, ratio) as folder:
+        pruning = stages.prune_in_rounds(
+            dense,
+            run.scores,
+            budget,
+            config.recipe,
+            run.calibrations,
+            request.minimum_sizes,
+            request.resources(ratio, folder),
+            timings,
+            terminal,
+        )
+        with timings.stage("save"):
+            pruned = write_result(request, dense, pruning, run.scores, run.tokenizer, folder)
+        with timings.stage("evaluate"):
+            run.measure.after(pruned, run.tokenizer)
+        content = report.analysis(
+            request,
+            pruning,
+            command=run.command,
+            asked_ratio=ratio,
+            params_after=sum(parameter.numel() for parameter in pruned.parameters()),
+            evaluation=run.measure.results,
+            samples=run.measure.samples,
+            timings_s=timings,
+            warnings=run.warnings + run.measure.warnings,
+        )
+        _finish(content, folder, run.log, request.folder(ratio))
+    request.resume_paths(ratio).remove()
+    return dense
+
+
+def _finish(content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
+    """Write the report and the log, print the result and the next command."""
+    write_json(content, folder / PRUNING_REPORT)
+    for warning in content["warnings"]:
+        LOG.warning("%s", warning)
+    show(report.closing_table(content))
+    models = shlex.join(["--model_path", str(target), "--base_model", content["base_model"]])
+    LOG.info("result: %s\nnext: python evaluation/run_evaluation.py %s --tasks wikitext,c4", target, models)
+    log.copy_to(folder / "logs" / "training.log")

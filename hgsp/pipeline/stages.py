@@ -1,0 +1,280 @@
+"""The stages in order, from a loaded dense model to the plan and the refitted weights of the pruned one.
+
+``prune_in_rounds`` is the one pipeline that the command, the study and the benchmarks run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hgsp.console.progress import Progress, Timings, silent
+from hgsp.data.calibration import Calibration, build_calibration
+from hgsp.data.texts import Text
+from hgsp.models.geometry import geometry_of
+from hgsp.models.loaded import LoadedModel
+from hgsp.models.tokenizers import check_token_ids
+from hgsp.pipeline.decision import PruningDecision, decide
+from hgsp.pipeline.recipes import Recipe
+from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.select import MinimumSizes
+from hgsp.pruning.surgery import Surgery
+from hgsp.pruning.zero_padded import zero_padded_decoder
+from hgsp.reconstruction.reconstruct import Reconstruction, ReconstructionOptions, check_enough, reconstruct
+from hgsp.reconstruction.resume import ResumeState
+from hgsp.scoring.score import ScoringOptions
+from hgsp.scoring.score_model import score_model
+from hgsp.scoring.scores import Scores, weight_sample
+from hgsp.search.allocation import SearchOptions, search_allocation
+from hgsp.search.by_profile import check_enough_to_search
+from hgsp.search.search import SearchProblem
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """Calibration sequences of each stage; None for a stage that reads no text."""
+
+    scoring: Calibration | None = None
+    search: Calibration | None = None
+    reconstruction: Calibration | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where and how a run computes. Nothing here changes a result beyond float rounding.
+
+    ``spill_dir`` takes hidden states of scoring and plain searches, ``streams_dir`` those of reconstructions; None
+    keeps them in memory. ``search_state`` (a file) and ``reconstruction_state`` (a folder) let an interrupted run
+    resume; ``scratch`` takes tensors refitted during a search, None the system's temporary folder.
+    """
+
+    batch_size: int = 4
+    checkpointing: bool = False
+    spill_dir: Path | None = None
+    streams_dir: Path | None = None
+    scratch: Path | None = None
+    search_state: Path | None = None
+    reconstruction_state: Path | None = None
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The decision of the last round and, where the recipe reconstructs, the refitted tensors."""
+
+    decision: PruningDecision
+    reconstruction: Reconstruction | None = None
+
+
+def score(
+    dense: LoadedModel,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    resources: Resources,
+    *,
+    base_model: str,
+    seed: int,
+    progress: Progress = silent,
+) -> Scores:
+    """Score every group by the recipe's method, with the influence of layers where the recipe's prior needs it.
+
+    Raises:
+        InputError, NumericalError: as ``score_model``.
+    """
+    return score_model(
+        dense,
+        recipe.importance_method,
+        calibration,
+        ScoringOptions(resources.batch_size, resources.checkpointing, resources.spill_dir),
+        base_model=base_model,
+        layer_importance=recipe.layer_importance if recipe.temperature > 0 else None,
+        seed=seed,
+        labels=recipe.labels,
+        progress=progress,
+    )
+
+
+def draw_calibrations(
+    recipe: Recipe,
+    texts: Sequence[Text],
+    tokenizer: Any,
+    *,
+    num_embeddings: int,
+    seq_len: int,
+    seed: int,
+    scoring: bool = True,
+    at_most: bool = False,
+) -> Calibrations:
+    """Draw the sequences of scoring, search and reconstruction from the same texts.
+
+    Args:
+        num_embeddings: of the model that will read the texts.
+        scoring: whether scoring reads text.
+        at_most: whether a text that is too short to score with gives all its windows.
+
+    Raises:
+        InputError: a text is too short, or has a token without an embedding.
+    """
+    to_score = to_search = to_reconstruct = None
+    if scoring:
+        to_score = build_calibration(texts, tokenizer, recipe.nsamples, seq_len, seed, at_most=at_most)
+        LOG.info("calibration: %s", to_score.describe())
+    if recipe.search:
+        wanted = recipe.num_search_sequences
+        to_search = build_calibration(texts, tokenizer, wanted, seq_len, seed + 1, at_most=True)
+        if recipe.reconstructs:
+            check_enough_to_search(to_search)
+        LOG.info("budget search (%d sequences wanted): %s", wanted, to_search.describe())
+    if recipe.reconstructs:
+        wanted = recipe.num_reconstruction_sequences
+        to_reconstruct = build_calibration(texts, tokenizer, wanted, seq_len, seed, at_most=True)
+        check_enough(to_reconstruct)
+        LOG.info("reconstruction (%d sequences wanted): %s", wanted, to_reconstruct.describe())
+    for drawn in filter(None, (to_score, to_search, to_reconstruct)):
+        check_token_ids(int(drawn.input_ids.max()), num_embeddings, tokenizer, drawn.source)
+    return Calibrations(to_score, to_search, to_reconstruct)
+
+
+def prune_in_rounds(
+    dense: LoadedModel,
+    scores: Scores,
+    budget_params: int,
+    recipe: Recipe,
+    calibrations: Calibrations,
+    minimum_sizes: MinimumSizes,
+    resources: Resources,
+    timings: Timings | None = None,
+    progress: Progress = silent,
+) -> Pruning:
+    """Select, search and reconstruct as the recipe says; with several rounds, a part of the budget at a time.
+
+    Every round starts from the dense model, scores it as the previous round left it, prunes to this round's share of
+    the budget, and reconstructs. The search starts from the plan of the last round. The dense model is not changed.
+
+    Raises:
+        InputError, NumericalError: as ``score_groups``, ``search`` and ``reconstruct``.
+    """
+    timings = Timings() if timings is None else timings
+    geometry, earlier = geometry_of(dense.model), None
+    for number in range(1, recipe.rounds + 1):
+        is_last = number == recipe.rounds
+        with timings.stage("cut"):
+            budget = budget_params * number // recipe.rounds
+            decision = decide(scores, geometry, budget, recipe, minimum_sizes, earlier)
+        if is_last and calibrations.search is not None:
+            with timings.stage("search"):
+                decision = _searched(dense, decision, recipe, calibrations.search, minimum_sizes, resources, progress)
+        reconstruction = None
+        if calibrations.reconstruction is not None:
+            with timings.stage("reconstruct"):
+                reconstruction = _reconstructed(
+                    dense, decision.plan, recipe, calibrations.reconstruction, minimum_sizes, resources, progress
+                )
+        if is_last:
+            break
+        with timings.stage("score"):
+            remaining = _as_pruned(dense, decision.plan, reconstruction)
+            scores = _score_again(remaining, scores, recipe, calibrations.scoring, resources, progress)
+            earlier = decision.plan
+        if resources.reconstruction_state is not None:  # of this round; the next one has other tensors
+            shutil.rmtree(resources.reconstruction_state, ignore_errors=True)
+    return Pruning(decision, reconstruction)
+
+
+def _searched(
+    dense: LoadedModel,
+    decision: PruningDecision,
+    recipe: Recipe,
+    calibration: Calibration,
+    minimum_sizes: MinimumSizes,
+    resources: Resources,
+    progress: Progress,
+) -> PruningDecision:
+    """Return the decision with the widths that the budget search found."""
+    plan = decision.plan
+    problem = SearchProblem(
+        decision.table,
+        geometry_of(dense.model),
+        plan.budget_params,
+        minimum_sizes,
+        recipe.collapse_epsilon,
+        plan.provenance,
+    )
+    spill_dir = resources.streams_dir if recipe.reconstructs else resources.spill_dir
+    options = SearchOptions(recipe.search, recipe.reconstruct, resources.batch_size, spill_dir)
+    with tempfile.TemporaryDirectory(dir=resources.scratch, prefix=".search-") as tensors_dir:
+        found = search_allocation(
+            dense,
+            problem,
+            calibration,
+            options,
+            tensors_dir=Path(tensors_dir),
+            state_file=resources.search_state,
+            progress=progress,
+        )
+    return PruningDecision(found.table, found.plan, decision.modes, found.found)
+
+
+def _reconstructed(
+    dense: LoadedModel,
+    plan: PrunePlan,
+    recipe: Recipe,
+    calibration: Calibration,
+    minimum_sizes: MinimumSizes,
+    resources: Resources,
+    progress: Progress,
+) -> Reconstruction:
+    """Refit the remaining weights; with a state folder, tensors of finished layers are kept there on disk."""
+    frozen = minimum_sizes.frozen_layers(dense.decoder.num_layers)
+    options = ReconstructionOptions(recipe.reconstruct, resources.batch_size, resources.streams_dir, frozen)
+    resume = None
+    if resources.reconstruction_state is not None:
+        fingerprint = _fingerprint(dense, plan, options, calibration)
+        resume = ResumeState(resources.reconstruction_state, fingerprint)
+    surgery = Surgery(dense.model, plan, read=dense.read)
+    return reconstruct(dense.decoder, surgery, calibration, options, resume=resume, progress=progress)
+
+
+def _fingerprint(dense: LoadedModel, plan: PrunePlan, options: ReconstructionOptions, calibration: Calibration) -> str:
+    """Hash everything that reconstructed weights depend on."""
+    kept = [asdict(keep) for keep in plan.layers]
+    settings = [options.method, options.batch_size, sorted(options.frozen), dense.dtype]
+    text = json.dumps([kept, settings, calibration.sha256, calibration.seed])
+    return hashlib.sha256(text.encode() + weight_sample(dense).tobytes()).hexdigest()
+
+
+def _as_pruned(dense: LoadedModel, plan: PrunePlan, reconstruction: Reconstruction | None) -> LoadedModel:
+    """Return the dense model with what the plan drops zeroed out, to be scored again."""
+    replaced = None if reconstruction is None else reconstruction.tensors
+    surgery = Surgery(dense.model, plan, read=dense.read, replaced=replaced)
+    return replace(dense, decoder=zero_padded_decoder(dense.decoder, surgery))
+
+
+def _score_again(
+    remaining: LoadedModel,
+    scores: Scores,
+    recipe: Recipe,
+    calibration: Calibration | None,
+    resources: Resources,
+    progress: Progress,
+) -> Scores:
+    """Score by the method and labels of the first scores, which may come from a file."""
+    made = scores.provenance
+    recipe = replace(recipe, importance_method=scores.method, labels=made.get("labels", recipe.labels))
+    return score(
+        remaining,
+        recipe,
+        calibration,
+        resources,
+        base_model=made["base_model"],
+        seed=made["seed"] if calibration is None else calibration.seed,
+        progress=progress,
+    )

@@ -1,0 +1,176 @@
+"""The pruning plan: the groups that every layer keeps, as data to print, plot, save and apply."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hgsp.errors import InputError
+from hgsp.models.geometry import Geometry, LayerShape
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class LayerKeep:
+    """Sorted dense indices of the groups that one layer keeps. Both empty: the layer is removed whole."""
+
+    kv_groups: tuple[int, ...]
+    mlp_channels: tuple[int, ...]
+
+    @property
+    def shape(self) -> LayerShape:
+        return LayerShape(len(self.kv_groups), len(self.mlp_channels))
+
+
+@dataclass(frozen=True, repr=False)
+class PrunePlan:
+    """Kept groups of every layer of the dense model; the only input of surgery.
+
+    Args:
+        budget_params: parameters to remove at most.
+        removed_params: parameters that surgery removes, norms of removed layers included.
+        provenance: JSON types only.
+        writer_bias: every ``o_proj`` and ``down_proj`` that stays gets a bias if the dense model has none.
+        geometry: of the dense model; not in the JSON file.
+
+    Raises:
+        InputError: more parameters removed than budgeted, or indices that are not sorted, distinct and non-negative.
+    """
+
+    layers: tuple[LayerKeep, ...]
+    budget_params: int
+    removed_params: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    writer_bias: bool = False
+    geometry: Geometry | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.removed_params > self.budget_params:
+            raise InputError(
+                expected=f"a plan that removes at most {self.budget_params} parameters",
+                got=f"{self.removed_params} removed",
+                remedy="select again from the scores",
+            )
+        for index, keep in enumerate(self.layers):
+            for name, indices in (("kv_groups", keep.kv_groups), ("mlp_channels", keep.mlp_channels)):
+                if list(indices) != sorted(set(indices)) or (indices and indices[0] < 0):
+                    raise InputError(
+                        expected=f"sorted, distinct, non-negative {name} in layer {index}",
+                        got=f"{indices[:8]}...",
+                        remedy="write the plan again",
+                    )
+
+    @property
+    def removed_layers(self) -> tuple[int, ...]:
+        """Dense indices of the layers that are removed whole."""
+        return tuple(index for index, keep in enumerate(self.layers) if keep.shape == LayerShape(0, 0))
+
+    def write_json(self, path: Path) -> None:
+        content = {
+            "layers": [asdict(keep) for keep in self.layers],
+            "budget_params": self.budget_params,
+            "removed_params": self.removed_params,
+            "provenance": dict(self.provenance),
+            "writer_bias": self.writer_bias,
+        }
+        path.write_text(json.dumps(content))
+
+    @classmethod
+    def read_json(cls, path: Path) -> PrunePlan:
+        """Read a file of ``write_json``; the plan does not know the dense model's geometry."""
+        raw = json.loads(path.read_text())
+        layers = tuple(LayerKeep(tuple(k["kv_groups"]), tuple(k["mlp_channels"])) for k in raw["layers"])
+        writer_bias = raw.get("writer_bias", False)
+        return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"], writer_bias)
+
+    def __repr__(self) -> str:
+        share = "" if self.geometry is None else f" ({self.removed_params / self.geometry.total_params:.2%})"
+        whole = ", ".join(map(str, self.removed_layers)) or "none"
+        return (
+            f"PrunePlan({len(self.layers)} layers, {self.removed_params:,} parameters removed{share}, "
+            f"whole layers removed: {whole})"
+        )
+
+    def __str__(self) -> str:
+        console = Console(width=80, color_system=None)
+        with console.capture() as captured:
+            console.print(self.table())
+        return captured.get().rstrip()
+
+    def table(self) -> Table:
+        """Return the kept KV groups, MLP channels and share of parameters of every layer."""
+        table = Table(title=repr(self))
+        for heading in HEADINGS:
+            table.add_column(heading, justify="right")
+        for row in self._rows():
+            table.add_row(*row)
+        return table
+
+    def plot(self) -> Figure:
+        """Draw the kept share of KV groups and MLP channels over the layers.
+
+        Raises:
+            InputError: matplotlib is missing, or the plan does not know the dense model's geometry.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise InputError(
+                expected="matplotlib, which draws the plan", got="none", remedy="pip install 'hgsp[plots]'"
+            ) from error
+        if self.geometry is None:
+            raise InputError(
+                expected="a plan that knows the dense model's geometry",
+                got="one that was read from a file",
+                remedy="use dataclasses.replace(plan, geometry=geometry_of(model))",
+            )
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        axes = figure.subplots()
+        pairs = list(zip(self.layers, self.geometry.shapes, strict=True))
+        for label, shares in (
+            ("KV groups", [_share(len(keep.kv_groups), dense.num_kv_groups) for keep, dense in pairs]),
+            ("MLP channels", [_share(len(keep.mlp_channels), dense.mlp_width) for keep, dense in pairs]),
+        ):
+            axes.plot(range(len(shares)), shares, marker="o", label=label)
+        axes.set(xlabel="layer", ylabel="kept", ylim=(0, 1.05), title=repr(self))
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.legend()
+        return figure
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
+        rows = ("".join(f"<td>{cell}</td>" for cell in row) for row in self._rows())
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><caption>{self!r}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """Cells under ``HEADINGS``; the dense sizes are left out where they are unknown."""
+        for index, keep in enumerate(self.layers):
+            kept = keep.shape
+            if self.geometry is None:
+                yield str(index), str(kept.num_kv_groups), str(kept.mlp_width), ""
+                continue
+            dense = self.geometry.shapes[index]
+            share = _share(self.geometry.layer_params(kept), self.geometry.layer_params(dense))
+            yield (
+                str(index),
+                f"{kept.num_kv_groups} of {dense.num_kv_groups}",
+                f"{kept.mlp_width} of {dense.mlp_width}",
+                f"{share:.1%}",
+            )
+
+
+#: Of the table of a plan.
+HEADINGS = ("layer", "KV groups", "MLP channels", "parameters kept")
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

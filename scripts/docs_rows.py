@@ -1,0 +1,199 @@
+"""Rows of the tables that are more than one field per cell: functions from results to cells."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+
+from docs_methods import METHODS
+from docs_results import GIB, RATIOS, TEXTS, Result, Row, by_ratio, methods, number, percent
+
+WITH_TEN = (0.1, *RATIOS)
+NORMALIZATIONS = ("none", "mean", "share", "rank", "output")
+
+
+def code(*names: str) -> dict[str, str]:
+    return {name: f"`{name}`" for name in names}
+
+
+def parts(found: Result, plain: Result) -> Iterable[Row]:
+    """Yield perplexity from the plain methods to the recipes: what each part of a recipe adds."""
+    yield from methods({"random": "`random`, the control", "taylor": "`taylor`, the default"}, RATIOS)(plain)
+    yield from methods({"fisher": "`fisher` (`--recipe fast`)"}, RATIOS)(plain)
+    labels = {
+        "fisher+lstsq": "`fisher`, `--reconstruct lstsq`",
+        "fisher+search+lstsq, 512 sequences": "the same, `--reconstruct_nsamples 512 --search 10`",
+        "balanced": "`--recipe balanced`",
+        "best, lstsq": "`--recipe best --reconstruct lstsq`",
+        "best": "`--recipe best`",
+    }
+    yield from by_ratio(labels)(found)
+
+
+def temperatures(found: Result) -> Iterable[Row]:
+    """Yield perplexity with and without the H-GSP prior, by method."""
+    cells = {
+        (row["method"], row["ratio"], row["temperature"]): number(row["ppl"])
+        for row in found["rows"]
+        if row["normalization"] == "auto"
+    }
+    for method in METHODS:
+        row = [cells.get((method, ratio, T), "") for ratio in RATIOS for T in (0.0, 1.0)]
+        if all(row):
+            yield f"`{method}`", *row
+
+
+def normalizations(found: Result) -> Iterable[Row]:
+    """Yield perplexity by method and normalisation."""
+    cells = {(row["method"], row["normalization"]): number(row["ppl"]) for row in found["rows"]}
+    for method in dict.fromkeys(row["method"] for row in found["rows"]):
+        yield f"`{method}`", *(cells[method, kind] for kind in NORMALIZATIONS)
+
+
+def scoring(found: Result) -> Iterable[Row]:
+    """Yield the time and memory of scoring, by method."""
+    for full in found["at_full_depth"]:
+        rows = [row for row in found["rows"] if row["method"] == full["method"]]
+        ratios = [*(row["time_ratio"] for row in rows), full["time_ratio_of_a_further_layer"]]
+        peak = f"{full['extrapolated_peak_bytes'] / GIB:.1f} GiB"
+        cells = [*(f"{ratio:.2f}" for ratio in ratios), f"{full['extrapolated_peak_over_weights']:.2f}", peak]
+        yield f"`{full['method']}`", rows[0]["plain_pass"].replace("+", " and "), *cells
+
+
+def recovery(found: Result) -> Iterable[Row]:
+    """Yield quality before and after recovery, with the share of the lost log-perplexity that comes back."""
+    dense, *others = found["rows"]
+    pruned: Result = dense
+    for row in [dense, *others]:
+        pruned = row if row["way"] == "pruned" else pruned
+        back = ""
+        if "train_s" in row:
+            low, start, end = (math.log(r["ppl_wikitext2"]) for r in (dense, pruned, row))
+            back = f"{(start - end) / (start - low):.0%}"
+        minutes = f"{row['train_s'] / 60:.0f} min" if "train_s" in row else ""
+        removed = percent(row["ratio"]) if row["ratio"] else ""
+        quality = [number(row["ppl_wikitext2"]), back, number(row["ppl_c4"]), f"{100 * row['acc_arc_easy']:.1f}"]
+        yield removed, row["way"], *quality, f"{row['answer_loss']:.2f}", minutes
+
+
+def trained(lstsq: Result, blocks: Result) -> Iterable[Row]:
+    """Yield WikiText-2 and C4 perplexity of recipes before and after training, by fraction of the decoder."""
+    first, second = (
+        [f"{row['ppl_wikitext2']:.1f} / {row['ppl_c4']:.1f}" for row in found["rows"]] for found in (lstsq, blocks)
+    )
+    yield "`balanced`", first[0], *first[1::2]
+    yield "`balanced`, trained", first[0], *first[2::2]
+    yield "`balanced --reconstruct blocks`", second[0], "", "", second[1]
+    yield "`balanced --reconstruct blocks`, trained", second[0], "", "", second[2]
+
+
+def texts(validation: Result, mixed: Result) -> Iterable[Row]:
+    """Yield perplexity of one method by calibration text."""
+    for label, found in (("WikiText-2 validation", validation), ("WikiText-2 train and C4", mixed)):
+        rows = {row["ratio"]: row["ppl"] for row in found["rows"] if row["way"] == "fisher+lstsq"}
+        yield label, *(number(rows[ratio][text]) for ratio in (0.2, 0.5) for text in TEXTS)
+
+
+def calibrations(found: Result, mixed: Result) -> Iterable[Row]:
+    """Yield quality of ``balanced`` by calibration text, from the same number of tokens."""
+    rows = {row["calibration"]: row for row in found["rows"]}
+    rows["both"] = next(row for row in mixed["rows"] if (row["way"], row["ratio"]) == ("balanced", found["ratio"]))
+    labels = {
+        "WikiText-2": "WikiText-2 train",
+        "C4": "C4",
+        "both": "both",
+        "both, sequences of 1024 tokens": "both, sequences of 1024 tokens",
+        "both, scored on tokens drawn from the model": "both, `--labels model`",
+    }
+    for name, label in labels.items():
+        yield label, *(number(rows[name]["ppl"][text]) for text in TEXTS), accuracy(rows[name]["accuracy"])
+
+
+def accuracy(found: Result) -> str:
+    return f"{100 * found['acc_norm']:.1f} ± {100 * found['acc_norm_stderr']:.1f}"
+
+
+def blocks(found: Result) -> Iterable[Row]:
+    """Yield how refitting whole MLPs changes perplexity and KL of ``best``, by ratio."""
+    cells = {(row["way"], row["ratio"]): row for row in found["rows"]}
+    for ratio, text in itertools.product(RATIOS, TEXTS):
+        before, after = (cells[way, ratio] for way in ("best, lstsq", "best"))
+        changes = [f"{after[measure][text] / before[measure][text] - 1:+.0%}" for measure in ("ppl", "kl")]
+        yield percent(ratio), TEXTS[text], number(before["ppl"][text]), number(after["ppl"][text]), *changes
+
+
+def boolq(found: Result) -> Iterable[Row]:
+    """Yield accuracy on BoolQ, where always answering yes beats the dense model."""
+    cells = {
+        (row["way"], row["ratio"]): f"{100 * row['accuracy']['by_task']['boolq']['acc']:.1f}"
+        for row in found["rows"]
+        if "accuracy" in row
+    }
+    dense = f"{100 * found['dense_accuracy']['by_task']['boolq']['acc']:.1f}"
+    for way in dict.fromkeys(way for way, _ in cells):
+        yield f"`{way}`", dense, *(cells.get((way, ratio), "") for ratio in RATIOS)
+
+
+def recipes(*found: Result) -> Iterable[Row]:
+    """Yield seconds of every recipe for a whole model, by hardware."""
+    for result in found:
+        for recipe, stages in result["whole_model"].items():
+            seconds = [stages.get(stage, {"seconds": 0})["seconds"] for stage in ("score", "search", "reconstruct")]
+            yield result["processor"], f"`{recipe}`", *(f"{s:,}" if s else "" for s in (*seconds, sum(seconds)))
+
+
+def efficiency(found: Result) -> Iterable[Row]:
+    """Yield sizes and speeds of one run, and their ratios to the dense model over several runs."""
+    for name in found["ratios"]["dense"]:
+        ratios = []
+        for model in ("p20", "p50"):
+            low, high = found["ratios_of_four_runs"][model].get(name, [found["ratios"][model][name]] * 2)
+            ratios.append(f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}")
+        yield f"`{name}`", *(short(found["models"][model][name]) for model in ("dense", "p20", "p50")), *ratios
+
+
+def short(value: float) -> str:
+    """Return a number with four digits and a unit prefix."""
+    for size, prefix in ((1e6, " M"), (1e4, " k")):
+        if value >= size:
+            return f"{value / (1e3 if prefix == ' k' else size):.4g}{prefix}"
+    return f"{value:.4g}"
+
+
+def evaluation(row: Result) -> str:
+    """Return the difference to the dense model: a factor of perplexities, points of accuracies."""
+    if "ppl" in row["metric"]:
+        return f"×{row['pruned'] / row['dense']:.2f}"
+    return f"{100 * (row['pruned'] - row['dense']):+.1f} points"
+
+
+def with_error(key: str) -> Callable[[Result], str]:
+    """Return a maker of cells with a value and its standard error."""
+
+    def cell(row: Result) -> str:
+        error, decimals = row[f"{key}_stderr"], 3 if "ppl" in row["metric"] else 4
+        return f"{row[key]:,.{decimals}f}" + ("" if error is None else f" ± {error:,.{decimals}f}")
+
+    return cell
+
+
+def multiples(*found: Result) -> Iterable[Row]:
+    """Yield perplexity as a multiple of the dense model's, by model, method and ratio."""
+    for model, result in zip(("SmolLM2-135M", "Qwen2.5-Coder-0.5B"), found, strict=True):
+        for method in ("fisher", "taylor"):
+            rows = [row for row in result["rows"] if (row["method"], row["temperature"]) == (method, 0)]
+            by = {row["ratio"]: row["ppl"] / result["dense"]["ppl"] for row in rows}
+            yield model, f"`{method}`", *(f"{by[ratio]:.2f}" for ratio in WITH_TEN)
+
+
+def lora_memory(found: Result) -> Iterable[Row]:
+    """Yield memory of LoRA training beside the weights, measured for few layers and extrapolated to all."""
+    for row in [*found["rows"], found["whole_model"]]:
+        extra = f"{row['extra_bytes'] / GIB:.2f} GiB"
+        yield (
+            f"{row['layers']}",
+            f"{row['weight_bytes'] / GIB:.2f} GiB",
+            extra,
+            f"{row['extra_bytes'] / row['weight_bytes']:.1%}",
+        )

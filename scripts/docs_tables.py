@@ -1,0 +1,227 @@
+"""Tables of the documents by name: the results each one shows, its head and its rows."""
+
+from __future__ import annotations
+
+import docs_rows as rows
+from docs_methods import METHODS
+from docs_results import (
+    C4,
+    GIB,
+    OF_ALL,
+    OF_DECODER,
+    RATIOS,
+    TEXTS,
+    WIKITEXT,
+    Comparison,
+    Table,
+    by_ratio,
+    methods,
+    number,
+    percent,
+    records,
+)
+from docs_rows import NORMALIZATIONS, WITH_TEN, code
+
+PERCENT = tuple(map(percent, RATIOS))
+FULL_SIZE = ("full_size_llama-3-8b", "full_size_mistral-7b-v0.3", "full_size_qwen2.5-7b")
+
+TABLES: dict[str, Table | Comparison] = {
+    "headline": Table(
+        ("quality_smollm2_compared",),
+        ("SmolLM2-135M-Instruct, WikiText-2 perplexity", "dense", *PERCENT),
+        by_ratio(
+            {
+                "osscar": "OSSCAR, the best published method here",
+                "fast": "`--recipe fast`",
+                "balanced": "`--recipe balanced`",
+                "best": "`--recipe best`",
+            }
+        ),
+        OF_DECODER,
+    ),
+    "parts": Table(
+        ("quality_smollm2", "methods_smollm2"),
+        ("SmolLM2-135M-Instruct, WikiText-2", "dense", *PERCENT),
+        rows.parts,
+        OF_DECODER,
+    ),
+    "methods_smollm2": Table(
+        ("methods_smollm2",),
+        ("SmolLM2-135M-Instruct", "dense", *map(percent, WITH_TEN)),
+        methods(code(*METHODS), WITH_TEN),
+        OF_DECODER,
+    ),
+    "methods_qwen": Table(
+        ("methods_qwen2.5",),
+        ("Qwen2.5-Coder-0.5B-Instruct", "dense", *map(percent, WITH_TEN)),
+        methods(code("taylor", "fisher"), WITH_TEN),
+        OF_DECODER,
+    ),
+    "prior": Table(
+        ("methods_smollm2",),
+        ("", *(f"{percent(ratio)}, T = {T}" for ratio in RATIOS for T in (0, 1))),
+        rows.temperatures,
+        OF_DECODER,
+    ),
+    "normalization": Table(
+        ("methods_normalization",),
+        ("", "`none` (as published)", *code(*NORMALIZATIONS[1:]).values()),
+        rows.normalizations,
+        "20% of the decoder layers' parameters removed.",
+    ),
+    "scoring": Table(
+        ("scoring_llama-3-8b",),
+        (
+            "method",
+            "compared with",
+            "time, 2 layers",
+            "time, 4 layers",
+            "each further layer",
+            "peak / weights, 32 layers",
+            "peak, 32 layers",
+        ),
+        rows.scoring,
+    ),
+    "full_size": Table(
+        FULL_SIZE,
+        ("shape", "weights", "peak resident set", "scoring", "surgery and saving", "largest logit difference"),
+        records(
+            lambda r: r["model"],
+            lambda r: f"{r['weight_bytes'] / GIB:.1f} GiB",
+            lambda r: f"{r['pruning_peak_rss_bytes'] / GIB:.1f} GiB",
+            lambda r: f"{r['timings_s']['score']:.0f} s",
+            lambda r: f"{r['timings_s']['save']:.0f} s",
+            lambda r: f"{r['max_logit_difference_in_std']:.2f} standard deviations",
+            key=None,
+        ),
+        "20% of all parameters removed.",
+    ),
+    "selection": Table(
+        FULL_SIZE,
+        ("shape", "groups", "ranking and selection", "writing the CSV file"),
+        records(
+            lambda r: r["model"],
+            lambda r: f"{r['groups']:,}",
+            lambda r: f"{r['cut_s']:.2f} s",
+            lambda r: f"{r['csv_s']:.1f} s",
+            key=None,
+        ),
+    ),
+    "lora_memory": Table(
+        ("recovery_memory_llama3",),
+        ("layers", "weights", "peak above the weights", "relative to them"),
+        rows.lora_memory,
+    ),
+    "recovery": Table(
+        ("recovery_smollm2",),
+        (
+            "removed",
+            "SmolLM2-135M-Instruct",
+            "WikiText-2 perplexity",
+            "log-perplexity regained",
+            "C4 perplexity",
+            "ARC easy, %",
+            "loss on held-out answers",
+            "training",
+        ),
+        rows.recovery,
+        OF_ALL,
+    ),
+    "trained": Table(
+        ("recovery_smollm2_wikitext2", "recovery_smollm2_wikitext2_blocks"),
+        ("WikiText-2 / C4 perplexity", "dense", *PERCENT),
+        rows.trained,
+        OF_DECODER,
+    ),
+    "compared_smollm2": Comparison("quality_smollm2_compared"),
+    "compared_qwen": Comparison("quality_qwen2.5_compared"),
+    "boolq_smollm2": Table(
+        ("quality_smollm2_compared",),
+        ("BoolQ accuracy, %, SmolLM2-135M-Instruct", "dense", *PERCENT),
+        rows.boolq,
+        OF_DECODER,
+    ),
+    "boolq_qwen": Table(
+        ("quality_qwen2.5_compared",),
+        ("BoolQ accuracy, %, Qwen2.5-Coder-0.5B-Instruct", "dense", *PERCENT),
+        rows.boolq,
+        OF_DECODER,
+    ),
+    "texts": Table(
+        ("quality_smollm2", "quality_smollm2_compared"),
+        (
+            "`fisher`, `--reconstruct lstsq`, calibrated on",
+            *(f"{TEXTS[text]}, {percent(ratio)}" for ratio in (0.2, 0.5) for text in (WIKITEXT, C4)),
+        ),
+        rows.texts,
+        OF_DECODER,
+    ),
+    "calibrations": Table(
+        ("calibration_smollm2", "quality_smollm2_compared"),
+        ("`balanced` at 30%, calibrated on", "WikiText-2", "C4", "mean accuracy, %"),
+        rows.calibrations,
+        "30% of the decoder layers' parameters removed.",
+    ),
+    "sequences": Table(
+        ("quality_smollm2_sequences",),
+        ("sequences to score", "sequences to refit", "on", "WikiText-2", "C4"),
+        records(
+            lambda r: f"{r['nsamples']}",
+            lambda r: f"{r['reconstruct_nsamples']}",
+            lambda r: r["processor"],
+            lambda r: number(r["ppl"][WIKITEXT]),
+            lambda r: number(r["ppl"][C4]),
+        ),
+        "20% of the decoder layers' parameters removed.",
+    ),
+    "blocks": Table(
+        ("quality_smollm2",),
+        ("`best`", "text", "`--reconstruct lstsq`", "`--reconstruct blocks`", "perplexity", "KL"),
+        rows.blocks,
+        OF_DECODER,
+    ),
+    "recipes": Table(
+        ("reconstruction_llama-3-8b_h100", "reconstruction_llama-3-8b"),
+        ("seconds", "recipe", "scoring", "search", "reconstruction", "total"),
+        rows.recipes,
+    ),
+    "efficiency": Table(
+        ("efficiency",),
+        ("", "dense", "20%", "50%", "20% / dense", "50% / dense"),
+        rows.efficiency,
+        OF_ALL,
+    ),
+    "evaluation": Table(
+        ("evaluation_smollm2",),
+        ("task", "metric", "dense", "pruned", "difference", "protocol"),
+        records(
+            lambda r: r["task"],
+            lambda r: f"`{r['metric']}`",
+            rows.with_error("dense"),
+            rows.with_error("pruned"),
+            rows.evaluation,
+            lambda r: r["protocol"],
+        ),
+        OF_ALL,
+    ),
+    "study": Table(
+        ("study_smoke",),
+        ("model", "GQA", "removed", "parameters", "KV cache, bytes per token", "perplexity", "seconds"),
+        records(
+            lambda r: r["model"],
+            lambda r: r["gqa"],
+            lambda r: percent(r["reached_ratio"]),
+            lambda r: f"{r['params_after_millions']} M",
+            lambda r: f"{r['kv_cache_bytes_per_token_after']:,}",
+            lambda r: f"{r['ppl_before']:,.2f} → {r['ppl_after']:,.2f}",
+            lambda r: f"{r['seconds']}",
+        ),
+        OF_ALL,
+    ),
+    "multiples": Table(
+        ("methods_smollm2", "methods_qwen2.5"),
+        ("perplexity, multiple of the dense model's", "method", *map(percent, WITH_TEN)),
+        rows.multiples,
+        OF_DECODER,
+    ),
+}

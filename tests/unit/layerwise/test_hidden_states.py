@@ -1,0 +1,18 @@
+"""Where hidden states are kept."""
+
+import torch
+
+from hgsp.layerwise import hidden_states
+from hgsp.layerwise.hidden_states import HiddenStateCache
+
+
+def test_activations_lie_beside_the_weights_while_a_quarter_of_what_is_free_there_holds_them(monkeypatch):
+    num_bytes = 2 * 8 * 16 * 2
+    monkeypatch.setattr(hidden_states, "free_bytes", lambda device: 4 * (2 * num_bytes + 1))
+    gpu = torch.device("meta")  # in place of one: not main memory
+    arrays = HiddenStateCache((2, 8, 16), torch.bfloat16, None, gpu)
+    assert [arrays.open(index).device.type for index in (0, 1, 2, 1)] == ["meta", "meta", "cpu", "meta"]
+    arrays.drop(2)
+    assert arrays.open(3).device.type == "cpu"
+    arrays.drop(0)
+    assert arrays.open(4).device.type == "meta"

@@ -1,0 +1,106 @@
+"""The environment of a run: described the same way for every report, and files that are replaced whole."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import hgsp
+from conftest import REPOSITORY
+from hgsp import environment
+from hgsp.environment import (
+    describe_environment,
+    in_gib,
+    launched_processes,
+    local_rank,
+    peak_memory_bytes,
+    process_rank,
+    replacing,
+    write_atomically,
+    write_json,
+)
+
+
+def test_versions_hardware_and_settings_are_named():
+    described = describe_environment("cpu", dtype="float32", seed=7)
+    assert described["hgsp"] == hgsp.__version__
+    assert described["torch"] == __import__("torch").__version__
+    assert described["device_name"] not in ("", None)
+    assert (described["num_processes"], described["dtype"], described["seed"]) == (1, "float32", 7)
+
+
+def test_a_missing_package_has_no_version(monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("no-such-package",))
+    assert describe_environment("cpu")["no-such-package"] is None
+
+
+def test_ranks_are_those_of_the_launcher(monkeypatch):
+    assert (launched_processes(), process_rank(), local_rank()) == (1, 0, 0)
+    for name, value in (("WORLD_SIZE", "16"), ("RANK", "9"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert (launched_processes(), process_rank(), local_rank()) == (16, 9, 1)
+
+
+def test_the_launcher_s_variables_are_read_in_one_place():
+    readers = [
+        str(path.relative_to(REPOSITORY))
+        for path in (*(REPOSITORY / "hgsp").rglob("*.py"), *REPOSITORY.glob("*.py"))
+        if re.search(r"[\"'](WORLD_SIZE|RANK|LOCAL_RANK)[\"']", path.read_text())
+    ]
+    assert readers == ["hgsp/environment.py"]
+
+
+def test_peak_memory_covers_what_the_process_holds():
+    held = bytearray(32 * 2**20)
+    assert peak_memory_bytes("cpu") > len(held)
+
+
+def test_peak_memory_is_unknown_where_the_system_has_no_resource_module(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory_bytes("cpu") is None
+    assert in_gib(None) == "unknown on this system"
+    assert in_gib(3 * 2**29) == "1.50 GiB"
+
+
+def test_importing_the_module_loads_no_torch():
+    check = "import sys, hgsp.environment; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_json_is_strict_and_a_refused_write_changes_nothing(tmp_path):
+    path = tmp_path / "new" / "report.json"
+    write_json({"value": 1.5}, path)
+    assert json.loads(path.read_text()) == {"value": 1.5}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json({"value": math.nan}, path)
+    assert json.loads(path.read_text()) == {"value": 1.5}
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "results.json"
+    write_atomically(path, "old")
+
+    def fill_the_disk():
+        with replacing(path) as partial:
+            partial.write_text("new, in part")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        fill_the_disk()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_permissions_follow_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file.txt", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
