@@ -10,8 +10,8 @@ from pathlib import Path
 from docs_results import Result, caption, load, number, percent
 from docs_source import GENERATED, REPOSITORY, RESULTS, docstring_of, find, markdown, parse, table
 
-#: The pages' order: gradients first, controls last.
-METHODS = ("taylor", "taylor_2nd", "fisher", "fisher_token", "wanda", "flap", "magnitude", "random")
+from hgsp.scoring.names import IMPORTANCE_METHODS
+
 #: Class of a method -> what its value computes.
 KINDS = {
     "WeightMethod": "the saliency of single weights, summed over a group",
@@ -111,7 +111,7 @@ def methods_table() -> str:
             method.sections[NEEDS],
             f"`{method.normalization}`",
         )
-        for method in map(read_method, METHODS)
+        for method in map(read_method, IMPORTANCE_METHODS)
     ]
     return table(("method", "importance", "needs", "normalisation"), rows)
 

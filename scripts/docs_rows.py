@@ -6,8 +6,9 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 
-from docs_methods import METHODS
 from docs_results import GIB, RATIOS, TEXTS, Result, Row, by_ratio, methods, number, percent
+
+from hgsp.scoring.names import IMPORTANCE_METHODS
 
 WITH_TEN = (0.1, *RATIOS)
 NORMALIZATIONS = ("none", "mean", "share", "rank", "output")
@@ -38,7 +39,7 @@ def temperatures(found: Result) -> Iterable[Row]:
         for row in found["rows"]
         if row["normalization"] == "auto"
     }
-    for method in METHODS:
+    for method in IMPORTANCE_METHODS:
         row = [cells.get((method, ratio, T), "") for ratio in RATIOS for T in (0.0, 1.0)]
         if all(row):
             yield f"`{method}`", *row

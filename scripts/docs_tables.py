@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import docs_rows as rows
-from docs_methods import METHODS
 from docs_results import (
     C4,
     GIB,
@@ -21,6 +20,8 @@ from docs_results import (
     records,
 )
 from docs_rows import NORMALIZATIONS, WITH_TEN, code
+
+from hgsp.scoring.names import IMPORTANCE_METHODS
 
 PERCENT = tuple(map(percent, RATIOS))
 FULL_SIZE = ("full_size_llama-3-8b", "full_size_mistral-7b-v0.3", "full_size_qwen2.5-7b")
@@ -48,7 +49,7 @@ TABLES: dict[str, Table | Comparison] = {
     "methods_smollm2": Table(
         ("methods_smollm2",),
         ("SmolLM2-135M-Instruct", "dense", *map(percent, WITH_TEN)),
-        methods(code(*METHODS), WITH_TEN),
+        methods(code(*IMPORTANCE_METHODS), WITH_TEN),
         OF_DECODER,
     ),
     "methods_qwen": Table(

@@ -16,14 +16,16 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "benchmarks")]
 
 from docs_flags import flags_page  # noqa: E402
-from docs_methods import METHODS, method_page, methods_table, read_method  # noqa: E402
+from docs_methods import method_page, methods_table, read_method  # noqa: E402
 from docs_results import load  # noqa: E402
 from docs_shapes import SHAPE_TABLES  # noqa: E402
 from docs_source import REPOSITORY  # noqa: E402
 from docs_tables import TABLES  # noqa: E402
 from docs_tree import tree  # noqa: E402
 
-__all__ = ["METHODS", "load", "read_method"]
+from hgsp.scoring.names import IMPORTANCE_METHODS  # noqa: E402
+
+__all__ = ["load", "read_method"]
 DOCS = REPOSITORY / "docs"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end of generated -->)", re.DOTALL)
 PARTS: dict[str, Callable[[Path], str]] = {
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def pages() -> dict[Path, str]:
     """Return the text of every page that is generated or has generated parts."""
-    found = {DOCS / "methods" / f"{name}.md": method_page(read_method(name)) for name in METHODS}
+    found = {DOCS / "methods" / f"{name}.md": method_page(read_method(name)) for name in IMPORTANCE_METHODS}
     found[DOCS / "FLAGS.md"] = flags_page()
     for path in sorted([*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md")]):
         if path not in found and PART.search(path.read_text()):

@@ -140,6 +140,15 @@ class Scores:
         groups.check_belongs_to(geometry, weight_sample(loaded), loaded.dtype)
         return cls(groups, geometry)
 
+    def _repr_html_(self) -> str:
+        cells = [
+            (index, f"{layer['attention'].sum():.4g}", f"{layer['mlp'].sum():.4g}")
+            for index, layer in enumerate(self.groups.by_layer)
+        ]
+        head = "<tr><th>layer</th><th>importance of KV groups</th><th>of MLP channels</th></tr>"
+        rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
+        return f"<table><caption>{self!r}</caption>{head}{rows}</table>"
+
     def __repr__(self) -> str:
         num_groups = sum(len(layer["attention"]) + len(layer["mlp"]) for layer in self.groups.by_layer)
         return f"Scores({self.groups.method}: {num_groups:,} groups in {self.geometry.num_layers} layers)"

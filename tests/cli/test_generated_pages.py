@@ -55,7 +55,6 @@ def test_every_results_file_is_shown():
 
 
 def test_every_method_has_a_page_that_describes_it():
-    assert set(MAKE_DOCS["METHODS"]) == set(METHODS)
     headings = None
     for name, method in METHODS.items():
         read = MAKE_DOCS["read_method"](name)

@@ -12,7 +12,7 @@ from hgsp.scoring.methods.types import ColumnMethod, GroupMethod, MaskMethod, Me
 from hgsp.scoring.methods.wanda import WANDA
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (TAYLOR, TAYLOR_2ND, WANDA, MAGNITUDE, FISHER, FISHER_TOKEN, FLAP, RANDOM)
+    method.name: method for method in (TAYLOR, TAYLOR_2ND, FISHER, FISHER_TOKEN, WANDA, FLAP, MAGNITUDE, RANDOM)
 }
 
 

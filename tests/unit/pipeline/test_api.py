@@ -195,6 +195,7 @@ def test_reprs_fit_a_line(loaded):
     for item in (text, scores, scores.groups, scores.select(0.2)):
         assert len(repr(item)) < 200
         assert "\n" not in repr(item)
+    assert scores._repr_html_().count("<tr>") == 1 + scores.geometry.num_layers
 
 
 def test_a_plan_prints_as_a_table_and_draws_itself(loaded):
@@ -214,7 +215,7 @@ def test_importing_is_cheap_and_names_are_listed():
         "assert set(hgsp.__all__) <= set(dir(hgsp))\n"
         "assert all(getattr(hgsp, name).__doc__ for name in hgsp.__all__)\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error():
