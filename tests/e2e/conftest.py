@@ -12,9 +12,10 @@ from conftest import shared_folder
 
 
 @pytest.fixture(scope="module")
-def all_cores():
-    """Real models are large enough for more than one thread."""
-    torch.set_num_threads(os.cpu_count() or 1)
+def own_cores():
+    """Give a real model this process's share of the cores: more threads than cores wait for each other, spinning."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     yield
     torch.set_num_threads(1)
 

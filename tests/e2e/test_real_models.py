@@ -15,7 +15,7 @@ from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import apply_plan
 from plans import plan_dropping, silenced
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cores")]
 
 SMOLLM, MISTRAL, QWEN = MODELS = ("smollm2-135m", "mistral-135m", "qwen2.5-0.5b")
 RATIOS = (0.1, 0.2, 0.5)

@@ -13,7 +13,7 @@ from hgsp.models.geometry import geometry_of
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.surgery import apply_plan
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_cores")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cores")]
 
 PRUNE = "--pruning_ratio 0.2 --temperature 0 --importance_method fisher --dataset builtin --nsamples 8 --seq_len 64"
 TRAIN = "--max_steps 8 --batch_size 4 --val_size 4 --cutoff_len 128 --eval_steps 8 --learning_rate 2e-3 --device cpu"
