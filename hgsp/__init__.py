@@ -20,6 +20,7 @@ from hgsp.models.autoregister import install as _install
 if TYPE_CHECKING:
     from hgsp.data.calibration import Calibration
     from hgsp.evaluation.measure import evaluate
+    from hgsp.export.export import export
     from hgsp.models.checkpoint import load_pruned
     from hgsp.pipeline.api import Scores, calibration, load, prune, save, score
     from hgsp.pruning.plan import PrunePlan
@@ -37,6 +38,7 @@ __all__ = [
     "Scores",
     "calibration",
     "evaluate",
+    "export",
     "load",
     "load_pruned",
     "prune",
@@ -52,6 +54,7 @@ _MODULE_OF = {
     "Scores": "hgsp.pipeline.api",
     "calibration": "hgsp.pipeline.api",
     "evaluate": "hgsp.evaluation.measure",
+    "export": "hgsp.export.export",
     "load": "hgsp.pipeline.api",
     "load_pruned": "hgsp.models.checkpoint",
     "prune": "hgsp.pipeline.api",

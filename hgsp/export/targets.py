@@ -1,0 +1,17 @@
+"""The export targets by name. A new target is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hgsp.export.names import TARGETS
+from hgsp.export.result import Exported, ExportOptions
+from hgsp.export.source import ExportSource
+
+#: Writes an export into an existing empty folder.
+Export = Callable[[ExportSource, Path, ExportOptions], Exported]
+
+EXPORTS: Mapping[str, Export] = {}
+
+assert set(EXPORTS) <= set(TARGETS)
