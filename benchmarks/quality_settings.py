@@ -19,7 +19,7 @@ from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.tokenizers import load_tokenizer
 from hgsp.pipeline.recipes import BALANCED, BEST, RECIPES, Recipe
 from hgsp.pipeline.stages import Resources, draw_calibrations, prune_in_rounds, score
-from hgsp.pruning.select import MinimumSizes
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.scores import Scores
@@ -81,7 +81,7 @@ class Maker:
             reconstruction_state=options.output.with_suffix(f".{key}"),
         )
         scores = self._scores(dense, recipe, calibrations.scoring)
-        pruning = prune_in_rounds(dense, scores, budget, recipe, calibrations, MinimumSizes(), resources)
+        pruning = prune_in_rounds(dense, scores, budget, recipe, calibrations, ShapeRules(), resources)
         if searched := pruning.decision.searched:
             divergences = [searched["kl_before"], *searched["kl_of_steps"]]
             self.found["search_kl"] = [round(divergence, 4) for divergence in divergences]

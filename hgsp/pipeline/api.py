@@ -24,7 +24,7 @@ from hgsp.models.tokenizers import check_token_ids, load_own_tokenizer
 from hgsp.pipeline.decision import decide
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import MinimumSizes, budget_for_ratio
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for
 from hgsp.reconstruction.reconstruct import reconstruct as reconstruct_weights
@@ -100,7 +100,7 @@ class Scores:
         epsilon: float | None = None,
         normalization: str = "auto",
         depth_slope: float = 0.0,
-        minimum_sizes: MinimumSizes | None = None,
+        shape_rules: ShapeRules | None = None,
     ) -> PrunePlan:
         """Select the groups that leave for a fraction of ALL parameters, as the pruning command does.
 
@@ -113,7 +113,7 @@ class Scores:
         Raises:
             InputError: a ratio out of reach, or a prior for scores that were made without text.
         """
-        sizes = minimum_sizes or MinimumSizes()
+        sizes = shape_rules or ShapeRules()
         recipe = Recipe(
             temperature=temperature,
             tau=tau,

@@ -10,7 +10,8 @@ from typing import Any
 from hgsp.models.geometry import Geometry
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import MinimumSizes, kept_mask, select_groups
+from hgsp.pruning.select import kept_mask, select_groups
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.reconstruction.reconstruct import plan_for
 from hgsp.scoring.groups import GroupTable
 from hgsp.scoring.scores import RankingOptions, Scores
@@ -31,7 +32,7 @@ def decide(
     geometry: Geometry,
     budget_params: int,
     recipe: Recipe,
-    minimum_sizes: MinimumSizes,
+    shape_rules: ShapeRules,
     earlier: PrunePlan | None = None,
 ) -> PruningDecision:
     """Rank all groups and select those that leave under the budget. Takes seconds and no weights.
@@ -54,5 +55,5 @@ def decide(
         "depth_slope": recipe.depth_slope,
         "rounds": recipe.rounds,
     }
-    plan = select_groups(table, geometry, budget_params, minimum_sizes, recipe.collapse_epsilon, provenance)
+    plan = select_groups(table, geometry, budget_params, shape_rules, recipe.collapse_epsilon, provenance)
     return PruningDecision(table, plan_for(recipe.reconstruct, plan), modes)

@@ -89,7 +89,7 @@ def _dry_run(request: Request, scores: Scores | None) -> None:
         show(report.dry_run_table(request))
         return
     for budget in request.budgets:
-        decision = decide(scores, request.geometry, budget, config.recipe, request.minimum_sizes)
+        decision = decide(scores, request.geometry, budget, config.recipe, request.shape_rules)
         show(report.dry_run_table(request, decision.plan))
 
 
@@ -158,7 +158,7 @@ def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_fi
             budget,
             config.recipe,
             run.calibrations,
-            request.minimum_sizes,
+            request.shape_rules,
             request.resources(ratio, folder),
             timings,
             terminal,

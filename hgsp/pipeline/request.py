@@ -14,7 +14,7 @@ from hgsp.models.geometry import Geometry
 from hgsp.models.loading import ModelSource, check_positions, inspect_model
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.stages import Resources
-from hgsp.pruning.select import MinimumSizes, budget_for_ratio
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Request:
     config: PruneConfig
     source: ModelSource
     device: str
-    minimum_sizes: MinimumSizes
+    shape_rules: ShapeRules
     budgets: tuple[int, ...]  # parameters to remove, one per ratio
 
     @property
@@ -96,11 +96,11 @@ def prepare(config: PruneConfig) -> Request:
         raise InputError(
             expected=f"at most {source.geometry.num_layers} frozen layers", got=str(frozen), remedy="freeze fewer"
         )
-    minimum_sizes = MinimumSizes(
+    shape_rules = ShapeRules(
         config.min_kv_groups, config.min_mlp_width, config.freeze_first_n_layers, config.freeze_last_n_layers
     )
-    budgets = tuple(budget_for_ratio(source.geometry, ratio, minimum_sizes) for ratio in config.pruning_ratio)
-    return Request(config, source, device, minimum_sizes, budgets)
+    budgets = tuple(budget_for_ratio(source.geometry, ratio, shape_rules) for ratio in config.pruning_ratio)
+    return Request(config, source, device, shape_rules, budgets)
 
 
 def _read_by(config: PruneConfig) -> tuple[str | None, ...]:

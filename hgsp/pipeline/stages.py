@@ -24,7 +24,7 @@ from hgsp.models.tokenizers import check_token_ids
 from hgsp.pipeline.decision import PruningDecision, decide
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import MinimumSizes
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import Surgery
 from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import Reconstruction, ReconstructionOptions, check_enough, reconstruct
@@ -149,7 +149,7 @@ def prune_in_rounds(
     budget_params: int,
     recipe: Recipe,
     calibrations: Calibrations,
-    minimum_sizes: MinimumSizes,
+    shape_rules: ShapeRules,
     resources: Resources,
     timings: Timings | None = None,
     progress: Progress = silent,
@@ -168,15 +168,15 @@ def prune_in_rounds(
         is_last = number == recipe.rounds
         with timings.stage("cut"):
             budget = budget_params * number // recipe.rounds
-            decision = decide(scores, geometry, budget, recipe, minimum_sizes, earlier)
+            decision = decide(scores, geometry, budget, recipe, shape_rules, earlier)
         if is_last and calibrations.search is not None:
             with timings.stage("search"):
-                decision = _searched(dense, decision, recipe, calibrations.search, minimum_sizes, resources, progress)
+                decision = _searched(dense, decision, recipe, calibrations.search, shape_rules, resources, progress)
         reconstruction = None
         if calibrations.reconstruction is not None:
             with timings.stage("reconstruct"):
                 reconstruction = _reconstructed(
-                    dense, decision.plan, recipe, calibrations.reconstruction, minimum_sizes, resources, progress
+                    dense, decision.plan, recipe, calibrations.reconstruction, shape_rules, resources, progress
                 )
         if is_last:
             break
@@ -194,7 +194,7 @@ def _searched(
     decision: PruningDecision,
     recipe: Recipe,
     calibration: Calibration,
-    minimum_sizes: MinimumSizes,
+    shape_rules: ShapeRules,
     resources: Resources,
     progress: Progress,
 ) -> PruningDecision:
@@ -204,7 +204,7 @@ def _searched(
         decision.table,
         geometry_of(dense.model),
         plan.budget_params,
-        minimum_sizes,
+        shape_rules,
         recipe.collapse_epsilon,
         plan.provenance,
     )
@@ -228,12 +228,12 @@ def _reconstructed(
     plan: PrunePlan,
     recipe: Recipe,
     calibration: Calibration,
-    minimum_sizes: MinimumSizes,
+    shape_rules: ShapeRules,
     resources: Resources,
     progress: Progress,
 ) -> Reconstruction:
     """Refit the remaining weights; with a state folder, tensors of finished layers are kept there on disk."""
-    frozen = minimum_sizes.frozen_layers(dense.decoder.num_layers)
+    frozen = shape_rules.frozen_layers(dense.decoder.num_layers)
     options = ReconstructionOptions(recipe.reconstruct, resources.batch_size, resources.streams_dir, frozen)
     resume = None
     if resources.reconstruction_state is not None:

@@ -112,7 +112,7 @@ def _proposals(
         return GradientProposals(loaded.decoder, problem, calibration, batch_size=batch_size, spill_dir=spill_dir)
     # refitting whole blocks in every step would take too long
     method = "bias" if options.reconstruct == "bias" else "lstsq"
-    frozen = problem.minimum_sizes.frozen_layers(problem.geometry.num_layers)
+    frozen = problem.shape_rules.frozen_layers(problem.geometry.num_layers)
     reconstruction = ReconstructionOptions(method, batch_size, spill_dir, frozen)
     return ProfileProposals(
         loaded.decoder, problem, calibration, reconstruction, read=loaded.read, tensors_dir=tensors_dir
