@@ -62,7 +62,7 @@ def main() -> None:
         "layers": options.layers,
         "one_layer": found,
         "whole_model": {
-            name: whole_model(options.model, found, recipe) for name, recipe in PruneConfig.RECIPES.items()
+            name: whole_model(options.model, found, recipe) for name, recipe in PruneConfig.PRESETS["recipe"].items()
         },
     }
     print(json.dumps(result, indent=2))

@@ -26,6 +26,7 @@ from hgsp.pipeline.recover import prepare_after_pruning, recover_all
 from hgsp.pipeline.request import Request, prepare, result_folder
 from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
+from hgsp.pruning.budget import Budget
 from hgsp.scoring.scores import Scores, weight_sample
 
 LOG = logging.getLogger("hgsp")
@@ -58,7 +59,7 @@ def prune(config: PruneConfig, command: str) -> int:
     """
     quiet_libraries()
     request = prepare(config)
-    warnings = list(request.source.warnings)
+    warnings = list(request.warnings)
     scores = None
     if config.scores is not None:
         scores = load_scores(request)
@@ -77,7 +78,7 @@ def prune(config: PruneConfig, command: str) -> int:
         dense = _load_and_score(run)
         if dense is None:  # another process of this run goes on alone
             return 0
-        for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
+        for number, (ratio, budget) in enumerate(zip(config.ratios, request.budgets, strict=True)):
             dense = _prune_to(run, ratio, budget, dense, is_first=number == 0)
     return recover_all(recoveries, command)
 
@@ -89,7 +90,7 @@ def _dry_run(request: Request, scores: Scores | None) -> None:
         show(report.dry_run_table(request))
         return
     for budget in request.budgets:
-        decision = decide(scores, request.geometry, budget, config.recipe, request.shape_rules)
+        decision = decide(scores, request.geometry, request.selection(budget), config.recipe)
         show(report.dry_run_table(request, decision.plan))
 
 
@@ -144,7 +145,7 @@ def _load(run: _Run, timings: Timings) -> LoadedModel:
         return load_for_pruning(request.source, config.dtype, request.device, offload=config.offload)
 
 
-def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_first: bool) -> LoadedModel:
+def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel, *, is_first: bool) -> LoadedModel:
     """Make, measure and write the result of one ratio; returns the dense model that was used."""
     request, config = run.request, run.request.config
     timings = Timings(run.timings)
@@ -155,10 +156,9 @@ def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_fi
         pruning = stages.prune_in_rounds(
             dense,
             run.scores,
-            budget,
+            request.selection(budget),
             config.recipe,
             run.calibrations,
-            request.shape_rules,
             request.resources(ratio, folder),
             timings,
             terminal,
@@ -171,6 +171,7 @@ def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_fi
             request,
             pruning,
             command=run.command,
+            budget=budget,
             asked_ratio=ratio,
             params_after=sum(parameter.numel() for parameter in pruned.parameters()),
             evaluation=run.measure.results,

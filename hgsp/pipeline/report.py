@@ -15,6 +15,7 @@ from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.request import Request
 from hgsp.pipeline.stages import Pruning
+from hgsp.pruning.budget import Budget
 from hgsp.pruning.plan import PrunePlan
 
 
@@ -23,7 +24,8 @@ def analysis(
     pruning: Pruning,
     *,
     command: str,
-    asked_ratio: float,
+    budget: Budget,
+    asked_ratio: float | None,
     params_after: int,
     evaluation: Mapping[str, Any],
     samples: Mapping[str, str | None],
@@ -36,6 +38,7 @@ def analysis(
     removed = geometry.total_params - params_after
     value_bytes = DTYPES[request.config.dtype].itemsize
     after = tuple(keep.shape for keep in plan.layers)
+    target = budget.target
     layers = [
         {
             "layer": index,
@@ -51,7 +54,8 @@ def analysis(
         "command": command,
         "base_model": request.config.base_model,
         "importance_method": plan.provenance["importance_method"],
-        "asked_ratio": asked_ratio,
+        "asked_ratio": plan.budget_params / geometry.total_params if asked_ratio is None else asked_ratio,
+        "target": target and {"name": target.name, "asked": target.asked, "reached": target.reached(after)},
         "reached_ratio": removed / geometry.total_params,
         "reached_ratio_decoder": removed / geometry.decoder_params,
         "params_before": geometry.total_params,
