@@ -123,7 +123,7 @@ def block_importance(table: GroupTable) -> Floats:
     num_layers = int(table.layer[-1]) + 1
     block = table.layer * len(KINDS) + table.kind
     sums = np.bincount(block, weights=table.score * table.cost, minlength=num_layers * len(KINDS))
-    return sums.reshape(num_layers, len(KINDS))
+    return np.asarray(sums.reshape(num_layers, len(KINDS)), dtype=np.float64)
 
 
 def _halfway(divergences: Mapping[int, float]) -> Iterator[int]:
