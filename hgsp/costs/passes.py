@@ -60,7 +60,7 @@ def random_model(config: Any, geometry: Geometry, shapes: Sequence[LayerShape], 
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(family_of(config).pruned_model_type, **settings), dtype=DTYPES[dtype]
         )
-    return model.eval().requires_grad_(False)
+    return model.eval()  # frozen weights would take other kernels than those of a loaded model
 
 
 class TimedPasses:

@@ -38,7 +38,7 @@ from hgsp.scoring.score import ScoringOptions
 from hgsp.scoring.score_model import score_model
 from hgsp.scoring.scores import Scores, weight_sample
 from hgsp.search.allocation import SearchOptions, search_allocation
-from hgsp.search.by_profile import check_enough_to_search
+from hgsp.search.reconstructed import check_enough_to_search
 from hgsp.search.search import SearchProblem
 
 LOG = logging.getLogger(__name__)
