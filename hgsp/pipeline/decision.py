@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from hgsp.models.families import KINDS
 from hgsp.models.geometry import Geometry
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pruning.budget import Budget
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import kept_mask, select_groups
+from hgsp.pruning.select import BlockIndex, kept_mask, select_groups
 from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.reconstruction.reconstruct import plan_for
 from hgsp.scoring.groups import Floats, GroupTable
@@ -25,22 +28,36 @@ class SelectionOptions:
     Args:
         cost: a key of ``COST_NAMES``.
         group_costs: of one group of every block (attention, MLP) in that unit, [L, 2]; None counts parameters.
+        block_costs: saved when a whole block leaves, [L, 2]; None is that of its groups.
+        emptied: blocks (layer, ``ATTENTION`` or ``MLP``) that leave first.
     """
 
     budget: Budget
     shape_rules: ShapeRules = field(default_factory=ShapeRules)
     cost: str = "params"
     group_costs: Floats | None = None
+    block_costs: Floats | None = None
+    emptied: frozenset[BlockIndex] = frozenset()
+
+    def costs_of_blocks(self, geometry: Geometry) -> Floats:
+        """Return the cost saved when a whole block leaves, [L, 2]."""
+        if self.block_costs is not None:
+            return self.block_costs
+        sizes_LK = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes], dtype=np.float64)
+        if self.group_costs is not None:
+            return self.group_costs * sizes_LK
+        return sizes_LK * [geometry.params_per_group(kind) for kind in KINDS]
 
 
 @dataclass(frozen=True)
 class PruningDecision:
-    """A plan with the ranked table it was selected from, each layer's H-GSP mode, and the findings of a search."""
+    """A plan with the ranked table it was selected from, each layer's H-GSP mode, and the findings of searches."""
 
     table: GroupTable
     plan: PrunePlan
     modes: tuple[str, ...]
     searched: Mapping[str, Any] | None = None
+    whole_blocks: Mapping[str, Any] | None = None
 
 
 def decide(
@@ -97,7 +114,9 @@ def select_within(
     """
 
     def select(budget_params: int) -> PrunePlan:
-        return select_groups(table, geometry, budget_params, selection.shape_rules, epsilon, provenance)
+        return select_groups(
+            table, geometry, budget_params, selection.shape_rules, epsilon, provenance, selection.emptied
+        )
 
     part, whole = share
     if selection.budget.target is None:

@@ -69,6 +69,7 @@ def analysis(
         "layers": layers,
         "scoring": dict(plan.provenance),
         "search": decision.searched,
+        "whole_blocks": decision.whole_blocks,
         "reconstruction": None if pruning.reconstruction is None else pruning.reconstruction.describe(),
         "evaluation": dict(evaluation),
         "collapsed": bool(has_collapsed(before_and_after(evaluation).values())),

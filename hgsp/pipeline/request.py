@@ -64,7 +64,11 @@ class Request:
 
     def selection(self, budget: Budget) -> SelectionOptions:
         """Return how to select a plan within one of the budgets."""
-        return SelectionOptions(budget, self.shape_rules, self.config.ranking_cost, self.group_costs)
+        blocks = None
+        if self.profile is not None and self.config.ranking_cost == "latency":
+            table, workload = self.profile
+            blocks = table.block_seconds(self.geometry.shapes, workload)
+        return SelectionOptions(budget, self.shape_rules, self.config.ranking_cost, self.group_costs, blocks)
 
     def folder(self, ratio: float | None) -> Path:
         """Return the result folder of a ratio."""

@@ -23,6 +23,7 @@ from hgsp.models.loaded import LoadedModel
 from hgsp.models.tokenizers import check_token_ids
 from hgsp.pipeline.decision import PruningDecision, SelectionOptions, decide, select_within
 from hgsp.pipeline.recipes import Recipe
+from hgsp.pipeline.whole_blocks import empty_whole_blocks
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery
 from hgsp.pruning.zero_padded import zero_padded_decoder
@@ -172,6 +173,12 @@ def prune_in_rounds(
         is_last = number == recipe.rounds
         with timings.stage("cut"):
             decision = decide(scores, geometry, selection, recipe, earlier, (number, recipe.rounds))
+        if is_last and selection.shape_rules.allow_empty_blocks and calibrations.reconstruction is not None:
+            with timings.stage("whole blocks"):
+                places = resources.batch_size, resources.streams_dir, resources.scratch
+                decision, selection = empty_whole_blocks(
+                    dense, decision, selection, recipe, calibrations.reconstruction, *places
+                )
         if is_last and calibrations.search is not None:
             with timings.stage("search"):
                 decision = _searched(dense, decision, selection, recipe, calibrations.search, resources, progress)
@@ -210,6 +217,7 @@ def _searched(
         selection.shape_rules,
         recipe.collapse_epsilon,
         plan.provenance,
+        selection.emptied,
     )
     spill_dir = resources.streams_dir if recipe.reconstructs else resources.spill_dir
     options = SearchOptions(recipe.search, recipe.reconstruct, resources.batch_size, spill_dir)
@@ -227,7 +235,7 @@ def _searched(
     if selection.budget.target is not None:  # the search kept the parameters, on which a target depends only in part
         reaching = select_within(found.table, geometry, selection, recipe.collapse_epsilon, plan.provenance)
         best = plan_for(recipe.reconstruct, reaching)
-    return PruningDecision(found.table, best, decision.modes, found.found)
+    return replace(decision, table=found.table, plan=best, searched=found.found)
 
 
 def _reconstructed(

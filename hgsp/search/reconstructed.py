@@ -86,6 +86,18 @@ class ReconstructedDivergence:
             resume.close()
 
 
+def quick_reconstruction(
+    reconstruct: str, batch_size: int, spill_dir: Path | None, frozen: frozenset[int]
+) -> ReconstructionOptions:
+    """Return how the plans of a search are refitted: whole MLPs would take too long for each of them.
+
+    Args:
+        reconstruct: how the last plan will be, a value of ``--reconstruct``.
+    """
+    method = "bias" if reconstruct == "bias" else "lstsq"
+    return ReconstructionOptions(method, batch_size, spill_dir, frozen)
+
+
 def check_enough_to_search(calibration: Calibration) -> None:
     """Refuse a calibration with too few sequences to reconstruct a plan and to measure it.
 

@@ -57,12 +57,12 @@ def search_whole_blocks(
 
     Args:
         order: blocks that may be emptied, first ones first (``emptying_order``).
-        select: returns the plan with these blocks emptied that meets the target. An InputError says that emptying so
-            many exceeds it, which ends the search.
+        select: returns the plan with these blocks emptied that meets the target. An InputError says that it cannot be
+            met so: by too few emptied blocks before the first plan, by too many after it, which ends the search.
         divergence_of: refits and measures a plan, in nats per token.
 
     Raises:
-        InputError: the target cannot be met without emptying blocks.
+        InputError: no number of emptied blocks meets the target.
         NumericalError: a divergence is not finite.
     """
     plans: dict[int, PrunePlan] = {}
@@ -75,16 +75,22 @@ def search_whole_blocks(
         if not math.isfinite(divergences[number]):
             raise NumericalError(f"the divergence with {number} emptied blocks is {divergences[number]}")
 
-    measure(0)
-    worse_in_a_row, number = 0, 1
-    while number <= len(order) and worse_in_a_row < PATIENCE:
+    worse_in_a_row, refused = 0, None
+    for number in _doubling(len(order)):
+        if worse_in_a_row == PATIENCE:
+            break
         try:
             measure(number)
         except InputError as refusal:
-            LOG.info("%d emptied blocks are too many: %s", number, refusal)
-            break
+            LOG.info("not with %d emptied blocks: %s", number, refusal)
+            refused = refusal
+            if divergences:
+                break
+            continue
         worse_in_a_row = 0 if divergences[number] <= min(divergences.values()) else worse_in_a_row + 1
-        number *= 2
+    if not divergences:
+        assert refused is not None
+        raise refused
     for number in list(_halfway(divergences)):
         measure(number)
     best = min(divergences, key=lambda number: (divergences[number], number))
@@ -114,16 +120,25 @@ def emptying_order(
     return order[:limit]
 
 
-def block_importance(table: GroupTable) -> Floats:
+def block_importance(table: GroupTable, group_costs: Floats | None = None) -> Floats:
     """Return the importance of every block with its prior, summed over its groups, float64 [L, 2].
 
     Args:
-        table: with scores per parameter.
+        group_costs: that the table's scores are divided by, [L, 2]; None is parameters.
     """
+    cost = table.cost if group_costs is None else group_costs[table.layer, table.kind]
     num_layers = int(table.layer[-1]) + 1
     block = table.layer * len(KINDS) + table.kind
-    sums = np.bincount(block, weights=table.score * table.cost, minlength=num_layers * len(KINDS))
+    sums = np.bincount(block, weights=table.score * cost, minlength=num_layers * len(KINDS))
     return np.asarray(sums.reshape(num_layers, len(KINDS)), dtype=np.float64)
+
+
+def _doubling(most: int) -> Iterator[int]:
+    """Yield 0, 1, 2, 4, ... up to a number."""
+    number = 0
+    while number <= most:
+        yield number
+        number = 2 * number or 1
 
 
 def _halfway(divergences: Mapping[int, float]) -> Iterator[int]:
