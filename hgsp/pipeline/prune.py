@@ -26,6 +26,7 @@ from hgsp.pipeline.recover import prepare_after_pruning, recover_all
 from hgsp.pipeline.request import Request, prepare, result_folder
 from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
+from hgsp.pipeline.speed import SpeedReport
 from hgsp.pruning.budget import Budget
 from hgsp.scoring.scores import Scores, weight_sample
 
@@ -45,8 +46,13 @@ class _Run:
     measure: PrePostEvaluation = field(init=False)
     tokenizer: Any = field(init=False)
     calibrations: stages.Calibrations = field(default_factory=stages.Calibrations)
+    speed: SpeedReport | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        config, geometry = self.request.config, self.request.geometry
+        if self.request.profile is not None:
+            measures = not (config.skip_evaluation or config.offload)
+            self.speed = SpeedReport(*self.request.profile, geometry.shapes, measures)
         self.measure = PrePostEvaluation(self.request.config, offloaded=self.request.config.offload)
 
 
@@ -136,6 +142,8 @@ def _load_and_score(run: _Run) -> LoadedModel | None:
         return None
     with run.timings.stage("evaluate"):
         run.measure.before(dense.model, run.tokenizer)
+        if run.speed is not None:
+            run.speed.before(dense.model)
     return dense
 
 
@@ -167,6 +175,8 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             pruned = write_result(request, dense, pruning, run.scores, run.tokenizer, folder)
         with timings.stage("evaluate"):
             run.measure.after(pruned, run.tokenizer)
+            shapes = tuple(keep.shape for keep in pruning.decision.plan.layers)
+            speed = None if run.speed is None else run.speed.after(pruned, shapes)
         content = report.analysis(
             request,
             pruning,
@@ -176,6 +186,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             params_after=sum(parameter.numel() for parameter in pruned.parameters()),
             evaluation=run.measure.results,
             samples=run.measure.samples,
+            speed=speed,
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 import run_global_pruning
 from conftest import make_tiny
+from hgsp.costs.latency import BlockTimings, LatencyTable, Workload
 from hgsp.models.geometry import geometry_of
 from pruning import BALANCED, analysis_of
 
@@ -113,3 +114,63 @@ def test_the_unit_of_the_ranking_changes_the_plan_and_is_reported(prune):
         plans[cost] = sum(num_kv for num_kv, _ in shapes_of(folder))
         assert json.loads((folder / "pruning_analysis.json").read_text())["scoring"]["cost"] == cost
     assert plans["kv_bytes"] < plans["params"]
+
+
+def linear_table(model, path, *, attention=4.0, mlp=1.0):
+    """A table in which a KV group and a channel take that many microseconds, a block and the rest 1 each."""
+    geometry = geometry_of(model)
+    num_kv, width = geometry.shapes[0].num_kv_groups, geometry.shapes[0].mlp_width
+    timings = BlockTimings(
+        rest=1e-6,
+        attention=(1e-6 + attention * 1e-6, 1e-6 + attention * num_kv * 1e-6),
+        mlp={1: (1e-6 + mlp * 1e-6, 1e-6 + mlp * width * 1e-6)},
+    )
+    LatencyTable(
+        model="tiny",
+        hidden_size=geometry.hidden_size,
+        head_dim=geometry.head_dim,
+        queries_per_kv=geometry.queries_per_kv,
+        device_name="another device",
+        dtype="float32",
+        clock="cpu",
+        kv_groups=(1, num_kv),
+        mlp_widths={1: (1, width)},
+        timings={Workload("decode", 1, 16): timings},
+        environment={},
+    ).write(path)
+    return path
+
+
+@pytest.mark.parametrize("flags", [(), ("--allow_empty_blocks",), ("--search", "2", "--search_nsamples", "8")], ids=str)
+def test_a_target_speed_is_predicted_and_measured(saved, text_file, tmp_path, flags, capsys):
+    table = linear_table(make_tiny("llama-8q4kv"), tmp_path / "table.json")
+    code, folder = run(saved, text_file, tmp_path, "fast", "--target_speedup", 1.5, "--profile", table, *flags)
+    assert code == 0
+    report = analysis_of(folder)
+    assert report["scoring"]["cost"] == "latency"
+    assert report["speed"]["predicted_speedup"] == pytest.approx(report["target"]["reached"])
+    assert 1.5 <= report["target"]["reached"] < 1.52
+    assert report["speed"]["measured_speedup"] > 0
+    assert any("another device" in warning for warning in report["warnings"])
+    assert "speed, predicted (decode, batch 1, context 16)" in capsys.readouterr().out
+    if "--allow_empty_blocks" in flags:
+        assert "0" in report["whole_blocks"]["kl_by_emptied_blocks"]
+
+
+def test_groups_that_take_longer_leave_first_under_the_cost_of_latency(saved, text_file, tmp_path):
+    kept = {}
+    for name, attention in (("cheap", 0.1), ("slow", 1000.0)):
+        table = linear_table(make_tiny("llama-8q4kv"), tmp_path / f"{name}.json", attention=attention)
+        flags = ("--pruning_ratio", "0.2", "--cost", "latency", "--profile", table)
+        code, folder = run(saved, text_file, tmp_path, name, *flags)
+        assert code == 0
+        kept[name] = sum(num_kv for num_kv, _ in shapes_of(folder))
+    assert kept["slow"] < kept["cheap"]
+
+
+def test_a_table_of_another_model_is_refused(saved, text_file, tmp_path, capsys):
+    table = linear_table(make_tiny("qwen2-14q2kv"), tmp_path / "table.json")
+    code, folder = run(saved, text_file, tmp_path, "other", "--target_speedup", 1.2, "--profile", table)
+    assert code == 2
+    assert "expected a latency table of this model" in capsys.readouterr().err
+    assert not folder.exists()
