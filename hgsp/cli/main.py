@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "measure a model, dense or pruned",
     "summarize": "tabulate and plot many results",
     "export": "write a pruned model in the format of another engine",
+    "doctor": "tell which engines run a model, and what would change it",
 }
 
 
