@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hgsp.export.decilm import export_decilm
+from hgsp.export.gguf import export_gguf
 from hgsp.export.names import TARGETS
 from hgsp.export.result import Exported, ExportOptions
 from hgsp.export.source import ExportSource
@@ -12,6 +14,9 @@ from hgsp.export.source import ExportSource
 #: Writes an export into an existing empty folder.
 Export = Callable[[ExportSource, Path, ExportOptions], Exported]
 
-EXPORTS: Mapping[str, Export] = {}
+EXPORTS: Mapping[str, Export] = {
+    "gguf": export_gguf,
+    "decilm": export_decilm,
+}
 
 assert set(EXPORTS) <= set(TARGETS)
