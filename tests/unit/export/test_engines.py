@@ -15,7 +15,6 @@ ODD = ((7, 11001), (8, 13507))
 ALIGNED = ((7, 11008), (8, 13568))  # multiples of 256
 BY_64 = ((7, 11072), (8, 13504))
 WITHOUT_ATTENTION = ((8, 11008), (0, 13568))
-FIRST_WITHOUT_ATTENTION = ((0, 11008), (8, 13568))
 WITHOUT_MLP = ((8, 0), (8, 13568))
 EQUAL_ATTENTION = ((8, 11008), (8, 13568))
 
@@ -89,7 +88,7 @@ def test_a_column_count_that_no_flag_rounds_is_not_blamed_on_widths():
 def test_findings_name_the_first_layer_and_count_the_others():
     verdict = judge(engine_named("llama.cpp F16, Q8_0"), source_of((*ODD, *DENSE)))
     assert [finding.violation for finding in verdict.findings] == [
-        "width 11001 in layer 0 (and 1 more) is no multiple of 32"
+        "width 11001 in layer 0 and 1 more is no multiple of 32"
     ]
     assert verdict.changes == ("--mlp_multiple_of 32",)
 
@@ -100,10 +99,12 @@ def test_qwen2_with_fewer_heads_needs_another_implementation_in_vllm():
     assert "--model-impl" not in judge(engine_named("vLLM"), source_of(family="qwen2")).form.use
 
 
-def test_deci_in_vllm_needs_attention_in_the_first_layer():
-    verdict = judge(engine_named("vLLM"), source_of(FIRST_WITHOUT_ATTENTION))
-    assert verdict.status == "no"
-    assert "layer 0 without attention" in {finding.violation for finding in verdict.findings}
+def test_rope_types_that_an_export_cannot_hold_are_named():
+    source = source_of(WITHOUT_ATTENTION, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    for name in ("vLLM", "llama.cpp F16, Q8_0"):
+        verdict = judge(engine_named(name), source)
+        assert verdict.status == "no"
+    assert [finding.violation for finding in verdict.findings] == ["'dynamic'"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -127,7 +128,8 @@ def pruned_with(source, changes):
         shapes = tuple(replace(shape, mlp_width=-(-shape.mlp_width // multiple) * multiple) for shape in shapes)
     config = dict(source.config)
     if "--uniform" in text:
-        shapes, config["model_type"] = (shapes[0],) * len(shapes), source.family.model_type
+        largest = LayerShape(max(s.num_kv_groups for s in shapes), max(s.mlp_width for s in shapes))
+        shapes, config["model_type"] = (largest,) * len(shapes), source.family.model_type
     return replace(source, shapes=shapes, config=config)
 
 

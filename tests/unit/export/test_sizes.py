@@ -4,10 +4,16 @@ import math
 
 import pytest
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from conftest import TINY, make_tiny
+from hgsp.export.decilm import export_decilm
+from hgsp.export.gguf_architecture import architecture_of, has_head_norms
+from hgsp.export.gguf_file import types_of
+from hgsp.export.gguf_layout import tensors_of
+from hgsp.export.result import ExportOptions
 from hgsp.export.sizes import planned_source, sizes_of, value_bytes_of
-from hgsp.export.source import read_source
+from hgsp.export.source import ExportSource, read_source
 from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import LayerShape, geometry_of
 from hgsp.pruning.surgery import apply_plan
@@ -28,11 +34,10 @@ def stored_bytes(source):
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_safetensors_have_the_predicted_bytes(name, dtype, tokenizer, tmp_path):
-    dense = make_tiny(name).to(dtype)
-    dense.config.dtype = dtype
-    plans = (plan_dropping(dense), mixed_plan(dense), plan_dropping(dense, layers=[1]))
-    for number, plan in enumerate(plans):
-        pruned = apply_plan(dense, plan)
+    for number, plan_of in enumerate((plan_dropping, mixed_plan, lambda model: plan_dropping(model, layers=[1]))):
+        dense = make_tiny(name).to(dtype)
+        dense.config.dtype = dtype
+        pruned = apply_plan(dense, plan_of(dense))
         source = written(pruned, tokenizer, tmp_path / str(number))
         assert value_bytes_of(source) == dtype.itemsize
         size = sizes_of(source, dtype.itemsize)[0]
@@ -54,6 +59,42 @@ def test_biases_that_a_reconstruction_adds_are_counted():
     without, biased = source_of(), source_of(writer_bias=True)
     difference = sizes_of(biased, 2)[0].weight_bytes - sizes_of(without, 2)[0].weight_bytes
     assert difference == 2 * 2 * 4096 * 2  # two biases per layer, two layers, bfloat16
+
+
+def extremes(model):
+    """Plans with odd widths, whole layers and blocks gone, and layer 0 without attention."""
+    every = range(geometry_of(model).shapes[0].num_kv_groups)
+    width = geometry_of(model).shapes[0].mlp_width
+    yield mixed_plan(model)
+    yield plan_dropping(model, layers=[1])
+    yield plan_dropping(model, kv={0: every}, mlp={2: range(width)})
+    yield plan_dropping(model, kv={1: every[1:]}, mlp={0: range(32)})
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("name", TINY)
+def test_exports_have_the_predicted_bytes(name, number, tokenizer, tmp_path):
+    """The tensors that the exports write, and the formats that they refuse."""
+    model = make_tiny(name)
+    pruned = apply_plan(model, list(extremes(model))[number])
+    source = written(pruned, tokenizer, tmp_path / "pruned")
+    predicted = {size.form: size.weight_bytes for size in sizes_of(source, 4)}
+    assert ("DeciLM" in predicted) == (not has_head_norms(source))
+    if "DeciLM" in predicted:
+        export_decilm(source, tmp_path, ExportOptions("model", self_check=False))
+        assert predicted["DeciLM"] == stored_bytes(ExportSource(tmp_path, {}, source.family, (), 1, 1))
+    assert ("llama.cpp F16" in predicted) == (source.is_uniform or not has_head_norms(source))
+    if "llama.cpp F16" in predicted:
+        tensors = tensors_of(source, architecture_of(source))
+        for kind in ("f16", "q8_0"):
+            types = types_of(tensors, kind)
+            total = sum(num_bytes(tensor.shape, types[tensor.name]) for tensor in tensors)
+            assert predicted[f"llama.cpp {kind.upper()}"] == total
+
+
+def num_bytes(shape, kind):
+    values, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return math.prod(shape) // values * size
 
 
 def named(source, form):
