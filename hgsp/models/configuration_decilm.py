@@ -15,9 +15,7 @@ class Settings(dict):  # type: ignore[type-arg]
     """A dict, nested dicts included, whose values are attributes too: engines read them as such."""
 
     def __init__(self, content: dict[str, Any]) -> None:
-        super().__init__(
-            {key: Settings(value) if isinstance(value, dict) else value for key, value in content.items()}
-        )
+        super().__init__({key: Settings(value) if isinstance(value, dict) else value for key, value in content.items()})
 
     def __getattr__(self, name: str) -> Any:
         try:
