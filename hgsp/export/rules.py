@@ -10,8 +10,10 @@ from hgsp.errors import InputError
 from hgsp.export.gguf_architecture import architecture_of
 from hgsp.export.gguf_rope import check_rope
 from hgsp.export.nemotron_nas import check_nemotron_nas
-from hgsp.export.parameters import biases_of, decilm_layout
+from hgsp.export.padding import smallest_layout
+from hgsp.export.parameters import biases_of
 from hgsp.export.source import ExportSource
+from hgsp.export.stock import stock_config
 from hgsp.models.families import FAMILIES
 
 
@@ -64,11 +66,14 @@ def _unequal_layers(source: ExportSource) -> str | None:
 
 def _own_class(source: ExportSource) -> str | None:
     model_type = source.config["model_type"]
-    return f"no stock class has the sizes or biases of this {model_type}" if _is_own(source) else None
+    return None if model_type in FAMILIES else f"model_type {model_type}"
 
 
-def _is_own(source: ExportSource) -> bool:
-    return source.is_uniform and source.config["model_type"] not in FAMILIES
+def _check_stock(source: ExportSource) -> None:
+    if source.is_uniform:
+        biases = biases_of(source)
+        beyond_family = biases.o_proj or (biases.qkv and source.family.model_type != "qwen2")
+        stock_config(source, beyond_family, biases.gate_up or biases.down_proj)
 
 
 def _no_attention(source: ExportSource) -> str | None:
@@ -98,17 +103,16 @@ def _biases(source: ExportSource) -> str | None:
     return "biases" if any(biases_of(source)) else None
 
 
-def _biases_or_rope(source: ExportSource) -> str | None:
+def _scaled_rope(source: ExportSource) -> str | None:
     kind = source.rope["rope_type"]
-    return _biases(source) or (None if kind == "default" else f"rope type {kind}")
+    return None if kind == "default" else f"rope type {kind}"
 
 
-def _narrow_decilm(source: ExportSource) -> str | None:
-    """Whether mlp-lm, which computes the head dimension from the hidden size, reads the padded folder."""
-    heads = decilm_layout(source).num_queries
-    if heads * source.head_dim == source.hidden_size:
-        return None
-    return f"{heads} query heads of {source.head_dim} for a hidden size of {source.hidden_size}"
+def _heads_beyond_hidden(source: ExportSource) -> str | None:
+    """Violation of the engine that computes the head dimension from the hidden size: mlx-lm, for nemotron-nas."""
+    queries, rest = divmod(source.hidden_size, source.head_dim)
+    fit = all(smallest_layout(shape.num_kv_groups, source.queries_per_kv, queries) for shape in source.shapes)
+    return None if fit and not rest else f"query heads of {source.head_dim} for a hidden size of {source.hidden_size}"
 
 
 def _refused_by(*checks: Callable[[ExportSource], Any]) -> Callable[[ExportSource], str | None]:
@@ -126,7 +130,8 @@ def _refused_by(*checks: Callable[[ExportSource], Any]) -> Callable[[ExportSourc
 
 
 UNIFORM = Rule("the same sizes in every layer", _unequal_layers, "--uniform")
-STOCK_CLASS = Rule("sizes that a class of Transformers has", _own_class)
+STOCK_CLASS = Rule("a class of Transformers", _own_class)
+STOCK_EXPORT = Rule("biases that a class of Transformers has", _refused_by(_check_stock))
 ATTENTION = Rule("attention in every layer", _no_attention, "no --allow_empty_blocks")
 EQUAL_GROUPS = Rule("the same KV groups in every layer", _unequal_groups, "--equal_kv_groups")
 GROUPS_OF_CONFIG = Rule("the KV groups of config.json in every layer", _other_groups)
@@ -135,8 +140,8 @@ NO_BIASES = Rule("no biases (Qwen2)", _biases)
 GGUF_ROPE = Rule("a rope type of llama.cpp", _refused_by(check_rope))
 GGUF_BLOCK = Rule("a block of llama.cpp", _refused_by(architecture_of), "--uniform")
 DECILM = Rule("a Llama block (no Qwen3)", _refused_by(check_nemotron_nas))
-DECILM_IN_MLX = Rule("query heads that fill the hidden size", _narrow_decilm)
-MLX = Rule("no biases, no rope scaling", _biases_or_rope)
+HEADS_IN_HIDDEN = Rule("query heads within the hidden size", _heads_beyond_hidden)
+DEFAULT_ROPE = Rule("no rope scaling", _scaled_rope)
 
 
 def _range(values: Iterable[int]) -> str:

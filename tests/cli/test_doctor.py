@@ -81,7 +81,7 @@ def test_exports_are_named(tmp_path, capsys):
     assert main(["doctor", str(decilm), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["export"] == "decilm"
-    assert found["engines"] == ["vLLM", "SGLang", "TensorRT-LLM", "MLX"]
+    assert found["engines"] == ["vLLM", "SGLang", "TensorRT-LLM"]
 
 
 @pytest.mark.parametrize("content", [None, "[]", '{"model_type": "gpt2"}', "{"])

@@ -5,11 +5,19 @@ from dataclasses import fields, replace
 
 import pytest
 
+from conftest import TINY, make_tiny
+from hgsp.errors import InputError
 from hgsp.export.engines import ENGINES, engines_that_read, judge, judge_all
+from hgsp.export.gguf_architecture import has_head_norms
 from hgsp.export.names import TARGETS
+from hgsp.export.result import ExportOptions
+from hgsp.export.source import read_source
+from hgsp.export.targets import EXPORTS
+from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import LayerShape
 from hgsp.pipeline.config import PruneConfig
-from sources import DENSE, source_of
+from hgsp.pruning.surgery import apply_plan
+from sources import DENSE, extremes, source_of
 
 ODD = ((7, 11001), (8, 13507))
 ALIGNED = ((7, 11008), (8, 13568))  # multiples of 256
@@ -127,6 +135,8 @@ def pruned_with(source, changes):
     for multiple in map(int, re.findall(r"--mlp_multiple_of (\d+)", text)):
         shapes = tuple(replace(shape, mlp_width=-(-shape.mlp_width // multiple) * multiple) for shape in shapes)
     config = dict(source.config)
+    if "--equal_kv_groups" in text:
+        shapes = tuple(replace(shape, num_kv_groups=7) for shape in shapes)
     if "--uniform" in text:
         largest = LayerShape(max(s.num_kv_groups for s in shapes), max(s.mlp_width for s in shapes))
         shapes, config["model_type"] = (largest,) * len(shapes), source.family.model_type
@@ -142,7 +152,39 @@ def test_suggested_flags_and_presets_exist():
 
 def test_engines_of_an_export():
     assert [engine.name for engine in engines_that_read("mlx")] == ["MLX"]
-    assert all(engines_that_read(target) for target in TARGETS if target != "stock")
+    assert all(map(engines_that_read, TARGETS))
+
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("name", TINY)
+def test_exports_write_what_verdicts_promise_and_refuse_the_rest(name, number, tokenizer, tmp_path):
+    model = make_tiny(name)
+    plan = list(extremes(model))[number]
+    folder = tmp_path / "pruned"
+    folder.mkdir()
+    save_pruned(apply_plan(model, plan), tokenizer, folder, with_bin=False)
+    source = read_source(folder)
+    forms = {
+        form.export
+        for engine in ENGINES
+        for form in (judge(engine, source).form, *judge(engine, source).others)
+        if form
+    }
+    assert forms - {"", "gguf"} == {
+        target for target in EXPORTS if target != "gguf" and writes(target, source, tmp_path)
+    }
+    # the byte tokenizer of these models has no form in GGUF; the model's own form decides
+    assert ("gguf" in forms) == (not has_head_norms(source) or source.is_uniform or source.ties_embeddings)
+
+
+def writes(target, source, folder):
+    place = folder / target
+    place.mkdir()
+    try:
+        EXPORTS[target](source, place, ExportOptions("model", self_check=False))
+    except InputError:
+        return False
+    return True
 
 
 def engine_named(name):

@@ -18,7 +18,7 @@ from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import LayerShape, geometry_of
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
-from sources import source_of
+from sources import extremes, source_of
 
 
 def written(model, tokenizer, folder):
@@ -61,17 +61,7 @@ def test_biases_that_a_reconstruction_adds_are_counted():
     assert difference == 2 * 2 * 4096 * 2  # two biases per layer, two layers, bfloat16
 
 
-def extremes(model):
-    """Plans with odd widths, whole layers and blocks gone, and layer 0 without attention."""
-    every = range(geometry_of(model).shapes[0].num_kv_groups)
-    width = geometry_of(model).shapes[0].mlp_width
-    yield mixed_plan(model)
-    yield plan_dropping(model, layers=[1])
-    yield plan_dropping(model, kv={0: every}, mlp={2: range(width)})
-    yield plan_dropping(model, kv={1: every[1:]}, mlp={0: range(32)})
-
-
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("name", TINY)
 def test_exports_have_the_predicted_bytes(name, number, tokenizer, tmp_path):
     """The tensors that the exports write, and the formats that they refuse."""
