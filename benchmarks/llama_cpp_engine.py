@@ -1,17 +1,14 @@
 #!/usr/bin/env python3
-"""Quantise a GGUF file and measure its perplexity with llama-cpp-python; run by quantized.py in that environment.
+"""Measure the perplexity of a GGUF file with llama-cpp-python; run by quantized.py in that environment.
 
-Reads a JSON object from stdin: ``quantize`` ([source, target, type] or null), ``model`` (a file) and ``windows`` (lists
-of token ids). Prints a JSON object: the file's bytes and the summed NLL of each window.
+Reads a JSON object from stdin: ``model`` (a file) and ``windows`` (lists of token ids). Prints the summed NLL of each
+window.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -32,19 +29,7 @@ def main() -> None:
 
     llama_cpp.llama_cpp.llama_model_default_params = without_repacking
     order = json.load(sys.stdin)
-    if order["quantize"]:
-        quantize(*order["quantize"])
-    found = {"bytes": Path(order["model"]).stat().st_size, "nll": nll(order["model"], order["windows"])}
-    json.dump(found, sys.stdout)
-
-
-def quantize(source: str, target: str, name: str) -> None:
-    """Write a file in a type such as ``Q4_K_M``."""
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
-    params.nthread = len(os.sched_getaffinity(0))
-    if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)):
-        raise RuntimeError(f"llama.cpp could not write {target}")
+    json.dump(nll(order["model"], order["windows"]), sys.stdout)
 
 
 def nll(model: str, windows: list[list[int]]) -> list[float]:

@@ -27,6 +27,7 @@ from hgsp.evaluation.metrics.ppl import windows_of
 from hgsp.models.tokenizers import load_tokenizer
 
 ENGINE = Path(__file__).with_name("llama_cpp_engine.py")
+QUANTIZE = Path(__file__).parent.parent / "examples" / "quantize_gguf.py"
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K")
 
 
@@ -74,25 +75,31 @@ def main() -> None:
 def measure(python: str, source: Path, kind: str, windows: list[list[int]]) -> dict[str, Any]:
     """Return bytes and perplexity of a file of one type, made from the F16 file."""
     target = source if kind == "F16" else source.with_name(f"{kind}.gguf")
-    order = {
-        "quantize": None if kind == "F16" else [str(source), str(target), kind],
-        "model": str(target),
-        "windows": windows,
-    }
-    run = subprocess.run([python, str(ENGINE)], input=json.dumps(order), capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise SystemExit(f"error: {ENGINE.name} failed for {kind}:\n{run.stderr[-2000:]}")
-    found = json.loads(run.stdout)
+    if kind != "F16":
+        run([python, QUANTIZE, source, target, "--type", kind])
+    nll = json.loads(run([python, ENGINE], json.dumps({"model": str(target), "windows": windows})))
+    size, predicted = target.stat().st_size, sum(len(window) - 1 for window in windows)
     if kind != "F16":
         target.unlink()
-    predicted = sum(len(window) - 1 for window in windows)
-    return {"bytes": found["bytes"], "ppl": math.exp(math.fsum(found["nll"]) / predicted), "tokens": predicted}
+    return {"bytes": size, "ppl": math.exp(math.fsum(nll) / predicted), "tokens": predicted}
+
+
+def run(command: list[Any], text: str = "") -> str:
+    """Return the standard output of a command.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    done = subprocess.run(list(map(str, command)), input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {command[1]} failed ({done.returncode}):\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def engine_version(python: str) -> str:
     """Return the version of the engine in its environment."""
-    code = "from importlib.metadata import version; print('llama-cpp-python', version('llama-cpp-python'))"
-    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    code = "import llama_cpp; print('llama-cpp-python', llama_cpp.__version__)"
+    return run([python, "-c", code]).strip()
 
 
 if __name__ == "__main__":
