@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hgsp.export.decilm import export_decilm
+from hgsp.export.gguf import export_gguf
+from hgsp.export.mlx import export_mlx
 from hgsp.export.names import TARGETS
 from hgsp.export.result import Exported, ExportOptions
 from hgsp.export.source import ExportSource
+from hgsp.export.stock import export_stock
 
 #: Writes an export into an existing empty folder.
 Export = Callable[[ExportSource, Path, ExportOptions], Exported]
 
-EXPORTS: Mapping[str, Export] = {}
+EXPORTS: Mapping[str, Export] = {
+    "gguf": export_gguf,
+    "decilm": export_decilm,
+    "stock": export_stock,
+    "mlx": export_mlx,
+}
 
 assert set(EXPORTS) <= set(TARGETS)
