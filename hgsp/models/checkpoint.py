@@ -25,6 +25,7 @@ from hgsp.errors import InputError
 from hgsp.models import modeling_hgsp
 from hgsp.models.families import FAMILIES
 from hgsp.models.loading import load_complete
+from hgsp.models.modeling_hgsp import AUTO_CLASSES, FAMILY_CLASSES
 from hgsp.models.tokenizers import load_tokenizer
 from hgsp.models.weight_checks import refuse_adapter
 
@@ -78,18 +79,18 @@ def save_streamed(
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:
-    """Return ``config.json``: with ``auto_map`` if the class is ours, and rope settings for transformers 4 too."""
+    """Return ``config.json``: with ``auto_map`` if the class is ours, else with rope settings for transformers 4 too.
+
+    Our own class reads ``rope_parameters`` in every version. Beside it the old keys would be fatal: ``AutoTokenizer``
+    of transformers 5 without ``hgsp`` reads a llama3 ``rope_scaling`` into a bare config, which fails.
+    """
     content: dict[str, Any] = config.to_diff_dict()
-    for family in FAMILIES.values():
-        if config.model_type == family.pruned_model_type:
-            module = modeling_hgsp.__name__.rpartition(".")[2]
-            content["auto_map"] = {
-                "AutoConfig": f"{module}.{family.pruned_config}",
-                "AutoModel": f"{module}.{family.pruned_model.replace('ForCausalLM', 'Model')}",
-                "AutoModelForCausalLM": f"{module}.{family.pruned_model}",
-            }
-    rope = content.get("rope_parameters")
-    if rope:
+    own_classes = next((classes for classes in FAMILY_CLASSES if type(config) is classes[0]), None)
+    if own_classes is not None:
+        module = modeling_hgsp.__name__.rpartition(".")[2]
+        names = ("AutoConfig", *AUTO_CLASSES)
+        content["auto_map"] = {name: f"{module}.{own.__name__}" for name, own in zip(names, own_classes, strict=True)}
+    elif rope := content.get("rope_parameters"):
         content["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         content["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
