@@ -125,9 +125,9 @@ def text(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table of the rows."""
     lines = ["| target | ranked by | removed | predicted | measured | perplexity |", "|---|---|---|---|---|---|"]
     for row in rows:
-        emptied = f" ({row['emptied']} emptied)" if row["emptied"] else ""
+        setting = row["setting"] + (f" ({row['emptied']} emptied)" if row["emptied"] else "")
         lines.append(
-            f"| x {row['target']:g} | {row['setting']}{emptied} | {row['reached_ratio']:.1%} | x {row['predicted']:.2f} "
+            f"| x {row['target']:g} | {setting} | {row['reached_ratio']:.1%} | x {row['predicted']:.2f} "
             f"| x {row['measured']:.2f} | {row['ppl']:.1f} |"
         )
     return "\n".join(lines)
