@@ -145,12 +145,15 @@ def recipes(*found: Result) -> Iterable[Row]:
 
 
 def efficiency(found: Result) -> Iterable[Row]:
-    """Yield sizes and speeds of one run, and their ratios to the dense model over several runs."""
+    """Yield sizes and speeds of one run, and their ratios to the dense model over several runs; of times as speeds."""
     for name in found["ratios"]["dense"]:
         ratios = []
         for model in ("p20", "p50"):
             low, high = found["ratios_of_four_runs"][model].get(name, [found["ratios"][model][name]] * 2)
-            ratios.append(f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}")
+            if "_ms_" in name:
+                ratios.append(f"{1 / high:.2f} to {1 / low:.2f} x as fast")
+            else:
+                ratios.append(f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}")
         yield f"`{name}`", *(short(found["models"][model][name]) for model in ("dense", "p20", "p50")), *ratios
 
 
