@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hgsp.models.checkpoint import load_pruned
     from hgsp.pipeline.api import Scores, calibration, load, prune, save, score
     from hgsp.pruning.plan import PrunePlan
-    from hgsp.pruning.select import MinimumSizes
+    from hgsp.pruning.shape_rules import ShapeRules
     from hgsp.recovery.recover import recover
 
 __version__ = "0.1.0"
@@ -32,10 +32,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "InputError",
-    "MinimumSizes",
     "NumericalError",
     "PrunePlan",
     "Scores",
+    "ShapeRules",
     "calibration",
     "evaluate",
     "export",
@@ -49,7 +49,7 @@ __all__ = [
 
 _MODULE_OF = {
     "Calibration": "hgsp.data.calibration",
-    "MinimumSizes": "hgsp.pruning.select",
+    "ShapeRules": "hgsp.pruning.shape_rules",
     "PrunePlan": "hgsp.pruning.plan",
     "Scores": "hgsp.pipeline.api",
     "calibration": "hgsp.pipeline.api",

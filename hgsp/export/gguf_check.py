@@ -66,7 +66,7 @@ def _check_values(path: Path, source: ExportSource, tensor: GgufTensor, found: A
     for part in wanted:
         step = len(part) // tensor.num_heads if tensor.num_heads else None
         for rows in part.split(step) if step else row_chunks(part):
-            values = torch.from_numpy(quants.dequantize(found.data[begin : begin + len(rows)], found.tensor_type))
+            values = torch.tensor(quants.dequantize(found.data[begin : begin + len(rows)], found.tensor_type))
             values = deinterleave(values, 1) if tensor.num_heads else values
             if not (abs(values - rows.float()) <= _allowed(rows.float(), found.tensor_type.name)).all():
                 raise NumericalError(f"self-check of {path.name}: values of {tensor.name} are not the checkpoint's")

@@ -94,6 +94,9 @@ def _server_of(request: dict[str, Any]) -> Any:
     params.n_parallel = 1
     params.n_gpu_layers = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    # The defaults round keys and values to float16, which hides smaller differences.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.warmup = params.fit_params = False
     params.no_extra_bufts = True  # weights repacked for AMX crash on some virtual machines
     params.verbosity = 1

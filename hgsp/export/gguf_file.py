@@ -84,20 +84,21 @@ def _encode(rows: Tensor, kind: str, name: str) -> np.ndarray[Any, Any]:
     if kind == "Q8_0":
         from gguf import GGMLQuantizationType, quants
 
-        _check_finite(rows, kind, name)
+        _check_range(rows, torch.float32, name)
         quantised: np.ndarray[Any, Any] = quants.quantize(rows.float().numpy(), GGMLQuantizationType.Q8_0)
         return np.ascontiguousarray(quantised)
-    converted = rows.to(_DTYPES[kind]).contiguous()
-    _check_finite(converted, kind, name)
-    return converted.view(torch.uint8).numpy()
+    _check_range(rows, _DTYPES[kind], name)
+    return rows.to(_DTYPES[kind]).contiguous().view(torch.uint8).numpy()
 
 
-def _check_finite(values: Tensor, kind: str, name: str) -> None:
-    if not torch.isfinite(values).all():
+def _check_range(values: Tensor, dtype: torch.dtype, name: str) -> None:
+    lowest, highest = values.aminmax()
+    limit = torch.finfo(dtype).max
+    if not (-limit <= lowest.item() and highest.item() <= limit):  # NaN too
         raise InputError(
-            expected=f"finite weights within the range of {kind}",
-            got=f"others in {name}",
-            remedy="use --type bf16, which has the range of the stored weights, or check the checkpoint for NaN",
+            expected=f"finite weights of at most {limit:g}, the range of {str(dtype).removeprefix('torch.')}",
+            got=f"values between {lowest.item():g} and {highest.item():g} in {name}",
+            remedy="use --type bf16, which has the range of float32, or check the checkpoint for NaN",
         )
 
 

@@ -26,6 +26,8 @@ from hgsp.pipeline.recover import prepare_after_pruning, recover_all
 from hgsp.pipeline.request import Request, prepare, result_folder
 from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
+from hgsp.pipeline.speed import SpeedReport
+from hgsp.pruning.budget import Budget
 from hgsp.scoring.scores import Scores, weight_sample
 
 LOG = logging.getLogger("hgsp")
@@ -44,8 +46,13 @@ class _Run:
     measure: PrePostEvaluation = field(init=False)
     tokenizer: Any = field(init=False)
     calibrations: stages.Calibrations = field(default_factory=stages.Calibrations)
+    speed: SpeedReport | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        config, geometry = self.request.config, self.request.geometry
+        if self.request.profile is not None:
+            measures = not (config.skip_evaluation or config.offload)
+            self.speed = SpeedReport(*self.request.profile, geometry.shapes, measures)
         self.measure = PrePostEvaluation(self.request.config, offloaded=self.request.config.offload)
 
 
@@ -58,7 +65,7 @@ def prune(config: PruneConfig, command: str) -> int:
     """
     quiet_libraries()
     request = prepare(config)
-    warnings = list(request.source.warnings)
+    warnings = list(request.warnings)
     scores = None
     if config.scores is not None:
         scores = load_scores(request)
@@ -77,7 +84,7 @@ def prune(config: PruneConfig, command: str) -> int:
         dense = _load_and_score(run)
         if dense is None:  # another process of this run goes on alone
             return 0
-        for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
+        for number, (ratio, budget) in enumerate(zip(config.ratios, request.budgets, strict=True)):
             dense = _prune_to(run, ratio, budget, dense, is_first=number == 0)
     return recover_all(recoveries, command)
 
@@ -89,7 +96,7 @@ def _dry_run(request: Request, scores: Scores | None) -> None:
         show(report.dry_run_table(request))
         return
     for budget in request.budgets:
-        decision = decide(scores, request.geometry, budget, config.recipe, request.minimum_sizes)
+        decision = decide(scores, request.geometry, request.selection(budget), config.recipe)
         show(report.dry_run_table(request, decision.plan))
 
 
@@ -135,6 +142,8 @@ def _load_and_score(run: _Run) -> LoadedModel | None:
         return None
     with run.timings.stage("evaluate"):
         run.measure.before(dense.model, run.tokenizer)
+        if run.speed is not None:
+            run.speed.before(dense.model)
     return dense
 
 
@@ -144,7 +153,7 @@ def _load(run: _Run, timings: Timings) -> LoadedModel:
         return load_for_pruning(request.source, config.dtype, request.device, offload=config.offload)
 
 
-def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_first: bool) -> LoadedModel:
+def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel, *, is_first: bool) -> LoadedModel:
     """Make, measure and write the result of one ratio; returns the dense model that was used."""
     request, config = run.request, run.request.config
     timings = Timings(run.timings)
@@ -155,10 +164,9 @@ def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_fi
         pruning = stages.prune_in_rounds(
             dense,
             run.scores,
-            budget,
+            request.selection(budget),
             config.recipe,
             run.calibrations,
-            request.minimum_sizes,
             request.resources(ratio, folder),
             timings,
             terminal,
@@ -167,14 +175,18 @@ def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_fi
             pruned = write_result(request, dense, pruning, run.scores, run.tokenizer, folder)
         with timings.stage("evaluate"):
             run.measure.after(pruned, run.tokenizer)
+            shapes = tuple(keep.shape for keep in pruning.decision.plan.layers)
+            speed = None if run.speed is None else run.speed.after(pruned, shapes)
         content = report.analysis(
             request,
             pruning,
             command=run.command,
+            budget=budget,
             asked_ratio=ratio,
             params_after=sum(parameter.numel() for parameter in pruned.parameters()),
             evaluation=run.measure.results,
             samples=run.measure.samples,
+            speed=speed,
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )

@@ -15,6 +15,7 @@ from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.request import Request
 from hgsp.pipeline.stages import Pruning
+from hgsp.pruning.budget import Budget
 from hgsp.pruning.plan import PrunePlan
 
 
@@ -23,10 +24,12 @@ def analysis(
     pruning: Pruning,
     *,
     command: str,
-    asked_ratio: float,
+    budget: Budget,
+    asked_ratio: float | None,
     params_after: int,
     evaluation: Mapping[str, Any],
     samples: Mapping[str, str | None],
+    speed: Mapping[str, Any] | None,
     timings_s: Mapping[str, float],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def analysis(
     removed = geometry.total_params - params_after
     value_bytes = DTYPES[request.config.dtype].itemsize
     after = tuple(keep.shape for keep in plan.layers)
+    target = budget.target
     layers = [
         {
             "layer": index,
@@ -51,7 +55,8 @@ def analysis(
         "command": command,
         "base_model": request.config.base_model,
         "importance_method": plan.provenance["importance_method"],
-        "asked_ratio": asked_ratio,
+        "asked_ratio": plan.budget_params / geometry.total_params if asked_ratio is None else asked_ratio,
+        "target": target and {"name": target.name, "asked": target.asked, "reached": target.reached(after)},
         "reached_ratio": removed / geometry.total_params,
         "reached_ratio_decoder": removed / geometry.decoder_params,
         "params_before": geometry.total_params,
@@ -65,10 +70,12 @@ def analysis(
         "layers": layers,
         "scoring": dict(plan.provenance),
         "search": decision.searched,
+        "whole_blocks": decision.whole_blocks,
         "reconstruction": None if pruning.reconstruction is None else pruning.reconstruction.describe(),
         "evaluation": dict(evaluation),
         "collapsed": bool(has_collapsed(before_and_after(evaluation).values())),
         "samples": dict(samples),
+        "speed": speed,
         "timings_s": {stage: round(seconds, 3) for stage, seconds in timings_s.items()},
         "peak_memory_bytes": peak_memory_bytes(request.device),
         "environment": describe_environment(request.device, dtype=request.config.dtype, seed=request.config.seed),
@@ -94,15 +101,26 @@ def closing_table(report: Mapping[str, Any]) -> Table:
         dense = measured["before"][name]["ppl"]
         label = f"PPL {name} ({result['windows']} x {result['seq_len']})"
         table.add_row(label, f"{dense:.2f}", f"{result['ppl']:.2f}", f"x {result['ppl'] / dense:.2f}")
+    if speed := report["speed"]:
+        for label, key in (("predicted", "predicted_speedup"), ("measured", "measured_speedup")):
+            if speed[key] is not None:
+                table.add_row(f"speed, {label} ({speed['workload']})", "", "", f"x {speed[key]:.2f}")
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in report["timings_s"].items())
     removed = ", ".join(map(str, report["removed_layers"])) or "none"
     table.caption = (
-        f"removed: {report['reached_ratio']:.4f} of all parameters (asked {report['asked_ratio']:.4f}), "
+        f"removed: {report['reached_ratio']:.4f} of all parameters ({_asked(report)}), "
         f"{report['reached_ratio_decoder']:.4f} of the decoder layers; whole layers removed: {removed}\n"
         f"seconds: {seconds}; peak memory {in_gib(report['peak_memory_bytes'])}"
     )
     table.caption_justify = "left"
     return table
+
+
+def _asked(report: Mapping[str, Any]) -> str:
+    """Say what was asked for, and what a target reached."""
+    if target := report["target"]:
+        return f"--{target['name']} {target['asked']:,g}: {target['reached']:,.4g}"
+    return f"asked {report['asked_ratio']:.4f}"
 
 
 def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
