@@ -22,6 +22,7 @@ from hgsp.models.tokenizers import load_own_tokenizer
 from hgsp.pipeline import report, stages
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import decide
+from hgsp.pipeline.dry_run import dry_run_table, engine_table
 from hgsp.pipeline.recover import prepare_after_pruning, recover_all
 from hgsp.pipeline.request import Request, prepare, result_folder
 from hgsp.pipeline.results import write_result
@@ -93,11 +94,13 @@ def _dry_run(request: Request, scores: Scores | None) -> None:
     """Print the shapes, with scores also those that would be kept."""
     config = request.config
     if scores is None or config.rounds > 1:
-        show(report.dry_run_table(request))
+        show(dry_run_table(request))
+        show(engine_table(request))
         return
     for budget in request.budgets:
         decision = decide(scores, request.geometry, request.selection(budget), config.recipe)
-        show(report.dry_run_table(request, decision.plan))
+        show(dry_run_table(request, decision.plan))
+        show(engine_table(request, decision.plan))
 
 
 def _read_texts(run: _Run) -> None:

@@ -1,4 +1,4 @@
-"""The pruning report: ``pruning_analysis.json``, the closing table, and the dry run."""
+"""The pruning report: ``pruning_analysis.json`` and the closing table."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hgsp.environment import describe_environment, in_gib, peak_memory_bytes
 from hgsp.evaluation.collapse import before_and_after, has_collapsed
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
+from hgsp.pipeline.decision import PruningDecision
 from hgsp.pipeline.request import Request
 from hgsp.pipeline.stages import Pruning
 from hgsp.pruning.budget import Budget
-from hgsp.pruning.plan import PrunePlan
 
 
 def analysis(
@@ -40,16 +40,6 @@ def analysis(
     value_bytes = DTYPES[request.config.dtype].itemsize
     after = tuple(keep.shape for keep in plan.layers)
     target = budget.target
-    layers = [
-        {
-            "layer": index,
-            "kept_kv_groups": list(keep.kv_groups),
-            "kept_mlp_channels": list(keep.mlp_channels),
-            "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
-            "prior_mode": mode,
-        }
-        for index, (keep, dense, mode) in enumerate(zip(plan.layers, geometry.shapes, decision.modes, strict=True))
-    ]
     return {
         "schema_version": PRUNING_SCHEMA,
         "command": command,
@@ -67,7 +57,7 @@ def analysis(
         "kv_cache_bytes_per_token_after": geometry.kv_cache_bytes_per_token(after, value_bytes),
         "gqa_ratio": geometry.queries_per_kv,
         "removed_layers": list(plan.removed_layers),
-        "layers": layers,
+        "layers": _layers(geometry, decision),
         "scoring": dict(plan.provenance),
         "search": decision.searched,
         "whole_blocks": decision.whole_blocks,
@@ -81,6 +71,22 @@ def analysis(
         "environment": describe_environment(request.device, dtype=request.config.dtype, seed=request.config.seed),
         "warnings": list(warnings),
     }
+
+
+def _layers(geometry: Geometry, decision: PruningDecision) -> list[dict[str, Any]]:
+    """Return an entry per dense layer."""
+    return [
+        {
+            "layer": index,
+            "kept_kv_groups": list(keep.kv_groups),
+            "kept_mlp_channels": list(keep.mlp_channels),
+            "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
+            "prior_mode": mode,
+        }
+        for index, (keep, dense, mode) in enumerate(
+            zip(decision.plan.layers, geometry.shapes, decision.modes, strict=True)
+        )
+    ]
 
 
 def closing_table(report: Mapping[str, Any]) -> Table:
@@ -121,29 +127,3 @@ def _asked(report: Mapping[str, Any]) -> str:
     if target := report["target"]:
         return f"--{target['name']} {target['asked']:,g}: {target['reached']:,.4g}"
     return f"asked {report['asked_ratio']:.4f}"
-
-
-def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
-    """Return the table of shapes, parameters, bytes and KV-cache bytes per token, dense and, with a plan, kept."""
-    geometry: Geometry = request.geometry
-    value_bytes = DTYPES[request.config.dtype].itemsize
-    after = () if plan is None else tuple(keep.shape for keep in plan.layers)
-    title = f"{request.config.base_model}: {geometry.queries_per_kv} query heads per KV head"
-    removed = "" if plan is None else f", {plan.removed_params / geometry.total_params:.2%} of all parameters removed"
-    table = Table(title=title + removed)
-    headings = ["layer", "KV groups", "MLP channels", "parameters", "bytes", "KV bytes/token"]
-    for heading in headings + (["kept KV groups", "kept channels", "kept parameters"] if after else []):
-        table.add_column(heading, justify="right")
-    for index, shape in enumerate(geometry.shapes):
-        params = geometry.layer_params(shape)
-        kv_bytes = geometry.kv_cache_bytes_per_token((shape,), value_bytes)
-        row = [index, shape.num_kv_groups, shape.mlp_width, f"{params:,}", f"{params * value_bytes:,}", f"{kv_bytes:,}"]
-        if after:
-            row += [after[index].num_kv_groups, after[index].mlp_width, f"{geometry.layer_params(after[index]):,}"]
-        table.add_row(*map(str, row))
-    other = geometry.total_params - geometry.decoder_params
-    table.add_row("rest", "", "", f"{other:,}", f"{other * value_bytes:,}", "0", *[""] * (3 if after else 0))
-    total_kv = geometry.kv_cache_bytes_per_token(geometry.shapes, value_bytes)
-    total = geometry.total_params
-    table.add_row("all", "", "", f"{total:,}", f"{total * value_bytes:,}", f"{total_kv:,}", *[""] * (3 if after else 0))
-    return table

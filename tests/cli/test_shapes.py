@@ -174,3 +174,15 @@ def test_a_table_of_another_model_is_refused(saved, text_file, tmp_path, capsys)
     assert code == 2
     assert "expected a latency table of this model" in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_a_dry_run_lists_the_bytes_of_every_engine_before_and_after(prune, capsys):
+    _, folder = prune("scored", "--pruning_ratio", "0.2")
+    capsys.readouterr()
+    for scores, change in (((), False), (("--scores", folder / "scores.npz"), True)):
+        code, _ = prune("dry", "--dry_run", "--pruning_ratio", "0.2", *scores, "--reconstruct", "none")
+        printed = capsys.readouterr().out
+        assert code == 0
+        for form in ("Transformers, vLLM", "llama.cpp Q8_0", "DeciLM"):
+            line = next(line for line in printed.splitlines() if form in line)
+            assert ("%" in line) == change
