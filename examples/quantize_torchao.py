@@ -11,7 +11,6 @@ import argparse
 from collections.abc import Sequence
 
 
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Write a folder that ``from_pretrained`` loads as it is, where torchao is installed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

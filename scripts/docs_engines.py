@@ -7,7 +7,8 @@ from pathlib import Path
 
 from docs_source import table
 
-from hgsp.export.engines import ENGINES, Engine, Form
+from hgsp.export.engines import ENGINES
+from hgsp.export.verdict import Engine, Form
 
 
 def engines(_: Path) -> str:

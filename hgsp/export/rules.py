@@ -130,7 +130,7 @@ def _refused_by(*checks: Callable[[ExportSource], Any]) -> Callable[[ExportSourc
 UNIFORM = Rule("the same sizes in every layer", _unequal_layers, "--uniform")
 STOCK_CLASS = Rule("a class of Transformers", _own_class)
 STOCK_EXPORT = Rule("biases that a class of Transformers has", _refused_by(_check_stock))
-ATTENTION = Rule("attention in every layer", _no_attention, "no --allow_empty_blocks")
+ATTENTION = Rule("attention in every layer", _no_attention, "without --allow_empty_blocks")
 EQUAL_GROUPS = Rule("the same KV groups in every layer", _unequal_groups, "--shapes_for tensorrt")
 GROUPS_OF_CONFIG = Rule("the KV groups of config.json in every layer", _other_groups)
 FULL_QWEN2 = Rule("all query heads, in Qwen2", _narrow_qwen2)

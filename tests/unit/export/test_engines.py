@@ -7,12 +7,13 @@ import pytest
 
 from conftest import TINY, make_tiny
 from hgsp.errors import InputError
-from hgsp.export.engines import ENGINES, engines_that_read, judge, judge_all
+from hgsp.export.engines import ENGINES, engines_that_read, judge_all
 from hgsp.export.gguf_architecture import has_head_norms
 from hgsp.export.names import TARGETS
 from hgsp.export.result import ExportOptions
 from hgsp.export.source import read_source
 from hgsp.export.targets import EXPORTS
+from hgsp.export.verdict import judge
 from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import LayerShape
 from hgsp.pipeline.config import PruneConfig
