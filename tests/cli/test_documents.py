@@ -213,7 +213,8 @@ def test_flags_named_in_documents_exist():
     known = {f"--{name}" for options in set(OPTIONS.values()) for name in options.__dataclass_fields__}
     sources = [*(REPOSITORY / "benchmarks").glob("*.py"), REPOSITORY / "hgsp" / "cli" / "study.py"]
     known |= {flag for path in sources for flag in re.findall(r'"(--\w+)"', path.read_text())}
-    known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version", "--recipe"}
+    known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version"}
+    known |= {f"--{preset}" for preset in PruneConfig.PRESETS}
     for path in DOCUMENTS:
         named = set(re.findall(r"`(--\w+)", path.read_text()))
         assert named <= known, (name_of(path), named - known)
