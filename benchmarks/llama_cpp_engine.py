@@ -35,7 +35,9 @@ def main() -> None:
 def nll(model: str, windows: list[list[int]]) -> list[float]:
     """Return the summed next-token NLL of each window in nats, float64 over float32 logits."""
     length = max(map(len, windows))
-    llama = llama_cpp.Llama(model, n_ctx=length, n_batch=512, logits_all=True, verbose=False)
+    llama = llama_cpp.Llama(
+        model, n_ctx=length, n_batch=512, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
+    )
     totals = []
     for window in windows:
         llama.reset()

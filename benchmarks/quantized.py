@@ -56,20 +56,26 @@ def main() -> None:
     }
     done = {(row["model"], row["type"]) for row in found["rows"]}
     for name, folder in models.items():
+        missing = [kind for kind in options.types if (name, kind) not in done]
+        if not missing:
+            continue
         windows = windows_of(
             text, load_tokenizer(folder), options.eval_seq_len, max_windows=options.eval_windows, drop_last=True
         )
+        ids = [window.tolist() for window in windows]
         with tempfile.TemporaryDirectory(dir=options.output.parent) as scratch:
             exported = hgsp.export(folder, "gguf", Path(scratch) / "exported", gguf_type="f16", self_check=False)
             source = next(exported.folder.glob("*.gguf"))
-            for kind in options.types:
-                if (name, kind) in done:
-                    continue
-                row = measure(options.engine_python, source, kind, [window.tolist() for window in windows])
-                found["rows"].append({"model": name, "type": kind, **row})
-                result = {**provenance(), "protocol": protocol, "rows": found["rows"]}
-                options.output.write_text(json.dumps(result, indent=2) + "\n")
-                print(json.dumps(found["rows"][-1]), flush=True)
+            for kind in missing:
+                row = {"model": name, "type": kind, **measure(options.engine_python, source, kind, ids)}
+                found["rows"].append(row)
+                write(options.output, protocol, found["rows"])
+                print(json.dumps(row), flush=True)
+    write(options.output, protocol, found["rows"])  # with the command for all rows, after a run that resumed
+
+
+def write(output: Path, protocol: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    output.write_text(json.dumps({**provenance(), "protocol": protocol, "rows": rows}, indent=2) + "\n")
 
 
 def measure(python: str, source: Path, kind: str, windows: list[list[int]]) -> dict[str, Any]:

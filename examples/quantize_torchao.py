@@ -10,12 +10,6 @@ channels, and needs widths in multiples of the group size (--mlp_multiple_of).
 import argparse
 from collections.abc import Sequence
 
-import torch
-from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
-from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
-
-import hgsp  # noqa: F401  registers the classes of pruned models
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write a folder that ``from_pretrained`` loads as it is, where torchao is installed."""
@@ -25,6 +19,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--type", choices=["int8", "int4"], default="int8")
     parser.add_argument("--group_size", type=int, default=64, help="input channels that share a scale, for int4")
     options = parser.parse_args(argv)
+
+    import torch
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
+
+    import hgsp  # noqa: F401  registers the classes of pruned models
 
     int4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(options.group_size))
     model = AutoModelForCausalLM.from_pretrained(

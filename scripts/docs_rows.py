@@ -201,3 +201,9 @@ def lora_memory(found: Result) -> Iterable[Row]:
             extra,
             f"{row['extra_bytes'] / row['weight_bytes']:.1%}",
         )
+
+
+def quantized(result: Result) -> Iterable[Row]:
+    """Yield the files of all models from the largest to the smallest."""
+    for row in sorted(result["rows"], key=lambda row: -row["bytes"]):
+        yield row["model"], row["type"], f"{row['bytes'] / 1e6:.1f} MB", number(row["ppl"])

@@ -15,6 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "benchmarks")]
 
+from docs_engines import engines  # noqa: E402
 from docs_flags import flags_page  # noqa: E402
 from docs_methods import method_page, methods_table, read_method  # noqa: E402
 from docs_results import load  # noqa: E402
@@ -30,6 +31,7 @@ DOCS = REPOSITORY / "docs"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end of generated -->)", re.DOTALL)
 PARTS: dict[str, Callable[[Path], str]] = {
     **{name: table.text for name, table in {**TABLES, **SHAPE_TABLES}.items()},
+    "engines": engines,
     "methods": lambda _: methods_table(),
     "tree": lambda _: "\n".join(["```", *tree(), "```"]),
 }

@@ -17,8 +17,8 @@ from hgsp.environment import package_version
 
 if TYPE_CHECKING:
     from hgsp.export.divisibility import Divisibility
-    from hgsp.export.engines import Engine, Verdict
     from hgsp.export.sizes import EngineSize
+    from hgsp.export.verdict import Engine, Verdict
 
 WIDTH = 80
 #: Model types that exports have and checkpoints of ours have not -> the target of the export.
@@ -113,12 +113,16 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
     if form and findings:
         parts.append(form.loss)
     if verdict.changes:
-        parts.append(f"prune with {' '.join(verdict.changes)}")
+        parts.append(f"prune {' and '.join(map(_spoken, verdict.changes))}")
     elif form is None:
         parts.append("no flag changes it")
     if version := installed(verdict.engine):
         parts.append(f"here: {version}")
     return verdict.engine.name, verdict.status, "; ".join(filter(None, parts))
+
+
+def _spoken(change: str) -> str:
+    return f"with {change}" if change.startswith("--") else change
 
 
 def _size_row(size: EngineSize) -> tuple[str, str, str, str]:

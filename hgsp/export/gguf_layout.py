@@ -15,8 +15,9 @@ from torch import Tensor
 from hgsp.errors import InputError
 from hgsp.export.gguf_architecture import Architecture, has_head_norms
 from hgsp.export.gguf_rope import frequency_factors
+from hgsp.export.parameters import biased_linears
 from hgsp.export.source import ExportSource
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LAYER_PREFIX, MLP_INPUTS, MLP_OUTPUT
+from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.geometry import LayerShape
 from hgsp.models.weight_checks import incomplete, refuse_unplaced_weights
 
@@ -165,21 +166,8 @@ def _linear(
     source: ExportSource, name: str, linear: str, shape: tuple[int, int], num_heads: int = 0
 ) -> Iterator[GgufTensor]:
     yield GgufTensor(f"{name}.weight", shape, (f"{linear}.weight",), num_heads)
-    if linear in _biased_linears(source):
+    if linear in biased_linears(source):
         yield GgufTensor(f"{name}.bias", shape[:1], (f"{linear}.bias",), num_heads)
-
-
-def _biased_linears(source: ExportSource) -> frozenset[str]:
-    """Return the Linears of a layer that have a bias, as the family's classes read the config."""
-    config, family = source.config, source.family.model_type
-    linears: set[str] = set(ATTENTION_INPUTS) if family == "qwen2" else set()
-    if family == "llama" and config.get("attention_bias"):
-        linears.update((*ATTENTION_INPUTS, ATTENTION_OUTPUT))
-    if family == "llama" and config.get("mlp_bias"):
-        linears.update((*MLP_INPUTS, MLP_OUTPUT))
-    if config.get("writer_bias"):
-        linears.update((ATTENTION_OUTPUT, MLP_OUTPUT))
-    return frozenset(linears)
 
 
 def _check_stored(source: ExportSource, tensors: list[GgufTensor]) -> None:

@@ -12,6 +12,7 @@ from hgsp.export.gguf_architecture import has_head_norms
 from hgsp.export.nemotron_nas import NemotronNas, nemotron_nas
 from hgsp.export.padding import cheapest_num_queries
 from hgsp.export.source import ExportSource
+from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, MLP_INPUTS, MLP_OUTPUT
 
 
 class Biases(NamedTuple):
@@ -47,6 +48,12 @@ def biases_of(source: ExportSource) -> Biases:
     mlp = family == "llama" and bool(config.get("mlp_bias"))
     written = bool(config.get("writer_bias"))
     return Biases(attention or family == "qwen2", attention or written, mlp, mlp or written)
+
+
+def biased_linears(source: ExportSource) -> tuple[str, ...]:
+    """Return the names in a layer of the Linears that have a bias."""
+    groups = (ATTENTION_INPUTS, (ATTENTION_OUTPUT,), MLP_INPUTS, (MLP_OUTPUT,))
+    return tuple(linear for group, has in zip(groups, biases_of(source), strict=True) if has for linear in group)
 
 
 def blocks_of(source: ExportSource) -> tuple[Block, ...]:

@@ -11,10 +11,10 @@ from hgsp.export.gguf_architecture import architecture_of
 from hgsp.export.gguf_rope import check_rope
 from hgsp.export.nemotron_nas import check_nemotron_nas
 from hgsp.export.padding import smallest_layout
-from hgsp.export.parameters import biases_of
+from hgsp.export.parameters import biased_linears, biases_of
 from hgsp.export.source import ExportSource
 from hgsp.export.stock import stock_config
-from hgsp.models.families import FAMILIES
+from hgsp.models.families import FAMILIES, LAYER_PREFIX
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def _own_class(source: ExportSource) -> str | None:
 
 def _check_stock(source: ExportSource) -> None:
     if source.is_uniform:
-        biases = biases_of(source)
-        beyond_family = biases.o_proj or (biases.qkv and source.family.model_type != "qwen2")
-        stock_config(source, beyond_family, biases.gate_up or biases.down_proj)
+        stock_config(source, {f"{LAYER_PREFIX}0.{linear}.bias": () for linear in biased_linears(source)})
 
 
 def _no_attention(source: ExportSource) -> str | None:
@@ -132,8 +130,8 @@ def _refused_by(*checks: Callable[[ExportSource], Any]) -> Callable[[ExportSourc
 UNIFORM = Rule("the same sizes in every layer", _unequal_layers, "--uniform")
 STOCK_CLASS = Rule("a class of Transformers", _own_class)
 STOCK_EXPORT = Rule("biases that a class of Transformers has", _refused_by(_check_stock))
-ATTENTION = Rule("attention in every layer", _no_attention, "no --allow_empty_blocks")
-EQUAL_GROUPS = Rule("the same KV groups in every layer", _unequal_groups, "--equal_kv_groups")
+ATTENTION = Rule("attention in every layer", _no_attention, "without --allow_empty_blocks")
+EQUAL_GROUPS = Rule("the same KV groups in every layer", _unequal_groups, "--shapes_for tensorrt")
 GROUPS_OF_CONFIG = Rule("the KV groups of config.json in every layer", _other_groups)
 FULL_QWEN2 = Rule("all query heads, in Qwen2", _narrow_qwen2)
 NO_BIASES = Rule("no biases (Qwen2)", _biases)

@@ -7,15 +7,17 @@ import pytest
 
 from conftest import TINY, make_tiny
 from hgsp.errors import InputError
-from hgsp.export.engines import ENGINES, engines_that_read, judge, judge_all
+from hgsp.export.engines import ENGINES, engines_that_read, judge_all
 from hgsp.export.gguf_architecture import has_head_norms
 from hgsp.export.names import TARGETS
 from hgsp.export.result import ExportOptions
 from hgsp.export.source import read_source
 from hgsp.export.targets import EXPORTS
+from hgsp.export.verdict import judge
 from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import LayerShape
 from hgsp.pipeline.config import PruneConfig
+from hgsp.pruning.names import SHAPE_PRESETS
 from hgsp.pruning.surgery import apply_plan
 from sources import DENSE, extremes, source_of
 
@@ -135,7 +137,7 @@ def pruned_with(source, changes):
     for multiple in map(int, re.findall(r"--mlp_multiple_of (\d+)", text)):
         shapes = tuple(replace(shape, mlp_width=-(-shape.mlp_width // multiple) * multiple) for shape in shapes)
     config = dict(source.config)
-    if "--equal_kv_groups" in text:
+    if "--shapes_for tensorrt" in text:
         shapes = tuple(replace(shape, num_kv_groups=7) for shape in shapes)
     if "--uniform" in text:
         largest = LayerShape(max(s.num_kv_groups for s in shapes), max(s.mlp_width for s in shapes))
@@ -147,7 +149,10 @@ def test_suggested_flags_and_presets_exist():
     rules = [rule for engine in ENGINES for form in engine.forms for rule in (*form.needs, *form.wants)]
     flags = {flag for rule in rules for flag in re.findall(r"--(\w+)", rule.change)}
     assert {"uniform", "mlp_multiple_of"} <= flags
-    assert flags <= {item.name for item in fields(PruneConfig)}
+    assert flags <= {item.name for item in fields(PruneConfig)} | PruneConfig.PRESETS.keys()
+    presets = {preset for rule in rules for preset in re.findall(r"--shapes_for (\w+)", rule.change)}
+    presets |= {engine.preset for engine in ENGINES if engine.preset}
+    assert presets <= SHAPE_PRESETS.keys()
 
 
 def test_engines_of_an_export():
