@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from hgsp.environment import in_gib
 from hgsp.errors import NumericalError
 from hgsp.export.gguf_engine import ask_engine, is_installed
 from hgsp.export.gguf_file import Q8_0_BLOCK, row_chunks
@@ -93,10 +94,11 @@ def check_engine(path: Path, source: ExportSource, tokenizer: Any, gguf_type: st
     """
     if not is_installed():
         return ("not run in llama.cpp: pip install xllamacpp to have it compared with transformers",)
-    in_memory = 4 * sum(int(np.prod(shape)) for shape in source.tensors.shapes.values())
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    if in_memory + path.stat().st_size > available:
-        return (f"not run in llama.cpp: comparing it takes {in_memory / 2**30:.1f} GiB of memory for float32 weights",)
+    in_memory = 4 * sum(prod(shape) for shape in source.tensors.shapes.values()) + path.stat().st_size
+    if in_memory > _available_memory():
+        return (
+            f"not run in llama.cpp: the comparison with transformers in float32 takes {in_gib(in_memory)} of memory",
+        )
     ids = tokenizer(TEXTS[0])["input_ids"][:NUM_POSITIONS]
     sequences = [ids[: length + 1] for length in range(len(ids))]
     answer = ask_engine(path, TEXTS, sequences)
@@ -116,6 +118,15 @@ def check_engine(path: Path, source: ExportSource, tokenizer: Any, gguf_type: st
         f"run in llama.cpp (xllamacpp): tokens of {len(TEXTS)} texts equal, log-probabilities after {len(ids)} tokens "
         f"within {largest:.1e} of transformers in float32",
     )
+
+
+def _available_memory() -> int:
+    """Return the bytes that can be used without swapping; where the system does not tell, all of its memory."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        sizes = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @torch.no_grad()

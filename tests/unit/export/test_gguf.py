@@ -277,9 +277,9 @@ def test_the_check_says_why_the_engine_did_not_run(checkpoint, tmp_path, monkeyp
     written = export(folder, "gguf", tmp_path / "a")
     assert written.exported.checks[-1].startswith("not run in llama.cpp: pip install xllamacpp")
     monkeypatch.setattr("hgsp.export.gguf_check.is_installed", lambda: True)
-    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    monkeypatch.setattr("hgsp.export.gguf_check._available_memory", lambda: 1000)
     written = export(folder, "gguf", tmp_path / "b")
-    assert "takes 0.0 GiB of memory" in written.exported.checks[-1]
+    assert "in float32 takes 0.00 GiB of memory" in written.exported.checks[-1]
 
 
 # Refusals: one line, and nothing is left.
