@@ -48,19 +48,21 @@ def architecture_of(source: ExportSource) -> Architecture:
     if not has_head_norms(source):
         return LLAMA if source.is_uniform else DECI
     if source.config.get("attention_bias") or source.config.get("writer_bias"):
-        raise _unsupported("Linears without biases", "biases")
+        raise _unsupported("a Qwen3 model without biases", "biases", "")
+    if source.rope["rope_type"] == "llama3":
+        raise _unsupported("another rope of a Qwen3 model", "rope_type 'llama3'", "")
     if source.is_uniform:
         return QWEN3
     if not source.ties_embeddings:
-        raise _unsupported("tied embeddings (as in Qwen3-0.6B, 1.7B and 4B)", "a head of its own")
-    if source.rope["rope_type"] == "llama3":
-        raise _unsupported("the default rope", "rope_type 'llama3'")
+        raise _unsupported(
+            "tied embeddings (as in Qwen3-0.6B, 1.7B and 4B) in a Qwen3 model with a size per layer",
+            "a head of its own",
+            "prune with --uniform, or ",
+        )
     return OPENELM
 
 
-def _unsupported(expected: str, got: str) -> InputError:
+def _unsupported(expected: str, got: str, remedy: str) -> InputError:
     return InputError(
-        expected=f"{expected} in a Qwen3 model with a size per layer: llama.cpp holds no other",
-        got=got,
-        remedy="prune with --uniform, or serve the folder with vLLM",
+        expected=f"{expected}: llama.cpp holds no other", got=got, remedy=f"{remedy}serve the folder with vLLM"
     )

@@ -14,15 +14,22 @@ from hgsp.export.source import ExportSource
 
 #: Types that llama.cpp computes as transformers does.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-#: Settings of YaRN that a file has no key for.
-_YARN_UNSUPPORTED = ("attention_factor", "mscale", "mscale_all_dim")
+#: Settings of YaRN that llama.cpp does not read from a file, with the values it uses.
+_YARN_SETTINGS = {
+    "attention_factor": None,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "truncate": True,
+}
 
 
 def check_rope(source: ExportSource) -> None:
     """Refuse rotary embeddings that the file cannot describe.
 
     Raises:
-        InputError: another type, a part of the head rotated, or settings of YaRN without a key.
+        InputError: another type, a part of the head rotated, or YaRN with settings that llama.cpp ignores.
     """
     rope = source.rope
     if rope["rope_type"] not in ROPE_TYPES:
@@ -30,9 +37,9 @@ def check_rope(source: ExportSource) -> None:
     if (part := rope.get("partial_rotary_factor", 1.0)) != 1.0:
         raise _unsupported("rotation of whole heads", f"partial_rotary_factor {part}")
     if rope["rope_type"] == "yarn":
-        unsupported = [key for key in _YARN_UNSUPPORTED if rope.get(key) is not None]
-        if unsupported or not rope.get("truncate", True):
-            raise _unsupported("YaRN with its default attention factor", (*unsupported, "truncate")[0])
+        for key, default in _YARN_SETTINGS.items():
+            if rope.get(key) not in (None, default):
+                raise _unsupported(f"YaRN with {key} {default or 'unset'}", str(rope[key]))
 
 
 def add_rope(writer: Any, source: ExportSource) -> None:
@@ -50,8 +57,6 @@ def add_rope(writer: Any, source: ExportSource) -> None:
         writer.add_rope_scaling_factor(float(rope["factor"]))
         original = rope.get("original_max_position_embeddings") or source.config["max_position_embeddings"]
         writer.add_rope_scaling_orig_ctx_len(int(original))
-        writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32))
-        writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
 
 
 def frequency_factors(source: ExportSource) -> Tensor | None:
