@@ -14,6 +14,9 @@ from exporting import (
     skip_without,
 )
 
+#: Of mlx on a CPU in 30 layers: its log-probabilities of the dense SmolLM2-135M differ by as much from Transformers'.
+MLX_ERROR = 5e-4
+
 #: Name -> tiny model, what differs, plan and target.
 CASES = {
     **{f"{name}, {plan}": (name, {}, plan, "mlx") for name, plan in zip(TINY, PLANS, strict=True)},
@@ -77,7 +80,7 @@ def answers(checkpoints):
 @pytest.mark.parametrize("name", [*CASES, *REAL_PLANS])
 def test_the_folder_answers_like_the_checkpoint(checkpoints, answers, name):
     folder = skip_without(checkpoints, name)
-    assert_agrees(answers[folder], folder)
+    assert_agrees(answers[folder], folder, MLX_ERROR if name in REAL_PLANS else 1e-4)
 
 
 def test_the_self_check_runs_the_engine(tmp_path):
