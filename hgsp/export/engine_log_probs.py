@@ -17,14 +17,17 @@ def from_vllm(folder: str, tokens: Sequence[int], num_greedy: int) -> dict[str, 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other cost more than they save
     from vllm import LLM, SamplingParams
 
+    length = len(tokens) + num_greedy + 1
     engine = LLM(
         folder,
         dtype="float32",
         enforce_eager=True,
         trust_remote_code=True,
-        max_model_len=len(tokens) + num_greedy + 1,
+        max_model_len=length,
+        max_num_batched_tokens=length,  # the start-up runs a batch of that size
         max_num_seqs=1,
     )
     settings = SamplingParams(temperature=0.0, max_tokens=max(num_greedy, 1), prompt_logprobs=0, ignore_eos=True)
@@ -57,6 +60,7 @@ ENGINES: Mapping[str, Callable[[str, Sequence[int], int], dict[str, Any]]] = {"v
 
 
 if __name__ == "__main__":
-    request = json.loads(sys.argv[1])
-    answer = ENGINES[request["engine"]](request["folder"], request["tokens"], request["num_greedy"])
-    print(json.dumps(answer))
+    sys.path.pop(0)  # this folder, whose mlx.py would take the place of the package
+    for request in json.loads(sys.argv[1]):
+        answer = ENGINES[request["engine"]](request["folder"], request["tokens"], request["num_greedy"])
+        print(json.dumps(answer), flush=True)

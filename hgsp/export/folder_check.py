@@ -62,7 +62,7 @@ def check_log_probs(source: ExportSource, folder: Path, config: Any | None, engi
         lines.append(_compared("Transformers", log_probs_of(folder, config, tokens), expected))
     for engine in engines:
         name = ENGINE_NAMES[engine]
-        if find_spec(engine) is None:
+        if not is_installed(engine):
             lines.append(f"{name}: not run, for it is not installed here; export again in an environment with it")
             continue
         answer, failure = ask_engine(engine, folder, tokens.tolist())
@@ -71,6 +71,12 @@ def check_log_probs(source: ExportSource, folder: Path, config: Any | None, engi
         else:
             lines.append(_compared(name, torch.tensor(answer["log_probs"]), expected))
     return lines
+
+
+def is_installed(engine: str) -> bool:
+    """Return whether an engine can be imported; a mere folder of its name is a package without a file of its own."""
+    found = find_spec(engine)
+    return found is not None and found.origin is not None
 
 
 def check_tokens(vocab_size: int) -> Tensor:
@@ -100,7 +106,7 @@ def ask_engine(
     """Run an engine in a process of its own; returns its answer, or None and the last line of its error."""
     request = {"engine": engine, "folder": str(folder.resolve()), "tokens": list(tokens), "num_greedy": num_greedy}
     finished = subprocess.run(
-        [sys.executable, engine_log_probs.__file__, json.dumps(request)], capture_output=True, text=True
+        [sys.executable, engine_log_probs.__file__, json.dumps([request])], capture_output=True, text=True
     )
     if finished.returncode:
         return None, (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1][:200]

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
 from hgsp.errors import InputError
-from hgsp.export.inventory import Tensors
+from hgsp.export.inventory import Tensors, num_params
 from hgsp.export.source import ExportSource
 from hgsp.models.checkpoint import DEFAULT_SHARD_BYTES
 
@@ -48,8 +48,13 @@ def write_folder(
     config: Mapping[str, Any],
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> tuple[Path, ...]:
-    """Write an export, one file of weights at a time, and return its files relative to the folder."""
+    """Write an export, one file of weights at a time, and return its files relative to the folder.
+
+    Raises:
+        InputError: the disk is too full.
+    """
     dtype = stored_dtype(source)
+    _check_space(folder, num_params(tensors) * dtype.itemsize)
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.numel * dtype.itemsize,
@@ -70,6 +75,16 @@ def write_folder(
     if (source.folder / CHAT_TEMPLATE_DIR).is_dir():
         shutil.copytree(source.folder / CHAT_TEMPLATE_DIR, folder / CHAT_TEMPLATE_DIR)
     return tuple(sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()))
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            expected=f"{needed / 1e9:.2f} GB of free space for the weights",
+            got=f"{free / 1e9:.2f} GB on the disk of {folder.parent}",
+            remedy="free space, or choose another place with --output",
+        )
 
 
 def stored_dtype(source: ExportSource) -> torch.dtype:

@@ -229,15 +229,13 @@ def test_a_broken_checkpoint_is_refused_and_nothing_is_written(checkpoint, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
 
 
-def test_a_full_disk_leaves_nothing(checkpoint, tmp_path, monkeypatch):
-    folder = checkpoint()
-
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("hgsp.export.hf_folder.save_file", full)
-    with pytest.raises(OSError, match="No space"):
-        exported(folder, "decilm")
+@pytest.mark.parametrize("target", ["decilm", "mlx", "stock"])
+def test_a_full_disk_is_noticed_before_writing(checkpoint, tmp_path, monkeypatch, target):
+    folder = checkpoint(plan="uniform")
+    usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr("hgsp.export.hf_folder.shutil.disk_usage", lambda _folder: usage)
+    with pytest.raises(InputError, match=r"free space for the weights; got 0\.00 GB"):
+        exported(folder, target)
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
 
 
