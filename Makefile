@@ -9,7 +9,7 @@ QUANTIZERS := llmcompressor==0.14.* torchao==0.18.* llama-cpp-python==0.3.*
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test test-vllm test-mlx test-quantize check lint types format docs clean
+.PHONY: demo demo-model test test-vllm test-mlx test-quantize test-transformers check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -63,6 +63,17 @@ test-vllm: $(if $(filter .venv-vllm/%,$(VLLM_PYTHON)),.venv-vllm/installed)
 
 test-mlx: $(if $(filter .venv-mlx/%,$(MLX_PYTHON)),.venv-mlx/installed)
 	PYTHONPATH=. $(MLX_PYTHON) -m pytest tests/mlx
+
+# Pruned folders in the oldest, an old and the newest version of transformers that load them, and in one that is refused.
+TRANSFORMERS := 4.53.3 4.54.1 4.57.6 5.24.0
+EMPTY :=
+test-transformers: $(VENV)/installed
+	for version in $(TRANSFORMERS); do \
+		test -d build/transformers/$$version || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+			--target build/transformers/$$version transformers==$$version || exit 1; \
+	done
+	HGSP_TRANSFORMERS=$(subst $(EMPTY) $(EMPTY),:,$(TRANSFORMERS:%=build/transformers/%)) \
+		$(BIN)/python -m pytest tests/e2e/test_transformers_versions.py
 
 # Format, lint, types and the tests that take seconds.
 check: lint types $(VENV)/installed

@@ -164,7 +164,7 @@ def _edit_tokenizer_config(folder: Path, edits: Mapping[str, Any]) -> None:
 
 def _same_ids(folder: Path, tokenizer: Any) -> bool:
     """Return whether the folder's tokenizer reads a text of many kinds as the given one does."""
-    read = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    read = AutoTokenizer.from_pretrained(folder)
     probe = _PROBE + "".join(tokenizer.all_special_tokens)
     return len(read) == len(tokenizer) and read(probe)["input_ids"] == tokenizer(probe)["input_ids"]
 
