@@ -15,6 +15,7 @@ from conftest import REPOSITORY
 from documents import DOCUMENTS, blocks, name_of, without_blocks
 from hgsp.cli import study
 from hgsp.cli.main import COMMANDS
+from hgsp.cli.profile import ProfileConfig
 from hgsp.cli.summarize import SummaryConfig
 from hgsp.console.flags import parse
 from hgsp.evaluation.config import EvaluationConfig
@@ -34,6 +35,7 @@ OPTIONS = {
     "hgsp finetune": RecoveryConfig,
     "hgsp evaluate": EvaluationConfig,
     "hgsp summarize": SummaryConfig,
+    "hgsp profile": ProfileConfig,
 }
 #: Programs of others, whose arguments are theirs.
 OTHERS = {"cd", "export", "git", "pip", "source", "hf", "huggingface-cli", "modelscope", "ls", "cat"}
