@@ -16,6 +16,7 @@ import random
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,10 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(options.threads)
-    rows = [row for model in options.models for dtype in options.dtypes for row in compare(model, dtype, options)]
-    print(text(rows))
+    rows = []
+    for model, dtype in product(options.models, options.dtypes):
+        rows += compare(model, dtype, options)
+        print(text(rows))
     if options.output:
         options.output.write_text(json.dumps({**provenance(), "rows": rows}, indent=2) + "\n")
 
