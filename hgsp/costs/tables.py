@@ -69,7 +69,7 @@ def halved(shapes: Sequence[LayerShape], multiple: int) -> Mapping[str, Sequence
 
 
 def _table(title: str, workloads: Sequence[Workload]) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, title_justify="left")
     table.add_column("batch x context")
     for workload in workloads:
         table.add_column(f"{workload.batch_size} x {workload.context_length}", justify="right")

@@ -33,8 +33,8 @@ def test_a_config_is_enough_for_a_table(config_only, tmp_path, capsys):
     for line in (
         "prefill: milliseconds",
         "decode: predicted speed-up",
-        "4 KV groups",
-        "96 channels",
+        "KV groups: 4",
+        "MLP channels: 96",
         "half of all layers",
     ):
         assert line in printed
