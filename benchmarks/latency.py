@@ -4,8 +4,8 @@
 python benchmarks/latency.py --models HuggingFaceTB/SmolLM2-135M --dtypes bfloat16 float32 --output latency.json
 
 Shapes are random and differ between layers; weights are random too, because times do not depend on them. Models take
-turns, and a speed-up is the median of its rounds' ratios, so that a machine that slows down slows both. CPU seconds of
-one thread by default.
+turns in random order and share the memory of their weights, and a speed-up is the median of its rounds' ratios, so that
+a machine that slows down slows both. CPU seconds of one thread by default.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from hgsp.models.geometry import Geometry, LayerShape
 from hgsp.models.loading import inspect_model
 
 Shapes = tuple[LayerShape, ...]
+HEADING = "| model | dtype | workload | plan | predicted | measured | error |\n|---|---|---|---|---|---|---|"
 RATIOS = (0.2, 0.3, 0.5)
 #: Timed decoding steps of one turn.
 DECODED = 3
@@ -57,9 +58,13 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(options.threads)
     rows = []
+    print(HEADING)
     for model, dtype in product(options.models, options.dtypes):
-        rows += compare(model, dtype, options)
-        print(text(rows))
+        new = compare(model, dtype, options)
+        print("\n".join(map(line, new)), flush=True)
+        rows += new
+    within = sum(abs(one["error"]) <= 0.1 for one in rows)
+    print(f"\n{within} of {len(rows)} predictions are within 10 % of the measurement")
     if options.output:
         options.output.write_text(json.dumps({**provenance(), "rows": rows}, indent=2) + "\n")
 
@@ -177,15 +182,11 @@ def turn(passes: TimedPasses, workload: Workload) -> float:
     return statistics.median([passes.run() for _ in range(DECODED + 1)][1:])
 
 
-def text(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of the rows, and the share of predictions within 10 %."""
-    lines = ["| model | dtype | workload | plan | predicted | measured | error |", "|---|---|---|---|---|---|---|"]
-    for one in rows:
-        workload = Workload(one["phase"], one["batch_size"], one["context_length"])
-        numbers = f"{one['predicted']:.2f} | {one['measured']:.2f} | {one['error']:+.1%}"
-        lines.append(f"| {one['model']} | {one['dtype']} | {workload} | {one['plan']} | {numbers} |")
-    within = sum(abs(one["error"]) <= 0.1 for one in rows)
-    return "\n".join([*lines, "", f"{within} of {len(rows)} predictions are within 10 % of the measurement"])
+def line(row: Mapping[str, Any]) -> str:
+    """Return a row as a line of a Markdown table."""
+    workload = Workload(row["phase"], row["batch_size"], row["context_length"])
+    numbers = f"{row['predicted']:.2f} | {row['measured']:.2f} | {row['error']:+.1%}"
+    return f"| {row['model']} | {row['dtype']} | {workload} | {row['plan']} | {numbers} |"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.table import Table
 
 from hgsp.costs.latency import Workload
 from hgsp.costs.passes import TimedPasses, random_model
@@ -60,7 +61,8 @@ def test_a_profile_times_every_size_of_every_family(tiny):
         assert min(*timings.attention, timings.rest, *sum(timings.mlp.values(), ())) > 0
         assert table.speedup(geometry.shapes, geometry.shapes[1:], workload) > 1
     table.check(geometry)
-    assert all(described is not None for described in describe(table, geometry))
+    shown = [item for item in describe(table, geometry) if isinstance(item, Table)]
+    assert [item.row_count for item in shown] == 2 * [len(table.kv_groups) + len(table.mlp_widths[1]) + 1, 5]
 
 
 def test_a_random_model_has_the_shapes_without_empty_layers(tiny):
