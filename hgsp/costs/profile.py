@@ -34,8 +34,6 @@ MAX_WORKING_SET = 1 << 30
 WIDTH_MULTIPLES = (1, 8, 64)
 #: Measured sizes per grid: widths of one multiple, and numbers of KV groups.
 GRID_SIZE = 8
-#: Untimed passes before the timed ones, and timed ones of which a slow workload gets at least this many.
-WARM_UP, MIN_REPEATS = 1, 3
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class ProfileOptions:
         device, dtype: as served.
         phases, batch_sizes, context_lengths: the workloads are all combinations.
         repeats: passes per workload.
-        max_seconds: a workload ends when it has taken this long, after ``MIN_REPEATS`` passes.
+        max_seconds: a workload starts no pass after this time.
         clock: "cpu" counts CPU time, on a CPU alone.
     """
 
@@ -142,15 +140,13 @@ def _copies(grid: Grid, geometry: Geometry, value_bytes: int) -> int:
 
 
 def _timed(chain: Any, workload: Workload, options: ProfileOptions) -> list[PassSeconds]:
-    """Run the passes of one workload, the untimed ones first."""
+    """Run the passes of one workload; the first one warms up, and counts only if there is no time for another."""
     passes = TimedPasses(chain, workload, options.clock)
-    for _ in range(WARM_UP):
-        passes.run_blocks()
-    timed: list[PassSeconds] = []
     deadline = time.monotonic() + options.max_seconds
-    while len(timed) < options.repeats and (len(timed) < MIN_REPEATS or time.monotonic() < deadline):
+    timed = [passes.run_blocks()]
+    while len(timed) <= options.repeats and time.monotonic() < deadline:
         timed.append(passes.run_blocks())
-    return timed
+    return timed[1:] or timed
 
 
 def _block_timings(passes: Sequence[PassSeconds], grid: Grid, shapes: Sequence[LayerShape]) -> BlockTimings:

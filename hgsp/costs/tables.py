@@ -32,8 +32,8 @@ def milliseconds(table: LatencyTable, workloads: Sequence[Workload]) -> Table:
     multiple = max(table.mlp_widths)
     shown = _table(f"{workloads[0].phase}: milliseconds of one block ({table.dtype}, {table.device_name})", workloads)
     rows = {
-        **{f"{groups} KV groups": LayerShape(groups, 0) for groups in table.kv_groups},
-        **{f"{width} channels": LayerShape(0, width) for width in table.mlp_widths[multiple]},
+        **{f"KV groups: {groups}": LayerShape(groups, 0) for groups in table.kv_groups},
+        **{f"MLP channels: {width}": LayerShape(0, width) for width in table.mlp_widths[multiple]},
     }
     for label, shape in rows.items():
         shown.add_row(label, *(_in_ms(table.block_seconds([shape], workload).sum()) for workload in workloads))
@@ -69,7 +69,7 @@ def halved(shapes: Sequence[LayerShape], multiple: int) -> Mapping[str, Sequence
 
 
 def _table(title: str, workloads: Sequence[Workload]) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, title_justify="left")
     table.add_column("batch x context")
     for workload in workloads:
         table.add_column(f"{workload.batch_size} x {workload.context_length}", justify="right")

@@ -17,6 +17,7 @@ from hgsp.cli import study
 from hgsp.cli.doctor import DoctorConfig
 from hgsp.cli.export import ExportConfig
 from hgsp.cli.main import COMMANDS
+from hgsp.cli.profile import ProfileConfig
 from hgsp.cli.summarize import SummaryConfig
 from hgsp.console.flags import parse
 from hgsp.evaluation.config import EvaluationConfig
@@ -38,6 +39,7 @@ OPTIONS = {
     "hgsp summarize": SummaryConfig,
     "hgsp export": ExportConfig,
     "hgsp doctor": DoctorConfig,
+    "hgsp profile": ProfileConfig,
 }
 #: Programs of others, whose arguments are theirs.
 OTHERS = {"cd", "export", "git", "pip", "source", "hf", "huggingface-cli", "modelscope", "ls", "cat"}
