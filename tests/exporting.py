@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
@@ -16,8 +14,8 @@ import torch
 from transformers import DynamicCache
 
 from hgsp.errors import InputError
-from hgsp.export import engine_log_probs
 from hgsp.export.export import export
+from hgsp.export.folder_check import run_engine
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model, load_dense
@@ -27,7 +25,7 @@ from hgsp.pruning.surgery import apply_plan
 from hgsp.study.demo_model import demo_model
 from plans import plan_of
 
-#: Name -> shares of the KV groups and MLP channels that three layers in turn keep.
+#: Name -> shares of the KV groups and MLP channels that layers keep, in turn.
 PLANS = {
     "non-uniform": ((0.5, 0.6), (1.0, 1.0), (0.75, 0.3)),
     "attention gone": ((1.0, 0.9), (0.0, 0.4), (0.5, 0.5)),
@@ -42,7 +40,7 @@ REAL_PLANS = {
     "20 %": ((1.0, 0.76), (1.0, 0.68), (0.67, 0.63)),
     "50 %": ((0.67, 0.32), (1.0, 0.21), (0.34, 0.27)),
     "uniform": ((0.67, 0.5), (0.67, 0.5), (0.67, 0.5)),
-    "attention gone": ((1.0, 0.6), (0.0, 0.7), (1.0, 0.5)),
+    "attention gone": (*((1.0, 0.8),) * 4, (0.0, 0.8), *((1.0, 0.8),) * 5),
 }
 NUM_GREEDY = 32
 #: Sizes that the CPU kernels of vLLM accept.
@@ -92,13 +90,12 @@ def real_checkpoints(parent: Path) -> dict[str, Path]:
 
 
 def answers_of(engine: str, exports: Mapping[Path, Path]) -> dict[Path, Any]:
-    """Run an engine, in one process, on the export of every checkpoint; None where it fails."""
+    """Run an engine, in one process, on the export of every checkpoint."""
     requests = [
         {"engine": engine, "folder": str(export), "tokens": prompt_of(folder).tolist(), "num_greedy": NUM_GREEDY}
         for folder, export in exports.items()
     ]
-    script = [sys.executable, engine_log_probs.__file__, json.dumps(requests)]
-    finished = subprocess.run(script, capture_output=True, text=True, check=False)
+    finished = run_engine(requests)
     lines = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith('{"log_probs"')]
     assert len(lines) == len(requests), finished.stderr[-3000:]
     return dict(zip(exports, lines, strict=True))

@@ -1,7 +1,4 @@
-"""Log-probabilities and a greedy continuation from an engine, computed in a process of its own.
-
-This file imports the standard library alone, and the engine inside a function: it runs in any environment that has one.
-"""
+"""Log-probabilities and a greedy continuation from an engine, computed in a process of its own (``python -m``)."""
 
 from __future__ import annotations
 
@@ -11,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hgsp.models.configuration_decilm import DeciLMConfig
+
 
 def from_vllm(folder: str, tokens: Sequence[int], num_greedy: int) -> dict[str, Any]:
     """Return the log-probability of every token but the first, and the tokens of a greedy continuation."""
@@ -18,14 +17,15 @@ def from_vllm(folder: str, tokens: Sequence[int], num_greedy: int) -> dict[str, 
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other cost more than they save
+    from transformers import AutoConfig
     from vllm import LLM, SamplingParams
 
+    AutoConfig.register(DeciLMConfig.model_type, DeciLMConfig, exist_ok=True)  # else vLLM needs to trust the copy
     length = len(tokens) + num_greedy + 1
     engine = LLM(
         folder,
         dtype="float32",
         enforce_eager=True,
-        trust_remote_code=True,
         max_model_len=length,
         max_num_batched_tokens=length,  # the start-up runs a batch of that size
         max_num_seqs=1,
@@ -60,7 +60,6 @@ ENGINES: Mapping[str, Callable[[str, Sequence[int], int], dict[str, Any]]] = {"v
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose mlx.py would take the place of the package
     for request in json.loads(sys.argv[1]):
         answer = ENGINES[request["engine"]](request["folder"], request["tokens"], request["num_greedy"])
         print(json.dumps(answer), flush=True)

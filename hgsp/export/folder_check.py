@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import hgsp
 from hgsp.errors import NumericalError
 from hgsp.export import engine_log_probs
 from hgsp.export.inventory import Tensors
@@ -105,12 +107,22 @@ def ask_engine(
 ) -> tuple[dict[str, Any] | None, str]:
     """Run an engine in a process of its own; returns its answer, or None and the last line of its error."""
     request = {"engine": engine, "folder": str(folder.resolve()), "tokens": list(tokens), "num_greedy": num_greedy}
-    finished = subprocess.run(
-        [sys.executable, engine_log_probs.__file__, json.dumps([request])], capture_output=True, text=True
-    )
+    finished = run_engine([request])
     if finished.returncode:
         return None, (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1][:200]
     return json.loads(finished.stdout.strip().splitlines()[-1]), ""
+
+
+def run_engine(requests: Sequence[Mapping[str, Any]]) -> subprocess.CompletedProcess[str]:
+    """Run ``engine_log_probs``; its last lines of output are one answer per request."""
+    root = str(Path(hgsp.__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return subprocess.run(
+        [sys.executable, "-m", engine_log_probs.__name__, json.dumps(list(requests))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
 
 
 def _compared(engine: str, found: Tensor, expected: Tensor) -> str:
