@@ -26,8 +26,8 @@ from machine import provenance
 
 import run_global_pruning
 from hgsp.console.exit_codes import quiet_libraries
-from hgsp.export.export import export
-from hgsp.export.source import read_source
+from hgsp.exports.export import export
+from hgsp.exports.source import read_source
 
 #: Variant -> flags of the recipe.
 VARIANTS = {

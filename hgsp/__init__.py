@@ -20,7 +20,7 @@ from hgsp.models.autoregister import install as _install
 if TYPE_CHECKING:
     from hgsp.data.calibration import Calibration
     from hgsp.evaluation.measure import evaluate
-    from hgsp.export.export import export
+    from hgsp.exports.export import export
     from hgsp.models.checkpoint import load_pruned
     from hgsp.pipeline.api import Scores, calibration, load, prune, save, score
     from hgsp.pruning.plan import PrunePlan
@@ -54,7 +54,7 @@ _MODULE_OF = {
     "Scores": "hgsp.pipeline.api",
     "calibration": "hgsp.pipeline.api",
     "evaluate": "hgsp.evaluation.measure",
-    "export": "hgsp.export.export",
+    "export": "hgsp.exports.export",
     "load": "hgsp.pipeline.api",
     "load_pruned": "hgsp.models.checkpoint",
     "prune": "hgsp.pipeline.api",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from docs_source import table
 
-from hgsp.export.engines import ENGINES
-from hgsp.export.rules import UNIFORM, Rule
-from hgsp.export.verdict import Engine, Form
+from hgsp.exports.engines import ENGINES
+from hgsp.exports.rules import UNIFORM, Rule
+from hgsp.exports.verdict import Engine, Form
 
 
 def engines(_: Path) -> str:

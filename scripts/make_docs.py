@@ -21,6 +21,7 @@ from docs_methods import method_page, methods_table, read_method  # noqa: E402
 from docs_results import load  # noqa: E402
 from docs_shapes import SHAPE_TABLES  # noqa: E402
 from docs_source import REPOSITORY  # noqa: E402
+from docs_speed import SPEED_TABLES  # noqa: E402
 from docs_tables import TABLES  # noqa: E402
 from docs_tree import tree  # noqa: E402
 
@@ -30,7 +31,7 @@ __all__ = ["load", "read_method"]
 DOCS = REPOSITORY / "docs"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end of generated -->)", re.DOTALL)
 PARTS: dict[str, Callable[[Path], str]] = {
-    **{name: table.text for name, table in {**TABLES, **SHAPE_TABLES}.items()},
+    **{name: table.text for name, table in {**TABLES, **SHAPE_TABLES, **SPEED_TABLES}.items()},
     "engines": engines,
     "methods": lambda _: methods_table(),
     "tree": lambda _: "\n".join(["```", *tree(), "```"]),

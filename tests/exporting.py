@@ -14,8 +14,8 @@ import torch
 from transformers import DynamicCache
 
 from hgsp.errors import InputError
-from hgsp.export.export import export
-from hgsp.export.folder_check import run_engine
+from hgsp.exports.export import export
+from hgsp.exports.folder_check import run_engine
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model, load_dense

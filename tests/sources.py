@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hgsp.export.source import ExportSource
+from hgsp.exports.source import ExportSource
 from hgsp.models.families import FAMILIES
 from hgsp.models.geometry import LayerShape, geometry_of
 from plans import mixed_plan, plan_dropping

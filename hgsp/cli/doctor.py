@@ -16,9 +16,9 @@ from hgsp.console.flags import option, parse
 from hgsp.environment import package_version
 
 if TYPE_CHECKING:
-    from hgsp.export.divisibility import Divisibility
-    from hgsp.export.sizes import EngineSize
-    from hgsp.export.verdict import Engine, Verdict
+    from hgsp.exports.divisibility import Divisibility
+    from hgsp.exports.sizes import EngineSize
+    from hgsp.exports.verdict import Engine, Verdict
 
 WIDTH = 80
 #: Model types that exports have and checkpoints of ours have not -> the target of the export.
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def doctor(config: DoctorConfig) -> int:
     """Print the verdict of every engine, sizes, divisors and commands."""
     quiet_libraries()
-    from hgsp.export.divisibility import divisibility_of
-    from hgsp.export.engines import engines_that_read, judge_all
-    from hgsp.export.sizes import sizes_of, value_bytes_of
-    from hgsp.export.source import read_source
+    from hgsp.exports.divisibility import divisibility_of
+    from hgsp.exports.engines import engines_that_read, judge_all
+    from hgsp.exports.sizes import sizes_of, value_bytes_of
+    from hgsp.exports.source import read_source
 
     folder = Path(config.checkpoint)
     if target := exported_target(folder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from hgsp.export.sizes import planned_source, sizes_of
+from hgsp.exports.sizes import planned_source, sizes_of
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.request import Request

@@ -7,7 +7,7 @@ import pytest
 from conftest import make_tiny
 from hgsp.cli import doctor
 from hgsp.cli.main import main
-from hgsp.export.engines import ENGINES
+from hgsp.exports.engines import ENGINES
 from hgsp.models.checkpoint import save_pruned
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping

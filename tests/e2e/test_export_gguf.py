@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM
 
 import finetune_lora
 import run_global_pruning
-from hgsp.export.export import export
-from hgsp.export.gguf_engine import ask_engine
+from hgsp.exports.export import export
+from hgsp.exports.gguf_engine import ask_engine
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
 from hgsp.models.geometry import geometry_of
 from hgsp.models.tokenizers import load_tokenizer

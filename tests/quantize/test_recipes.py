@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from conftest import REPOSITORY, make_tiny, make_tokenizer
-from hgsp.export.export import export
-from hgsp.export.sizes import sizes_of
-from hgsp.export.source import read_source
+from hgsp.exports.export import export
+from hgsp.exports.sizes import sizes_of
+from hgsp.exports.source import read_source
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.pruning.surgery import apply_plan
 from plans import plan_dropping
