@@ -43,7 +43,7 @@ OPTIONS = {
 }
 #: Programs of others, whose arguments are theirs.
 OTHERS = {"cd", "export", "git", "pip", "source", "hf", "huggingface-cli", "modelscope", "ls", "cat"}
-OTHERS |= {"vllm", "trtllm-serve", "llama-server", "ollama", "mlx_lm.server"}
+OTHERS |= {"vllm", "lm_eval", "trtllm-serve", "llama-server", "ollama", "mlx_lm.server"}
 #: Files that documents name by their path in the repository. What lies in a result has other names or endings.
 OURS = re.compile(
     r"`((?:hgsp|evaluation|examples|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
