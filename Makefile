@@ -59,10 +59,10 @@ ENGINE_TESTS := pytest hypothesis gguf accelerate
 	touch $@
 
 test-vllm: $(if $(filter .venv-vllm/%,$(VLLM_PYTHON)),.venv-vllm/installed)
-	PYTHONPATH=. $(VLLM_PYTHON) -m pytest tests/vllm
+	PYTHONPATH=. $(VLLM_PYTHON) -m pytest tests/with_vllm
 
 test-mlx: $(if $(filter .venv-mlx/%,$(MLX_PYTHON)),.venv-mlx/installed)
-	PYTHONPATH=. $(MLX_PYTHON) -m pytest tests/mlx
+	PYTHONPATH=. $(MLX_PYTHON) -m pytest tests/with_mlx
 
 # Pruned folders in the oldest, an old and the newest version of transformers that load them, and in one that is refused.
 TRANSFORMERS := 4.53.3 4.54.1 4.57.6 5.24.0

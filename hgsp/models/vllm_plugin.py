@@ -8,11 +8,11 @@ def register() -> None:
 
     vLLM calls this in each of its processes, by the entry point ``vllm.general_plugins``.
     """
-    import transformers
-
     from hgsp.models import modeling_hgsp
 
     modeling_hgsp.register()
+    import transformers  # last: its first import replaces the module
+
     for classes in modeling_hgsp.FAMILY_CLASSES:
         for own_class in classes:
             setattr(transformers, own_class.__name__, own_class)

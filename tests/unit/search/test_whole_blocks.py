@@ -8,7 +8,8 @@ from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import MinimumSizes, select_groups
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.reconstruction.reconstruct import ReconstructionOptions
 from hgsp.scoring.groups import ATTENTION, MLP, build_group_table
 from hgsp.scoring.score import score_groups
@@ -103,7 +104,7 @@ def test_candidates_are_refitted_models_of_the_same_size(make):
 
     def select(emptied):
         if not emptied:
-            return select_groups(table, geometry, budget, MinimumSizes(1, 8))
+            return select_groups(table, geometry, budget, ShapeRules(1, 8))
         kv = {layer: range(4) for layer, kind in emptied if kind == ATTENTION}
         mlp = {layer: range(96) for layer, kind in emptied if kind == MLP}
         plan = plan_dropping(model, kv=kv, mlp=mlp)
