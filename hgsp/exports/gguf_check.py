@@ -29,7 +29,8 @@ TEXTS = (
 #: Tokens of the first text after which next-token probabilities are compared.
 NUM_POSITIONS = 16
 #: Largest differences of log-probabilities that rounding explains, over the most likely tokens. float32: sums in
-#: another order; others: weights and activations rounded in every layer, up to 0.38 at F16 in a model pruned by half. Rows in a wrong order give 2 and more.
+#: another order; others: weights and activations rounded in every layer, up to 0.38 at F16
+#: in a model pruned by half. Rows in a wrong order give 2 and more.
 LARGEST_DIFFERENCE = {"f32": 1e-3, "f16": 5e-1, "bf16": 5e-1, "q8_0": 1.0}
 #: Relative rounding of a value: half a unit in the last place.
 _ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
