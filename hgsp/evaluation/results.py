@@ -13,7 +13,7 @@ from typing import Any
 from hgsp.console.report_schema import DONE, EVALUATION_RESULTS, EVALUATION_SCHEMA, FAILED, PRUNED
 from hgsp.environment import write_json
 from hgsp.errors import InputError, NumericalError
-from hgsp.models.checkpoint import BIN_NAME
+from hgsp.models.pruned_bin import BIN_NAME
 
 #: Files that decide what a model computes.
 MODEL_FILES = (".safetensors", ".bin", ".gguf", ".model", "config.json", "tokenizer.json", "tokenizer_config.json")

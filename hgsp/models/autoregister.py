@@ -1,4 +1,4 @@
-"""Registration of the pruned model classes, as soon as transformers' Auto classes are imported.
+"""Registration of the pruned model classes with transformers and PEFT, as soon as those are imported.
 
 ``import hgsp`` must be enough for ``AutoModelForCausalLM.from_pretrained(pruned_folder)``, and must stay cheap:
 importing the modelling files takes seconds. Those files import the Auto classes themselves, so that ``from transformers
@@ -11,28 +11,43 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 _AUTO_MODULE = "transformers.models.auto.configuration_auto"
+_PEFT_DEFAULTS = "peft.utils.constants"
 
 
-def _register() -> None:
+def _register_classes() -> None:
     from hgsp.models.modeling_hgsp import register
 
     register()
 
 
-class _RegisterAfter(importlib.abc.MetaPathFinder):
-    """An import hook that registers our classes when neither transformers nor their own file is being imported."""
+def _extend_peft_defaults() -> None:
+    """Give our model types the default target modules of their families, in every method of PEFT that has some."""
+    from hgsp.models.families import FAMILIES
 
-    def __init__(self) -> None:
+    for name, defaults in vars(sys.modules[_PEFT_DEFAULTS]).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):
+            for family in FAMILIES.values():
+                if family.model_type in defaults:
+                    defaults.setdefault(family.pruned_model_type, defaults[family.model_type])
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """An import hook that calls a function once a module is loaded and nothing under the prefixes is being imported."""
+
+    def __init__(self, module: str, prefixes: tuple[str, ...], call: Callable[[], None]) -> None:
+        self._module = module
+        self._prefixes = prefixes
+        self._call = call
         self._being_imported = 0
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith(("transformers.", "hgsp.models.modeling_hgsp")):
+        if not fullname.startswith(self._prefixes):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
@@ -45,17 +60,21 @@ class _RegisterAfter(importlib.abc.MetaPathFinder):
                 run_module(module)
             finally:
                 self._being_imported -= 1
-            if not self._being_imported and _AUTO_MODULE in sys.modules and self in sys.meta_path:
+            if not self._being_imported and self._module in sys.modules and self in sys.meta_path:
                 sys.meta_path.remove(self)
-                _register()
+                self._call()
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 def install() -> None:
-    """Register our classes now if the Auto classes are imported already, else when they are."""
-    if _AUTO_MODULE in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _RegisterAfter())
+    """Register now with what is imported already, with the rest when it is."""
+    for module, prefixes, call in (
+        (_AUTO_MODULE, ("transformers.", "hgsp.models.modeling_hgsp"), _register_classes),
+        (_PEFT_DEFAULTS, ("peft.",), _extend_peft_defaults),
+    ):
+        if module in sys.modules:
+            call()
+        else:
+            sys.meta_path.insert(0, _AfterImport(module, prefixes, call))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,19 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
 from hgsp.errors import InputError
 from hgsp.models import modeling_hgsp
+from hgsp.models.carried_files import load_tokenizer_in_bin, write_generation_config, write_tokenizer
 from hgsp.models.families import FAMILIES
 from hgsp.models.loading import load_complete
+from hgsp.models.modeling_hgsp import AUTO_CLASSES, FAMILY_CLASSES
+from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, is_bin, read_bin
 from hgsp.models.tokenizers import load_tokenizer
 from hgsp.models.weight_checks import refuse_adapter
 
-BIN_NAME = "pruned_model.bin"
-BIN_FORMAT = "hgsp-checkpoint-1"
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
 
@@ -62,34 +62,33 @@ def save_streamed(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_bytes,
     )
+    (folder / "config.json").write_text(json.dumps(config_as_dict(skeleton.config), indent=2, sort_keys=True) + "\n")
     for file, names in split.filename_to_tensors.items():
         save_file({name: read(name).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # safetensors creates files that only their owner can read
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors ignores the umask
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2))
-    (folder / "config.json").write_text(json.dumps(config_as_dict(skeleton.config), indent=2, sort_keys=True) + "\n")
     if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
         shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
     if generation_config is not None:
-        # save_pretrained would refuse the settings of some published models, such as a temperature without sampling
-        generation_config.to_json_file(folder / "generation_config.json")
-    tokenizer.save_pretrained(folder)
+        write_generation_config(generation_config, tokenizer, folder)
+    write_tokenizer(tokenizer, folder)
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:
-    """Return ``config.json``: with ``auto_map`` if the class is ours, and rope settings for transformers 4 too."""
+    """Return ``config.json``: with ``auto_map`` if the class is ours, else with rope settings for transformers 4 too.
+
+    Our own class reads ``rope_parameters`` in every version. Beside it the old keys would be fatal: ``AutoTokenizer``
+    of transformers 5 without ``hgsp`` reads a llama3 ``rope_scaling`` into a bare config, which fails.
+    """
     content: dict[str, Any] = config.to_diff_dict()
-    for family in FAMILIES.values():
-        if config.model_type == family.pruned_model_type:
-            module = modeling_hgsp.__name__.rpartition(".")[2]
-            content["auto_map"] = {
-                "AutoConfig": f"{module}.{family.pruned_config}",
-                "AutoModel": f"{module}.{family.pruned_model.replace('ForCausalLM', 'Model')}",
-                "AutoModelForCausalLM": f"{module}.{family.pruned_model}",
-            }
-    rope = content.get("rope_parameters")
-    if rope:
+    own_classes = next((classes for classes in FAMILY_CLASSES if type(config) is classes[0]), None)
+    if own_classes is not None:
+        module = modeling_hgsp.__name__.rpartition(".")[2]
+        names = ("AutoConfig", *AUTO_CLASSES)
+        content["auto_map"] = {name: f"{module}.{own.__name__}" for name, own in zip(names, own_classes, strict=True)}
+    elif rope := content.get("rope_parameters"):
         content["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         content["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
@@ -162,7 +161,7 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
 
 
 def _load_bin(path: Path, dtype: torch.dtype | None) -> Any:
-    content = _read_bin(path)
+    content = read_bin(path)
     config = AutoConfig.for_model(**json.loads(content["config"]))
     state = content["state_dict"]
     if dtype is not None:
@@ -179,11 +178,6 @@ def _load_bin(path: Path, dtype: torch.dtype | None) -> Any:
     return model
 
 
-def is_bin(path: str | Path) -> bool:
-    """Return whether a path names a single file of weights, such as ``pruned_model.bin``."""
-    return str(path).endswith((".bin", ".pt", ".pth"))
-
-
 def config_of(path: str | Path) -> Any:
     """Return the config of the model that ``load_pruned`` would load, without its weights.
 
@@ -191,7 +185,7 @@ def config_of(path: str | Path) -> Any:
         InputError: no model, or an adapter.
     """
     if is_bin(path):
-        return AutoConfig.for_model(**json.loads(_read_bin(Path(path))["config"]))
+        return AutoConfig.for_model(**json.loads(read_bin(Path(path))["config"]))
     refuse_adapter(path)
     try:
         return AutoConfig.from_pretrained(path)
@@ -205,15 +199,7 @@ def load_tokenizer_of(path: str | Path) -> Any:
     Raises:
         InputError: there is none.
     """
-    if not is_bin(path):
-        return load_tokenizer(str(path))
-    files = _read_bin(Path(path))["tokenizer_files"]
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / CHAT_TEMPLATE_DIR).mkdir()
-        for name, content in files.items():
-            own = CHAT_TEMPLATE_DIR if Path(name).parent == Path(CHAT_TEMPLATE_DIR) else ""
-            Path(folder, own, Path(name).name).write_bytes(content.numpy().tobytes())
-        return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer_in_bin(Path(path)) if is_bin(path) else load_tokenizer(str(path))
 
 
 def _not_a_model(path: str | Path, error: Exception) -> InputError:
@@ -232,26 +218,6 @@ def _check_names(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
             got=f"{len(different)} missing or unknown, such as {sorted(different)[0]}",
             remedy="save the model again",
         )
-
-
-def _read_bin(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(expected="a pruned_model.bin", got=f"no file {path}", remedy="check the path")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a pickle can name any exception; nothing was executed
-        raise InputError(
-            expected="a file of tensors and plain values",
-            got=f"{path}, which torch refuses to load safely ({type(error).__name__})",
-            remedy="pickled objects are never executed; load the model where it was made and save its state_dict",
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != BIN_FORMAT:
-        raise InputError(
-            expected=f"a {BIN_NAME} written by this tool",
-            got=str(path),
-            remedy="pass the folder of a Hugging Face model",
-        )
-    return content
 
 
 def _stored_tensors(model: Any) -> dict[str, Tensor]:

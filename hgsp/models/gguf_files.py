@@ -55,7 +55,7 @@ def gguf_tokenizer(path: Path) -> Any:
         InputError: there is none, or the packages that read it are missing.
     """
     try:
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except ImportError as error:
         raise _without_gguf(error) from error
     except (OSError, ValueError, KeyError) as error:
@@ -64,6 +64,8 @@ def gguf_tokenizer(path: Path) -> Any:
             got=one_line(error),
             remedy="use a .gguf file that holds its tokenizer, or the folder of the model it was made from",
         ) from error
+    tokenizer.name_or_path = str(path)  # not the folder: other files in it may be another tokenizer's
+    return tokenizer
 
 
 def _plain(config: Any) -> Any:

@@ -5,12 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer
+from transformers.utils import CHAT_TEMPLATE_DIR
 
 from hgsp.errors import InputError, one_line
 from hgsp.models.gguf_files import gguf_tokenizer
 from hgsp.models.loading import ModelSource
+from hgsp.models.weight_checks import HUB_ID
 
+#: Files that may belong to a tokenizer, some of them for other programs than transformers.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model*",
+    "tokenizer_config.json",
+    "tekken.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.json",
+    "chat_template.jinja",
+    f"{CHAT_TEMPLATE_DIR}/*.jinja",
+)
 #: Tokens that a warning names.
 NAMED_TOKENS = 3
 
@@ -27,6 +45,8 @@ def load_tokenizer(name: str) -> Any:
     if name.endswith(".gguf"):
         return gguf_tokenizer(Path(name))
     try:
+        if not Path(name).exists() and HUB_ID.fullmatch(name):
+            snapshot_download(name, allow_patterns=list(TOKENIZER_FILES))  # those too that a pruned folder carries on
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(

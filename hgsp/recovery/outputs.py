@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from hgsp.models.checkpoint import is_bin, load_pruned, save_pruned
+from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.loading import DTYPES
+from hgsp.models.pruned_bin import is_bin
 from hgsp.recovery.training import Trained
 
 CURVE_COLUMNS = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")

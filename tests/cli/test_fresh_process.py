@@ -1,5 +1,6 @@
 """New processes: fast help, exit codes of the real script, and loading with and without hgsp."""
 
+import json
 import os
 import subprocess
 import sys
@@ -202,3 +203,73 @@ def test_without_hgsp_and_without_trust_it_fails_and_never_gives_random_weights(
     done = python("-c", f"{WITHOUT_HGSP}{COMPARE}\ncheck('ragged')")
     assert done.returncode == 1
     assert "trust_remote_code=True" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "order", ["import hgsp, peft", "import peft; import hgsp", "import peft.utils.constants, hgsp"]
+)
+def test_peft_knows_the_target_modules_of_our_model_types(python, folders, order):
+    """``LoraConfig()`` without target modules works, whichever is imported first; hgsp alone imports no PEFT."""
+    pytest.importorskip("peft", reason="the extra hgsp[finetune] is not installed")
+    done = python(
+        "-c",
+        f"import sys\n{order}\n"
+        """
+from transformers import AutoModelForCausalLM
+for folder, method in (("ragged", peft.LoraConfig), ("qwen2", peft.LoHaConfig), ("qwen3", peft.LoraConfig)):
+    adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), method())
+    assert {name.rpartition(".")[2] for name in adapted.targeted_module_names} == {"q_proj", "v_proj"}, folder
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    alone = python("-c", "import hgsp, transformers, sys; assert 'peft' not in sys.modules")
+    assert alone.returncode == 0, alone.stderr
+
+
+def test_the_vllm_plugin_puts_our_classes_where_vllm_looks(python):
+    done = python(
+        "-c",
+        """
+from hgsp.models.vllm_plugin import register
+register()
+import transformers
+assert transformers.HgspLlamaForCausalLM.__name__ == "HgspLlamaForCausalLM"
+assert transformers.AutoModel._model_mapping[transformers.HgspQwen3Config] is transformers.HgspQwen3Model
+""",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_hgsp_the_tokenizer_loads_for_llama3_rope_whatever_is_answered(python, tmp_path, tokenizer):
+    """Transformers 5 asks about the model's code first; without consent it goes on with a bare config."""
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    model = make_tiny("llama-8q4kv", rope_parameters=rope | {"original_max_position_embeddings": 64})
+    (tmp_path / "pruned").mkdir()
+    save_pruned(apply_plan(model, mixed_plan(model)), tokenizer, tmp_path / "pruned", with_bin=False)
+    load = "from transformers import AutoTokenizer; read = AutoTokenizer.from_pretrained('pruned'{}); print(read('a'))"
+    for arguments in ("", ", trust_remote_code=False", ", trust_remote_code=True"):
+        done = python("-c", WITHOUT_HGSP + load.format(arguments))
+        assert done.returncode == 0, done.stderr
+        assert str(tokenizer("a")["input_ids"]) in done.stdout
+        assert ("custom code" in done.stdout) == (arguments == "")
+
+
+def test_lm_eval_runs_a_pruned_folder_that_it_trusts(python, folders):
+    pytest.importorskip("lm_eval", reason="the extra hgsp[eval] is not installed")
+    (folders / "tasks").mkdir()
+    rows = [{"question": "Is water wet?", "answer": 0}, {"question": "Is fire cold?", "answer": 1}]
+    (folders / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folders / "tasks" / "tiny.yaml").write_text(
+        "task: tiny\ndataset_path: json\ndataset_kwargs: {data_files: {test: rows.jsonl}}\ntest_split: test\n"
+        'output_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: ["yes", "no"]\n'
+        'doc_to_target: "{{answer}}"\nmetric_list: [{metric: acc}]\n'
+    )
+    flags = ("--include_path", "tasks", "--tasks", "tiny", "--device", "cpu")
+    trusted = "pretrained=ragged,dtype=float32,trust_remote_code=True"
+    done = python("-m", "lm_eval", "--model", "hf", "--model_args", trusted, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "|tiny" in done.stdout
+    registered = "import hgsp; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+    done = python("-c", registered, "--model", "hf", "--model_args", "pretrained=ragged,dtype=float32", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "|tiny" in done.stdout

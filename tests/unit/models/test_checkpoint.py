@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from conftest import TINY
 from hgsp.errors import InputError
 from hgsp.models import modeling_hgsp
 from hgsp.models.checkpoint import (
-    BIN_NAME,
     load_pruned,
     load_tokenizer_of,
     save_bin_streamed,
@@ -25,6 +24,7 @@ from hgsp.models.checkpoint import (
 )
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
+from hgsp.models.pruned_bin import BIN_NAME
 from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping, plan_of
@@ -287,21 +287,55 @@ def test_head_dim_is_always_written(write, folder):
     assert json.loads((folder / "config.json").read_text())["head_dim"] == 8
 
 
-def test_rope_settings_are_written_for_old_readers_too(write, folder):
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def test_stock_results_have_rope_settings_for_old_readers_too(make, tokenizer, folder):
     """transformers 4 drops rope_parameters silently and with it Llama-3's scaling."""
-    rope = {
-        "rope_type": "llama3",
-        "rope_theta": 5e5,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-    write("llama-8q4kv", rope_parameters=rope)
+    model = make("llama-8q4kv", rope_parameters=LLAMA3_ROPE)
+    keep = LayerKeep((0, 1, 2, 3), tuple(range(40)))
+    save_pruned(apply_plan(model, plan_of(geometry_of(model), [keep] * 3)), tokenizer, folder)
     config = json.loads((folder / "config.json").read_text())
-    assert config["rope_parameters"] == rope
+    assert config["model_type"] == "llama"
+    assert config["rope_parameters"] == LLAMA3_ROPE
     assert config["rope_theta"] == 5e5
-    assert config["rope_scaling"] == {key: value for key, value in rope.items() if key != "rope_theta"}
+    assert config["rope_scaling"] == {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+
+
+def test_our_own_class_needs_rope_settings_once(write, folder, tokens):
+    """It reads them in every version; beside them ``rope_scaling`` made AutoTokenizer fail without hgsp."""
+    expected = write("llama-8q4kv", rope_parameters=LLAMA3_ROPE)(tokens).logits
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_parameters"] == LLAMA3_ROPE
+    assert not {"rope_theta", "rope_scaling"} & set(config)
+    PreTrainedConfig.from_pretrained(folder)  # AutoTokenizer's last resort
+    scaling = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5, "rope_scaling": scaling}))
+    older = AutoModelForCausalLM.from_pretrained(folder)  # as earlier versions of hgsp wrote it
+    assert torch.equal(older(tokens).logits, expected)
+
+
+@pytest.mark.parametrize("version", [(4, 57), (5, 23)])
+def test_the_config_gives_each_version_the_rope_settings_it_reads(monkeypatch, version):
+    given = {}
+    monkeypatch.setattr(modeling_hgsp, "VERSION", version)
+    monkeypatch.setattr(PreTrainedConfig, "from_dict", lambda settings, **_kwargs: given.update(settings))
+    modeling_hgsp.HgspLlamaConfig.from_dict({"rope_parameters": LLAMA3_ROPE, "hidden_size": 64})
+    assert given["rope_parameters"] == LLAMA3_ROPE
+    if version < (5, 0):
+        assert given["rope_theta"] == 5e5
+        assert given["rope_scaling"]["rope_type"] == "llama3"
+        modeling_hgsp.HgspLlamaConfig.from_dict({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}})
+        assert (given["rope_theta"], given["rope_scaling"]) == (1e4, None)
+    else:
+        assert "rope_scaling" not in given
 
 
 def test_layers_of_one_shape_need_neither_our_class_nor_our_file(make, tokenizer, folder, tokens):
@@ -324,6 +358,7 @@ def test_layers_of_several_shapes_say_how_to_load_them(write, folder):
         "AutoConfig": "modeling_hgsp.HgspLlamaConfig",
         "AutoModel": "modeling_hgsp.HgspLlamaModel",
         "AutoModelForCausalLM": "modeling_hgsp.HgspLlamaForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_hgsp.HgspLlamaForSequenceClassification",
     }
 
 

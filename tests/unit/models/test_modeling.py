@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache
 
 from conftest import TINY
 from hgsp.models import modeling_hgsp
@@ -18,7 +18,7 @@ from hgsp.models.families import FAMILIES, family_of
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
 
-CLASSES = {config.model_type: (config, base, causal) for config, base, causal in modeling_hgsp.FAMILY_CLASSES}
+CLASSES = {config.model_type: (config, *models) for config, *models in modeling_hgsp.FAMILY_CLASSES}
 
 
 @pytest.fixture
@@ -42,12 +42,13 @@ def test_the_file_is_self_contained():
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
 def test_every_family_has_its_classes_and_auto_finds_them(family):
-    config_class, base_class, causal_class = CLASSES[family.pruned_model_type]
+    config_class, base_class, causal_class, classifier_class = CLASSES[family.pruned_model_type]
     assert (config_class.__name__, causal_class.__name__) == (family.pruned_config, family.pruned_model)
     config = AutoConfig.for_model(family.pruned_model_type, per_layer_config={})
     assert type(config) is config_class
     assert AutoModel._model_mapping[config_class] is base_class
     assert AutoModelForCausalLM._model_mapping[config_class] is causal_class
+    assert AutoModelForSequenceClassification._model_mapping[config_class] is classifier_class
     assert family_of(config) is family
 
 
@@ -56,7 +57,7 @@ def test_without_per_layer_sizes_our_class_is_the_stock_model(make, tokens, name
     """Same names, same numbers, bit for bit."""
     stock = make(name)
     settings = {k: v for k, v in stock.config.to_dict().items() if k not in ("model_type", "architectures")}
-    config_class, _, causal_class = CLASSES[family_of(stock.config).pruned_model_type]
+    config_class, _, causal_class, _ = CLASSES[family_of(stock.config).pruned_model_type]
     ours = causal_class(config_class(**settings, per_layer_config={})).eval()
     ours.load_state_dict(stock.state_dict())
     assert isinstance(ours, type(stock))
@@ -137,5 +138,49 @@ def test_training_works_with_and_without_gradient_checkpointing(pruned, tokens):
 
 
 def test_layers_are_never_split_over_devices():
-    for _, base_class, causal_class in modeling_hgsp.FAMILY_CLASSES:
-        assert base_class._no_split_modules == causal_class._no_split_modules == [base_class._layer_class.__name__]
+    for _, base_class, *with_head in modeling_hgsp.FAMILY_CLASSES:
+        for model_class in (base_class, *with_head):
+            assert base_class._layer_class.__name__ in model_class._no_split_modules
+
+
+@pytest.mark.parametrize("version", ["4.54.0", "4.57.6", "5.0.0", "5.23.0.dev0", "10.0.0"])
+def test_versions_that_can_run_the_layers_are_accepted(version):
+    assert modeling_hgsp.checked_version(version) >= (4, 54)
+
+
+@pytest.mark.parametrize("version", ["4.53.3", "4.9.2", "3.5.1"])
+def test_older_versions_are_refused_with_a_remedy(version):
+    """Their models take the first element of what a layer returns, and ours returns a tensor."""
+    with pytest.raises(ImportError, match=rf"expected transformers 4\.54 or newer; got {version}; pip install"):
+        modeling_hgsp.checked_version(version)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_pruned_folder_becomes_a_classifier_with_a_fresh_head(make, tokenizer, tokens, tmp_path, name):
+    """The decoder is the pruned one, bit for bit; the head is new, as for stock models."""
+    model = make(name)
+    pruned = apply_plan(model, mixed_plan(model))
+    save_pruned(pruned, tokenizer, tmp_path, with_bin=False)
+    classifier, report = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=3, pad_token_id=257, output_loading_info=True
+    )
+    assert set(report["missing_keys"]) == {"score.weight"}
+    assert classifier(tokens).logits.shape == (2, 3)
+    assert torch.equal(classifier.model(tokens).last_hidden_state, pruned.model(tokens).last_hidden_state)
+
+
+def test_a_trained_classifier_is_saved_and_loaded_equal(pruned, tokenizer, tokens, tmp_path):
+    save_pruned(pruned, tokenizer, tmp_path, with_bin=False)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3, pad_token_id=257)
+    classifier.save_pretrained(tmp_path / "trained")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained")
+    assert torch.equal(again(tokens).logits, classifier(tokens).logits)
+
+
+def test_generation_builds_its_cache_once(pruned, tokens, monkeypatch):
+    """Building one reads the sizes of every layer, which costs milliseconds."""
+    built = []
+    build = DynamicCache.__init__
+    monkeypatch.setattr(DynamicCache, "__init__", lambda *args, **kwargs: built.append(1) or build(*args, **kwargs))
+    pruned.generate(tokens, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=257)
+    assert len(built) == 1

@@ -1,0 +1,147 @@
+"""A finished checkpoint folder, read for export: config, sizes of every layer, and tensors one at a time.
+
+R query heads per KV head
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hgsp.errors import InputError, one_line
+from hgsp.models.families import FAMILIES, Family
+from hgsp.models.geometry import LayerShape
+from hgsp.models.offload import SafetensorFiles
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A dense or pruned model folder of a supported family; weights are read when asked for.
+
+    Args:
+        config: the content of ``config.json``.
+        shapes: of every layer that is left; 0 for a block that the layer lacks.
+        queries_per_kv: R, the same in every layer.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    family: Family
+    shapes: tuple[LayerShape, ...]
+    queries_per_kv: int
+    head_dim: int
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all layers have the same sizes, and no layer lacks a block."""
+        return len(set(self.shapes)) == 1 and min(self.shapes[0].num_kv_groups, self.shapes[0].mlp_width) > 0
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """Whether the head is the embedding; the files then hold no head."""
+        return bool(self.config.get("tie_word_embeddings", False))
+
+    @property
+    def rope(self) -> Mapping[str, Any]:
+        """The rope parameters in the form of transformers 5: ``rope_type``, ``rope_theta`` and those of the type."""
+        rope = self.config.get("rope_parameters")
+        if rope:
+            return {"rope_type": "default", **rope}
+        scaling = self.config.get("rope_scaling") or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        return {"rope_theta": self.config.get("rope_theta", 10000.0), **scaling, "rope_type": kind}
+
+    @cached_property
+    def tensors(self) -> SafetensorFiles:
+        """The weights by their names in transformers; ``tensors.shapes`` lists them.
+
+        Raises:
+            InputError: files are missing or broken.
+        """
+        return SafetensorFiles(self.folder)
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor in its stored dtype."""
+        return self.tensors.read(name)
+
+
+def read_source(path: str | Path) -> ExportSource:
+    """Read config and sizes of a checkpoint folder, without weights.
+
+    Raises:
+        InputError: no model folder, an unsupported or quantised model, or sizes that make no sense.
+    """
+    folder = Path(path)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise InputError(
+            expected="the folder of a pruned or dense model, with config.json", got=str(path), remedy="check the path"
+        )
+    try:
+        config = json.loads(file.read_text())
+        family = _family_of(config, file)
+        return ExportSource(folder, config, family, _shapes_of(config), _queries_per_kv(config), _head_dim(config))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            expected=f"the config of a causal language model in {file}",
+            got=one_line(error),
+            remedy="check the file",
+        ) from error
+
+
+def _family_of(config: Mapping[str, Any], file: Path) -> Family:
+    model_type = config.get("model_type")
+    for family in FAMILIES.values():
+        if model_type in (family.model_type, family.pruned_model_type):
+            break
+    else:
+        raise InputError(
+            expected=f"a model of {', '.join(FAMILIES)}, dense or pruned",
+            got=f"model_type '{model_type}' in {file}",
+            remedy="export a folder that this tool wrote",
+        )
+    if config.get("quantization_config") is not None:
+        raise InputError(
+            expected="plain floating-point weights",
+            got=f"quantised weights in {file}",
+            remedy="export before you quantise",
+        )
+    return family
+
+
+def _shapes_of(config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
+    per_layer = {int(index): sizes for index, sizes in (config.get("per_layer_config") or {}).items()}
+    queries_per_kv = _queries_per_kv(config)
+    shapes = []
+    for index in range(config["num_hidden_layers"]):
+        sizes = per_layer.get(index, {})
+        skipped = sizes.get("skip", ())
+        num_kv = sizes.get("num_key_value_heads", _num_kv(config))
+        num_queries = sizes.get("num_attention_heads", config["num_attention_heads"])
+        if "attention" not in skipped and num_queries != num_kv * queries_per_kv:
+            raise ValueError(f"layer {index} has {num_queries} query heads for {num_kv} KV heads")
+        width = sizes.get("intermediate_size", config["intermediate_size"])
+        shapes.append(LayerShape(0 if "attention" in skipped else num_kv, 0 if "mlp" in skipped else width))
+    return tuple(shapes)
+
+
+def _num_kv(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def _queries_per_kv(config: Mapping[str, Any]) -> int:
+    return int(config["num_attention_heads"]) // _num_kv(config)
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
