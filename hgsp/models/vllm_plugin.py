@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def register() -> None:
     """Put our classes where vLLM looks for them: with the Auto classes, and as attributes of ``transformers``.
 
     vLLM calls this in each of its processes, by the entry point ``vllm.general_plugins``.
     """
-    import transformers
-
     from hgsp.models import modeling_hgsp
 
     modeling_hgsp.register()
     for classes in modeling_hgsp.FAMILY_CLASSES:
         for own_class in classes:
-            setattr(transformers, own_class.__name__, own_class)
+            setattr(sys.modules["transformers"], own_class.__name__, own_class)
