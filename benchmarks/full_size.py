@@ -35,7 +35,8 @@ from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import MinimumSizes, budget_for_ratio, kept_mask, select_groups
+from hgsp.pruning.select import kept_mask, select_groups
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.scores import Scores
 
@@ -167,7 +168,7 @@ def time_selection(pruned_folder: Path, dense_folder: Path) -> dict[str, Any]:
     scores = Scores.read(pruned_folder / "scores.npz")
     start = time.perf_counter()
     table = build_group_table(scores.by_layer, geometry)
-    plan = select_groups(table, geometry, budget_for_ratio(geometry, RATIO, MinimumSizes()), MinimumSizes())
+    plan = select_groups(table, geometry, budget_for_ratio(geometry, RATIO, ShapeRules()), ShapeRules())
     select_s = time.perf_counter() - start
     start = time.perf_counter()
     table.write_csv(pruned_folder / "global_group_table.csv", kept_mask(table, plan))

@@ -25,7 +25,8 @@ from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.models.loaded import load_for_pruning
 from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.tokenizers import load_tokenizer
-from hgsp.pruning.select import MinimumSizes, select_groups
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.score import ScoringOptions
@@ -91,7 +92,7 @@ class Bench:
         geometry = self._source.geometry
         denominator = geometry.decoder_params if self._options.denominator == "decoder" else geometry.total_params
         table, _ = self._scores[method].ranked(geometry, RankingOptions(normalization, temperature))
-        plan = select_groups(table, geometry, int(ratio * denominator), MinimumSizes())
+        plan = select_groups(table, geometry, int(ratio * denominator), ShapeRules())
         pruned = apply_plan(load_dense(self._source, "bfloat16", self._options.device), plan)
         return {
             **self._perplexity(pruned),

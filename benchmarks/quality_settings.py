@@ -17,9 +17,11 @@ from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.tokenizers import load_tokenizer
+from hgsp.pipeline.decision import SelectionOptions
 from hgsp.pipeline.recipes import BALANCED, BEST, RECIPES, Recipe
 from hgsp.pipeline.stages import Resources, draw_calibrations, prune_in_rounds, score
-from hgsp.pruning.select import MinimumSizes
+from hgsp.pruning.budget import Budget
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.scores import Scores
@@ -74,14 +76,15 @@ class Maker:
             at_most=True,
         )
         dense = load_for_pruning(self.source, DTYPE, options.device)
-        key = hashlib.sha256(json.dumps([budget, asdict(recipe)]).encode()).hexdigest()[:12]
+        key = hashlib.sha256(json.dumps([budget, options.mlp_multiple_of, asdict(recipe)]).encode()).hexdigest()[:12]
         resources = Resources(
             options.batch_size,
             search_state=options.output.with_suffix(f".{key}.search.json"),
             reconstruction_state=options.output.with_suffix(f".{key}"),
         )
         scores = self._scores(dense, recipe, calibrations.scoring)
-        pruning = prune_in_rounds(dense, scores, budget, recipe, calibrations, MinimumSizes(), resources)
+        selection = SelectionOptions(Budget(budget), ShapeRules(mlp_multiple_of=options.mlp_multiple_of))
+        pruning = prune_in_rounds(dense, scores, selection, recipe, calibrations, resources)
         if searched := pruning.decision.searched:
             divergences = [searched["kl_before"], *searched["kl_of_steps"]]
             self.found["search_kl"] = [round(divergence, 4) for divergence in divergences]

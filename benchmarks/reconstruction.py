@@ -31,7 +31,8 @@ from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.recipes import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES
-from hgsp.pruning.select import MinimumSizes, budget_for_ratio, select_groups
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 from hgsp.pruning.surgery import Surgery
 from hgsp.reconstruction.block_fit import STEP_TOKENS, fit_block, num_epochs
 from hgsp.reconstruction.least_squares import solve
@@ -61,7 +62,7 @@ def main() -> None:
         "layers": options.layers,
         "one_layer": found,
         "whole_model": {
-            name: whole_model(options.model, found, recipe) for name, recipe in PruneConfig.RECIPES.items()
+            name: whole_model(options.model, found, recipe) for name, recipe in PruneConfig.PRESETS["recipe"].items()
         },
     }
     print(json.dumps(result, indent=2))
@@ -76,14 +77,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
     text = load_text("builtin", CALIBRATE)
     calibration = build_calibration(text, byte_tokenizer(), options.nsamples, options.seq_len, 42)
-    decoder, geometry, minimum_sizes = Decoder(model), geometry_of(model), MinimumSizes()
+    decoder, geometry, shape_rules = Decoder(model), geometry_of(model), ShapeRules()
     scoring = ScoringOptions(batch_size=options.batch_size)
     found, score_s = timed(lambda: score_groups(decoder, "fisher", calibration, options=scoring))
     plan = select_groups(
         build_group_table(found.by_layer, geometry),
         geometry,
-        budget_for_ratio(geometry, RATIO, minimum_sizes),
-        minimum_sizes,
+        budget_for_ratio(geometry, RATIO, shape_rules),
+        shape_rules,
     )
     surgery = Surgery(model, plan)
     solving, fitting = Timed(solve), Timed(fit_block)

@@ -20,11 +20,11 @@ from hgsp.models.autoregister import install as _install
 if TYPE_CHECKING:
     from hgsp.data.calibration import Calibration
     from hgsp.evaluation.measure import evaluate
-    from hgsp.export.export import export
+    from hgsp.exports.export import export
     from hgsp.models.checkpoint import load_pruned
     from hgsp.pipeline.api import Scores, calibration, load, prune, save, score
     from hgsp.pruning.plan import PrunePlan
-    from hgsp.pruning.select import MinimumSizes
+    from hgsp.pruning.shape_rules import ShapeRules
     from hgsp.recovery.recover import recover
 
 __version__ = "0.1.0"
@@ -32,10 +32,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "InputError",
-    "MinimumSizes",
     "NumericalError",
     "PrunePlan",
     "Scores",
+    "ShapeRules",
     "calibration",
     "evaluate",
     "export",
@@ -49,12 +49,12 @@ __all__ = [
 
 _MODULE_OF = {
     "Calibration": "hgsp.data.calibration",
-    "MinimumSizes": "hgsp.pruning.select",
+    "ShapeRules": "hgsp.pruning.shape_rules",
     "PrunePlan": "hgsp.pruning.plan",
     "Scores": "hgsp.pipeline.api",
     "calibration": "hgsp.pipeline.api",
     "evaluate": "hgsp.evaluation.measure",
-    "export": "hgsp.export.export",
+    "export": "hgsp.exports.export",
     "load": "hgsp.pipeline.api",
     "load_pruned": "hgsp.models.checkpoint",
     "prune": "hgsp.pipeline.api",

@@ -8,6 +8,7 @@ from typing import Any
 
 from docs_source import GENERATED, table
 
+from hgsp.cli.profile import ProfileConfig
 from hgsp.cli.summarize import SummaryConfig
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig, ScoreConfig
@@ -19,6 +20,7 @@ COMMANDS = {
     "finetune_lora.py": RecoveryConfig,
     "evaluation/run_evaluation.py": EvaluationConfig,
     "hgsp summarize": SummaryConfig,
+    "hgsp profile": ProfileConfig,
 }
 NOTES = {
     "run_global_pruning.py": "Also `hgsp prune`. `hgsp cut` takes the same flags and requires `--scores`. "
@@ -64,4 +66,4 @@ def shown_default(value: Any) -> str:
         return "unset"
     if value is False:
         return "off"
-    return f"`{' '.join(value) if isinstance(value, tuple) else value}`"
+    return f"`{' '.join(map(str, value)) if isinstance(value, tuple) else value}`"

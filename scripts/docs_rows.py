@@ -145,12 +145,15 @@ def recipes(*found: Result) -> Iterable[Row]:
 
 
 def efficiency(found: Result) -> Iterable[Row]:
-    """Yield sizes and speeds of one run, and their ratios to the dense model over several runs."""
+    """Yield sizes and speeds of one run, and their ratios to the dense model over several runs; of times as speeds."""
     for name in found["ratios"]["dense"]:
         ratios = []
         for model in ("p20", "p50"):
             low, high = found["ratios_of_four_runs"][model].get(name, [found["ratios"][model][name]] * 2)
-            ratios.append(f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}")
+            if "_ms_" in name:
+                ratios.append(f"{1 / high:.2f} to {1 / low:.2f} x as fast")
+            else:
+                ratios.append(f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}")
         yield f"`{name}`", *(short(found["models"][model][name]) for model in ("dense", "p20", "p50")), *ratios
 
 
@@ -198,3 +201,9 @@ def lora_memory(found: Result) -> Iterable[Row]:
             extra,
             f"{row['extra_bytes'] / row['weight_bytes']:.1%}",
         )
+
+
+def quantized(result: Result) -> Iterable[Row]:
+    """Yield the files of all models from the largest to the smallest."""
+    for row in sorted(result["rows"], key=lambda row: -row["bytes"]):
+        yield row["model"], row["type"], f"{row['bytes'] / 1e6:.1f} MB", number(row["ppl"])

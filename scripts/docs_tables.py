@@ -186,6 +186,12 @@ TABLES: dict[str, Table | Comparison] = {
         ("seconds", "recipe", "scoring", "search", "reconstruction", "total"),
         rows.recipes,
     ),
+    "quantized": Table(
+        ("quantized_smollm2",),
+        ("SmolLM2-135M-Instruct", "type", "file", "WikiText-2 perplexity"),
+        rows.quantized,
+        "Fractions are of all parameters, embeddings included. Smallest file last.",
+    ),
     "efficiency": Table(
         ("efficiency",),
         ("", "dense", "20%", "50%", "20% / dense", "50% / dense"),

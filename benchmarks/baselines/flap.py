@@ -25,7 +25,7 @@ from hgsp.data.calibration import Calibration
 from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.pruning.plan import LayerKeep, PrunePlan
-from hgsp.pruning.select import MinimumSizes
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan
 
 
@@ -78,7 +78,7 @@ def plan_including_biases(
     """Return a plan that also removes as many parameters as the biases it requires will add."""
     added = 0
     while True:
-        plan = global_plan(scores, geometry, budget_params + added, MinimumSizes(1, 1))
+        plan = global_plan(scores, geometry, budget_params + added, ShapeRules(1, 1))
         kinds = [kind for index, keep in enumerate(plan.layers) for kind in _pruned_kinds(keep, index, geometry)]
         needed = geometry.hidden_size * sum(not has_bias[kind] for kind in kinds)
         if needed <= added:

@@ -29,7 +29,7 @@ from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.pruning.select import MinimumSizes
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.statistics import gather_backward
 
@@ -51,8 +51,8 @@ def prune(
     scores = group_scores(model, calibration, batch_size, strided)
     layers = band(geometry.num_layers)
     if globally:
-        minimum_sizes = MinimumSizes(1, 1, freeze_first=layers.start, freeze_last=geometry.num_layers - layers.stop)
-        return apply_plan(model, global_plan(scores, geometry, budget_params, minimum_sizes))
+        shape_rules = ShapeRules(1, 1, freeze_first=layers.start, freeze_last=geometry.num_layers - layers.stop)
+        return apply_plan(model, global_plan(scores, geometry, budget_params, shape_rules))
     return apply_plan(model, uniform_plan(scores, geometry, budget_params, layers))
 
 

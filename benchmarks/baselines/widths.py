@@ -13,7 +13,8 @@ from torch import Tensor
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 from hgsp.pruning.plan import LayerKeep, PrunePlan
-from hgsp.pruning.select import MinimumSizes, select_groups
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.scoring.groups import build_group_table
 
 #: Per layer ``{"attention": [K], "mlp": [M]}``; the lowest are removed.
@@ -78,10 +79,10 @@ def uniform_plan(scores: Scores, geometry: Geometry, budget_params: int, band: r
     )
 
 
-def global_plan(scores: Scores, geometry: Geometry, budget_params: int, minimum_sizes: MinimumSizes) -> PrunePlan:
+def global_plan(scores: Scores, geometry: Geometry, budget_params: int, shape_rules: ShapeRules) -> PrunePlan:
     """Return the plan that removes groups in ascending order of score alone until the budget is spent."""
     cost = {"attention": geometry.kv_group_params, "mlp": geometry.mlp_channel_params}
     raw = [{kind: scores_G.double().numpy() for kind, scores_G in by_kind.items()} for by_kind in scores]
     by_cost = [{kind: values * cost[kind] for kind, values in by_kind.items()} for by_kind in raw]
     # multiplied by the cost, because the table divides by it and these methods do not
-    return select_groups(build_group_table(raw, geometry, by_cost), geometry, budget_params, minimum_sizes)
+    return select_groups(build_group_table(raw, geometry, by_cost), geometry, budget_params, shape_rules)

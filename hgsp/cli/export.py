@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import option, parse
-from hgsp.export.names import GGUF_TYPES, TARGETS
+from hgsp.exports.names import GGUF_TYPES, TARGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(config: ExportConfig) -> int:
     """Export, then print the files, what was checked, and the commands that serve them."""
     quiet_libraries()
-    from hgsp.export.export import export as write_export
+    from hgsp.exports.export import export as write_export
 
     written = write_export(
         config.checkpoint, config.to, config.output, gguf_type=config.type, self_check=not config.no_check

@@ -16,7 +16,9 @@ COMMANDS = {
     "finetune": "recover a pruned model's quality by training",
     "evaluate": "measure a model, dense or pruned",
     "summarize": "tabulate and plot many results",
+    "profile": "time the blocks of a model on this device",
     "export": "write a pruned model in the format of another engine",
+    "doctor": "tell which engines run a model, and what would change it",
 }
 
 

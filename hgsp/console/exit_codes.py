@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -18,6 +19,9 @@ OUT_OF_MEMORY = (
     "--nsamples or --seq_len, --spill_dir DIR, --offload, or --importance_method fisher (no weight gradients) or "
     "magnitude (no data)"
 )
+
+#: A full disk, a user's quota, a limit on the size of files.
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def run_guarded(
@@ -45,6 +49,10 @@ def run_guarded(
         return fail(1, str(error))
     except KeyboardInterrupt:
         return fail(1, interrupted)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            return fail(1, f"{error.strerror}; free space or write to another disk")
+        raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
             first = str(error).splitlines()[0] if str(error) else "MemoryError"

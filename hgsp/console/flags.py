@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, TypeVar
@@ -30,9 +31,9 @@ def parse(options: type[Options], argv: Sequence[str] | None, *, prog: str | Non
     parser = argparse.ArgumentParser(
         prog=prog, description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    recipes: Mapping[str, Mapping[str, Any]] = getattr(options, "RECIPES", {})
-    if recipes:
-        parser.add_argument("--recipe", choices=recipes, help=_recipe_help(recipes))
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]] = getattr(options, "PRESETS", {})
+    for name, settings in presets.items():
+        parser.add_argument(f"--{name}", choices=settings, help=_preset_help(settings))
     for item in dataclasses.fields(options):  # type: ignore[arg-type]
         argument = dict(item.metadata)
         if argument.pop("positional", False):
@@ -46,11 +47,13 @@ def parse(options: type[Options], argv: Sequence[str] | None, *, prog: str | Non
             argument["default"] = item.default
         parser.add_argument(f"--{item.name}", **argument)
     given = vars(parser.parse_args(argv))
-    recipe = given.pop("recipe", None)
-    if recipe is not None:
-        parser.set_defaults(**recipes[recipe])  # explicit flags win
+    chosen = [(settings, given[name]) for name, settings in presets.items() if given[name] is not None]
+    if chosen:
+        for settings, choice in chosen:
+            parser.set_defaults(**settings[choice])  # explicit flags win
         given = vars(parser.parse_args(argv))
-        given.pop("recipe")
+    for name in presets:
+        del given[name]
     return options(**given)
 
 
@@ -66,11 +69,23 @@ def arguments_of(options: Any) -> list[str]:
     return arguments
 
 
-def _recipe_help(recipes: Mapping[str, Mapping[str, Any]]) -> str:
+def _preset_help(presets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the flags that each preset stands for; a switch has no value."""
     settings = {
-        name: " ".join(f"--{flag} {value}" for flag, value in recipe.items()) for name, recipe in recipes.items()
+        name: " ".join(f"--{flag}" if value is True else f"--{flag} {value}" for flag, value in preset.items())
+        for name, preset in presets.items()
     }
     return "; ".join(f"{name} = {flags}" for name, flags in settings.items()) + "; explicit flags take precedence"
+
+
+def byte_count(text: str) -> int:
+    """Parse a number of bytes such as 4096, 64KiB or 5GB; argparse turns a ValueError into its message."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+) *(?:([kmgt])(i?))?b?", text.strip().lower())
+    if match is None:
+        raise ValueError(text)
+    number, prefix, binary = match.groups()
+    power = " kmgt".index(prefix) if prefix else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def require(holds: bool, flag: str, expected: str, got: object, remedy: str = "see --help") -> None:

@@ -175,10 +175,12 @@ def _with_prefix(value: float) -> str:
 
 
 def _change(row: Row, role: str) -> str:
-    """Format the ratio to dense as ``x0.94``, for accuracies with the difference in points."""
+    """Format the ratio to dense as ``x0.94``, of times as speed, and for accuracies the difference in points too."""
     ratio, difference = row.ratio(role), row.difference(role)
     if difference is None:
         return ""
+    if ratio and row.values[role].unit == "ms":
+        return f"{1 / ratio:.2f}x as fast"
     times = "" if ratio is None else f"x{ratio:.2f}"
     return f"{times} ({100 * difference:+.1f})".lstrip() if row.metric in ACCURACIES else times
 

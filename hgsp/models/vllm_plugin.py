@@ -13,6 +13,8 @@ def register() -> None:
     from hgsp.models import modeling_hgsp
 
     modeling_hgsp.register()
+    import transformers  # last: its first import replaces the module
+
     for classes in modeling_hgsp.FAMILY_CLASSES:
         for own_class in classes:
             setattr(sys.modules["transformers"], own_class.__name__, own_class)

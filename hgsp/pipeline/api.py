@@ -21,10 +21,11 @@ from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.tokenizers import check_token_ids, load_own_tokenizer
-from hgsp.pipeline.decision import decide
+from hgsp.pipeline.decision import SelectionOptions, decide
 from hgsp.pipeline.recipes import Recipe
+from hgsp.pruning.budget import Budget
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import MinimumSizes, budget_for_ratio
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for
 from hgsp.reconstruction.reconstruct import reconstruct as reconstruct_weights
@@ -100,7 +101,7 @@ class Scores:
         epsilon: float | None = None,
         normalization: str = "auto",
         depth_slope: float = 0.0,
-        minimum_sizes: MinimumSizes | None = None,
+        shape_rules: ShapeRules | None = None,
     ) -> PrunePlan:
         """Select the groups that leave for a fraction of ALL parameters, as the pruning command does.
 
@@ -109,11 +110,13 @@ class Scores:
             temperature, tau, epsilon: the H-GSP prior; 0 is global importance only.
             normalization: ``auto`` is the method's own.
             depth_slope: MLP scores are multiplied by e^-slope in the first layer up to e^slope in the last.
+            shape_rules: minimum sizes, multiples of channels, equal layers; the default is the command's.
 
         Raises:
-            InputError: a ratio out of reach, or a prior for scores that were made without text.
+            InputError: a ratio out of reach, equal layers of a model whose layers differ, or a prior for scores made
+                without text.
         """
-        sizes = minimum_sizes or MinimumSizes()
+        rules = shape_rules or ShapeRules()
         recipe = Recipe(
             temperature=temperature,
             tau=tau,
@@ -121,8 +124,9 @@ class Scores:
             score_normalization=normalization,
             depth_slope=depth_slope,
         )
-        budget = budget_for_ratio(self.geometry, ratio, sizes)
-        return decide(self.groups, self.geometry, budget, recipe, sizes).plan
+        rules.check_equal_layers(self.geometry)
+        budget = Budget(budget_for_ratio(self.geometry, ratio, rules))
+        return decide(self.groups, self.geometry, SelectionOptions(budget, rules), recipe).plan
 
     def save(self, path: str | Path) -> None:
         """Write the scores to an .npz file, the same as ``hgsp score`` writes."""

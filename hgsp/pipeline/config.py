@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from hgsp.console.flags import nearest_multiples, option, parse, require, require_counts, require_positive
@@ -13,6 +13,7 @@ from hgsp.data.texts import check_dataset_name, dataset_names
 from hgsp.environment import launched_processes
 from hgsp.evaluation.config import MeasureConfig
 from hgsp.models.dtypes import DTYPE_NAMES
+from hgsp.pipeline.budget_config import BudgetConfig, ShapeConfig
 from hgsp.pipeline.recipes import (
     DEFAULT_EPSILON,
     DEFAULT_PROFILE_NSAMPLES,
@@ -21,6 +22,7 @@ from hgsp.pipeline.recipes import (
     RECIPES,
     Recipe,
 )
+from hgsp.pruning.names import SHAPE_PRESETS
 from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.recovery.config import DEFAULT_INSTRUCTIONS
 from hgsp.scoring.names import IMPORTANCE_METHODS, LABELS, LAYER_IMPORTANCES, NORMALIZATIONS, TEXT_FREE_METHODS
@@ -104,17 +106,15 @@ class ScoreConfig(ScoringConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(ScoringConfig, MeasureConfig):
+class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
     """All options of ``run_global_pruning.py``. Raises InputError for values that make no sense."""
 
-    RECIPES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: recipe.settings() for name, recipe in RECIPES.items()}
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        "recipe": {name: recipe.settings() for name, recipe in RECIPES.items()},
+        "shapes_for": SHAPE_PRESETS,
+    }
 
     output_name: str = option(help="results go to {results_dir}/{output_name}/; with several ratios to ..._{percent}/")
-    pruning_ratio: tuple[float, ...] = option(
-        help="fraction of ALL parameters to remove, in [0, 1); several make several results from one scoring pass",
-        type=float,
-        nargs="+",
-    )
     temperature: float = option(
         Recipe.temperature,
         help="H-GSP temperature: 0 = global importance only, 1 = full H-GSP, more = stronger",
@@ -140,10 +140,6 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         "compensates for losses in early ones",
         type=float,
     )
-    freeze_first_n_layers: int = option(0, help="first layers never touched", type=int)
-    freeze_last_n_layers: int = option(0, help="last layers never touched", type=int)
-    min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
-    min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
     scores: str | None = option(None, help="scores.npz of the same model: prune without calibration")
     reconstruct: str = option(
         Recipe.reconstruct,
@@ -188,11 +184,8 @@ class PruneConfig(ScoringConfig, MeasureConfig):
     def __post_init__(self) -> None:
         ScoringConfig.__post_init__(self)
         MeasureConfig.__post_init__(self)
-        ratios = self.pruning_ratio if isinstance(self.pruning_ratio, (tuple, list)) else (self.pruning_ratio,)
-        object.__setattr__(self, "pruning_ratio", tuple(ratios))
-        for ratio in ratios:
-            require(0 <= ratio < 1, "--pruning_ratio", "in [0, 1)", ratio, "0.2 removes 20 % of all parameters")
-        require(len(set(ratios)) == len(ratios), "--pruning_ratio", "different values", ratios)
+        BudgetConfig.__post_init__(self)
+        ShapeConfig.__post_init__(self)
         known = self.score_normalization in NORMALIZATIONS
         require(known, "--score_normalization", f"one of {', '.join(NORMALIZATIONS)}", self.score_normalization)
         known = self.reconstruct in RECONSTRUCTIONS
@@ -205,14 +198,12 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         if self.search_nsamples is not None:
             require_counts(self, "search_nsamples")
             require(self.search > 0, "--search_nsamples", "given together with --search", self.search_nsamples)
-        require_counts(self, "rounds", "min_kv_groups", "min_mlp_width", "lora_r", "lora_alpha")
+        require_counts(self, "rounds", "lora_r", "lora_alpha")
         require_counts(self, "finetune_batch_size", "finetune_micro_batch_size")
         batch, micro = self.finetune_batch_size, self.finetune_micro_batch_size
         expected, nearest = f"a multiple of --finetune_micro_batch_size {micro}", nearest_multiples(batch, micro)
         require(not self.finetune or batch % micro == 0, "--finetune_batch_size", expected, batch, nearest)
         require_positive(self, "finetune_epochs", "finetune_lr")
-        for name in ("freeze_first_n_layers", "freeze_last_n_layers"):
-            require(getattr(self, name) >= 0, f"--{name}", "at least 0", getattr(self, name))
         finite = math.isfinite(self.temperature) and self.temperature >= 0
         require(finite, "--temperature", "a finite number >= 0", self.temperature, "0 switches the prior off")
         require(self.tau is None or self.tau >= 0, "--tau", ">= 0, or inf", self.tau, "leave it out for the percentile")
@@ -223,18 +214,24 @@ class PruneConfig(ScoringConfig, MeasureConfig):
         require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
 
     @property
+    def recipe(self) -> Recipe:
+        """The settings of the pipeline among the flags; uniform plans leave the budget search nothing to choose."""
+        recipe = super().recipe
+        return replace(recipe, search=0) if self.uniform else recipe
+
+    @property
     def reads_text(self) -> bool:
         """Whether calibration text is read, for scoring, the search or the reconstruction."""
-        return self.recipe.reconstructs or self.search > 0 or self.scores_text
+        return self.recipe.reconstructs or self.recipe.search > 0 or self.scores_text
 
     @property
     def scores_text(self) -> bool:
         """Whether scoring reads text. With a scores file it does only if later rounds score again."""
         return self.needs_calibration and (self.scores is None or self.rounds > 1)
 
-    def output_name_for(self, ratio: float) -> str:
+    def output_name_for(self, ratio: float | None) -> str:
         """Return the result folder's name; of several ratios, each has its percentage appended."""
-        if len(self.pruning_ratio) == 1:
+        if ratio is None or len(self.ratios) == 1:
             return self.output_name
         return f"{self.output_name}_{ratio * 100:g}"
 

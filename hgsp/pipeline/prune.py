@@ -22,10 +22,13 @@ from hgsp.models.tokenizers import load_own_tokenizer
 from hgsp.pipeline import report, stages
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import decide
+from hgsp.pipeline.dry_run import dry_run_table, engine_table
 from hgsp.pipeline.recover import prepare_after_pruning, recover_all
 from hgsp.pipeline.request import Request, prepare, result_folder
 from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
+from hgsp.pipeline.speed import SpeedReport
+from hgsp.pruning.budget import Budget
 from hgsp.scoring.scores import Scores, weight_sample
 
 LOG = logging.getLogger("hgsp")
@@ -44,8 +47,13 @@ class _Run:
     measure: PrePostEvaluation = field(init=False)
     tokenizer: Any = field(init=False)
     calibrations: stages.Calibrations = field(default_factory=stages.Calibrations)
+    speed: SpeedReport | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        config, geometry = self.request.config, self.request.geometry
+        if self.request.profile is not None:
+            measures = not (config.skip_evaluation or config.offload)
+            self.speed = SpeedReport(*self.request.profile, geometry.shapes, measures)
         self.measure = PrePostEvaluation(self.request.config, offloaded=self.request.config.offload)
 
 
@@ -58,7 +66,7 @@ def prune(config: PruneConfig, command: str) -> int:
     """
     quiet_libraries()
     request = prepare(config)
-    warnings = list(request.source.warnings)
+    warnings = list(request.warnings)
     scores = None
     if config.scores is not None:
         scores = load_scores(request)
@@ -77,7 +85,7 @@ def prune(config: PruneConfig, command: str) -> int:
         dense = _load_and_score(run)
         if dense is None:  # another process of this run goes on alone
             return 0
-        for number, (ratio, budget) in enumerate(zip(config.pruning_ratio, request.budgets, strict=True)):
+        for number, (ratio, budget) in enumerate(zip(config.ratios, request.budgets, strict=True)):
             dense = _prune_to(run, ratio, budget, dense, is_first=number == 0)
     return recover_all(recoveries, command)
 
@@ -86,11 +94,13 @@ def _dry_run(request: Request, scores: Scores | None) -> None:
     """Print the shapes, with scores also those that would be kept."""
     config = request.config
     if scores is None or config.rounds > 1:
-        show(report.dry_run_table(request))
+        show(dry_run_table(request))
+        show(engine_table(request))
         return
     for budget in request.budgets:
-        decision = decide(scores, request.geometry, budget, config.recipe, request.minimum_sizes)
-        show(report.dry_run_table(request, decision.plan))
+        decision = decide(scores, request.geometry, request.selection(budget), config.recipe)
+        show(dry_run_table(request, decision.plan))
+        show(engine_table(request, decision.plan))
 
 
 def _read_texts(run: _Run) -> None:
@@ -135,6 +145,8 @@ def _load_and_score(run: _Run) -> LoadedModel | None:
         return None
     with run.timings.stage("evaluate"):
         run.measure.before(dense.model, run.tokenizer)
+        if run.speed is not None:
+            run.speed.before(dense.model)
     return dense
 
 
@@ -144,7 +156,7 @@ def _load(run: _Run, timings: Timings) -> LoadedModel:
         return load_for_pruning(request.source, config.dtype, request.device, offload=config.offload)
 
 
-def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_first: bool) -> LoadedModel:
+def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel, *, is_first: bool) -> LoadedModel:
     """Make, measure and write the result of one ratio; returns the dense model that was used."""
     request, config = run.request, run.request.config
     timings = Timings(run.timings)
@@ -155,10 +167,9 @@ def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_fi
         pruning = stages.prune_in_rounds(
             dense,
             run.scores,
-            budget,
+            request.selection(budget),
             config.recipe,
             run.calibrations,
-            request.minimum_sizes,
             request.resources(ratio, folder),
             timings,
             terminal,
@@ -167,14 +178,18 @@ def _prune_to(run: _Run, ratio: float, budget: int, dense: LoadedModel, *, is_fi
             pruned = write_result(request, dense, pruning, run.scores, run.tokenizer, folder)
         with timings.stage("evaluate"):
             run.measure.after(pruned, run.tokenizer)
+            shapes = tuple(keep.shape for keep in pruning.decision.plan.layers)
+            speed = None if run.speed is None else run.speed.after(pruned, shapes)
         content = report.analysis(
             request,
             pruning,
             command=run.command,
+            budget=budget,
             asked_ratio=ratio,
             params_after=sum(parameter.numel() for parameter in pruned.parameters()),
             evaluation=run.measure.results,
             samples=run.measure.samples,
+            speed=speed,
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )

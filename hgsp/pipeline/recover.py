@@ -200,7 +200,7 @@ def prepare_after_pruning(
             got=str(launched_processes()),
             remedy="prune first, then start finetune_lora.py with accelerate launch",
         )
-    recoveries = [recovery_after_pruning(config, request.folder(ratio)) for ratio in config.pruning_ratio]
+    recoveries = [recovery_after_pruning(config, request.folder(ratio)) for ratio in config.ratios]
     for recovery in recoveries:
         check_surroundings(recovery)
         check_positions(request.source.config, "--cutoff_len", recovery.cutoff_len)

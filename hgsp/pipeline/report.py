@@ -1,4 +1,4 @@
-"""The pruning report: ``pruning_analysis.json``, the closing table, and the dry run."""
+"""The pruning report: ``pruning_analysis.json`` and the closing table."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from hgsp.environment import describe_environment, in_gib, peak_memory_bytes
 from hgsp.evaluation.collapse import before_and_after, has_collapsed
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
+from hgsp.pipeline.decision import PruningDecision
 from hgsp.pipeline.request import Request
 from hgsp.pipeline.stages import Pruning
-from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.budget import Budget
 
 
 def analysis(
@@ -23,10 +24,12 @@ def analysis(
     pruning: Pruning,
     *,
     command: str,
-    asked_ratio: float,
+    budget: Budget,
+    asked_ratio: float | None,
     params_after: int,
     evaluation: Mapping[str, Any],
     samples: Mapping[str, str | None],
+    speed: Mapping[str, Any] | None,
     timings_s: Mapping[str, float],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
@@ -36,22 +39,14 @@ def analysis(
     removed = geometry.total_params - params_after
     value_bytes = DTYPES[request.config.dtype].itemsize
     after = tuple(keep.shape for keep in plan.layers)
-    layers = [
-        {
-            "layer": index,
-            "kept_kv_groups": list(keep.kv_groups),
-            "kept_mlp_channels": list(keep.mlp_channels),
-            "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
-            "prior_mode": mode,
-        }
-        for index, (keep, dense, mode) in enumerate(zip(plan.layers, geometry.shapes, decision.modes, strict=True))
-    ]
+    target = budget.target
     return {
         "schema_version": PRUNING_SCHEMA,
         "command": command,
         "base_model": request.config.base_model,
         "importance_method": plan.provenance["importance_method"],
-        "asked_ratio": asked_ratio,
+        "asked_ratio": plan.budget_params / geometry.total_params if asked_ratio is None else asked_ratio,
+        "target": target and {"name": target.name, "asked": target.asked, "reached": target.reached(after)},
         "reached_ratio": removed / geometry.total_params,
         "reached_ratio_decoder": removed / geometry.decoder_params,
         "params_before": geometry.total_params,
@@ -62,18 +57,36 @@ def analysis(
         "kv_cache_bytes_per_token_after": geometry.kv_cache_bytes_per_token(after, value_bytes),
         "gqa_ratio": geometry.queries_per_kv,
         "removed_layers": list(plan.removed_layers),
-        "layers": layers,
+        "layers": _layers(geometry, decision),
         "scoring": dict(plan.provenance),
         "search": decision.searched,
+        "whole_blocks": decision.whole_blocks,
         "reconstruction": None if pruning.reconstruction is None else pruning.reconstruction.describe(),
         "evaluation": dict(evaluation),
         "collapsed": bool(has_collapsed(before_and_after(evaluation).values())),
         "samples": dict(samples),
+        "speed": speed,
         "timings_s": {stage: round(seconds, 3) for stage, seconds in timings_s.items()},
         "peak_memory_bytes": peak_memory_bytes(request.device),
         "environment": describe_environment(request.device, dtype=request.config.dtype, seed=request.config.seed),
         "warnings": list(warnings),
     }
+
+
+def _layers(geometry: Geometry, decision: PruningDecision) -> list[dict[str, Any]]:
+    """Return an entry per dense layer."""
+    return [
+        {
+            "layer": index,
+            "kept_kv_groups": list(keep.kv_groups),
+            "kept_mlp_channels": list(keep.mlp_channels),
+            "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
+            "prior_mode": mode,
+        }
+        for index, (keep, dense, mode) in enumerate(
+            zip(decision.plan.layers, geometry.shapes, decision.modes, strict=True)
+        )
+    ]
 
 
 def closing_table(report: Mapping[str, Any]) -> Table:
@@ -94,10 +107,14 @@ def closing_table(report: Mapping[str, Any]) -> Table:
         dense = measured["before"][name]["ppl"]
         label = f"PPL {name} ({result['windows']} x {result['seq_len']})"
         table.add_row(label, f"{dense:.2f}", f"{result['ppl']:.2f}", f"x {result['ppl'] / dense:.2f}")
+    if speed := report["speed"]:
+        for label, key in (("predicted", "predicted_speedup"), ("measured", "measured_speedup")):
+            if speed[key] is not None:
+                table.add_row(f"speed, {label} ({speed['workload']})", "", "", f"x {speed[key]:.2f}")
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in report["timings_s"].items())
     removed = ", ".join(map(str, report["removed_layers"])) or "none"
     table.caption = (
-        f"removed: {report['reached_ratio']:.4f} of all parameters (asked {report['asked_ratio']:.4f}), "
+        f"removed: {report['reached_ratio']:.4f} of all parameters ({_asked(report)}), "
         f"{report['reached_ratio_decoder']:.4f} of the decoder layers; whole layers removed: {removed}\n"
         f"seconds: {seconds}; peak memory {in_gib(report['peak_memory_bytes'])}"
     )
@@ -105,27 +122,8 @@ def closing_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
-    """Return the table of shapes, parameters, bytes and KV-cache bytes per token, dense and, with a plan, kept."""
-    geometry: Geometry = request.geometry
-    value_bytes = DTYPES[request.config.dtype].itemsize
-    after = () if plan is None else tuple(keep.shape for keep in plan.layers)
-    title = f"{request.config.base_model}: {geometry.queries_per_kv} query heads per KV head"
-    removed = "" if plan is None else f", {plan.removed_params / geometry.total_params:.2%} of all parameters removed"
-    table = Table(title=title + removed)
-    headings = ["layer", "KV groups", "MLP channels", "parameters", "bytes", "KV bytes/token"]
-    for heading in headings + (["kept KV groups", "kept channels", "kept parameters"] if after else []):
-        table.add_column(heading, justify="right")
-    for index, shape in enumerate(geometry.shapes):
-        params = geometry.layer_params(shape)
-        kv_bytes = geometry.kv_cache_bytes_per_token((shape,), value_bytes)
-        row = [index, shape.num_kv_groups, shape.mlp_width, f"{params:,}", f"{params * value_bytes:,}", f"{kv_bytes:,}"]
-        if after:
-            row += [after[index].num_kv_groups, after[index].mlp_width, f"{geometry.layer_params(after[index]):,}"]
-        table.add_row(*map(str, row))
-    other = geometry.total_params - geometry.decoder_params
-    table.add_row("rest", "", "", f"{other:,}", f"{other * value_bytes:,}", "0", *[""] * (3 if after else 0))
-    total_kv = geometry.kv_cache_bytes_per_token(geometry.shapes, value_bytes)
-    total = geometry.total_params
-    table.add_row("all", "", "", f"{total:,}", f"{total * value_bytes:,}", f"{total_kv:,}", *[""] * (3 if after else 0))
-    return table
+def _asked(report: Mapping[str, Any]) -> str:
+    """Say what was asked for, and what a target reached."""
+    if target := report["target"]:
+        return f"--{target['name']} {target['asked']:,g}: {target['reached']:,.4g}"
+    return f"asked {report['asked_ratio']:.4f}"

@@ -8,13 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hgsp.console import result_folders as folders
+from hgsp.costs.latency import LatencyTable, Workload
+from hgsp.environment import device_name
 from hgsp.errors import InputError
 from hgsp.models.devices import resolve_device
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import ModelSource, check_positions, inspect_model
+from hgsp.pipeline.budgets import budgets_of, cost_per_group, read_profile
 from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.decision import SelectionOptions
 from hgsp.pipeline.stages import Resources
-from hgsp.pruning.select import MinimumSizes, budget_for_ratio
+from hgsp.pruning.budget import Budget
+from hgsp.pruning.shape_rules import ShapeRules
+from hgsp.scoring.groups import Floats
 
 
 @dataclass(frozen=True)
@@ -37,18 +43,38 @@ class Request:
     config: PruneConfig
     source: ModelSource
     device: str
-    minimum_sizes: MinimumSizes
-    budgets: tuple[int, ...]  # parameters to remove, one per ratio
+    shape_rules: ShapeRules
+    budgets: tuple[Budget, ...]  # one per ratio
+    group_costs: Floats | None = None  # of one group in the unit of the ranking, [L, 2]; None for parameters
+    profile: tuple[LatencyTable, Workload] | None = None
 
     @property
     def geometry(self) -> Geometry:
         return self.source.geometry
 
-    def folder(self, ratio: float) -> Path:
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Facts about the request that the user should know."""
+        config, found = self.config, list(self.source.warnings)
+        if config.uniform and config.search:
+            found.append("no budget search: --uniform leaves it nothing to choose")
+        if self.profile is not None:
+            found += self.profile[0].warnings(device_name(self.device), config.dtype)
+        return tuple(found)
+
+    def selection(self, budget: Budget) -> SelectionOptions:
+        """Return how to select a plan within one of the budgets."""
+        blocks = None
+        if self.profile is not None and self.config.ranking_cost == "latency":
+            table, workload = self.profile
+            blocks = table.block_seconds(self.geometry.shapes, workload)
+        return SelectionOptions(budget, self.shape_rules, self.config.ranking_cost, self.group_costs, blocks)
+
+    def folder(self, ratio: float | None) -> Path:
         """Return the result folder of a ratio."""
         return Path(self.config.results_dir) / self.config.output_name_for(ratio)
 
-    def resume_paths(self, ratio: float) -> ResumePaths:
+    def resume_paths(self, ratio: float | None) -> ResumePaths:
         """Return the paths of resumable state, next to the result folder, which exists only once it is complete."""
         folder = self.folder(ratio)
         return ResumePaths(
@@ -56,11 +82,11 @@ class Request:
         )
 
     def resources(self, ratio: float | None = None, folder: Path | None = None) -> Resources:
-        """Return where and how to compute; a ratio adds the paths of its state, and ``folder`` as scratch space."""
+        """Return where and how to compute; a folder is scratch space, and adds the paths of the state of its ratio."""
         config = self.config
         spill_dir = Path(config.spill_dir) if config.spill_dir else None
         resources = Resources(config.batch_size, config.use_gradient_checkpointing, spill_dir)
-        if ratio is None or folder is None:
+        if folder is None:
             return resources
         paths = self.resume_paths(ratio)
         return replace(
@@ -81,7 +107,7 @@ def prepare(config: PruneConfig) -> Request:
     """
     device = resolve_device(config.device)
     if not config.dry_run:
-        for ratio in config.pruning_ratio:
+        for ratio in config.ratios:
             target = Path(config.results_dir) / config.output_name_for(ratio)
             folders.check_target(target, config.overwrite, "--results_dir or --output_name", _read_by(config))
         if config.spill_dir:
@@ -96,11 +122,14 @@ def prepare(config: PruneConfig) -> Request:
         raise InputError(
             expected=f"at most {source.geometry.num_layers} frozen layers", got=str(frozen), remedy="freeze fewer"
         )
-    minimum_sizes = MinimumSizes(
-        config.min_kv_groups, config.min_mlp_width, config.freeze_first_n_layers, config.freeze_last_n_layers
-    )
-    budgets = tuple(budget_for_ratio(source.geometry, ratio, minimum_sizes) for ratio in config.pruning_ratio)
-    return Request(config, source, device, minimum_sizes, budgets)
+    shape_rules = ShapeRules(**config.shape_settings)
+    geometry = source.geometry
+    shape_rules.check_equal_layers(geometry)
+    profile = read_profile(config, geometry)
+    budgets = budgets_of(config, geometry, shape_rules, config.dtype, profile)
+    max_positions = getattr(source.config, "max_position_embeddings", None)
+    group_costs = cost_per_group(config, geometry, config.dtype, profile, max_positions)
+    return Request(config, source, device, shape_rules, budgets, group_costs, profile)
 
 
 def _read_by(config: PruneConfig) -> tuple[str | None, ...]:
@@ -110,6 +139,6 @@ def _read_by(config: PruneConfig) -> tuple[str | None, ...]:
     )
 
 
-def result_folder(request: Request, ratio: float) -> AbstractContextManager[Path]:
+def result_folder(request: Request, ratio: float | None) -> AbstractContextManager[Path]:
     """Return a context with a folder to fill; it becomes ``results/{output_name}``, or vanishes on failure."""
     return folders.new_folder(request.folder(ratio), request.config.overwrite)

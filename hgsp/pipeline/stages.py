@@ -21,19 +21,25 @@ from hgsp.data.texts import Text
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.models.tokenizers import check_token_ids
-from hgsp.pipeline.decision import PruningDecision, decide
+from hgsp.pipeline.decision import PruningDecision, SelectionOptions, decide, select_within
 from hgsp.pipeline.recipes import Recipe
+from hgsp.pipeline.whole_blocks import empty_whole_blocks
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import MinimumSizes
 from hgsp.pruning.surgery import Surgery
 from hgsp.pruning.zero_padded import zero_padded_decoder
-from hgsp.reconstruction.reconstruct import Reconstruction, ReconstructionOptions, check_enough, reconstruct
+from hgsp.reconstruction.reconstruct import (
+    Reconstruction,
+    ReconstructionOptions,
+    check_enough,
+    plan_for,
+    reconstruct,
+)
 from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.score import ScoringOptions
 from hgsp.scoring.score_model import score_model
 from hgsp.scoring.scores import Scores, weight_sample
 from hgsp.search.allocation import SearchOptions, search_allocation
-from hgsp.search.by_profile import check_enough_to_search
+from hgsp.search.reconstructed import check_enough_to_search
 from hgsp.search.search import SearchProblem
 
 LOG = logging.getLogger(__name__)
@@ -146,10 +152,9 @@ def draw_calibrations(
 def prune_in_rounds(
     dense: LoadedModel,
     scores: Scores,
-    budget_params: int,
+    selection: SelectionOptions,
     recipe: Recipe,
     calibrations: Calibrations,
-    minimum_sizes: MinimumSizes,
     resources: Resources,
     timings: Timings | None = None,
     progress: Progress = silent,
@@ -167,16 +172,21 @@ def prune_in_rounds(
     for number in range(1, recipe.rounds + 1):
         is_last = number == recipe.rounds
         with timings.stage("cut"):
-            budget = budget_params * number // recipe.rounds
-            decision = decide(scores, geometry, budget, recipe, minimum_sizes, earlier)
+            decision = decide(scores, geometry, selection, recipe, earlier, (number, recipe.rounds))
+        if is_last and selection.shape_rules.allow_empty_blocks and calibrations.reconstruction is not None:
+            with timings.stage("whole blocks"):
+                places = resources.batch_size, resources.streams_dir, resources.scratch
+                decision, selection = empty_whole_blocks(
+                    dense, decision, selection, recipe, calibrations.reconstruction, *places
+                )
         if is_last and calibrations.search is not None:
             with timings.stage("search"):
-                decision = _searched(dense, decision, recipe, calibrations.search, minimum_sizes, resources, progress)
+                decision = _searched(dense, decision, selection, recipe, calibrations.search, resources, progress)
         reconstruction = None
         if calibrations.reconstruction is not None:
             with timings.stage("reconstruct"):
                 reconstruction = _reconstructed(
-                    dense, decision.plan, recipe, calibrations.reconstruction, minimum_sizes, resources, progress
+                    dense, decision.plan, selection, recipe, calibrations.reconstruction, resources, progress
                 )
         if is_last:
             break
@@ -192,21 +202,22 @@ def prune_in_rounds(
 def _searched(
     dense: LoadedModel,
     decision: PruningDecision,
+    selection: SelectionOptions,
     recipe: Recipe,
     calibration: Calibration,
-    minimum_sizes: MinimumSizes,
     resources: Resources,
     progress: Progress,
 ) -> PruningDecision:
     """Return the decision with the widths that the budget search found."""
-    plan = decision.plan
+    plan, geometry = decision.plan, geometry_of(dense.model)
     problem = SearchProblem(
         decision.table,
-        geometry_of(dense.model),
+        geometry,
         plan.budget_params,
-        minimum_sizes,
+        selection.shape_rules,
         recipe.collapse_epsilon,
         plan.provenance,
+        selection.emptied,
     )
     spill_dir = resources.streams_dir if recipe.reconstructs else resources.spill_dir
     options = SearchOptions(recipe.search, recipe.reconstruct, resources.batch_size, spill_dir)
@@ -220,20 +231,24 @@ def _searched(
             state_file=resources.search_state,
             progress=progress,
         )
-    return PruningDecision(found.table, found.plan, decision.modes, found.found)
+    best = found.plan
+    if selection.budget.target is not None:  # the search kept the parameters, on which a target depends only in part
+        reaching = select_within(found.table, geometry, selection, recipe.collapse_epsilon, plan.provenance)
+        best = plan_for(recipe.reconstruct, reaching)
+    return replace(decision, table=found.table, plan=best, searched=found.found)
 
 
 def _reconstructed(
     dense: LoadedModel,
     plan: PrunePlan,
+    selection: SelectionOptions,
     recipe: Recipe,
     calibration: Calibration,
-    minimum_sizes: MinimumSizes,
     resources: Resources,
     progress: Progress,
 ) -> Reconstruction:
     """Refit the remaining weights; with a state folder, tensors of finished layers are kept there on disk."""
-    frozen = minimum_sizes.frozen_layers(dense.decoder.num_layers)
+    frozen = selection.shape_rules.frozen_layers(dense.decoder.num_layers)
     options = ReconstructionOptions(recipe.reconstruct, resources.batch_size, resources.streams_dir, frozen)
     resume = None
     if resources.reconstruction_state is not None:

@@ -1,120 +1,68 @@
 """Selection: groups of all layers and both kinds are dropped in ascending order of score until the budget is spent.
 
-G groups | L layers. Budget and costs are in parameters.
+G groups | U units, groups that leave together | L layers. Budget and costs are in parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hgsp.errors import InputError
-from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.models.geometry import Geometry
 from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.shape_rules import ShapeRules
+from hgsp.pruning.units import Mask, Units, attention_ranked_below, protected_units, units_of
 from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, Ints
 
-Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class MinimumSizes:
-    """Minimum sizes of layers that are not removed whole, and layers that are never touched.
-
-    Args:
-        min_kv_groups: at least 1.
-        min_mlp_width: channels, at least 1.
-        freeze_first, freeze_last: numbers of layers that stay as they are.
-
-    Raises:
-        InputError: a minimum size below 1.
-    """
-
-    min_kv_groups: int = 1
-    min_mlp_width: int = 32
-    freeze_first: int = 0
-    freeze_last: int = 0
-
-    def __post_init__(self) -> None:
-        if self.min_kv_groups < 1 or self.min_mlp_width < 1:
-            raise InputError(
-                expected="minimum sizes of at least one KV group and one MLP channel",
-                got=f"{self.min_kv_groups} and {self.min_mlp_width}",
-                remedy="use epsilon to remove layers whole",
-            )
-
-    def frozen_layers(self, num_layers: int) -> frozenset[int]:
-        """Return the indices of the layers that are never touched."""
-        return frozenset({*range(self.freeze_first), *range(num_layers - self.freeze_last, num_layers)})
-
-    def smallest_shapes(self, geometry: Geometry) -> tuple[LayerShape, ...]:
-        """Return the smallest shape that every layer may be pruned to."""
-        frozen = self.frozen_layers(geometry.num_layers)
-        return tuple(
-            shape
-            if index in frozen
-            else LayerShape(min(shape.num_kv_groups, self.min_kv_groups), min(shape.mlp_width, self.min_mlp_width))
-            for index, shape in enumerate(geometry.shapes)
-        )
-
-
-def budget_for_ratio(geometry: Geometry, ratio: float, minimum_sizes: MinimumSizes) -> int:
-    """Return the parameters to remove for a fraction of ALL parameters.
-
-    Raises:
-        InputError: minimum sizes and frozen layers make the ratio unreachable; the message has the highest reachable
-            one.
-    """
-    budget = int(ratio * geometry.total_params)
-    reachable = geometry.decoder_params - sum(
-        geometry.layer_params(shape) for shape in minimum_sizes.smallest_shapes(geometry)
-    )
-    if budget > reachable:
-        highest = np.floor(1e4 * reachable / geometry.total_params) / 1e4
-        raise InputError(
-            expected=f"a ratio of at most {highest:.4f} of all parameters",
-            got=f"{ratio}",
-            remedy="lower --pruning_ratio, --min_kv_groups or --min_mlp_width, or freeze fewer layers",
-        )
-    return budget
+#: A block of one layer: (layer, ``ATTENTION`` or ``MLP``).
+BlockIndex = tuple[int, int]
 
 
 def select_groups(
     table: GroupTable,
     geometry: Geometry,
     budget_params: int,
-    minimum_sizes: MinimumSizes,
+    shape_rules: ShapeRules,
     epsilon: float | None = None,
     provenance: Mapping[str, Any] | None = None,
+    emptied: Collection[BlockIndex] = (),
 ) -> PrunePlan:
     """Drop groups in ascending order of score, skipping those that exceed the rest of the budget.
 
-    The unspent rest is less than the cost of an MLP channel if any selection achieves that. Ties: earlier layer first,
-    attention first, lower index first.
+    The unspent rest is less than the cost of a block of MLP channels (``ShapeRules.mlp_multiple_of``) if any selection
+    achieves that; of uniform plans, less than a block in every layer. Ties: earlier layer first, attention first, lower
+    index first.
 
     Args:
         budget_params: parameters to remove at most.
         epsilon: a layer that would keep less than this fraction of its parameters is removed whole if the budget
             allows it, and the budget is spent again on the others; None removes no layer whole.
         provenance: of the plan, JSON types only.
+        emptied: blocks that are removed first, within the budget.
+
+    Raises:
+        InputError: equal layers of a model whose layers differ, or emptied blocks that exceed the budget.
     """
-    removed_layers: list[int] = []
-    kept = _select_greedily(table, geometry, budget_params, minimum_sizes, removed_layers)
+    shape_rules.check_equal_layers(geometry)
+    removed = set(emptied)
+    _check_emptied(geometry, removed, budget_params)
+    kept = _select(table, geometry, budget_params, shape_rules, removed)
     while epsilon is not None:
-        collapsed = _collapsed_layers(table, geometry, kept, minimum_sizes, epsilon, removed_layers, budget_params)
+        collapsed = _collapsed_layers(table, geometry, kept, shape_rules, epsilon, removed, budget_params)
         if not collapsed:
             break
-        removed_layers += collapsed
-        kept = _select_greedily(table, geometry, budget_params, minimum_sizes, removed_layers)
+        removed |= {(layer, kind) for layer in collapsed for kind in (ATTENTION, MLP)}
+        kept = _select(table, geometry, budget_params, shape_rules, removed)
     layers = _layers_of(table, kept, geometry.num_layers)
-    removed = sum(
+    removed_params = sum(
         geometry.layer_params(dense) - geometry.layer_params(keep.shape)
         for dense, keep in zip(geometry.shapes, layers, strict=True)
     )
-    return PrunePlan(layers, budget_params, removed, dict(provenance or {}), geometry=geometry)
+    return PrunePlan(layers, budget_params, removed_params, dict(provenance or {}), geometry=geometry)
 
 
 def kept_mask(table: GroupTable, plan: PrunePlan) -> Mask:
@@ -127,73 +75,133 @@ def kept_mask(table: GroupTable, plan: PrunePlan) -> Mask:
     return kept
 
 
-def _select_greedily(
-    table: GroupTable, geometry: Geometry, budget: int, minimum_sizes: MinimumSizes, removed_layers: Sequence[int]
+def _check_emptied(geometry: Geometry, emptied: Collection[BlockIndex], budget: int) -> None:
+    params, num_complete = _block_params(geometry, emptied), geometry.num_layers - len({layer for layer, _ in emptied})
+    if params > budget or num_complete < 1:
+        raise InputError(
+            expected=f"emptied blocks of at most {budget} parameters, and a layer that keeps both",
+            got=f"{params} parameters, {num_complete} layers that keep both",
+            remedy="empty fewer, or remove more parameters",
+        )
+
+
+def _select(
+    table: GroupTable, geometry: Geometry, budget: int, shape_rules: ShapeRules, removed: Collection[BlockIndex]
 ) -> Mask:
-    """Return the mask [G] of kept groups, with ``removed_layers`` removed first and the rest of the budget spent."""
-    removed_whole = np.isin(table.layer, removed_layers)
-    remaining = budget - sum(geometry.layer_params(geometry.shapes[index]) for index in removed_layers)
-    order = np.lexsort((table.group, table.kind, table.layer, table.score))
-    order = candidates = order[~(removed_whole | _protected(table, geometry, minimum_sizes))[order]]
-    kept = ~removed_whole
-    while len(order := order[table.cost[order] <= remaining]):
-        spent = np.cumsum(table.cost[order])
+    """Return the mask [G] of kept groups, with ``removed`` blocks removed first and the rest of the budget spent."""
+    units = units_of(table, geometry, shape_rules)
+    gone = np.isin(units.layer * 2 + units.kind, [2 * layer + kind for layer, kind in removed])
+    remaining = budget - _block_params(geometry, removed)
+    if shape_rules.has_equal_layers:
+        kept = _equal_layers(units, gone, remaining, shape_rules)
+    else:
+        protected = gone | protected_units(units, gone, geometry, shape_rules)
+        kept = _drop_greedily(units, ~gone, protected, remaining)
+    return kept[units.of_group]
+
+
+def _drop_greedily(units: Units, kept: Mask, protected: Mask, remaining: int) -> Mask:
+    """Return the mask [U] of the units that stay when others leave in ascending order while they fit the budget."""
+    kept = kept.copy()
+    order = candidates = units.ascending(~protected)
+    while len(order := order[units.cost[order] <= remaining]):
+        spent = np.cumsum(units.cost[order])
         num_fitting = int(np.searchsorted(spent, remaining, side="right"))
         kept[order[:num_fitting]] = False
         remaining -= int(spent[num_fitting - 1])
         order = order[num_fitting:]
-    if remaining >= geometry.mlp_channel_params:
-        _exchange_channels_for_a_kv_group(table, geometry, candidates, kept, remaining)
+    _exchange_channels_for_a_kv_group(units, candidates, kept, remaining)
     return kept
 
 
-def _exchange_channels_for_a_kv_group(
-    table: GroupTable, geometry: Geometry, candidates: Ints, kept: Mask, remaining: int
-) -> None:
-    """Drop the next KV group, and restore as few MLP channels as make it fit the budget. Changes ``kept``.
+def _exchange_channels_for_a_kv_group(units: Units, candidates: Ints, kept: Mask, remaining: int) -> None:
+    """Drop the next KV group, and restore as few units of channels as make it fit the budget. Changes ``kept``.
 
     Otherwise the budget is missed by up to one KV group once all channels are dropped that may be.
     """
-    unaffordable = candidates[kept[candidates]]
-    channels = candidates[(table.kind[candidates] == MLP) & ~kept[candidates]]
-    num_restored = -((remaining - geometry.kv_group_params) // geometry.mlp_channel_params)
-    if len(unaffordable) and num_restored <= len(channels):
-        kept[unaffordable[0]] = False
-        kept[channels[-num_restored:]] = True
+    kv_groups = candidates[kept[candidates] & (units.kind[candidates] == ATTENTION)]
+    channels = candidates[~kept[candidates] & (units.kind[candidates] == MLP)][::-1]
+    steps = units.cost[candidates[(units.kind[candidates] == MLP) & ~units.is_last[candidates]]]
+    if not len(kv_groups) or not len(steps) or remaining < steps.max():
+        return
+    restored = np.cumsum(units.cost[channels])
+    num_restored = int(np.searchsorted(restored, units.cost[kv_groups[0]] - remaining)) + 1
+    if num_restored <= len(channels):
+        kept[kv_groups[0]] = False
+        kept[channels[:num_restored]] = True
 
 
-def _protected(table: GroupTable, geometry: Geometry, minimum_sizes: MinimumSizes) -> Mask:
-    """Return the mask [G] of the highest-scored groups of every block, up to its minimum size."""
-    block = table.layer * 2 + table.kind
-    order = np.lexsort((table.group, table.score, block))
-    sizes = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes]).ravel()
-    minimum = np.array(
-        [(shape.num_kv_groups, shape.mlp_width) for shape in minimum_sizes.smallest_shapes(geometry)]
-    ).ravel()
-    rank_from_top = np.repeat(np.cumsum(sizes), sizes) - 1 - np.arange(len(table))
-    protected = np.zeros(len(table), dtype=bool)
-    protected[order] = rank_from_top < np.repeat(minimum, sizes)
-    return protected
+def _equal_layers(units: Units, gone: Mask, remaining: int, shape_rules: ShapeRules) -> Mask:
+    """Return the mask [U] of the units that stay when every layer drops the same number of KV groups.
+
+    Every number is tried, and the rest of the budget is spent on channels, the same number in every layer where the
+    rules ask for it. Among the plans that spend the budget, that with the lowest sum of importance dropped is chosen.
+    """
+    loss, last = units.score * units.cost, ~gone & units.is_last
+    plans = []
+    for num_dropped in range(int(units.rank[last & (units.kind == ATTENTION)].min()) + 1):
+        kept = ~gone & ~attention_ranked_below(units, num_dropped)
+        rest = remaining - int(units.cost[~gone & ~kept].sum())
+        if rest < 0:
+            break
+        if shape_rules.uniform:
+            kept, rest = _drop_ranks(units, kept, rest)
+        else:
+            before = kept
+            kept = _drop_greedily(units, kept, ~kept | units.is_last | (units.kind == ATTENTION), rest)
+            rest -= int(units.cost[before & ~kept].sum())
+        plans.append((rest, float(loss[~gone & ~kept].sum()), kept))
+    step = units.cost[(units.kind == MLP) & ~units.is_last & ~gone]
+    tolerance = (int(step.max()) if len(step) else 0) * (int(last.sum()) // 2 if shape_rules.uniform else 1)
+    spending = min(rest for rest, _, _ in plans) + tolerance
+    return min((plan for plan in plans if plan[0] <= spending), key=lambda plan: plan[1])[2]
+
+
+def _drop_ranks(units: Units, kept: Mask, remaining: int) -> tuple[Mask, int]:
+    """Drop the first channels of every layer while they fit; return the mask [U] and the rest of the budget."""
+    channels = kept & (units.kind == MLP)
+    highest = int(units.rank[channels & units.is_last].min())
+    for rank in range(highest):
+        cost = int(units.cost[channels & (units.rank == rank)].sum())
+        if cost > remaining:
+            break
+        kept = kept & ~(channels & (units.rank == rank))
+        remaining -= cost
+    return kept, remaining
+
+
+def _block_params(geometry: Geometry, blocks: Collection[BlockIndex]) -> int:
+    """Count the parameters of blocks of the dense model."""
+    emptied = {(layer, ATTENTION): {"num_kv_groups": 0} for layer in range(geometry.num_layers)}
+    emptied |= {(layer, MLP): {"mlp_width": 0} for layer in range(geometry.num_layers)}
+    total = 0
+    for layer, kind in blocks:
+        shape = geometry.shapes[layer]
+        total += geometry.layer_params(shape) - geometry.layer_params(replace(shape, **emptied[layer, kind]))
+    return total
 
 
 def _collapsed_layers(
     table: GroupTable,
     geometry: Geometry,
     kept: Mask,
-    minimum_sizes: MinimumSizes,
+    shape_rules: ShapeRules,
     epsilon: float,
-    removed_layers: Sequence[int],
+    removed: Collection[BlockIndex],
     budget: int,
 ) -> list[int]:
     """Return the layers that keep less than ``epsilon`` of their parameters, smallest first, within the budget."""
     whole = np.array([geometry.layer_params(shape) for shape in geometry.shapes])
     dropped = np.bincount(table.layer, weights=table.cost * ~kept, minlength=geometry.num_layers)
     kept_ratio = 1 - dropped / whole
-    touchable = set(range(geometry.num_layers)) - minimum_sizes.frozen_layers(geometry.num_layers)
-    spent = sum(whole[index] for index in removed_layers)
+    blocks = set((table.layer * 2 + table.kind)[kept].tolist())
+    complete = {layer for layer in range(geometry.num_layers) if {2 * layer + ATTENTION, 2 * layer + MLP} <= blocks}
+    removed_layers = {layer for layer, kind in removed if (layer, MLP + ATTENTION - kind) in removed}
+    touchable = set(range(geometry.num_layers)) - shape_rules.frozen_layers(geometry.num_layers)
+    spent = _block_params(geometry, removed)
     collapsed: list[int] = []
-    for index in sorted(touchable - set(removed_layers), key=lambda layer: (kept_ratio[layer], layer)):
-        leaves_others = len(removed_layers) + len(collapsed) + 1 < geometry.num_layers
+    for index in sorted(touchable - removed_layers, key=lambda layer: (kept_ratio[layer], layer)):
+        leaves_others = complete - {*collapsed, index}
         if kept_ratio[index] >= epsilon or not leaves_others or spent + whole[index] > budget:
             break
         collapsed.append(index)

@@ -24,12 +24,10 @@ from hgsp.models.families import (
     MLP_OUTPUT,
     family_of,
 )
-from hgsp.models.geometry import Geometry, LayerShape, geometry_of
+from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.models.layer_sizes import architecture_settings, layer_sizes, sizes_per_layer
 from hgsp.models.weight_checks import refuse_missing_weights, refuse_own_head
 from hgsp.pruning.plan import LayerKeep, PrunePlan
-
-#: Config keys that describe the dense checkpoint rather than the architecture.
-_STALE_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path")
 
 
 class Surgery:
@@ -202,7 +200,7 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
     """Return the config of the pruned model, a stock one if all layers have one shape that a stock class accepts."""
     _check_fits(plan, geometry)
     shapes = [plan.layers[index].shape for index in surviving_layers(plan)]
-    settings = {key: value for key, value in config.to_dict().items() if key not in _STALE_KEYS}
+    settings = architecture_settings(config)
     settings |= {"num_hidden_layers": len(shapes), "head_dim": geometry.head_dim, "dtype": config.dtype}
     if settings.get("layer_types"):
         settings["layer_types"] = [settings["layer_types"][index] for index in surviving_layers(plan)]
@@ -212,13 +210,13 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
         settings["writer_bias"] = True
     is_uniform = len(set(shapes)) == 1 and shapes[0].num_kv_groups and shapes[0].mlp_width
     if is_uniform and not settings.get("writer_bias"):
-        settings |= _sizes(shapes[0], queries)
+        settings |= layer_sizes(shapes[0], queries)
         stock = _stock_type(family.model_type, settings)
         if stock == "mistral":
             settings.setdefault("sliding_window", None)  # the default of MistralConfig is 4096
         if stock is not None:
             return AutoConfig.for_model(stock, **settings)
-    settings["per_layer_config"] = {index: _sizes(shape, queries) for index, shape in enumerate(shapes)}
+    settings["per_layer_config"] = sizes_per_layer(shapes, queries)
     return AutoConfig.for_model(family.pruned_model_type, **settings)
 
 
@@ -247,18 +245,6 @@ def _spans(groups: tuple[int, ...], width: int) -> Tensor:
     """Return the indices of the rows of these groups: group k owns rows k*width to (k+1)*width-1."""
     starts = torch.tensor(groups, dtype=torch.int64).view(-1, 1) * width
     return (starts + torch.arange(width)).flatten()
-
-
-def _sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
-    """Return the config keys of a layer of this shape."""
-    sizes: dict[str, Any] = {}
-    if shape.num_kv_groups:
-        sizes["num_attention_heads"] = shape.num_kv_groups * queries_per_kv
-        sizes["num_key_value_heads"] = shape.num_kv_groups
-    if shape.mlp_width:
-        sizes["intermediate_size"] = shape.mlp_width
-    skipped = [block for block, size in (("attention", shape.num_kv_groups), ("mlp", shape.mlp_width)) if not size]
-    return sizes | ({"skip": skipped} if skipped else {})
 
 
 def _stock_type(model_type: str, settings: dict[str, Any]) -> str | None:

@@ -21,6 +21,9 @@ from hgsp.models.geometry import Geometry
 ATTENTION, MLP = 0, 1
 CSV_COLUMNS = ("layer", "kind", "group", "importance", "cost", "base_score", "prior", "score", "kept")
 
+#: Factor on scores of groups whose removal saves nothing; scores stay far below the largest float64.
+UNSAVING = 1e60
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -85,6 +88,17 @@ class GroupTable:
         """Return the table with priors and scores multiplied by an array [L, 2] (attention, MLP)."""
         factor = factor_LK[self.layer, self.kind]
         return replace(self, prior=self.prior * factor, score=self.score * factor)
+
+    def with_cost(self, cost_LK: Floats) -> GroupTable:
+        """Return the table with importance divided by another cost than parameters.
+
+        Args:
+            cost_LK: of one group in each block (attention, MLP), [L, 2]. Groups that cost nothing score ``UNSAVING``
+                times their score per parameter, so that they leave after all others.
+        """
+        cost = cost_LK[self.layer, self.kind]
+        factor = np.divide(self.cost, cost, out=np.full(len(self), UNSAVING), where=cost > 0)
+        return replace(self, base_score=self.base_score * factor, score=self.score * factor)
 
     def with_depth_slope(self, slope: float) -> GroupTable:
         """Return the table with MLP scores multiplied by e^-slope in the first layer, rising to e^slope in the last.

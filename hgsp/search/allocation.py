@@ -16,10 +16,11 @@ from hgsp.errors import InputError
 from hgsp.models.loaded import LoadedModel
 from hgsp.pruning.plan import PrunePlan
 from hgsp.reconstruction.names import RECONSTRUCTIONS
-from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for
+from hgsp.reconstruction.reconstruct import plan_for
 from hgsp.scoring.groups import GroupTable
 from hgsp.search.by_gradient import GradientProposals
 from hgsp.search.by_profile import ProfileProposals
+from hgsp.search.reconstructed import quick_reconstruction
 from hgsp.search.search import Proposals, SearchProblem, search
 
 LOG = logging.getLogger(__name__)
@@ -110,10 +111,8 @@ def _proposals(
     batch_size, spill_dir = options.batch_size, options.spill_dir
     if options.reconstruct == "none":
         return GradientProposals(loaded.decoder, problem, calibration, batch_size=batch_size, spill_dir=spill_dir)
-    # refitting whole blocks in every step would take too long
-    method = "bias" if options.reconstruct == "bias" else "lstsq"
-    frozen = problem.minimum_sizes.frozen_layers(problem.geometry.num_layers)
-    reconstruction = ReconstructionOptions(method, batch_size, spill_dir, frozen)
+    frozen = problem.shape_rules.frozen_layers(problem.geometry.num_layers)
+    reconstruction = quick_reconstruction(options.reconstruct, batch_size, spill_dir, frozen)
     return ProfileProposals(
         loaded.decoder, problem, calibration, reconstruction, read=loaded.read, tensors_dir=tensors_dir
     )

@@ -22,7 +22,8 @@ from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
 from hgsp.pruning.masked import MaskedLayers
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import Mask, kept_mask
+from hgsp.pruning.select import kept_mask
+from hgsp.pruning.units import Mask
 from hgsp.scoring.groups import ATTENTION, MLP, Floats
 from hgsp.scoring.statistics import frozen_parameters
 from hgsp.search.kl import DivergenceFromDense

@@ -10,28 +10,19 @@ L layers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from torch import Tensor
 
 from hgsp.data.calibration import Calibration
-from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
-from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.surgery import Surgery
-from hgsp.pruning.zero_padded import zero_padded_decoder
-from hgsp.reconstruction.reconstruct import ReconstructionOptions, check_enough, plan_for, reconstruct
-from hgsp.reconstruction.resume import ResumeState
+from hgsp.reconstruction.reconstruct import ReconstructionOptions
 from hgsp.scoring.groups import ATTENTION, MLP, Floats, depth_profile
-from hgsp.search.kl import DivergenceFromDense
+from hgsp.search.reconstructed import ReconstructedDivergence
 from hgsp.search.search import SearchProblem
 
-#: One of this many sequences measures a plan, which is reconstructed from the others.
-MEASURED = 4
 #: Kind of step -> the kind of block and the power in ``depth_profile``.
 PROFILES = {
     "mlp slope": (MLP, 1),
@@ -74,54 +65,23 @@ class ProfileProposals:
         read: Callable[[str], Tensor] | None = None,
         tensors_dir: Path | None = None,
     ) -> None:
-        self._decoder, self._problem, self._read = decoder, problem, read
-        self._options, self._tensors_dir = options or ReconstructionOptions(), tensors_dir
-        check_enough_to_search(calibration)
-        num_fit = len(calibration.input_ids) - max(1, len(calibration.input_ids) // MEASURED)
-        self._fit = replace(calibration, input_ids=calibration.input_ids[:num_fit])
-        self._measured_ids = calibration.input_ids[num_fit:]
-        self.fingerprint = f"profile, {self._options.method}, {calibration.sha256}"
+        self._problem = problem
+        self._divergence = ReconstructedDivergence(
+            decoder, calibration, options or ReconstructionOptions(), read=read, tensors_dir=tensors_dir
+        )
+        self.fingerprint = self._divergence.fingerprint
 
     def __enter__(self) -> ProfileProposals:
-        self._divergence = DivergenceFromDense(
-            self._decoder, self._measured_ids, self._options.batch_size, self._options.spill_dir
-        )
+        self._divergence.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._divergence.close()
+        self._divergence.__exit__()
 
     def measure(self, log_factors_LK: Floats, below: float) -> float:
         """Return the divergence of the reconstructed model in nats per token; ``below`` has no effect."""
-        plan = plan_for(self._options.method, self._problem.plan(log_factors_LK))
-        surgery = Surgery(self._decoder.model, plan, read=self._read)
-        with self._refitted_on_disk(plan) as resume:
-            fitted = reconstruct(self._decoder, surgery, self._fit, self._options, resume=resume)
-            zero_padded = zero_padded_decoder(self._decoder, surgery.replacing(fitted.tensors))
-            batch_size, spill_dir = self._options.batch_size, self._options.spill_dir
-            with LayerWalk(zero_padded, self._measured_ids, batch_size, spill_dir=spill_dir) as walk:
-                return self._divergence.per_token(walk)
-
-    @contextmanager
-    def _refitted_on_disk(self, plan: PrunePlan) -> Iterator[ResumeState | None]:
-        if self._tensors_dir is None:
-            yield None
-            return
-        resume = ResumeState(self._tensors_dir, f"{self.fingerprint} {plan.layers}")
-        try:
-            yield resume
-        finally:
-            resume.close()
+        return self._divergence.of(self._problem.plan(log_factors_LK))
 
     def direction(self, name: str) -> Floats:
         """Return the change of the log factors in a step of size 1, [L, 2]."""
         return depth_profile(self._problem.geometry.num_layers, *PROFILES[name])
-
-
-def check_enough_to_search(calibration: Calibration) -> None:
-    """Refuse a calibration with too few sequences to reconstruct a plan and to measure it.
-
-    Raises:
-        InputError: fewer than three sequences.
-    """
-    check_enough(calibration, 3, "to search with: to fit, to hold out and to measure")

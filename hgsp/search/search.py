@@ -28,7 +28,8 @@ from hgsp.errors import NumericalError
 from hgsp.models.geometry import Geometry
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import MinimumSizes, select_groups
+from hgsp.pruning.select import BlockIndex, select_groups
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.scoring.groups import Floats, GroupTable
 
 LOG = logging.getLogger(__name__)
@@ -102,9 +103,10 @@ class SearchProblem:
     table: GroupTable
     geometry: Geometry
     budget_params: int
-    minimum_sizes: MinimumSizes
+    shape_rules: ShapeRules
     epsilon: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    emptied: frozenset[BlockIndex] = frozenset()
 
     def plan(self, log_factors_LK: Floats) -> PrunePlan:
         """Select a plan from scores multiplied by the factors of their blocks."""
@@ -112,9 +114,10 @@ class SearchProblem:
             self.reweighted(log_factors_LK),
             self.geometry,
             self.budget_params,
-            self.minimum_sizes,
+            self.shape_rules,
             self.epsilon,
             self.provenance,
+            self.emptied,
         )
 
     def reweighted(self, log_factors_LK: Floats) -> GroupTable:
@@ -122,7 +125,9 @@ class SearchProblem:
 
     def fingerprint(self, proposals: Proposals) -> str:
         """Hash everything that a search depends on."""
-        settings = f"{self.budget_params} {self.minimum_sizes} {self.epsilon} {proposals.fingerprint}"
+        settings = (
+            f"{self.budget_params} {self.shape_rules} {self.epsilon} {sorted(self.emptied)} {proposals.fingerprint}"
+        )
         return hashlib.sha256(self.table.score.tobytes() + settings.encode()).hexdigest()
 
 

@@ -14,7 +14,10 @@ import pytest
 from conftest import REPOSITORY
 from documents import DOCUMENTS, blocks, name_of, without_blocks
 from hgsp.cli import study
+from hgsp.cli.doctor import DoctorConfig
+from hgsp.cli.export import ExportConfig
 from hgsp.cli.main import COMMANDS
+from hgsp.cli.profile import ProfileConfig
 from hgsp.cli.summarize import SummaryConfig
 from hgsp.console.flags import parse
 from hgsp.evaluation.config import EvaluationConfig
@@ -34,9 +37,13 @@ OPTIONS = {
     "hgsp finetune": RecoveryConfig,
     "hgsp evaluate": EvaluationConfig,
     "hgsp summarize": SummaryConfig,
+    "hgsp export": ExportConfig,
+    "hgsp doctor": DoctorConfig,
+    "hgsp profile": ProfileConfig,
 }
 #: Programs of others, whose arguments are theirs.
 OTHERS = {"cd", "export", "git", "pip", "source", "hf", "huggingface-cli", "modelscope", "ls", "cat"}
+OTHERS |= {"vllm", "lm_eval", "trtllm-serve", "llama-server", "ollama", "mlx_lm.server"}
 #: Files that documents name by their path in the repository. What lies in a result has other names or endings.
 OURS = re.compile(
     r"`((?:hgsp|evaluation|examples|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
@@ -208,7 +215,8 @@ def test_flags_named_in_documents_exist():
     known = {f"--{name}" for options in set(OPTIONS.values()) for name in options.__dataclass_fields__}
     sources = [*(REPOSITORY / "benchmarks").glob("*.py"), REPOSITORY / "hgsp" / "cli" / "study.py"]
     known |= {flag for path in sources for flag in re.findall(r'"(--\w+)"', path.read_text())}
-    known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version", "--recipe"}
+    known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version"}
+    known |= {f"--{preset}" for preset in PruneConfig.PRESETS}
     for path in DOCUMENTS:
         named = set(re.findall(r"`(--\w+)", path.read_text()))
         assert named <= known, (name_of(path), named - known)

@@ -70,7 +70,8 @@ def test_costs_of_recipes_are_those_of_the_recipes_as_they_are(name, monkeypatch
     whole_model = runpy.run_path(str(REPOSITORY / "benchmarks" / "reconstruction.py"))["whole_model"]
     found = MAKE_DOCS["load"](name)
     assert found["whole_model"] == {
-        recipe: whole_model(found["model"], found["one_layer"], flags) for recipe, flags in PruneConfig.RECIPES.items()
+        recipe: whole_model(found["model"], found["one_layer"], flags)
+        for recipe, flags in PruneConfig.PRESETS["recipe"].items()
     }
 
 

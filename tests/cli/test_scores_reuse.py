@@ -159,7 +159,7 @@ def test_a_dry_run_shows_every_ratio(saved, tmp_path, capsys):
     ]
     capsys.readouterr()
     assert cut.main(["--base_model", base, "--scores", scores, "--temperature", "0", *flags]) == 0
-    removed = re.findall(r"(\d+)\.\d+%", capsys.readouterr().out)
+    removed = re.findall(r"(\d+)\.\d+% of all", capsys.readouterr().out)
     assert [
         int(percent) in (tenths * 10 - 1, tenths * 10) for percent, tenths in zip(removed, (1, 3), strict=True)
     ] == [

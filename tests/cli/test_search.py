@@ -116,9 +116,9 @@ def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, monkeypatch,
 REQUIRED = ["--base_model", "M", "--output_name", "o", "--pruning_ratio", "0.2"]
 
 
-@pytest.mark.parametrize("name", PruneConfig.RECIPES)
+@pytest.mark.parametrize("name", PruneConfig.PRESETS["recipe"])
 def test_a_recipe_is_its_flags_and_flags_beside_it_win(name):
-    flags = [part for flag, value in PruneConfig.RECIPES[name].items() for part in (f"--{flag}", str(value))]
+    flags = [part for flag, value in PruneConfig.PRESETS["recipe"][name].items() for part in (f"--{flag}", str(value))]
     by_flags = parse(PruneConfig, [*REQUIRED, *flags], prog=None, description="")
     assert parse(PruneConfig, [*REQUIRED, "--recipe", name], prog=None, description="") == by_flags
     other = parse(PruneConfig, ["--importance_method", "flap", "--recipe", name, *REQUIRED], prog=None, description="")

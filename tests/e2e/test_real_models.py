@@ -81,7 +81,7 @@ def test_one_command_reaches_every_ratio_and_the_folder_loads_and_generates(prun
     geometry = base.geometry
     for ratio, folder in zip(ratios, prune(name, "taylor", *ratios), strict=True):
         removed = geometry.total_params - num_stored(folder)
-        assert 0 <= ratio * geometry.total_params - removed <= geometry.mlp_channel_params
+        assert 0 <= ratio * geometry.total_params - removed < 64 * geometry.mlp_channel_params
         assert json.loads((folder / "pruning_analysis.json").read_text())["params_after"] == num_stored(folder)
         # generation itself in float32: many CPUs compute bf16 ten times slower
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -28,7 +28,8 @@ from hgsp.models.decoder import Decoder
 from hgsp.models.families import KINDS
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import MinimumSizes, select_groups
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import score_groups
@@ -57,7 +58,7 @@ def numbers(name: str, tokenizer: Any) -> dict[str, Any]:
     geometry = geometry_of(model)
     importance = {method: score_groups(Decoder(model), method, calibration).by_layer for method in METHODS}
     table = build_group_table(importance["taylor"], geometry)
-    plan = select_groups(table, geometry, geometry.total_params // 3, MinimumSizes(1, 8))
+    plan = select_groups(table, geometry, geometry.total_params // 3, ShapeRules(1, 8))
     before = perplexity(model, tokenizer, LICENCE, seq_len=64, max_windows=8)
     after = perplexity(apply_plan(model, plan), tokenizer, LICENCE, seq_len=64, max_windows=8)
     return {

@@ -418,7 +418,7 @@ def test_the_benchmark_measures_only_missing_settings(make, saved, text_file, tm
 
 def test_a_recipe_in_the_benchmark_makes_the_plan_of_the_command(make, saved, text_file, tmp_path, monkeypatch):
     recipe = dataclasses.replace(BALANCED, nsamples=8, reconstruct_nsamples=8)
-    monkeypatch.setitem(PruneConfig.RECIPES, "balanced", recipe.settings())
+    monkeypatch.setitem(PruneConfig.PRESETS["recipe"], "balanced", recipe.settings())
     monkeypatch.setitem(SETTINGS, "balanced", functools.partial(quality_settings.Maker.pruned, recipe=recipe))
     model = make(GQA)
     folder, ratio = saved(model), 0.25

@@ -50,6 +50,15 @@ def test_differences_and_ratios_are_to_the_dense_model(tmp_path):
     assert [item["ratio"] for item in comparisons_as_dicts(results)] == [2.5, pytest.approx(1.2)]
 
 
+def test_times_are_compared_as_speeds(tmp_path):
+    def timed(role, milliseconds):
+        metrics = (Metric("decode_ms_batch1", milliseconds, "ms", higher_is_better=False),)
+        return TaskResult(role, "efficiency", DONE, role, {}, metrics, 1, "batch 1", PROTOCOL)
+
+    page = markdown(stored(tmp_path, timed(DENSE, 20.0), timed(PRUNED, 16.0)), "speed")
+    assert "| 20 ms | 16 ms | 1.25x as fast |" in page
+
+
 def test_results_of_different_requests_are_not_compared(tmp_path):
     rows = comparison(stored(tmp_path, ppl(DENSE, 10.0, limit=None), ppl(PRUNED, 25.0, limit=2)))
     assert len(rows) == 2

@@ -17,7 +17,8 @@ from hgsp.models.decoder import Decoder
 from hgsp.models.devices import resolve_device
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model, load_dense
-from hgsp.pruning.select import MinimumSizes, budget_for_ratio, select_groups
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.prior import perplexity_influence
@@ -41,13 +42,11 @@ def hooked(model):
 @pytest.mark.parametrize("method", ["taylor", "fisher", "wanda", "magnitude"])
 def test_the_same_groups_are_kept_and_the_same_logits_come_out(name, method, tokens):
     dense = make_tiny(name)
-    geometry, minimum_sizes, kept, logits = geometry_of(dense), MinimumSizes(1, 8), [], []
+    geometry, shape_rules, kept, logits = geometry_of(dense), ShapeRules(1, 8), [], []
     for model in (dense, spread(dense)):
         found = score_groups(Decoder(model), method, TEXT, with_influence=True)
         table = build_group_table(found.by_layer, geometry)
-        kept.append(
-            select_groups(table, geometry, budget_for_ratio(geometry, 0.2, minimum_sizes), minimum_sizes, 0.0, {})
-        )
+        kept.append(select_groups(table, geometry, budget_for_ratio(geometry, 0.2, shape_rules), shape_rules, 0.0, {}))
         logits.append(apply_plan(model, kept[-1])(tokens).logits)
     assert kept[0].layers == kept[1].layers
     assert torch.equal(*logits)

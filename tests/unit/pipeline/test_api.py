@@ -31,7 +31,7 @@ FLAGS = {
     "--device": "cpu",
     "--min_mlp_width": "8",
 }
-SIZES = hgsp.MinimumSizes(1, 8)
+SIZES = hgsp.ShapeRules(1, 8)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_ten_lines_give_a_folder_that_transformers_loads(folder, tmp_path, token
 @pytest.mark.parametrize("method", METHODS)
 def test_the_plan_of_every_method_is_the_command_s(loaded, command, method):
     model, _, text = loaded
-    plan = hgsp.score(model, text, method=method).select(0.2, minimum_sizes=SIZES)
+    plan = hgsp.score(model, text, method=method).select(0.2, shape_rules=SIZES)
     written = json.loads((command("--importance_method", method) / "prune_plan.json").read_text())
     kept = [{"kv_groups": list(k.kv_groups), "mlp_channels": list(k.mlp_channels)} for k in plan.layers]
     assert kept == written["layers"]
@@ -83,7 +83,7 @@ def test_the_plan_of_every_method_is_the_command_s(loaded, command, method):
 
 def test_the_prior_shapes_the_plan_as_in_the_command(loaded, command):
     model, _, text = loaded
-    plan = hgsp.score(model, text).select(0.2, temperature=1.0, minimum_sizes=SIZES)
+    plan = hgsp.score(model, text).select(0.2, temperature=1.0, shape_rules=SIZES)
     written = json.loads((command("--temperature", "1") / "prune_plan.json").read_text())
     assert [list(keep.mlp_channels) for keep in plan.layers] == [layer["mlp_channels"] for layer in written["layers"]]
 
@@ -91,7 +91,7 @@ def test_the_prior_shapes_the_plan_as_in_the_command(loaded, command):
 @pytest.mark.parametrize("method", ["lstsq", "blocks", "bias"])
 def test_reconstructed_weights_are_the_command_s_to_the_last_bit(loaded, command, tmp_path, method):
     model, tokenizer, text = loaded
-    plan = hgsp.score(model, text, method="fisher").select(0.2, minimum_sizes=SIZES)
+    plan = hgsp.score(model, text, method="fisher").select(0.2, shape_rules=SIZES)
     hgsp.save(hgsp.prune(model, plan, reconstruct=text, method=method), tokenizer, tmp_path / "python")
     flags = ("--importance_method", "fisher", "--reconstruct", method, "--reconstruct_nsamples", str(NSAMPLES))
     expected, found = tensors_of(command(*flags)), tensors_of(tmp_path / "python")

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 
-from hgsp.console.flags import parse
+from hgsp.console.flags import byte_count, parse
 from hgsp.errors import InputError
 from hgsp.pipeline.config import PruneConfig
+from hgsp.pruning.names import SHAPE_PRESETS
 
 REQUIRED = {"base_model": "some/model", "output_name": "MODEL/p20", "pruning_ratio": 0.2, "dataset": "builtin"}
 
@@ -63,7 +65,39 @@ def test_epsilon_is_the_contracts_where_the_prior_is_on_and_off_where_it_is_off(
     assert config(temperature=0.0, epsilon=0.4).recipe.collapse_epsilon == 0.4
 
 
-@pytest.mark.parametrize("missing", ["--base_model", "--output_name", "--pruning_ratio"])
+def test_a_ratio_or_a_target_is_required():
+    with pytest.raises(InputError, match="--pruning_ratio to be given, or one of --target_speedup"):
+        parse(PruneConfig, ["--base_model", "m", "--output_name", "o"], prog="prog", description="")
+    assert config(pruning_ratio=None, target_bytes=10**9).ratios == (None,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4096", 4096), ("5GB", 5 * 10**9), ("64KiB", 65536), ("1.5g", 1_500_000_000), ("2 MiB", 2**21)],
+)
+def test_bytes_are_parsed_with_decimal_and_binary_prefixes(text, expected):
+    assert byte_count(text) == expected
+
+
+@pytest.mark.parametrize("text", ["GB", "5XB", "-3GB", "5 gallons"])
+def test_other_forms_of_bytes_are_usage_errors(text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        byte_count(text)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(("auto",), None), (("128",), 128)])
+def test_the_multiple_is_a_number_or_auto(given, expected):
+    assert parsed("--mlp_multiple_of", *given).mlp_multiple_of == expected
+
+
+@pytest.mark.parametrize("engine", SHAPE_PRESETS)
+def test_presets_of_shapes_set_their_flags_beside_a_recipe(engine):
+    config = parsed("--shapes_for", engine, "--recipe", "balanced")
+    assert {name: getattr(config, name) for name in SHAPE_PRESETS[engine]} == SHAPE_PRESETS[engine]
+    assert config.reconstruct == "lstsq"
+
+
+@pytest.mark.parametrize("missing", ["--base_model", "--output_name"])
 def test_required_flags_are_required(missing, capsys):
     argv = ["--base_model", "m", "--output_name", "o", "--pruning_ratio", "0.2"]
     at = argv.index(missing)

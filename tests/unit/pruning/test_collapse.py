@@ -7,8 +7,9 @@ import torch
 from conftest import make_tiny
 from hgsp.data.calibration import Calibration
 from hgsp.models.decoder import Decoder
-from hgsp.models.geometry import geometry_of
-from hgsp.pruning.select import LayerShape, MinimumSizes, budget_for_ratio, select_groups
+from hgsp.models.geometry import LayerShape, geometry_of
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.methods import METHODS
@@ -16,7 +17,7 @@ from hgsp.scoring.normalization import normalize
 from hgsp.scoring.prior import prior_of
 from hgsp.scoring.score import score_groups
 
-SIZES = MinimumSizes(min_mlp_width=8)
+SIZES = ShapeRules(min_mlp_width=8)
 
 
 def table_with_a_low_layer(geometry, low):
@@ -54,12 +55,10 @@ def test_a_collapsed_layer_leaves_and_the_budget_is_spent_again():
 def test_frozen_layers_are_never_touched():
     model = make_tiny("llama-8q4kv", num_hidden_layers=4)
     geometry = geometry_of(model)
-    minimum_sizes = MinimumSizes(min_mlp_width=8, freeze_first=1, freeze_last=1)
+    shape_rules = ShapeRules(min_mlp_width=8, freeze_first=1, freeze_last=1)
     for low in (0, 3):
         table = table_with_a_low_layer(geometry, low)
-        plan = select_groups(
-            table, geometry, budget_for_ratio(geometry, 0.3, minimum_sizes), minimum_sizes, epsilon=1.0
-        )
+        plan = select_groups(table, geometry, budget_for_ratio(geometry, 0.3, shape_rules), shape_rules, epsilon=1.0)
         for index in (0, 3):
             assert plan.layers[index].shape == geometry.shapes[index]
         assert set(plan.removed_layers) <= {1, 2}

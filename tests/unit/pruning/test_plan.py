@@ -12,7 +12,8 @@ from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.plan import PrunePlan
-from hgsp.pruning.select import MinimumSizes, select_groups
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import score_groups
 
@@ -22,7 +23,7 @@ def plan(make):
     model = make("llama-8q4kv")
     geometry = geometry_of(model)
     table = build_group_table(score_groups(Decoder(model), "magnitude").by_layer, geometry)
-    return select_groups(table, geometry, geometry.total_params // 5, MinimumSizes(1, 8), provenance={"seed": 42})
+    return select_groups(table, geometry, geometry.total_params // 5, ShapeRules(1, 8), provenance={"seed": 42})
 
 
 def cells_of(plan):

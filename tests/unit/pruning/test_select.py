@@ -8,12 +8,13 @@ import pytest
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 from hgsp.pruning.plan import LayerKeep, PrunePlan
-from hgsp.pruning.select import MinimumSizes, budget_for_ratio, kept_mask, select_groups
+from hgsp.pruning.select import kept_mask, select_groups
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 from hgsp.scoring.groups import build_group_table
 
 #: One KV group costs 100, one channel 10; a layer has norms of 4 + 4 parameters; 1000 parameters outside the layers.
 GROUP, CHANNEL = 100, 10
-SMALLEST = MinimumSizes(min_kv_groups=1, min_mlp_width=1)
+SMALLEST = ShapeRules(min_kv_groups=1, min_mlp_width=1)
 
 
 def geometry_with(*shapes):
@@ -63,22 +64,22 @@ def test_when_channels_run_out_the_best_of_them_are_exchanged_for_a_kv_group():
     assert kept(plan) == [((0,), (3,)), ((1,), (1, 2, 3))]
 
 
-def test_an_unreachable_budget_is_spent_as_far_as_minimum_sizes_allow():
+def test_an_unreachable_budget_is_spent_as_far_as_shape_rules_allow():
     assert select_groups(RISING, TWO, 95, SMALLEST).removed_params == 60
     assert select_groups(RISING, TWO, 10_000, SMALLEST).removed_params == 2 * (GROUP + 3 * CHANNEL)
 
 
-def test_minimum_sizes_keep_the_best_groups_of_a_layer_that_scores_lowest():
+def test_shape_rules_keep_the_best_groups_of_a_layer_that_scores_lowest():
     """A layer whose scores are a thousandth of all others keeps its best groups."""
     low = table_of(TWO, ([0.001, 0.002], [0.004, 0.001, 0.003, 0.002]), ([1.0, 2.0], [1.0, 2.0, 3.0, 4.0]))
-    plan = select_groups(low, TWO, 260, MinimumSizes(min_kv_groups=1, min_mlp_width=2))
+    plan = select_groups(low, TWO, 260, ShapeRules(min_kv_groups=1, min_mlp_width=2))
     assert plan.layers[0] == LayerKeep((1,), (0, 2))
 
 
 def test_frozen_layers_are_never_touched():
     three = geometry_with((2, 4), (2, 4), (2, 4))
     flat = table_of(three, *[([0.0, 0.0], [0.0] * 4), ([9.0, 9.0], [9.0] * 4), ([0.0, 0.0], [0.0] * 4)])
-    plan = select_groups(flat, three, 130, MinimumSizes(1, 1, freeze_first=1, freeze_last=1))
+    plan = select_groups(flat, three, 130, ShapeRules(1, 1, freeze_first=1, freeze_last=1))
     assert kept(plan) == [((0, 1), (0, 1, 2, 3)), ((1,), (3,)), ((0, 1), (0, 1, 2, 3))]
 
 
@@ -88,16 +89,16 @@ def test_ties_go_to_the_earlier_layer_then_attention_then_the_lower_index():
     assert kept(select_groups(even, TWO, 110, SMALLEST)) == [((1,), (1, 2, 3)), ((0, 1), (0, 1, 2, 3))]
 
 
-@pytest.mark.parametrize("minimum_sizes", [(0, 1), (1, 0)])
-def test_minimum_sizes_below_one_are_refused(minimum_sizes):
+@pytest.mark.parametrize("shape_rules", [(0, 1), (1, 0)])
+def test_shape_rules_below_one_are_refused(shape_rules):
     """Removing the last group of a block would remove its norm too, which is not in the cost of the group."""
     with pytest.raises(InputError, match="minimum sizes of at least one"):
-        MinimumSizes(*minimum_sizes)
+        ShapeRules(*shape_rules)
 
 
 def test_without_epsilon_no_layer_is_removed_whole():
-    minimum_sizes = MinimumSizes(min_kv_groups=1, min_mlp_width=1)
-    plan = select_groups(RISING, TWO, 130, minimum_sizes, epsilon=None)
+    shape_rules = ShapeRules(min_kv_groups=1, min_mlp_width=1)
+    plan = select_groups(RISING, TWO, 130, shape_rules, epsilon=None)
     assert plan.removed_layers == ()
 
 
@@ -111,7 +112,7 @@ def collapsing():
 def test_a_layer_below_epsilon_is_removed_whole_and_the_rest_of_the_budget_is_spent_elsewhere():
     geometry, table = collapsing()
     whole = geometry.layer_params(geometry.shapes[1])
-    plan = select_groups(table, geometry, whole + 50, MinimumSizes(1, 2), epsilon=0.3)
+    plan = select_groups(table, geometry, whole + 50, ShapeRules(1, 2), epsilon=0.3)
     assert plan.removed_layers == (1,)
     assert plan.removed_params == whole + 50, "the layer's norms count, too"
 
@@ -119,7 +120,7 @@ def test_a_layer_below_epsilon_is_removed_whole_and_the_rest_of_the_budget_is_sp
 def test_a_layer_is_not_removed_whole_when_the_budget_does_not_reach():
     geometry, table = collapsing()
     whole = geometry.layer_params(geometry.shapes[1])
-    plan = select_groups(table, geometry, whole - 1, MinimumSizes(1, 2), epsilon=0.9)
+    plan = select_groups(table, geometry, whole - 1, ShapeRules(1, 2), epsilon=0.9)
     assert plan.removed_layers == ()
     assert plan.layers[1].shape.num_kv_groups >= 1
     assert plan.layers[1].shape.mlp_width >= 2
@@ -127,16 +128,16 @@ def test_a_layer_is_not_removed_whole_when_the_budget_does_not_reach():
 
 def test_epsilon_zero_removes_nothing_whole():
     geometry, table = collapsing()
-    plan = select_groups(table, geometry, geometry.layer_params(geometry.shapes[1]), MinimumSizes(1, 2), epsilon=0.0)
+    plan = select_groups(table, geometry, geometry.layer_params(geometry.shapes[1]), ShapeRules(1, 2), epsilon=0.0)
     assert plan.removed_layers == ()
 
 
 def test_collapse_spares_frozen_layers_and_always_leaves_one():
     geometry, table = collapsing()
     budget = geometry.decoder_params
-    frozen = select_groups(table, geometry, budget, MinimumSizes(1, 2, freeze_first=2), epsilon=1.0)
+    frozen = select_groups(table, geometry, budget, ShapeRules(1, 2, freeze_first=2), epsilon=1.0)
     assert frozen.removed_layers in ((), (2,))
-    assert select_groups(table, geometry, budget, MinimumSizes(1, 2), epsilon=1.0).removed_layers != (0, 1, 2)
+    assert select_groups(table, geometry, budget, ShapeRules(1, 2), epsilon=1.0).removed_layers != (0, 1, 2)
 
 
 def test_ratio_is_of_all_parameters():
@@ -146,12 +147,12 @@ def test_ratio_is_of_all_parameters():
 
 def test_a_ratio_out_of_reach_is_refused_with_the_highest_there_is():
     with pytest.raises(InputError, match=r"at most 0\.\d{4} of all parameters") as refusal:
-        budget_for_ratio(TWO, 0.9, MinimumSizes(1, 2))
+        budget_for_ratio(TWO, 0.9, ShapeRules(1, 2))
     highest = float(str(refusal.value).partition("at most ")[2].split()[0])
-    assert budget_for_ratio(TWO, highest, MinimumSizes(1, 2)) > 0
+    assert budget_for_ratio(TWO, highest, ShapeRules(1, 2)) > 0
     # shown rounded down to four digits, and a budget is a whole number of parameters
     with pytest.raises(InputError):
-        budget_for_ratio(TWO, highest + 1e-4 + 1 / TWO.total_params, MinimumSizes(1, 2))
+        budget_for_ratio(TWO, highest + 1e-4 + 1 / TWO.total_params, ShapeRules(1, 2))
 
 
 def test_kept_mask_marks_the_rows_the_plan_keeps():

@@ -9,7 +9,8 @@ from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
-from hgsp.pruning.select import MinimumSizes, select_groups
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import score_groups
 from hgsp.search.allocation import SearchOptions, search_allocation
@@ -30,7 +31,7 @@ def problem(loaded):
     geometry = geometry_of(loaded.model)
     table = build_group_table(score_groups(loaded.decoder, "fisher", TEXT).by_layer, geometry)
     wrong = np.array([[1, 1000], [1, 100], [1, 10], [1, 1]])
-    sizes = MinimumSizes(1, 8, freeze_first=1)
+    sizes = ShapeRules(1, 8, freeze_first=1)
     return SearchProblem(table.with_prior(wrong), geometry, geometry.decoder_params // 4, sizes, None, {"seed": 3})
 
 
@@ -44,7 +45,7 @@ def test_the_plan_is_selected_from_the_table_and_reported_by_the_schema(
     state_file = tmp_path / "state.json"
     arguments = (loaded, problem, TEXT, SearchOptions(STEPS, reconstruct))
     found = search_allocation(*arguments, tensors_dir=tmp_path / "tensors", state_file=state_file)
-    expected = select_groups(found.table, problem.geometry, problem.budget_params, problem.minimum_sizes)
+    expected = select_groups(found.table, problem.geometry, problem.budget_params, problem.shape_rules)
     assert found.plan.layers == expected.layers
     assert found.plan.layers[0].shape == problem.geometry.shapes[0]
     assert found.plan.provenance == {"seed": 3}

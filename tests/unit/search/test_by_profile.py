@@ -10,7 +10,7 @@ from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import LayerShape, geometry_of
-from hgsp.pruning.select import MinimumSizes
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.reconstruction.reconstruct import ReconstructionOptions, reconstruct
 from hgsp.scoring.groups import ATTENTION, MLP, build_group_table
@@ -22,13 +22,13 @@ IDS = torch.randint(0, 256, (16, 24), generator=torch.Generator().manual_seed(3)
 TEXT = Calibration(IDS, "random bytes", 3)
 
 
-def problem_of(model, minimum_sizes=None, text=TEXT):
+def problem_of(model, shape_rules=None, text=TEXT):
     """Return a search problem with a wrong prior, which favours early layers."""
     geometry = geometry_of(model)
     table = build_group_table(score_groups(Decoder(model), "fisher", text).by_layer, geometry)
     wrong = np.array([[1, 1000], [1, 100], [1, 10], [1, 1]])
     return SearchProblem(
-        table.with_prior(wrong), geometry, geometry.decoder_params // 4, minimum_sizes or MinimumSizes(1, 8)
+        table.with_prior(wrong), geometry, geometry.decoder_params // 4, shape_rules or ShapeRules(1, 8)
     )
 
 
@@ -59,8 +59,8 @@ def test_the_divergence_is_that_of_the_reconstructed_model_on_held_out_text(make
     assert divergence == pytest.approx(divergence_of(model, pruned, IDS[12:]), rel=1e-3)
 
 
-def test_the_divergence_falls_and_every_plan_keeps_budget_and_minimum_sizes(model, monkeypatch):
-    problem = problem_of(model, MinimumSizes(1, 8, freeze_first=1))
+def test_the_divergence_falls_and_every_plan_keeps_budget_and_shape_rules(model, monkeypatch):
+    problem = problem_of(model, ShapeRules(1, 8, freeze_first=1))
     plans, select = [], SearchProblem.plan
     monkeypatch.setattr(SearchProblem, "plan", lambda *arguments: plans.append(select(*arguments)) or plans[-1])
     state = search(proposals_of(model, problem, frozen=frozenset({0})), problem, 10)
@@ -121,7 +121,7 @@ def test_a_model_with_one_layer_can_be_searched(make):
     model = make("llama-8q4kv", num_hidden_layers=1)
     geometry = geometry_of(model)
     table = build_group_table(score_groups(Decoder(model), "fisher", TEXT).by_layer, geometry)
-    problem = SearchProblem(table, geometry, geometry.decoder_params // 4, MinimumSizes(1, 8))
+    problem = SearchProblem(table, geometry, geometry.decoder_params // 4, ShapeRules(1, 8))
     assert search(proposals_of(model, problem), problem, 5).steps == 5
 
 

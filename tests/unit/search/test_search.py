@@ -13,7 +13,7 @@ from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import LayerShape, geometry_of
 from hgsp.pruning.masked import MaskedLayers
-from hgsp.pruning.select import MinimumSizes
+from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.groups import build_group_table
 from hgsp.scoring.score import score_groups
@@ -123,7 +123,7 @@ def start(make):
     table = build_group_table(score_groups(Decoder(model), "fisher", TEXT).by_layer, geometry)
     wrong = np.array([[1, 100], [10, 0.01], [0.1, 1], [1, 10]])
     budget = geometry.decoder_params // 4
-    return model, SearchProblem(table.with_prior(wrong), geometry, budget, MinimumSizes(1, 8))
+    return model, SearchProblem(table.with_prior(wrong), geometry, budget, ShapeRules(1, 8))
 
 
 def test_the_divergence_falls_and_is_that_of_the_plan(start):
@@ -143,10 +143,10 @@ def test_the_divergence_falls_and_is_that_of_the_plan(start):
     assert False in lower
 
 
-def test_every_plan_keeps_budget_minimum_sizes_and_frozen_layers(start, monkeypatch):
+def test_every_plan_keeps_budget_shape_rules_and_frozen_layers(start, monkeypatch):
     model, given = start
     problem = SearchProblem(
-        given.table, given.geometry, given.budget_params, MinimumSizes(1, 8, freeze_first=1, freeze_last=1)
+        given.table, given.geometry, given.budget_params, ShapeRules(1, 8, freeze_first=1, freeze_last=1)
     )
     plans, select = [], SearchProblem.plan
     monkeypatch.setattr(SearchProblem, "plan", lambda *arguments: plans.append(select(*arguments)) or plans[-1])

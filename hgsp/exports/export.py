@@ -7,10 +7,10 @@ from pathlib import Path
 
 from hgsp.console.result_folders import new_folder, refuse_unwritable
 from hgsp.errors import InputError
-from hgsp.export.names import GGUF_TYPES, TARGETS
-from hgsp.export.result import Exported, ExportOptions
-from hgsp.export.source import read_source
-from hgsp.export.targets import EXPORTS
+from hgsp.exports.names import GGUF_TYPES, TARGETS
+from hgsp.exports.result import Exported, ExportOptions
+from hgsp.exports.source import read_source
+from hgsp.exports.targets import EXPORTS
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def read_source(path: str | Path) -> ExportSource:
         config = json.loads(file.read_text())
         family = _family_of(config, file)
         return ExportSource(folder, config, family, _shapes_of(config), _queries_per_kv(config), _head_dim(config))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             expected=f"the config of a causal language model in {file}",
             got=one_line(error),

@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""Speed of LLaMA-3-8B's shape, dense and pruned with widths in several multiples, on one GPU. Started by gpu_speed.sh.
+
+Weights are random. All models are in memory and take turns; where that needs too much, all have fewer layers. Prompts
+run eagerly, tokens are decoded with a static cache and ``torch.compile``. The least seconds of all rounds count, and a
+speed is the dense model's seconds over the model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import provenance
+from shapes import config_of
+from transformers import AutoModelForCausalLM, StaticCache
+
+from hgsp.console.exit_codes import quiet_libraries
+from hgsp.costs.passes import random_model
+from hgsp.models.geometry import Geometry, LayerShape, geometry_of
+
+MULTIPLES = (1, 64, 128, 256)
+RATIO = 0.2
+#: Share of the free memory that all models together may take.
+MEMORY = 0.7
+TINY = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 1000,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--prompt_len", type=int, default=512)
+    parser.add_argument("--decode_len", type=int, default=32)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--tiny", action="store_true", help="a small shape, to check this script on a CPU")
+    parser.add_argument("--output", type=Path, required=True, help="JSON; a table goes beside it as Markdown")
+    options = parser.parse_args()
+    quiet_libraries()
+    config = config_of("LLaMA-3-8B", **(TINY if options.tiny else {}))
+    config.num_hidden_layers = fitting_layers(config, options.device)
+    with torch.device("meta"):
+        geometry = geometry_of(AutoModelForCausalLM.from_config(config))
+    plans = {"dense": geometry.shapes, **{f"multiples of {n}": pruned_shapes(geometry, n) for n in MULTIPLES}}
+    models = {
+        name: random_model(config, geometry, shapes, "bfloat16", options.device) for name, shapes in plans.items()
+    }
+    rows = [row for batch_size in options.batch_sizes for row in measure(models, batch_size, options)]
+    result = {**provenance(), "device": device_name(options.device), "num_layers": config.num_hidden_layers}
+    result |= {"params": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}}
+    result |= {"prompt_len": options.prompt_len, "rows": rows}
+    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    options.output.with_suffix(".md").write_text(text(result))
+    print(text(result))
+
+
+def fitting_layers(config: Any, device: str) -> int:
+    """Return the most layers of which all models fit into the memory of the GPU; all of them on a CPU."""
+    if not device.startswith("cuda"):
+        return int(config.num_hidden_layers)
+    free, _ = torch.cuda.mem_get_info()
+    hidden = config.hidden_size
+    layer = 2 * hidden * (2 * hidden + 2 * config.num_key_value_heads * config.head_dim + 3 * config.intermediate_size)
+    embeddings = 4 * config.vocab_size * hidden
+    return max(1, min(config.num_hidden_layers, int((MEMORY * free / (1 + len(MULTIPLES)) - embeddings) / layer)))
+
+
+def pruned_shapes(geometry: Geometry, multiple: int) -> tuple[LayerShape, ...]:
+    """Return shapes with a width of its own per layer and the same parameters for every multiple, to one block."""
+    generator = random.Random(0)
+    dense = geometry.shapes[0]
+    wanted = (1 - RATIO) * geometry.decoder_params
+    shares = [generator.uniform(0.8, 1.2) for _ in geometry.shapes]
+    num_kv = max(1, round(dense.num_kv_groups * (1 - RATIO)))
+
+    def shapes(scale: float) -> tuple[LayerShape, ...]:
+        widths = (
+            min(dense.mlp_width, round(scale * share * dense.mlp_width / multiple) * multiple) for share in shares
+        )
+        return tuple(LayerShape(num_kv, max(width, multiple)) for width in widths)
+
+    scales = (step / 2000 for step in range(600, 2400))
+    return min(map(shapes, scales), key=lambda found: abs(sum(map(geometry.layer_params, found)) - wanted))
+
+
+@torch.inference_mode()
+def measure(models: dict[str, Any], batch_size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the least seconds of prefill and of one decoded token, per model."""
+    runs: dict[tuple[str, str], Callable[[], float]] = {}
+    for name, model in models.items():
+        ids = torch.randint(model.config.vocab_size, (batch_size, options.prompt_len), device=model.device)
+        runs["prefill", name] = prefill_of(model, ids)
+        runs["decode", name] = decode_of(model, ids, options.decode_len)
+    least: dict[tuple[str, str], float] = {}
+    for number in range(options.rounds + 1):  # the first one compiles
+        for key, run in runs.items():
+            seconds = run()
+            if number:
+                least[key] = min(seconds, least.get(key, seconds))
+    return [
+        {"phase": phase, "batch_size": batch_size, "model": name, "seconds": seconds}
+        for (phase, name), seconds in least.items()
+    ]
+
+
+def prefill_of(model: Any, ids: torch.Tensor) -> Callable[[], float]:
+    return lambda: seconds_of(lambda: model(ids, use_cache=True, logits_to_keep=1), model.device)
+
+
+def decode_of(model: Any, ids: torch.Tensor, num_tokens: int) -> Callable[[], float]:
+    """Return a timed loop of single tokens after the prompt, with the compiled forward and a static cache."""
+    length = ids.shape[1]
+    cache = StaticCache(config=model.config, max_cache_len=length + num_tokens)
+    step = torch.compile(model.forward, fullgraph=True, mode="reduce-overhead" if ids.is_cuda else None)
+    tokens = ids[:, -1:].clone()
+    positions = torch.arange(length, length + num_tokens, device=ids.device).view(-1, 1, 1)
+
+    def steps() -> None:
+        for position in positions:
+            step(tokens, past_key_values=cache, position_ids=position, logits_to_keep=1)
+
+    def decode() -> float:
+        cache.reset()
+        model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return seconds_of(steps, model.device) / num_tokens
+
+    return decode
+
+
+def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
+    """Return the wall seconds of a call, the work on the device included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
+
+
+def text(result: dict[str, Any]) -> str:
+    """Return a Markdown table of speeds, in multiples of the dense model's."""
+    seconds = {((row["phase"], row["batch_size"]), row["model"]): row["seconds"] for row in result["rows"]}
+    points = list(dict.fromkeys(point for point, _ in seconds))
+    heads = [f"{phase}, batch {size}" for phase, size in points]
+    lines = [f"| | parameters | {' | '.join(heads)} |", f"|---|{'---|' * (1 + len(points))}"]
+    for name, params in result["params"].items():
+        cells = [f"{seconds[point, 'dense'] / seconds[point, name]:.2f}" for point in points]
+        lines.append(f"| {name} | {params / 1e6:,.1f} M | {' | '.join(cells)} |")
+    origin = f"`{result['command']}`, commit {result['commit']}, {result['device']}, {result['num_layers']} layers."
+    return "\n".join([*lines, "", origin]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""``hgsp doctor``: which engines run a model, why not, and which flag or export would change it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hgsp.console.exit_codes import quiet_libraries, run_guarded
+from hgsp.console.flags import option, parse
+from hgsp.environment import package_version
+
+if TYPE_CHECKING:
+    from hgsp.exports.divisibility import Divisibility
+    from hgsp.exports.sizes import EngineSize
+    from hgsp.exports.verdict import Engine, Verdict
+
+WIDTH = 80
+#: Model types that exports have and checkpoints of ours have not -> the target of the export.
+EXPORTED_TYPES = {"nemotron-nas": "decilm", "openelm": "mlx"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Options of ``hgsp doctor``."""
+
+    checkpoint: str = option(
+        help="folder of a pruned, recovered or dense model, or of an export", metavar="DIR", positional=True
+    )
+    json: bool = option(False, help="print JSON")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; exit code 0 done, 2 no model."""
+    return run_guarded(lambda: doctor(parse(DoctorConfig, argv, prog="hgsp doctor", description=__doc__ or "")))
+
+
+def doctor(config: DoctorConfig) -> int:
+    """Print the verdict of every engine, sizes, divisors and commands."""
+    quiet_libraries()
+    from hgsp.exports.divisibility import divisibility_of
+    from hgsp.exports.engines import engines_that_read, judge_all
+    from hgsp.exports.sizes import sizes_of, value_bytes_of
+    from hgsp.exports.source import read_source
+
+    folder = Path(config.checkpoint)
+    if target := exported_target(folder):
+        readers = [engine.name for engine in engines_that_read(target)]
+        text = f"{folder} is an export (--to {target}) for {', '.join(readers)}"
+        print(json.dumps({"folder": str(folder), "export": target, "engines": readers}) if config.json else text)
+        return 0
+    source = read_source(folder)
+    verdicts, sizes = judge_all(source), sizes_of(source, value_bytes_of(source))
+    divisibility = divisibility_of(source)
+    if config.json:
+        found = {"folder": str(folder), "model_type": source.config["model_type"], "layers": len(source.shapes)}
+        engines = [_as_dict(verdict, folder) for verdict in verdicts]
+        found |= {"divisibility": asdict(divisibility), "engines": engines, "sizes": [asdict(size) for size in sizes]}
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"{folder}: {source.config['model_type']}, {len(source.shapes)} layers", end="\n\n")
+    print(*_table([_verdict_row(verdict) for verdict in verdicts]), sep="\n", end="\n\n")
+    print(*_table([("format", "weights", "KV cache / token", ""), *map(_size_row, sizes)]), sep="\n", end="\n\n")
+    print(*_table(_divisors(divisibility)), sep="\n", end="\n\n")
+    print(*_commands(verdicts, folder), sep="\n")
+    return 0
+
+
+def exported_target(folder: Path) -> str | None:
+    """Return the target of the export in a folder; None if it holds no export, or one with a stock model."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return "gguf" if any(folder.glob("*.gguf")) else None
+    try:
+        model_type = json.loads(config.read_text()).get("model_type")
+    except (ValueError, AttributeError):  # refused where it is read as a source, with a reason
+        return None
+    return EXPORTED_TYPES.get(model_type)
+
+
+def installed(engine: Engine) -> str:
+    """Return the version of an engine here, or the program that there is; empty if it is not installed."""
+    versions = (f"{name} {version}" for name in engine.packages if (version := package_version(name)))
+    return next(versions, next((name for name in engine.programs if shutil.which(name)), ""))
+
+
+def _as_dict(verdict: Verdict, folder: Path) -> dict[str, Any]:
+    form = verdict.form
+    return {
+        "engine": verdict.engine.name,
+        "status": verdict.status,
+        "use": _use(form.use, form.export, folder) if form else None,
+        "export": form.export or None if form else None,
+        "note": form.note if form else "",
+        "checked": form.checked if form else None,
+        "findings": [asdict(finding) for finding in verdict.findings],
+        "loss": form.loss if form and verdict.findings else "",
+        "changes": list(verdict.changes),
+        "installed": installed(verdict.engine) or None,
+    }
+
+
+def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
+    """Return engine, verdict and reason of one line; what is installed follows the reason."""
+    form, findings = verdict.form, [finding.violation for finding in verdict.findings]
+    parts = [form.note, *[f"after hgsp export --to {form.export}"] * bool(form.export)] if form else []
+    parts += findings
+    if form and findings:
+        parts.append(form.loss)
+    if verdict.changes:
+        parts.append(f"prune {' and '.join(map(_spoken, verdict.changes))}")
+    elif form is None:
+        parts.append("no flag changes it")
+    if version := installed(verdict.engine):
+        parts.append(f"here: {version}")
+    return verdict.engine.name, verdict.status, "; ".join(filter(None, parts))
+
+
+def _spoken(change: str) -> str:
+    return f"with {change}" if change.startswith("--") else change
+
+
+def _size_row(size: EngineSize) -> tuple[str, str, str, str]:
+    return size.form, f"{size.weight_bytes / 1e6:,.1f} MB", f"{size.kv_bytes_per_token:,} B", size.note
+
+
+def _divisors(found: Divisibility) -> list[tuple[str, str]]:
+    def listed(numbers: Iterable[int]) -> str:
+        return ", ".join(map(str, numbers)) or "none"
+
+    return [
+        ("common divisors", f"KV groups {found.kv_heads}, MLP widths {found.mlp_widths}"),
+        ("tensor parallel", f"{listed(found.tensor_parallel)} of 2, 4, 8"),
+        ("quantisation groups", f"{listed(found.group_sizes)} of 32, 64, 128"),
+    ]
+
+
+def _commands(verdicts: Sequence[Verdict], folder: Path) -> list[str]:
+    """Return one line for each export and for each engine; they are not wrapped, to be copied."""
+    exports = dict.fromkeys(verdict.form.export for verdict in verdicts if verdict.form and verdict.form.export)
+    lines = [f"hgsp export {folder} --to {target}" for target in exports]
+    for verdict in verdicts:
+        if verdict.form:
+            lines.append(f"{verdict.engine.name}: {_use(verdict.form.use, verdict.form.export, folder)}")
+    return lines
+
+
+def _use(use: str, export: str, folder: Path) -> str:
+    return use.replace("{folder}", f"{folder}-{export}" if export else str(folder))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align columns; the last is wrapped so that no line is longer than ``WIDTH``."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    lines = []
+    for row in rows:
+        head = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + "  "
+        first, *others = textwrap.wrap(row[-1], WIDTH - len(head), break_on_hyphens=False) or [""]
+        lines += [f"{head}{first}".rstrip(), *(" " * len(head) + part for part in others)]
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Costs: the units in which the ranking counts a group, and in which budgets are stated.
+
+Every cost is that of one group in each block (attention, MLP) of the dense model, float64 [L, 2], without the fixed
+part that a block has whatever its size. A cost of 0 means that removing such groups saves nothing of this unit.
+
+L layers | K kv groups | R query heads per kv group | D head dim | H hidden
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hgsp.costs.latency import Floats, LatencyTable, Workload
+from hgsp.costs.names import COST_NAMES
+from hgsp.errors import InputError
+from hgsp.models.families import KINDS
+from hgsp.models.geometry import Geometry, LayerShape
+
+
+@dataclass(frozen=True)
+class CostOptions:
+    """The circumstances that costs depend on.
+
+    Args:
+        value_bytes: of one weight, and of one value in the KV cache.
+        context_length: tokens that a new token attends to.
+        table: measured seconds; only the latency needs it.
+        workload: the pass whose seconds count; None is the table's default.
+    """
+
+    value_bytes: int = 2
+    context_length: int = 2048
+    table: LatencyTable | None = None
+    workload: Workload | None = None
+
+
+Cost = Callable[[Geometry, CostOptions], Floats]
+
+
+def params(geometry: Geometry, _options: CostOptions) -> Floats:
+    """Return the parameters of a group, biases included."""
+    return _everywhere(geometry, *(geometry.params_per_group(kind) for kind in KINDS))
+
+
+def bytes_of_weights(geometry: Geometry, options: CostOptions) -> Floats:
+    """Return the bytes of a group's parameters."""
+    return params(geometry, options) * options.value_bytes
+
+
+def macs(geometry: Geometry, options: CostOptions) -> Floats:
+    """Return the multiply-accumulates of a group for one token: linear weights, and attention to the context.
+
+    2HD(R+1) + 2RD * context for a KV group, 3H for an MLP channel.
+    """
+    hidden, head_dim, queries = geometry.hidden_size, geometry.head_dim, geometry.queries_per_kv
+    attention = 2 * hidden * head_dim * (queries + 1) + 2 * queries * head_dim * options.context_length
+    return _everywhere(geometry, attention, 3 * hidden)
+
+
+def kv_bytes(geometry: Geometry, options: CostOptions) -> Floats:
+    """Return the bytes that one token adds to the KV cache of a group: 0 for MLP channels."""
+    return _everywhere(geometry, 2 * geometry.head_dim * options.value_bytes, 0)
+
+
+def latency(geometry: Geometry, options: CostOptions) -> Floats:
+    """Return the measured seconds of a group, the mean over the sizes of its block.
+
+    Raises:
+        InputError: no table, one of another geometry, or a workload outside it.
+    """
+    if options.table is None:
+        raise InputError(expected="a latency table", got="none", remedy="measure one with `hgsp profile`")
+    options.table.check(geometry)
+    return options.table.marginal_seconds(geometry.shapes, options.workload or options.table.default_workload)
+
+
+#: A new cost is one function, one line here and one in ``COST_NAMES``.
+COSTS: Mapping[str, Cost] = {
+    "params": params,
+    "bytes": bytes_of_weights,
+    "macs": macs,
+    "kv_bytes": kv_bytes,
+    "latency": latency,
+}
+assert COSTS.keys() == COST_NAMES.keys()
+
+
+def weight_bytes(geometry: Geometry, shapes: Sequence[LayerShape], value_bytes: int) -> int:
+    """Return the bytes of all weights of a model with layers of these shapes; tied embeddings count once."""
+    outside = geometry.total_params - geometry.decoder_params
+    return (outside + sum(map(geometry.layer_params, shapes))) * value_bytes
+
+
+def kv_cache_bytes(geometry: Geometry, shapes: Sequence[LayerShape], value_bytes: int) -> int:
+    """Return the bytes that one token adds to the KV cache of all layers."""
+    return geometry.kv_cache_bytes_per_token(tuple(shapes), value_bytes)
+
+
+def decoder_macs(geometry: Geometry, shapes: Sequence[LayerShape], context_length: int) -> int:
+    """Return the multiply-accumulates of all decoder layers for one token; the head is not among them."""
+    attention, mlp = macs(geometry, CostOptions(context_length=context_length))[0].astype(int).tolist()
+    return sum(shape.num_kv_groups * attention + shape.mlp_width * mlp for shape in shapes)
+
+
+def _everywhere(geometry: Geometry, attention: int, mlp: int) -> Floats:
+    return np.tile(np.array([attention, mlp], dtype=np.float64), (geometry.num_layers, 1))

@@ -1,0 +1,33 @@
+"""Sizes of layers as settings of a config, shared by everything that builds a model with a size per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hgsp.models.geometry import LayerShape
+
+#: Config keys that describe a dense checkpoint rather than its architecture.
+_STALE_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path")
+
+
+def architecture_settings(config: Any) -> dict[str, Any]:
+    """Return the settings of a config that hold for a model of other sizes too."""
+    return {key: value for key, value in config.to_dict().items() if key not in _STALE_KEYS}
+
+
+def layer_sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
+    """Return the config keys of a layer of this shape; ``skip`` names the blocks that it lacks."""
+    sizes: dict[str, Any] = {}
+    if shape.num_kv_groups:
+        sizes["num_attention_heads"] = shape.num_kv_groups * queries_per_kv
+        sizes["num_key_value_heads"] = shape.num_kv_groups
+    if shape.mlp_width:
+        sizes["intermediate_size"] = shape.mlp_width
+    skipped = [block for block, size in (("attention", shape.num_kv_groups), ("mlp", shape.mlp_width)) if not size]
+    return sizes | ({"skip": skipped} if skipped else {})
+
+
+def sizes_per_layer(shapes: Sequence[LayerShape], queries_per_kv: int) -> dict[int, dict[str, Any]]:
+    """Return ``per_layer_config`` for layers of these shapes."""
+    return {index: layer_sizes(shape, queries_per_kv) for index, shape in enumerate(shapes)}

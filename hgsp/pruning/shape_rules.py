@@ -1,0 +1,133 @@
+"""Rules that the shapes of a plan keep: minimum sizes, frozen layers, multiples of channels, equal layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hgsp.errors import InputError
+from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM
+
+#: Of all parameters; the largest step between two plans whose layers all have the same width.
+LARGEST_UNIFORM_STEP = 0.01
+
+
+@dataclass(frozen=True)
+class ShapeRules:
+    """Minimum sizes of blocks that are not removed whole, frozen layers, and shapes that an engine takes.
+
+    Args:
+        min_kv_groups: at least 1.
+        min_mlp_width: channels, at least 1; rounded up to the multiple.
+        freeze_first, freeze_last: numbers of layers that stay as they are.
+        mlp_multiple_of: channels leave in blocks of this number, so that an MLP that loses channels is left with a
+            multiple of it; None is 64 for MLPs of at least 1,024 channels, else 1.
+        equal_kv_groups: every layer keeps the same number of KV groups.
+        uniform: every layer keeps the same numbers of KV groups and of channels.
+        allow_empty_blocks: the attention or the MLP of a layer may leave whole.
+
+    Raises:
+        InputError: a minimum size or a multiple below 1, or rules that exclude each other.
+    """
+
+    min_kv_groups: int = 1
+    min_mlp_width: int = 32
+    freeze_first: int = 0
+    freeze_last: int = 0
+    mlp_multiple_of: int | None = None
+    equal_kv_groups: bool = False
+    uniform: bool = False
+    allow_empty_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_kv_groups < 1 or self.min_mlp_width < 1:
+            raise InputError(
+                expected="minimum sizes of at least one KV group and one MLP channel",
+                got=f"{self.min_kv_groups} and {self.min_mlp_width}",
+                remedy="use epsilon to remove layers whole, or allow empty blocks",
+            )
+        if self.mlp_multiple_of is not None and self.mlp_multiple_of < 1:
+            raise InputError(
+                expected="a multiple of at least 1", got=self.mlp_multiple_of, remedy="use 1 for any number of channels"
+            )
+        if self.has_equal_layers and (self.freeze_first or self.freeze_last or self.allow_empty_blocks):
+            raise InputError(
+                expected="equal layers without frozen layers and empty blocks",
+                got="both",
+                remedy="leave out --uniform and --equal_kv_groups, or the frozen layers and --allow_empty_blocks",
+            )
+
+    @property
+    def has_equal_layers(self) -> bool:
+        """Whether the layers keep equal numbers of KV groups at least."""
+        return self.uniform or self.equal_kv_groups
+
+    def frozen_layers(self, num_layers: int) -> frozenset[int]:
+        """Return the indices of the layers that are never touched."""
+        return frozenset({*range(self.freeze_first), *range(num_layers - self.freeze_last, num_layers)})
+
+    def multiple_for(self, geometry: Geometry) -> int:
+        """Return the multiple of channels in force for a model.
+
+        Uniform plans halve the automatic one until a step of all layers is at most 1 % of the parameters.
+        """
+        if self.mlp_multiple_of is not None:
+            return self.mlp_multiple_of
+        if max(shape.mlp_width for shape in geometry.shapes) < AUTO_MULTIPLE_FROM:
+            return 1
+        multiple = AUTO_MULTIPLE
+        step = geometry.num_layers * geometry.mlp_channel_params if self.uniform else 0
+        while multiple * step > LARGEST_UNIFORM_STEP * geometry.total_params and multiple > 1:
+            multiple //= 2
+        return multiple
+
+    def smallest_shapes(self, geometry: Geometry) -> tuple[LayerShape, ...]:
+        """Return the smallest shape of every layer whose blocks all stay."""
+        frozen, multiple = self.frozen_layers(geometry.num_layers), self.multiple_for(geometry)
+        min_mlp_width = -(-self.min_mlp_width // multiple) * multiple
+        return tuple(
+            shape
+            if index in frozen
+            else LayerShape(min(shape.num_kv_groups, self.min_kv_groups), min(shape.mlp_width, min_mlp_width))
+            for index, shape in enumerate(geometry.shapes)
+        )
+
+    def smallest_params(self, geometry: Geometry) -> int:
+        """Return the fewest parameters that the decoder layers can be left with."""
+        params = [geometry.layer_params(shape) for shape in self.smallest_shapes(geometry)]
+        if not self.allow_empty_blocks:
+            return sum(params)
+        frozen = self.frozen_layers(geometry.num_layers)
+        touchable = [size for index, size in enumerate(params) if index not in frozen]
+        return sum(params) - sum(touchable) + (max(touchable) if len(touchable) == len(params) else 0)
+
+    def check_equal_layers(self, geometry: Geometry) -> None:
+        """Refuse a model whose layers cannot all be left with the same sizes by the same steps.
+
+        Raises:
+            InputError: equal layers of a model whose layers differ already.
+        """
+        if self.has_equal_layers and len(set(geometry.shapes)) > 1:
+            raise InputError(
+                expected="a model whose layers have the same sizes, for --uniform or --equal_kv_groups",
+                got=f"{len(set(geometry.shapes))} different sizes",
+                remedy="start from the dense model",
+            )
+
+
+def budget_for_ratio(geometry: Geometry, ratio: float, shape_rules: ShapeRules) -> int:
+    """Return the parameters to remove for a fraction of ALL parameters.
+
+    Raises:
+        InputError: the rules make the ratio unreachable; the message has the highest reachable one.
+    """
+    budget = int(ratio * geometry.total_params)
+    reachable = geometry.decoder_params - shape_rules.smallest_params(geometry)
+    if budget > reachable:
+        highest = int(1e4 * reachable / geometry.total_params) / 1e4
+        raise InputError(
+            expected=f"a ratio of at most {highest:.4f} of all parameters",
+            got=f"{ratio}",
+            remedy="lower --pruning_ratio, --min_kv_groups or --min_mlp_width, or freeze fewer layers",
+        )
+    return budget

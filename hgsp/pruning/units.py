@@ -1,0 +1,106 @@
+"""Units of the selection: groups that leave together. A KV group is alone, channels come in blocks of one layer.
+
+G groups | U units | B = 2 L blocks (layer, kind)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hgsp.models.geometry import Geometry
+from hgsp.pruning.shape_rules import ShapeRules
+from hgsp.scoring.groups import ATTENTION, MLP, Floats, GroupTable, Ints
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Arrays [U], ordered by block and, within it, by ascending score.
+
+    Args:
+        rank: within the block, 0 for the unit that leaves first.
+        score: mean over the unit's groups.
+        cost: parameters that leave with the unit.
+        is_last: whether nothing of the block stays without the unit; it holds the block's minimum size.
+        of_group: unit of every row of the table, [G].
+    """
+
+    layer: Ints
+    kind: Ints
+    rank: Ints
+    score: Floats
+    cost: Ints
+    is_last: Mask
+    of_group: Ints
+
+    def ascending(self, candidates: Mask) -> Ints:
+        """Return the indices of some units in the order in which they leave.
+
+        Ties: earlier layer first, attention first, lower rank first.
+        """
+        order = np.lexsort((self.rank, self.kind, self.layer, self.score))
+        return order[candidates[order]]
+
+
+def units_of(table: GroupTable, geometry: Geometry, shape_rules: ShapeRules) -> Units:
+    """Divide the groups into units.
+
+    The groups of a block are ordered by score, ties by index. The highest-scored ones, up to the minimum size, are the
+    last unit. The others leave in blocks of the rules' multiple of channels; the first one is smaller where their
+    number is no multiple.
+    """
+    block = table.layer * 2 + table.kind
+    order = np.lexsort((table.group, table.score, block))
+    sizes_B, step_B, leaving_B = _sizes(geometry, shape_rules)
+    first_B = np.cumsum(sizes_B) - sizes_B
+    rank = np.arange(len(table)) - np.repeat(first_B, sizes_B)
+    step, leaving = np.repeat(step_B, sizes_B), np.repeat(leaving_B, sizes_B)
+    step_of_rank = (np.minimum(rank, leaving) + -leaving % step) // step
+    # the first unit of a block has rank 0, also where all of the block is its minimum size
+    starts = np.flatnonzero(np.diff(step_of_rank, prepend=-1) | np.diff(block[order], prepend=-1))
+    counts = np.diff(starts, append=len(table))
+    of_group = np.empty(len(table), dtype=np.int64)
+    of_group[order] = np.repeat(np.arange(len(starts)), counts)
+    layer, kind = table.layer[order][starts], table.kind[order][starts]
+    is_last = np.append(np.diff(block[order][starts]) != 0, True)
+    cost = np.add.reduceat(table.cost[order], starts)
+    if shape_rules.allow_empty_blocks:  # what belongs to no group leaves with the block's last unit
+        extra = np.array([geometry.attention_extra_params, geometry.mlp_extra_params])
+        cost = cost + is_last * extra[kind]
+    score = np.add.reduceat(table.score[order], starts) / counts
+    return Units(layer, kind, step_of_rank[starts], score, cost, is_last, of_group)
+
+
+def _sizes(geometry: Geometry, shape_rules: ShapeRules) -> tuple[Ints, Ints, Ints]:
+    """Return, for every block [B], its groups, the groups of a unit, and the groups beyond the minimum size."""
+    sizes = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes])
+    smallest = shape_rules.smallest_shapes(geometry)
+    minimum = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in smallest])
+    step = np.ones_like(sizes)
+    step[:, MLP] = shape_rules.multiple_for(geometry)
+    return sizes.ravel(), step.ravel(), (sizes - minimum).ravel()
+
+
+def protected_units(units: Units, gone: Mask, geometry: Geometry, shape_rules: ShapeRules) -> Mask:
+    """Return the mask [U] of units that never leave: the last ones, or some where blocks may be emptied.
+
+    Those are the units of frozen layers, or else of the most important layer that has both blocks left.
+
+    Args:
+        gone: units that are removed already, [U].
+    """
+    if not shape_rules.allow_empty_blocks:
+        return units.is_last
+    importance_L = np.bincount(units.layer, weights=units.score * units.cost, minlength=geometry.num_layers)
+    importance_L[units.layer[gone]] = -1
+    whole = [*shape_rules.frozen_layers(geometry.num_layers)] or [int(importance_L.argmax())]
+    return units.is_last & np.isin(units.layer, whole)
+
+
+def attention_ranked_below(units: Units, num_units: int) -> Mask:
+    """Return the mask [U] of the first ``num_units`` attention units of every layer."""
+    return (units.kind == ATTENTION) & (units.rank < num_units)

@@ -1,0 +1,110 @@
+"""GGUF files of SmolLM2-135M, pruned in every way, in llama.cpp: the same text and probabilities as transformers."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import finetune_lora
+import run_global_pruning
+from hgsp.exports.export import export
+from hgsp.exports.gguf_engine import ask_engine
+from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
+from hgsp.models.geometry import geometry_of
+from hgsp.models.tokenizers import load_tokenizer
+from hgsp.pruning.plan import LayerKeep
+from hgsp.pruning.surgery import apply_plan
+from plans import plan_dropping, plan_of
+
+pytest.importorskip("xllamacpp")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cores")]
+
+PROMPT = "The capital of France is Paris, and the"
+PRUNE = "--temperature 0 --importance_method magnitude --device cpu --skip_evaluation --no_bin"
+TRAIN = "--max_steps 8 --batch_size 4 --val_size 4 --cutoff_len 128 --learning_rate 2e-3 --device cpu --skip_evaluation"
+#: Two candidates this close may change places when weights are rounded to float16.
+NEAR_TIE = 6e-2
+
+
+@pytest.fixture(scope="module")
+def dense(real_model):
+    return real_model("smollm2-135m")
+
+
+@pytest.fixture(scope="module")
+def pruned(dense, tmp_path_factory):
+    """``pruned(percent)`` is the result of the recipe at 20 or 50 %."""
+    results = tmp_path_factory.mktemp("results")
+    flags = ["--base_model", dense, "--output_name", "p", "--pruning_ratio", "0.2", "0.5", "--results_dir", results]
+    assert run_global_pruning.main([str(part) for part in (*flags, *PRUNE.split())]) == 0
+    return lambda percent: results / f"p_{percent}"
+
+
+@pytest.fixture(scope="module")
+def cut(dense, tmp_path_factory):
+    """``cut(make_plan)`` applies a plan made for the dense model, and saves the result."""
+
+    def save(make_plan):
+        model = AutoModelForCausalLM.from_pretrained(dense)
+        folder = tmp_path_factory.mktemp("cut")
+        save_pruned(apply_plan(model, make_plan(model)), load_tokenizer(str(dense)), folder, with_bin=False)
+        return folder
+
+    return save
+
+
+def greedy_ties(model, tokens):
+    """Generate 32 tokens; returns them and, of each, how far the runner-up is behind in log-probability."""
+    outputs = model.generate(
+        tokens, max_new_tokens=32, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    top = torch.stack([logits[0] for logits in outputs.logits]).topk(2).values
+    return outputs.sequences[0, tokens.shape[1] :].tolist(), (top[:, 0] - top[:, 1]).tolist()
+
+
+def assert_same_in_llama_cpp(folder, output, gguf_type, architecture):
+    """The self-check compares tokens and log-probabilities (1e-3 at F32); this compares generated text."""
+    written = export(folder, "gguf", output, gguf_type=gguf_type)
+    assert written.exported.notes[0] == f"architecture {architecture}"
+    assert written.exported.checks[-1].startswith("run in llama.cpp (xllamacpp): tokens of 3 texts equal")
+    tokens = load_tokenizer_of(folder)(PROMPT, return_tensors="pt")["input_ids"]
+    model = load_pruned(folder, dtype=torch.float32)
+    expected, margins = greedy_ties(model, tokens)
+    answer = ask_engine(written.folder / written.exported.files[0], (), [tokens[0].tolist()], num_generated=32)
+    certain = 32
+    if gguf_type != "f32":
+        certain = next((index for index, margin in enumerate(margins) if margin < NEAR_TIE), 32)
+    got = list(answer.generated[0])
+    assert got[:certain] == expected[: len(got)][:certain]
+    assert len(got) == 32 or model.generation_config.eos_token_id in expected[: len(got) + 1]
+
+
+@pytest.mark.parametrize(("percent", "gguf_type"), [(20, "f32"), (20, "f16"), (50, "f32"), (50, "f16")])
+def test_other_sizes_in_every_layer(pruned, tmp_path, percent, gguf_type):
+    assert_same_in_llama_cpp(pruned(percent), tmp_path / "out", gguf_type, "deci")
+
+
+def test_equal_sizes_in_every_layer(cut, tmp_path):
+    """Two of three KV groups and three quarters of the channels."""
+
+    def plan(model):
+        geometry = geometry_of(model)
+        return plan_of(geometry, [LayerKeep((0, 1), tuple(range(1152)))] * geometry.num_layers)
+
+    assert_same_in_llama_cpp(cut(plan), tmp_path / "out", "f32", "llama")
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [{"layers": [10]}, {"kv": {10: range(3)}}, {"kv": {0: range(3)}}, {"mlp": {10: range(1536)}}],
+    ids=["layer", "attention", "first-attention", "mlp"],
+)
+def test_blocks_gone(cut, tmp_path, gone):
+    architecture = "llama" if "layers" in gone else "deci"
+    assert_same_in_llama_cpp(cut(lambda model: plan_dropping(model, **gone)), tmp_path / "out", "f32", architecture)
+
+
+def test_a_recovered_model(pruned, data_dir, tmp_path):
+    rows = data_dir / "alpaca" / "alpaca_data_cleaned_first5000.json"
+    flags = ["--pruned_model", pruned(20), "--data_path", rows, "--output_dir", tmp_path / "recovered"]
+    assert finetune_lora.main([str(part) for part in (*flags, *TRAIN.split())]) == 0
+    assert_same_in_llama_cpp(tmp_path / "recovered", tmp_path / "out", "f32", "deci")

