@@ -18,7 +18,6 @@ def from_vllm(folder: str, tokens: Sequence[int], num_greedy: int) -> dict[str, 
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other cost more than they save
     from transformers import AutoConfig
-
     from vllm import LLM, SamplingParams
 
     AutoConfig.register(DeciLMConfig.model_type, DeciLMConfig, exist_ok=True)  # else vLLM needs to trust the copy

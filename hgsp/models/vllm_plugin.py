@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 
 def register() -> None:
     """Put our classes where vLLM looks for them: with the Auto classes, and as attributes of ``transformers``.
@@ -17,4 +15,4 @@ def register() -> None:
 
     for classes in modeling_hgsp.FAMILY_CLASSES:
         for own_class in classes:
-            setattr(sys.modules["transformers"], own_class.__name__, own_class)
+            setattr(transformers, own_class.__name__, own_class)
