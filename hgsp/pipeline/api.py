@@ -241,6 +241,8 @@ def save(model: Any, tokenizer: Any, folder: str | Path, *, overwrite: bool = Fa
     """Write a pruned model and its tokenizer as a Hugging Face folder; it appears whole or not at all.
 
     Args:
+        tokenizer: its files are copied from where it was loaded, unless transformers saves it differently from one
+            loaded there again, or it is from a .gguf file: then it is written as it is in memory.
         overwrite: replace the model that is in the folder.
         with_bin: write the self-contained ``pruned_model.bin`` too.
 

@@ -1,11 +1,9 @@
-"""vLLM serves a pruned folder without ``--trust-remote-code`` where the package's plugin is installed.
-
-``HGSP_VLLM_PYTHON`` names the interpreter of an environment with vLLM, which shares no packages with this one.
-"""
+"""vLLM serves a pruned folder without ``--trust-remote-code`` where the package's plugin is loaded."""
 
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 import tomllib
@@ -15,8 +13,6 @@ from conftest import REPOSITORY, make_tiny
 from hgsp.models.checkpoint import save_pruned
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan
-
-VLLM = os.environ.get("HGSP_VLLM_PYTHON")
 
 #: Print log-probabilities of the tokens in ``ids.json``, each given those before it.
 MEASURE = """
@@ -34,7 +30,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def python(tmp_path):
-    """``python(plugin)`` runs ``MEASURE`` in vLLM's environment, with our package or without it."""
+    """``python(plugins)`` runs ``MEASURE`` with the plugins of these names, ours as pyproject.toml declares it."""
     entry_points = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["entry-points"]
     metadata = tmp_path / "installed" / "hgsp-0.dist-info"
     metadata.mkdir(parents=True)
@@ -44,15 +40,16 @@ def python(tmp_path):
         (metadata / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
     (tmp_path / "measure.py").write_text(MEASURE)
 
-    def run(plugin):
+    def run(plugins):
         settings = {
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{metadata.parent}" if plugin else "",
+            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{metadata.parent}",
+            "VLLM_PLUGINS": plugins,
         }
         return subprocess.run(
-            [VLLM, "measure.py"],
+            [sys.executable, "measure.py"],
             cwd=tmp_path,
             env=os.environ | settings,
             capture_output=True,
@@ -65,8 +62,6 @@ def python(tmp_path):
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(VLLM is None, reason="HGSP_VLLM_PYTHON is not set")
 def test_log_probabilities_are_those_of_transformers(python, tokenizer, tmp_path):
     """In float32 within 1e-4 nats, the rounding of other kernels; without the plugin vLLM refuses the folder."""
     model = make_tiny("llama-8q4kv", head_dim=32)  # the smallest that its CPU attention takes
@@ -75,10 +70,10 @@ def test_log_probabilities_are_those_of_transformers(python, tokenizer, tmp_path
     save_pruned(pruned, tokenizer, tmp_path / "pruned", with_bin=False)
     ids = torch.randint(0, 256, (32,), generator=torch.Generator().manual_seed(1))
     (tmp_path / "ids.json").write_text(json.dumps(ids.tolist()))
-    refused = python(plugin=False)
+    refused = python(plugins="")
     assert refused.returncode != 0
     assert "trust_remote_code" in refused.stderr + refused.stdout
-    done = python(plugin=True)
+    done = python(plugins="hgsp")
     assert done.returncode == 0, done.stderr
     expected = pruned(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
     measured = torch.tensor(json.loads((tmp_path / "measured.json").read_text()))
