@@ -99,11 +99,5 @@ def kv_cache_bytes(geometry: Geometry, shapes: Sequence[LayerShape], value_bytes
     return geometry.kv_cache_bytes_per_token(tuple(shapes), value_bytes)
 
 
-def decoder_macs(geometry: Geometry, shapes: Sequence[LayerShape], context_length: int) -> int:
-    """Return the multiply-accumulates of all decoder layers for one token; the head is not among them."""
-    attention, mlp = macs(geometry, CostOptions(context_length=context_length))[0].astype(int).tolist()
-    return sum(shape.num_kv_groups * attention + shape.mlp_width * mlp for shape in shapes)
-
-
 def _everywhere(geometry: Geometry, attention: int, mlp: int) -> Floats:
     return np.tile(np.array([attention, mlp], dtype=np.float64), (geometry.num_layers, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -29,9 +30,8 @@ TEXTS = (
 #: Tokens of the first text after which next-token probabilities are compared.
 NUM_POSITIONS = 16
 #: Largest differences of log-probabilities that rounding explains, over the most likely tokens. float32: sums in
-#: another order; others: weights and activations rounded in every layer, up to 0.38 at F16
-#: in a model pruned by half. Rows in a wrong order give 2 and more.
-LARGEST_DIFFERENCE = {"f32": 1e-3, "f16": 5e-1, "bf16": 5e-1, "q8_0": 1.0}
+#: another order; others: weights and activations rounded in every layer. Rows in a wrong order give 2 and more.
+LARGEST_DIFFERENCE = {"f32": 1e-3, "f16": 3e-2, "bf16": 5e-1, "q8_0": 1.0}
 #: Relative rounding of a value: half a unit in the last place.
 _ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8}
 #: Absolute rounding: half of the smallest float16.
@@ -109,11 +109,13 @@ def check_engine(path: Path, source: ExportSource, tokenizer: Any, gguf_type: st
                 f"self-check of {path.name}: llama.cpp reads other tokens than transformers in {text!r}; "
                 "--no_check writes the file all the same"
             )
-    largest = largest_difference(source, ids, answer.likely)
-    if not largest <= LARGEST_DIFFERENCE[gguf_type]:
+    largest, allowed = largest_difference(source, ids, answer.likely), LARGEST_DIFFERENCE[gguf_type]
+    if gguf_type == "f16" and largest > allowed:
+        allowed = max(allowed, float16_difference(source, ids, answer.likely))
+    if not largest <= allowed:
         raise NumericalError(
             f"self-check of {path.name}: log-probabilities in llama.cpp differ by {largest:.2g} from transformers', "
-            f"at most {LARGEST_DIFFERENCE[gguf_type]:g} expected; --no_check writes the file all the same"
+            f"at most {allowed:.2g} expected; --no_check writes the file all the same"
         )
     return (
         f"run in llama.cpp (xllamacpp): tokens of {len(TEXTS)} texts equal, log-probabilities after {len(ids)} tokens "
@@ -130,7 +132,6 @@ def _available_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-@torch.no_grad()
 def largest_difference(source: ExportSource, ids: Sequence[int], likely: Sequence[Mapping[int, float]]) -> float:
     """Return the largest difference of log-probabilities from transformers' in float32.
 
@@ -138,10 +139,28 @@ def largest_difference(source: ExportSource, ids: Sequence[int], likely: Sequenc
         ids: one sequence of tokens.
         likely: after each of its tokens, log-probabilities by id as the engine gives them.
     """
-    model = load_pruned(source.folder, dtype=torch.float32)
-    expected = model(torch.tensor([list(ids)])).logits[0].double().log_softmax(-1)  # [tokens, V]
+    expected = _log_probs(source, ids, torch.float32)
     return max(
         abs(expected[position, index].item() - value)
         for position, values in enumerate(likely)
         for index, value in values.items()
     )
+
+
+def float16_difference(source: ExportSource, ids: Sequence[int], likely: Sequence[Mapping[int, float]]) -> float:
+    """Return how far transformers itself is from float32 when it computes in float16; 0 where that is not finite.
+
+    llama.cpp rounds activations to float16 as well, which badly pruned models amplify. Arguments as for
+    ``largest_difference``.
+    """
+    rounded = _log_probs(source, ids, torch.float16)
+    values = [{index: rounded[position, index].item() for index in known} for position, known in enumerate(likely)]
+    difference = largest_difference(source, ids, values)
+    return difference if math.isfinite(difference) else 0.0
+
+
+@torch.no_grad()
+def _log_probs(source: ExportSource, ids: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return next-token log-probabilities by transformers, [tokens, V] float64."""
+    logits: Tensor = load_pruned(source.folder, dtype=dtype)(torch.tensor([list(ids)])).logits[0]
+    return logits.double().log_softmax(-1)

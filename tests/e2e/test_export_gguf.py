@@ -1,5 +1,7 @@
 """GGUF files of SmolLM2-135M, pruned in every way, in llama.cpp: the same text and probabilities as transformers."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -19,7 +21,7 @@ pytest.importorskip("xllamacpp")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cores")]
 
 PROMPT = "The capital of France is Paris, and the"
-PRUNE = "--temperature 0 --importance_method magnitude --device cpu --skip_evaluation --no_bin"
+PRUNE = "--recipe fast --dataset builtin --nsamples 4 --device cpu --skip_evaluation --no_bin"
 TRAIN = "--max_steps 8 --batch_size 4 --val_size 4 --cutoff_len 128 --learning_rate 2e-3 --device cpu --skip_evaluation"
 #: Two candidates this close may change places when weights are rounded to float16.
 NEAR_TIE = 6e-2
@@ -62,10 +64,12 @@ def greedy_ties(model, tokens):
 
 
 def assert_same_in_llama_cpp(folder, output, gguf_type, architecture):
-    """The self-check compares tokens and log-probabilities (1e-3 at F32); this compares generated text."""
+    """The self-check compares tokens and log-probabilities (1e-3 at F32, 3e-2 at F16); this compares generated text."""
     written = export(folder, "gguf", output, gguf_type=gguf_type)
     assert written.exported.notes[0] == f"architecture {architecture}"
-    assert written.exported.checks[-1].startswith("run in llama.cpp (xllamacpp): tokens of 3 texts equal")
+    check = written.exported.checks[-1]
+    assert check.startswith("run in llama.cpp (xllamacpp): tokens of 3 texts equal")
+    assert float(re.search(r"within (\S+) of transformers", check)[1]) <= {"f32": 1e-3, "f16": 3e-2}[gguf_type]
     tokens = load_tokenizer_of(folder)(PROMPT, return_tensors="pt")["input_ids"]
     model = load_pruned(folder, dtype=torch.float32)
     expected, margins = greedy_ties(model, tokens)
@@ -108,3 +112,14 @@ def test_a_recovered_model(pruned, data_dir, tmp_path):
     flags = ["--pruned_model", pruned(20), "--data_path", rows, "--output_dir", tmp_path / "recovered"]
     assert finetune_lora.main([str(part) for part in (*flags, *TRAIN.split())]) == 0
     assert_same_in_llama_cpp(tmp_path / "recovered", tmp_path / "out", "f32", "deci")
+
+
+def test_float16_may_differ_as_much_as_in_transformers(dense, tmp_path):
+    """A model that magnitude wrecked amplifies rounding: transformers in float16 is as far from float32."""
+    flags = ["--base_model", dense, "--output_name", "wrecked", "--pruning_ratio", "0.2", "--results_dir", tmp_path]
+    flags += ["--temperature", "0", "--importance_method", "magnitude", "--device", "cpu"]
+    flags += ["--skip_evaluation", "--no_bin"]
+    assert run_global_pruning.main([str(part) for part in flags]) == 0
+    written = export(tmp_path / "wrecked", "gguf", gguf_type="f16")
+    found = float(re.search(r"within (\S+) of transformers", written.exported.checks[-1])[1])
+    assert 3e-2 < found < 0.3

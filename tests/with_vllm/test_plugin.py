@@ -45,7 +45,8 @@ def python(tmp_path):
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{metadata.parent}",
+            # first, because metadata of an older install may lie beside the package
+            "PYTHONPATH": f"{metadata.parent}{os.pathsep}{REPOSITORY}",
             "VLLM_PLUGINS": plugins,
         }
         return subprocess.run(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hgsp.costs.costs import COSTS, CostOptions, decoder_macs, kv_cache_bytes, weight_bytes
+from hgsp.costs.costs import COSTS, CostOptions, kv_cache_bytes, weight_bytes
 from hgsp.costs.latency import BlockTimings, LatencyTable, Workload
 from hgsp.errors import InputError
 from hgsp.evaluation.metrics.efficiency import static_costs
@@ -18,6 +18,12 @@ def plans(model):
     yield mixed_plan(model)
     yield plan_dropping(model, kv={1: range(16)}, mlp={2: range(96)})
     yield plan_dropping(model, layers=[1])
+
+
+def decoder_macs(geometry, shapes, context_length):
+    """Return the multiply-accumulates of all decoder layers for one token, by the cost of their groups."""
+    attention, mlp = COSTS["macs"](geometry, CostOptions(context_length=context_length))[0].astype(int).tolist()
+    return sum(shape.num_kv_groups * attention + shape.mlp_width * mlp for shape in shapes)
 
 
 def table_of(geometry):
