@@ -35,4 +35,4 @@ def weights_identity(names: Iterable[str], read: Callable[[str], Tensor]) -> Wei
 
 
 def _bytes_of(weight: Tensor) -> memoryview:
-    return memoryview(weight.contiguous().flatten().view(torch.uint8).numpy())
+    return memoryview(weight.contiguous().flatten().view(torch.uint8).numpy().data)
