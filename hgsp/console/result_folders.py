@@ -45,6 +45,7 @@ def reserved(*targets: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(place: Path) -> Iterator[None]:
+    made = [parent for parent in place.parents if not parent.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0, is_singleton=True)
     try:
@@ -62,6 +63,9 @@ def _lock(place: Path) -> Iterator[None]:
             with suppress(OSError):  # Windows removes no open file
                 Path(lock.lock_file).unlink()
         lock.release()
+        with suppress(OSError):  # where there is a result
+            for parent in made:
+                parent.rmdir()
 
 
 def _tidy_up(place: Path) -> None:
