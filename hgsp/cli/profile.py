@@ -98,7 +98,7 @@ def profile(config: ProfileConfig) -> int:
         torch.set_num_threads(config.threads)
     table = measure(config.model, source.config, source.geometry, options, progress=terminal)
     table.write(target)
-    console = Console(width=min(80, Console().width))
+    console = Console(width=min(80, Console().width), markup=False, emoji=False)
     for shown in describe(table, source.geometry):
         console.print(shown)
     print(f"latency table: {target}")
