@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 from hgsp.console.log_file import LogFile
+from hgsp.console.report_schema import EVALUATION_RESULTS
+from hgsp.console.settings_file import settings_beside, write_settings
 from hgsp.environment import launched_processes
 from hgsp.evaluation import reporting
 from hgsp.evaluation.config import EvaluationConfig
@@ -48,6 +50,7 @@ def run_evaluation(config: EvaluationConfig, command: str) -> int:
         leave_processes()
         if is_main:
             reporting.write_report(results, folder, reporting.provenance(command, device))
+            write_settings(config, settings_beside(folder / EVALUATION_RESULTS), command)
             log.copy_to(folder / "evaluation.log")
     return int(runner.has_failed)
 

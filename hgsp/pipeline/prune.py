@@ -13,6 +13,7 @@ from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
 from hgsp.console.progress import Timings, terminal
 from hgsp.console.report_schema import PRUNING_REPORT
+from hgsp.console.settings_file import RUN_SETTINGS, write_settings
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.environment import write_json
 from hgsp.evaluation.pre_post import PrePostEvaluation
@@ -193,6 +194,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )
+        write_settings(config, folder / RUN_SETTINGS, run.command)
         _finish(content, folder, run.log, request.folder(ratio))
     request.resume_paths(ratio).remove()
     return dense

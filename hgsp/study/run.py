@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hgsp.console.parser import flag_of
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
@@ -64,7 +65,7 @@ def cell_settings(cell: Cell, results_dir: str, passed: Sequence[str]) -> dict[s
         InputError: an invalid value, or a flag that the study sets itself.
     """
     for flag in passed:
-        name = flag.partition("=")[0]
+        name = flag_of(flag)
         if name in RESERVED:
             raise InputError(expected="flags for all cells", got=name, remedy=RESERVED[name])
     return settings_of(cell.arguments(results_dir, passed, None))
