@@ -18,6 +18,7 @@ from hgsp.evaluation.results import Results
 from hgsp.evaluation.runner import Runner
 from hgsp.evaluation.side_by_side import run_efficiency
 from hgsp.evaluation.tasks import EFFICIENCY
+from hgsp.models.devices import resolve_device
 from hgsp.models.processes import is_main_process, join_with_own_device, leave_processes, wait_for_all
 
 LOG = logging.getLogger("hgsp.evaluation")
@@ -30,6 +31,7 @@ def run_evaluation(config: EvaluationConfig, command: str) -> int:
         InputError: as ``models_under_test``, ``tokenizer_of`` and ``prepare_jobs``.
     """
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "evaluation.log") as log:
+        resolve_device(config.device)
         models = models_under_test(config)
         folder = reporting.output_folder(config)
         results = Results.open(folder)

@@ -18,6 +18,7 @@ from hgsp.cli import study
 from hgsp.cli.main import COMMANDS, options_of
 from hgsp.cli.summarize import SummaryConfig
 from hgsp.console.flags import parse
+from hgsp.console.parser import flag_of
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.recovery_config import RecoveryConfig
@@ -213,10 +214,10 @@ def test_flags_named_in_documents_exist():
     known = {f"--{item.name}" for options in set(OPTIONS.values()) for item in dataclasses.fields(options)}
     sources = [*(REPOSITORY / "benchmarks").glob("*.py")]
     known |= {flag for path in sources for flag in re.findall(r'"(--\w+)"', path.read_text())}
-    known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version", "--config"}
+    known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version", "--config", "--no_SWITCH"}
     known |= {f"--{preset}" for preset in PruneConfig.PRESETS}
     for path in DOCUMENTS:
-        named = set(re.findall(r"`(--\w+)", path.read_text()))
+        named = set(map(flag_of, re.findall(r"`(--[\w-]+)", path.read_text())))
         assert named <= known, (name_of(path), named - known)
 
 
