@@ -15,6 +15,8 @@ from hgsp.console.nearest import did_you_mean
 REQUIRED, PRESET, GENERAL = "required", "presets", "general"
 #: Metadata of a field that is not passed to ``add_argument``.
 OWN_METADATA = ("positional", "group", "range", "recorded", "environment")
+#: Width in characters of a line of flags.
+USAGE_WIDTH = 72
 #: Types in words.
 DESCRIPTIONS = {int: "a whole number", float: "a number"}
 #: Rewrites of argparse's messages.
@@ -97,8 +99,8 @@ def parser_of(
     settings: dict[str, Any] = {"argument_default": argparse.SUPPRESS} if all_optional else {}
     parser = Parser(prog=prog, description=description, **settings)
     fields = dataclasses.fields(options)
-    required = [item for item in fields if group_of(item, options) == REQUIRED]
-    parser.usage = usage or " ".join(["%(prog)s", *map(_in_usage, sorted(required, key=_by_need)), "[flags]"])
+    required = sorted((item for item in fields if group_of(item, options) == REQUIRED), key=_by_need)
+    parser.usage = usage or _wrapped_usage(parser.prog, [*map(_in_usage, required), "[flags]"])
     groups = {name: parser.add_argument_group(name) for name in group_names(options)}
     for name, choices in presets_of(options).items():
         add_preset(groups[PRESET], name, choices)
@@ -184,6 +186,8 @@ def help_of(item: Any) -> str:
     """Return the help text of a field with its range and its default, where they say something."""
     text, accepted = str(item.metadata["help"]), item.metadata.get("range", "")
     facts = [accepted] if accepted and accepted not in text else []
+    if (choices := item.metadata.get("choices")) and _metavar(item) != _listed(choices):
+        facts.append(f"one of {', '.join(choices)}")
     if item.default not in (dataclasses.MISSING, None, False):
         facts.append(
             f"default: {' '.join(map(str, item.default)) if isinstance(item.default, tuple) else item.default}"
@@ -208,7 +212,7 @@ def _add(group: Any, item: Any, positionals: Mapping[str, Any], all_optional: bo
         return
     choices = argument.get("choices")
     argument["type"] = _reader(argument.get("type", str), choices)
-    argument.setdefault("metavar", _listed(choices) if choices else _metavar(item))
+    argument.setdefault("metavar", _metavar(item))
     if item.metadata.get("positional"):
         if item.name in positionals:
             optional = {"nargs": "*" if argument.get("nargs") else "?", "default": positionals[item.name]}
@@ -243,12 +247,26 @@ def _listed(choices: Iterable[Any]) -> str:
 
 
 def _metavar(item: Any) -> str:
+    """Return the given name of a value, its choices if the line is short enough for them, or a name by type or flag."""
+    if given := item.metadata.get("metavar"):
+        return str(given)
+    choices = item.metadata.get("choices")
+    if choices and len(item.name) + len(_listed(choices)) < USAGE_WIDTH:
+        return _listed(choices)
     by_type = {int: "N", float: "X"}.get(item.metadata.get("type"))
     return by_type or str(item.name).rpartition("_")[2].upper()
 
 
 def _in_usage(item: Any) -> str:
-    metavar = item.metadata.get("metavar") or _metavar(item)
-    if choices := item.metadata.get("choices"):
-        metavar = _listed(choices)
-    return metavar if item.metadata.get("positional") else f"--{item.name} {metavar}"
+    return _metavar(item) if item.metadata.get("positional") else f"--{item.name} {_metavar(item)}"
+
+
+def _wrapped_usage(prog: str, parts: Iterable[str]) -> str:
+    """Return a usage line, broken between flags where it would be too long."""
+    lines = [prog]
+    for part in parts:
+        if len(lines[-1]) + len(part) < USAGE_WIDTH:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(" " * len("usage: ") + f"  {part}")
+    return "\n".join(lines).replace("%", "%%")

@@ -7,7 +7,7 @@ import os
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hgsp.cli.profile import ProfileConfig
@@ -65,6 +65,7 @@ def test_every_mixture_of_dashes_and_underscores_names_the_same_flag(name, dashe
     assert with_underscores(f"--{mixed}=a-b_c") == f"--{name}=a-b_c"
 
 
+@settings(max_examples=30)
 @given(value=WORDS, number=st.floats(-10, 10).map(lambda number: round(number, 3)))
 def test_values_are_taken_as_they_are(value, number):
     assert prune("--results-dir", value).results_dir == value
@@ -72,6 +73,7 @@ def test_values_are_taken_as_they_are(value, number):
     assert prune("--depth-slope", f"{number:.3f}").depth_slope == number
 
 
+@settings(max_examples=30)
 @given(values=st.lists(st.floats(0, 9), min_size=1, max_size=4), dash=st.lists(st.booleans(), min_size=4, max_size=4))
 def test_the_last_of_repeated_flags_counts_however_it_is_spelled(values, dash):
     names = ["--finetune-lr" if dashed else "--finetune_lr" for dashed in dash]
@@ -124,9 +126,10 @@ def test_values_of_unknown_flags_are_not_repeated(capsys):
     assert "hf_secret" not in refusal(capsys, *REQUIRED, "--tokn=hf_secret")
 
 
-@given(settings=SETTINGS)
-def test_a_run_is_repeated_from_the_settings_written_beside_it(tmp_path_factory, settings):
-    config = PruneConfig(**({"base_model": "m", "output_name": "o", "pruning_ratio": 0.2} | settings))
+@settings(max_examples=30)  # each builds a parser of sixty flags
+@given(chosen=SETTINGS)
+def test_a_run_is_repeated_from_the_settings_written_beside_it(tmp_path_factory, chosen):
+    config = PruneConfig(**({"base_model": "m", "output_name": "o", "pruning_ratio": 0.2} | chosen))
     file = tmp_path_factory.mktemp("run") / "run.yaml"
     write_settings(config, file, "hgsp prune")
     assert parse(PruneConfig, ["--config", str(file)], prog=None, description="") == config
@@ -135,7 +138,7 @@ def test_a_run_is_repeated_from_the_settings_written_beside_it(tmp_path_factory,
 def test_what_belongs_to_one_run_alone_is_not_written(tmp_path):
     write_settings(prune("--overwrite", "--dry_run"), tmp_path / "run.yaml", "hgsp prune")
     again = parse(PruneConfig, ["--config", str(tmp_path / "run.yaml")], prog=None, description="")
-    assert not (again.overwrite or again.dry_run)
+    assert (again.overwrite, again.dry_run) == (False, False)
 
 
 def test_the_command_line_takes_precedence_over_the_file_and_both_over_their_presets(tmp_path):
