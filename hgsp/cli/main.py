@@ -27,10 +27,12 @@ COMMANDS = {
     "doctor": "tell which engines run a model, and what would change it",
 }
 EPILOG = """
-`hgsp COMMAND --help` lists the flags, which may be written with dashes or underscores. Every result has its settings
-beside it: `hgsp COMMAND --config results/NAME/run.yaml` repeats a run.
+`hgsp COMMAND --help` lists the flags, written with dashes or underscores. Every
+result has its settings beside it, from which a run can be repeated:
+  hgsp prune --config results/NAME/run.yaml --output_name AGAIN
 
-Completion in bash and zsh: `pip install argcomplete`, then put this line into ~/.bashrc or ~/.zshrc:
+Completion in bash and zsh: `pip install argcomplete`, then add this line to
+~/.bashrc or ~/.zshrc:
   eval "$(register-python-argcomplete hgsp)"
 """
 

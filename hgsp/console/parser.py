@@ -18,7 +18,7 @@ OWN_METADATA = ("positional", "group", "range", "recorded", "environment")
 #: Width in characters of a line of flags.
 USAGE_WIDTH = 72
 #: Types in words.
-DESCRIPTIONS = {int: "a whole number", float: "a number"}
+DESCRIPTIONS: dict[Any, str] = {int: "a whole number", float: "a number"}
 #: Rewrites of argparse's messages.
 _MESSAGES = (
     (re.compile(r"argument (\S+): (to be .*)"), r"expected \1 \2"),
@@ -174,6 +174,7 @@ def group_of(item: Any, options: type) -> str:
 
 
 def is_required(item: Any) -> bool:
+    """Return whether a field has no default."""
     return bool(item.default is dataclasses.MISSING)
 
 

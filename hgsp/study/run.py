@@ -31,6 +31,7 @@ RESERVED = {
     "--output_name": "the study names its folders; --results_dir chooses their location",
     "--pruning_ratio": "the study has its own ratios",
     "--scores": "the cells of a model share its scores automatically",
+    "--token": "pass it before --, or set HF_TOKEN",
     "--overwrite": "remove the folders of cells to run again",
 }
 #: Seconds an interrupted cell has to remove its partial output.

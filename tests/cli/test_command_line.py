@@ -63,6 +63,14 @@ def test_help_names_the_command_and_lists_every_flag_in_groups(command, capsys, 
         assert f"\n  {flag}" in shown
 
 
+def test_help_of_hgsp_lists_the_commands_and_explains_completion(capsys):
+    assert main.main([]) == main.main(["help"]) == main.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(f"\n  {command} " in shown for command in COMMANDS)
+    assert "register-python-argcomplete hgsp" in shown
+
+
 def test_hgsp_cut_requires_scores_and_shows_so(capsys):
     assert "--scores" in help_of("cut", capsys).partition("\n\n")[0]
     with pytest.raises(SystemExit):
@@ -199,6 +207,8 @@ def test_a_study_reads_its_own_flags_and_those_of_its_cells_from_one_file(tmp_pa
     assert "did you mean --smoke?" in capsys.readouterr().err
     assert run(study, "--dry_run", "--base-model", "m") == 2
     assert "MODELS_DIR" in capsys.readouterr().err
+    assert run(study, "--dry_run", "--", "--token", "hf_secret") == 2
+    assert "hf_secret" not in capsys.readouterr().err
 
 
 @pytest.fixture
