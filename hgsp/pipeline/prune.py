@@ -14,6 +14,7 @@ from hgsp.console.log_file import LogFile, show
 from hgsp.console.progress import Timings, terminal
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.console.result_folders import reserved
+from hgsp.console.settings_file import RUN_SETTINGS, write_settings
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.environment import write_json
 from hgsp.evaluation.pre_post import PrePostEvaluation
@@ -200,6 +201,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             warnings=run.warnings + run.measure.warnings,
         )
         write_json(content, folder / PRUNING_REPORT)
+        write_settings(config, folder / RUN_SETTINGS, run.command)
         run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
     _tell(content, request.folder(ratio), run.log)

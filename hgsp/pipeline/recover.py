@@ -18,6 +18,7 @@ from hgsp.console.flags import arguments_of
 from hgsp.console.log_file import LogFile
 from hgsp.console.progress import Timings, terminal
 from hgsp.console.result_folders import check_target, new_folder, reserved
+from hgsp.console.settings_file import RUN_SETTINGS, write_settings
 from hgsp.environment import launched_processes
 from hgsp.errors import InputError
 from hgsp.evaluation.models import refuse_missing
@@ -160,6 +161,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
             + report.warnings_about(evaluation.results, trained, config),
         )
         report.write_analysis(content, recovery.pruning_report, folder)
+        write_settings(config, folder / RUN_SETTINGS, recovery.command)
         log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     report.show_report(content, config)
     log.copy_to(Path(config.output_dir) / TRAINING_LOG)
