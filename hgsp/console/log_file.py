@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +17,19 @@ LOG = logging.getLogger("hgsp")
 PLAIN_WIDTH = 140
 
 
+class _Terminal(logging.StreamHandler[TextIO]):
+    """Writes to the ``sys.stderr`` of the moment, which prints above progress bars while one is shown."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(message)s"))
+        self.addFilter(lambda record: not getattr(record, "file_only", False))
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 class LogFile:
     """A context manager that sends the ``hgsp`` logger to the terminal and, with timestamps, to a file."""
 
@@ -22,9 +37,7 @@ class LogFile:
         self._path = path
         self._to_file = logging.FileHandler(path, encoding="utf-8")
         self._to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._to_terminal = logging.StreamHandler()
-        self._to_terminal.setFormatter(logging.Formatter("%(message)s"))
-        self._to_terminal.addFilter(lambda record: not getattr(record, "file_only", False))
+        self._to_terminal = _Terminal()
 
     def __enter__(self) -> LogFile:
         self._before = LOG.level, LOG.propagate

@@ -93,7 +93,9 @@ class PrePostEvaluation:
                 progress=terminal,
             )
             self.results[when][text.name] = asdict(result)
-            LOG.info("%s: PPL %.4f, %s", when, result.ppl, result.protocol())
+            shown, protocol = f"{result.windows} windows of {result.seq_len} tokens", result.protocol()
+            LOG.info("%s: PPL %.4f on %s, %s", when, result.ppl, text.name, shown)
+            LOG.info("%s: PPL %.4f, %s", when, result.ppl, protocol, extra={"file_only": True})
         self.samples[when] = None if self._offloaded else self._sample(when, model, tokenizer)
         if self.samples[when] is not None:
             LOG.info("%s, greedy: %s", when, self.samples[when])

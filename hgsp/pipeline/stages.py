@@ -132,21 +132,26 @@ def draw_calibrations(
     to_score = to_search = to_reconstruct = None
     if scoring:
         to_score = build_calibration(texts, tokenizer, recipe.nsamples, seq_len, seed, at_most=at_most)
-        LOG.info("calibration: %s", to_score.describe())
+        LOG.info("scoring: %s", to_score.summary)
     if recipe.search:
         wanted = recipe.num_search_sequences
         to_search = build_calibration(texts, tokenizer, wanted, seq_len, seed + 1, at_most=True)
         if recipe.reconstructs:
             check_enough_to_search(to_search)
-        LOG.info("budget search (%d sequences wanted): %s", wanted, to_search.describe())
+        LOG.info("budget search: %s%s", to_search.summary, _wanted(to_search, wanted))
     if recipe.reconstructs:
         wanted = recipe.num_reconstruction_sequences
         to_reconstruct = build_calibration(texts, tokenizer, wanted, seq_len, seed, at_most=True)
         check_enough(to_reconstruct)
-        LOG.info("reconstruction (%d sequences wanted): %s", wanted, to_reconstruct.describe())
+        LOG.info("reconstruction: %s%s", to_reconstruct.summary, _wanted(to_reconstruct, wanted))
     for drawn in filter(None, (to_score, to_search, to_reconstruct)):
         check_token_ids(int(drawn.input_ids.max()), num_embeddings, tokenizer, drawn.source)
     return Calibrations(to_score, to_search, to_reconstruct)
+
+
+def _wanted(drawn: Calibration, wanted: int) -> str:
+    """Say how many sequences were wanted where a text is too short for them."""
+    return "" if len(drawn.input_ids) == wanted else f" ({wanted} wanted: the text has no more)"
 
 
 def prune_in_rounds(
