@@ -12,6 +12,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
+from hgsp.console.tables import WIDTH
+
 LOG = logging.getLogger("hgsp")
 #: Width in characters of tables that go to a file.
 PLAIN_WIDTH = 140
@@ -66,8 +68,7 @@ class LogFile:
 def show(table: Table) -> None:
     """Print a table to stdout and write its plain text to the log file."""
     console = Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console.width = max(console.width, WIDTH) if console.is_terminal else PLAIN_WIDTH
     console.print(table)
     plain = Console(width=PLAIN_WIDTH, color_system=None)
     with plain.capture() as captured:

@@ -110,6 +110,11 @@ class PrePostEvaluation:
             return None
 
 
+def continuation(sample: str | None) -> str | None:
+    """Return a greedy sample without its prompt."""
+    return None if sample is None else sample.removeprefix(PROMPT)
+
+
 @torch.inference_mode()
 def greedy_sample(model: Any, tokenizer: Any, prompt: str = PROMPT, max_new_tokens: int = SAMPLE_TOKENS) -> str:
     """Return the prompt and its greedy continuation."""

@@ -117,8 +117,8 @@ class Scores:
             shape_rules: minimum sizes, multiples of channels, equal layers; the default is the command's.
 
         Raises:
-            InputError: an unknown denominator, a ratio out of reach, equal layers of a model whose layers differ, or a prior for scores made
-                without text.
+            InputError: an unknown denominator, a ratio out of reach, equal layers of a model whose layers differ, or a
+                prior for scores made without text.
         """
         rules = shape_rules or ShapeRules()
         recipe = Recipe(

@@ -19,15 +19,15 @@ class BudgetConfig:
 
     pruning_ratio: tuple[float, ...] | None = option(
         None,
-        help="fraction of the parameters to remove, in [0, 1), of ALL of them unless --ratio_of says otherwise; several "
-        "make several results from one scoring pass (required unless a target is given)",
+        help="fraction of ALL parameters to remove, in [0, 1), or of what --ratio_of names; several make several "
+        "results from one scoring pass (required unless a target is given)",
         type=float,
         nargs="+",
     )
     ratio_of: str = option(
         "all",
-        help="parameters that --pruning_ratio is a fraction of: all, or those of the decoder layers, without embeddings "
-        "and head, as papers count",
+        help="parameters that --pruning_ratio is a fraction of: all, or those of the decoder layers (no embeddings, no "
+        "head), as papers count",
         choices=RATIO_OF,
     )
     cost: str | None = option(

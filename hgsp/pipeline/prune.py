@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
-from hgsp.console.progress import Timings, terminal
+from hgsp.console.progress import Timings, log_finished, terminal
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.environment import write_json
@@ -20,6 +19,8 @@ from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.processes import is_main_process, join_processes, leave_processes
 from hgsp.models.tokenizers import load_own_tokenizer
 from hgsp.pipeline import report, stages
+from hgsp.pipeline.calibrations import Calibrations, draw_calibrations
+from hgsp.pipeline.closing import show_result
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import decide
 from hgsp.pipeline.dry_run import dry_run_table, engine_table
@@ -43,10 +44,10 @@ class _Run:
     log: LogFile
     scores: Scores | None
     warnings: list[str]
-    timings: Timings = field(default_factory=Timings)
+    timings: Timings = field(default_factory=lambda: Timings(finished=log_finished))
     measure: PrePostEvaluation = field(init=False)
     tokenizer: Any = field(init=False)
-    calibrations: stages.Calibrations = field(default_factory=stages.Calibrations)
+    calibrations: Calibrations = field(default_factory=Calibrations)
     speed: SpeedReport | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -110,7 +111,7 @@ def _read_texts(run: _Run) -> None:
         return
     texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
     run.warnings += [warning for text in texts for warning in run.measure.overlap_warnings(text)]
-    run.calibrations = stages.draw_calibrations(
+    run.calibrations = draw_calibrations(
         config.recipe,
         texts,
         run.tokenizer,
@@ -159,7 +160,7 @@ def _load(run: _Run, timings: Timings) -> LoadedModel:
 def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel, *, is_first: bool) -> LoadedModel:
     """Make, measure and write the result of one ratio; returns the dense model that was used."""
     request, config = run.request, run.request.config
-    timings = Timings(run.timings)
+    timings = Timings(run.timings, log_finished)
     if not is_first and not config.offload:
         dense = _load(run, timings)  # surgery consumed the last one
     assert run.scores is not None
@@ -193,17 +194,13 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )
-        _finish(content, folder, run.log, request.folder(ratio))
+        _finish(request, content, folder, run.log, request.folder(ratio))
     request.resume_paths(ratio).remove()
     return dense
 
 
-def _finish(content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
-    """Write the report and the log, print the result and the next command."""
+def _finish(request: Request, content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
+    """Write the report and the log, print the result and the next commands."""
     write_json(content, folder / PRUNING_REPORT)
-    for warning in content["warnings"]:
-        LOG.warning("%s", warning)
-    show(report.closing_table(content))
-    models = shlex.join(["--model_path", str(target), "--base_model", content["base_model"]])
-    LOG.info("result: %s\nnext: python evaluation/run_evaluation.py %s --tasks wikitext,c4", target, models)
+    show_result(request, content, target)
     log.copy_to(folder / "logs" / "training.log")

@@ -28,7 +28,7 @@ class StopOnNonFinite(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Advance the progress bar, which shows the latest loss; log held-out losses, all other numbers to the file only."""
+    """Advance the progress bar, which shows the loss; log held-out losses, and all other numbers to the file only."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
