@@ -62,6 +62,15 @@ class PrePostEvaluation:
         for text in self._texts:
             windows_of(replace(text, content=text.content[:CHECKED_CHARACTERS]), tokenizer, seq_len)
 
+    def num_tokens(self, model_config: Any, device: str) -> int:
+        """Estimate the tokens of one measurement, at four characters each."""
+        limit = self._config.eval_max_windows
+        if limit is None and device == "cpu":
+            limit = CPU_EVAL_WINDOWS
+        most = limit * window_length(model_config, self._config.eval_seq_len) if limit else None
+        lengths = [len(text.content) // 4 for text in self._texts]
+        return sum(lengths if most is None else (min(length, most) for length in lengths))
+
     def before(self, model: Any, tokenizer: Any) -> None:
         """Measure the model that the command was given."""
         if self._config.eval_max_windows is None and model.get_input_embeddings().weight.device.type == "cpu":

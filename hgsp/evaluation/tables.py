@@ -17,7 +17,6 @@ from hgsp.console.report_schema import DENSE, DONE, FAILED, ROLES
 from hgsp.console.tables import format_number, new_table
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
 from hgsp.evaluation.results import Metric, Results, TaskResult
-from hgsp.evaluation.tasks import EFFICIENCY
 
 ACCURACIES = ("acc", "acc_norm")
 
@@ -116,7 +115,9 @@ def terminal_table(results: Results, title: str) -> Table:
         if metric:
             table.add_row(f" {short_name(metric)}", *cells)
         previous = (task, summary)
-    table.caption = escape("\n".join([*protocols, *_footnotes(results)]))
+    timed = any(item.task == EFFICIENCY and item.status == DONE for item in results.results)
+    legend = ["b1, b16: batch sizes"] if timed else []
+    table.caption = escape("\n".join([*protocols, *legend, *_footnotes(results)]))
     return table
 
 
@@ -212,9 +213,7 @@ def _change(row: Row, role: str) -> str:
 
 
 def _footnotes(results: Results) -> list[str]:
-    timed = any(item.task == EFFICIENCY and item.status == DONE for item in results.results)
-    notes = ["b: batch size"] * timed
-    notes += [f"{role}: {Path(model['path']).name} ({model['path']})" for role, model in results.models.items()]
+    notes = [f"{role}: {Path(model['path']).name} ({model['path']})" for role, model in results.models.items()]
     failed: dict[tuple[str, str | None], list[str]] = {}
     for item in results.results:
         if item.status == FAILED:

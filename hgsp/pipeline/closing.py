@@ -49,7 +49,7 @@ def show_result(request: Request, content: Mapping[str, Any], target: Path) -> N
 
 def closing_table(report: Mapping[str, Any]) -> Table:
     """Return the table of sizes and perplexities before and after."""
-    title = f"{Path(report['base_model']).name}: {_removed(report)} removed"
+    title = f"{Path(report['base_model']).name}\n{_removed(report)} removed"
     table = new_table(title, "", "before", "after", "change")
     for label, key in (
         ("parameters", "params"),

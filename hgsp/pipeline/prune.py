@@ -13,12 +13,13 @@ from hgsp.console.log_file import LogFile, show
 from hgsp.console.progress import Timings, log_finished, terminal
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.data.texts import CALIBRATE, load_text
-from hgsp.environment import write_json
+from hgsp.environment import process_rank, write_json
+from hgsp.evaluation.metrics.ppl import window_length
 from hgsp.evaluation.pre_post import PrePostEvaluation
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.processes import is_main_process, join_processes, leave_processes
 from hgsp.models.tokenizers import load_own_tokenizer
-from hgsp.pipeline import report, stages
+from hgsp.pipeline import forecast, report, stages
 from hgsp.pipeline.calibrations import Calibrations, draw_calibrations
 from hgsp.pipeline.closing import show_result
 from hgsp.pipeline.config import PruneConfig
@@ -83,6 +84,7 @@ def prune(config: PruneConfig, command: str) -> int:
         run.measure.check(request.source.config, run.tokenizer)
         recoveries = prepare_after_pruning(config, request, run.tokenizer) if config.finetune else []
         _read_texts(run)
+        _log_forecast(run)
         dense = _load_and_score(run)
         if dense is None:  # another process of this run goes on alone
             return 0
@@ -120,6 +122,23 @@ def _read_texts(run: _Run) -> None:
         seed=config.seed,
         scoring=config.scores_text,
     )
+
+
+def _log_forecast(run: _Run) -> None:
+    """Log the stages ahead with their time, memory and disk, in the first process."""
+    request, config = run.request, run.request.config
+    if process_rank():
+        return
+    evaluated = run.measure.num_tokens(request.source.config, request.device)
+    speed = forecast.measure_speed(request.device, config.dtype)
+    seconds = forecast.seconds_of_stages(
+        request.geometry, config.recipe, run.calibrations, evaluated, speed, len(request.budgets)
+    )
+    eval_seq_len = window_length(request.source.config, config.eval_seq_len) if config.evaluation_texts else None
+    memory = forecast.peak_bytes(request, run.calibrations, eval_seq_len)
+    LOG.info("%s", forecast.describe(request, seconds, memory))
+    for warning in run.warnings:
+        LOG.warning("%s", warning)
 
 
 def _load_and_score(run: _Run) -> LoadedModel | None:
