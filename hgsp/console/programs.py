@@ -24,4 +24,5 @@ def program(command: str, started: str | None = None) -> list[str]:
         depth = len(Path(script).parts)
         if command in SCRIPTS and running.parts[-depth:] == Path(script).parts:
             return ["python", str(Path(*running.parts[:-depth], SCRIPTS[command]))]
-    return ["python", "-m", "hgsp", command] if running.name == "__main__.py" else ["hgsp", command]
+    is_module = running.parts[-2:] == ("hgsp", "__main__.py")
+    return ["python", "-m", "hgsp", command] if is_module else ["hgsp", command]

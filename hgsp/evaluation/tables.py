@@ -17,6 +17,7 @@ from hgsp.console.report_schema import DENSE, DONE, FAILED, ROLES
 from hgsp.console.tables import format_number, new_table
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
 from hgsp.evaluation.results import Metric, Results, TaskResult
+from hgsp.evaluation.tasks import EFFICIENCY
 
 ACCURACIES = ("acc", "acc_norm")
 
