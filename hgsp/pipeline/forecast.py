@@ -35,8 +35,8 @@ BLOCK_OPERATIONS = 9.0
 EFFICIENCY = 0.8
 #: Bytes of Python and PyTorch themselves.
 RUNTIME_BYTES = 400_000_000
-#: Seconds of products that are timed in each dtype: long enough to see that other jobs share the processor.
-TIMED_S = 0.25
+#: Seconds of products that are timed in each dtype.
+TIMED_S = 0.1
 #: Side of the square matrices that are timed, and their rows of inputs on a CPU and on an accelerator.
 TIMED_SIZE, TIMED_ROWS = 2048, (256, 8192)
 
@@ -51,7 +51,7 @@ class Speed:
 
 
 def measure_speed(device: str, dtype: str) -> Speed:
-    """Time a few matrix products, for less than a second in all."""
+    """Time matrix products, for half a second in all."""
     place = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
     double = "cpu" if place == "mps" else place  # mps has no float64
     return Speed(
