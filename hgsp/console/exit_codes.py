@@ -48,6 +48,7 @@ def run_guarded(
     Raises:
         RuntimeError: any that is not an out-of-memory error; it is a bug and keeps its traceback.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so that libraries show no bars beside ours
     try:
         with _signals_as_interrupt():
             code = run()

@@ -51,6 +51,15 @@ def devices_found() -> list[str]:
     return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
 
 
+def bf16_warnings(device: str, dtype: str) -> list[str]:
+    """Warn of bfloat16 on a GPU without instructions for it, which emulates it slowly."""
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if dtype != "bfloat16" or not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False):
+        return []
+    name = torch.cuda.get_device_name(None if device == "auto" else device)
+    return [f"{name} has no bfloat16 hardware and emulates it slowly: --dtype float16 is faster, float32 is safe"]
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the free bytes of a GPU, without those that PyTorch's allocator reserves; 0 for other devices."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from hgsp.console.flags import byte_count, option, require, require_counts
 from hgsp.costs.names import COST_NAMES, PHASES
-from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM
+from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, RATIO_OF
 
 TARGETS = ("target_speedup", "target_bytes", "target_kv_bytes")
 
@@ -21,12 +21,18 @@ class BudgetConfig:
 
     pruning_ratio: tuple[float, ...] | None = option(
         None,
-        help="fraction of ALL parameters to remove, in [0, 1); several make several results from one scoring pass "
-        "(required unless a target is given)",
+        help="fraction of ALL parameters to remove, in [0, 1), or of what --ratio_of names; several make several "
+        "results from one scoring pass (required unless a target is given)",
         type=float,
         nargs="+",
         group="required",
         range="in [0, 1)",
+    )
+    ratio_of: str = option(
+        "all",
+        help="parameters that --pruning_ratio is a fraction of: all, or those of the decoder layers (no embeddings, no "
+        "head), as papers count",
+        choices=RATIO_OF,
     )
     cost: str | None = option(
         None,
@@ -65,6 +71,9 @@ class BudgetConfig:
         object.__setattr__(self, "pruning_ratio", None if ratios is None else _as_tuple(ratios))
         for ratio in self.pruning_ratio or ():
             require(0 <= ratio < 1, "--pruning_ratio", "in [0, 1)", ratio, "0.2 removes 20 % of all parameters")
+        require(self.ratio_of in RATIO_OF, "--ratio_of", f"one of {', '.join(RATIO_OF)}", self.ratio_of)
+        with_ratio = self.ratio_of == "all" or ratios is not None
+        require(with_ratio, "--ratio_of", "given together with --pruning_ratio", self.ratio_of)
         require(
             len(set(self.pruning_ratio or ())) == len(self.pruning_ratio or ()),
             "--pruning_ratio",

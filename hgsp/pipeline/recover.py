@@ -16,7 +16,8 @@ import torch
 
 from hgsp.console.flags import arguments_of
 from hgsp.console.log_file import LogFile
-from hgsp.console.progress import Timings, terminal
+from hgsp.console.programs import program
+from hgsp.console.progress import Timings, log_finished, terminal
 from hgsp.console.result_folders import check_target, new_folder, reserved
 from hgsp.console.settings_file import RUN_SETTINGS, write_settings
 from hgsp.environment import launched_processes
@@ -57,8 +58,8 @@ class _Recovery:
     evaluation: PrePostEvaluation
     device: str
     dtype: torch.dtype
-    pruning_report: Mapping[str, Any] | None
-    timings: Timings = field(default_factory=Timings)
+    pruning_report: Mapping[str, Any]
+    timings: Timings = field(default_factory=lambda: Timings(finished=log_finished))
 
 
 def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = None) -> int:
@@ -76,13 +77,21 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
         LogFile(config.work_dir / "training.log") if is_main else nullcontext() as log,
     ):
         wait_for_all()
-        LOG.info("command: %s\ntraining text: %s", command, recovery.text.description)
+        LOG.info("command: %s", command)
+        _log_start(recovery)
         trained = _train(recovery)
         leave_processes()
         if is_main:
             assert log is not None
             _write(recovery, trained, log)
     return 0
+
+
+def _log_start(recovery: _Recovery) -> None:
+    """Log the text that is trained on; its hash and settings go to the file only."""
+    text = recovery.text.description
+    LOG.info("training text: %s, %s sequences", text["source"], f"{text['train_sequences']:,}")
+    LOG.info("training text: %s", text, extra={"file_only": True})
 
 
 def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) -> _Recovery:
@@ -148,6 +157,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
         content = report.analysis(
             config,
             trained,
+            pruning_report=recovery.pruning_report,
             command=recovery.command,
             text=text.description,
             evaluation=evaluation.results,
@@ -242,4 +252,4 @@ def recover_all(recoveries: Iterable[tuple[RecoveryConfig, TrainingText]], comma
 
 
 def _command_of(config: RecoveryConfig) -> str:
-    return shlex.join(["python", "finetune_lora.py", *arguments_of(config)])
+    return shlex.join([*program("finetune"), *arguments_of(config)])

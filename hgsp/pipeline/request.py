@@ -11,12 +11,13 @@ from hgsp.console.state_files import check_state, check_state_folder
 from hgsp.costs.latency import LatencyTable, Workload
 from hgsp.environment import device_name, remove_folder
 from hgsp.errors import InputError
-from hgsp.models.devices import resolve_device
+from hgsp.models.devices import bf16_warnings, resolve_device
 from hgsp.models.geometry import Geometry
-from hgsp.models.loading import ModelSource, check_positions, inspect_model
+from hgsp.models.loading import DTYPES, ModelSource, check_positions, inspect_model
 from hgsp.pipeline.budgets import budgets_of, cost_per_group, read_profile
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import SelectionOptions
+from hgsp.pipeline.disk import DiskNeed, disk_need
 from hgsp.pipeline.stages import Resources
 from hgsp.pruning.budget import Budget
 from hgsp.pruning.shape_rules import ShapeRules
@@ -64,6 +65,7 @@ class Request:
     device: str
     shape_rules: ShapeRules
     budgets: tuple[Budget, ...]  # one per ratio
+    disk: DiskNeed
     group_costs: Floats | None = None  # of one group in the unit of the ranking, [L, 2]; None for parameters
     profile: tuple[LatencyTable, Workload] | None = None
 
@@ -77,6 +79,7 @@ class Request:
         config, found = self.config, list(self.source.warnings)
         if config.uniform and config.search:
             found.append("no budget search: --uniform leaves it nothing to choose")
+        found += bf16_warnings(self.device, config.dtype)
         if self.profile is not None:
             found += self.profile[0].warnings(device_name(self.device), config.dtype)
         return tuple(found)
@@ -119,7 +122,7 @@ def prepare(config: PruneConfig) -> Request:
 
     Raises:
         InputError: unprunable model, unknown device, ratio out of reach, too many frozen layers, existing results,
-            sequences longer than the model's positions.
+            sequences longer than the model's positions, a disk too small for the results.
     """
     device = resolve_device(config.device)
     if not config.dry_run:
@@ -146,7 +149,17 @@ def prepare(config: PruneConfig) -> Request:
     budgets = budgets_of(config, geometry, shape_rules, config.dtype, profile)
     max_positions = getattr(source.config, "max_position_embeddings", None)
     group_costs = cost_per_group(config, geometry, config.dtype, profile, max_positions)
-    return Request(config, source, device, shape_rules, budgets, group_costs, profile)
+    disk = disk_need(
+        geometry,
+        budgets,
+        DTYPES[config.dtype].itemsize,
+        Path(config.results_dir),
+        with_bin=not config.no_bin,
+        recovers=config.finetune,
+    )
+    if not config.dry_run:
+        disk.check(Path(config.results_dir), "--results_dir")
+    return Request(config, source, device, shape_rules, budgets, disk, group_costs, profile)
 
 
 def _read_by(config: PruneConfig) -> tuple[str | None, ...]:

@@ -37,16 +37,20 @@ class StopOnNonFinite(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """Advance the progress bar; log held-out losses, and all other numbers to the log file only."""
+    """Advance the progress bar, which shows the loss; log held-out losses, and all other numbers to the file only."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._steps: Iterator[int] | None = None
+        self._loss: float | None = None
+
+    def _label(self) -> str:
+        return "recovery" if self._loss is None else f"recovery, loss {self._loss:.3f}"
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._steps is None and state.is_world_process_zero:
             left = state.max_steps - state.global_step
-            self._steps = self._progress(range(left), "recovery", left)
+            self._steps = self._progress(range(left), self._label, left)
             next(self._steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -58,6 +62,7 @@ class ProgressCallback(TrainerCallback):
         if "eval_loss" in logs:
             LOG.info("step %d of %d: held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"])
         elif "loss" in logs:
+            self._loss = logs["loss"]
             LOG.info(
                 "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.2e",
                 state.global_step,
