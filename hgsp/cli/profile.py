@@ -114,7 +114,7 @@ def profile(config: ProfileConfig, command: str) -> int:
     table = measure(config.model, source.config, source.geometry, options, progress=terminal)
     table.write(target)
     write_settings(config, settings_beside(target), command)
-    console = Console(width=min(80, Console().width))
+    console = Console(width=min(80, Console().width), markup=False, emoji=False)
     for shown in describe(table, source.geometry):
         console.print(shown)
     print(f"latency table: {target}")

@@ -71,7 +71,7 @@ def summarize(config: SummaryConfig) -> int:
     }
     for name, text in written.items():
         write_atomically(output / name, text)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 1000  # no wrapping
     for table in tables.terminal_tables(results):
