@@ -220,8 +220,8 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )
-        write_json(content, folder / PRUNING_REPORT)
         write_settings(config, folder / RUN_SETTINGS, run.command)
+        write_json(content, folder / PRUNING_REPORT)
         run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
     target = request.folder(ratio)

@@ -170,8 +170,8 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
             + evaluation.warnings
             + report.warnings_about(evaluation.results, trained, config),
         )
-        report.write_analysis(content, recovery.pruning_report, folder)
         write_settings(config, folder / RUN_SETTINGS, recovery.command)
+        report.write_analysis(content, recovery.pruning_report, folder)
         log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     report.show_report(content, config)
     log.copy_to(Path(config.output_dir) / TRAINING_LOG)

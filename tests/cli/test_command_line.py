@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from hgsp.cli import cut, evaluate, export, finetune, main, profile, prune, scor
 from hgsp.cli.main import COMMANDS, completion_parser, options_of
 from hgsp.console.parser import GENERAL, REQUIRED, group_names, group_of, is_required
 from hgsp.console.settings_file import RUN_SETTINGS
+from hgsp.pipeline.config import settings_of
+from hgsp.study.matrix import Cell
+from hgsp.study.resume import differences
 from pruning import analysis_of, tensors_of
 
 SCORING = ("--nsamples", "2", "--seq_len", "32", "--dtype", "float32", "--device", "cpu", "--dataset", "builtin")
@@ -276,3 +280,15 @@ def test_a_folder_without_tokenizer_is_refused_by_its_name(family, tmp_path, cap
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"error: expected tokenizer files in '{tmp_path / 'bare'}'; got ")
     assert "copy the tokenizer files" in line
+
+
+@pytest.mark.parametrize("program", ["run_global_pruning.py", "hgsp prune", "python -m hgsp prune"])
+def test_a_study_reads_the_settings_of_finished_cells_however_they_were_started(program, tmp_path):
+    cell = Cell("model", "owner/base", 20)
+    arguments = cell.arguments(str(tmp_path), ["--nsamples", "3"], None)
+    cell.folder(str(tmp_path)).mkdir(parents=True)
+    report = {"command": shlex.join([*program.split(), *arguments]), "importance_method": "taylor"}
+    (cell.folder(str(tmp_path)) / "pruning_analysis.json").write_text(json.dumps(report))
+    assert differences(cell, settings_of(arguments)) == []
+    other = cell.arguments(str(tmp_path), ["--nsamples", "4"], None)
+    assert differences(cell, settings_of(other)) == ["--nsamples 3 instead of 4"]

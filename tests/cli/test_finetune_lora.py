@@ -124,6 +124,7 @@ def test_everything_is_there_and_nothing_else_is_left(result):
         "loss_curve.png",
         "recovery_analysis.json",
         "logs/training.log",
+        "run.yaml",
     }
     assert files_in(result) == expected
     assert [path.name for path in result.parent.iterdir()] == ["out"]
