@@ -132,12 +132,18 @@ def _log_forecast(run: _Run) -> None:
     evaluated = run.measure.num_tokens(request.source.config, request.device)
     speed = forecast.measure_speed(request.device, config.dtype)
     seconds = forecast.seconds_of_stages(
-        request.geometry, config.recipe, run.calibrations, evaluated, speed, len(request.budgets)
+        request.geometry,
+        config.recipe,
+        run.calibrations,
+        evaluated,
+        speed,
+        num_results=len(request.budgets),
+        empties_blocks=config.allow_empty_blocks,
     )
     eval_seq_len = window_length(request.source.config, config.eval_seq_len) if config.evaluation_texts else None
     memory = forecast.peak_bytes(request, run.calibrations, eval_seq_len)
     LOG.info("%s", forecast.describe(request, seconds, memory))
-    for warning in run.warnings:
+    for warning in [*run.warnings, *forecast.memory_warnings(request)]:
         LOG.warning("%s", warning)
 
 
@@ -172,6 +178,7 @@ def _load_and_score(run: _Run) -> LoadedModel | None:
 
 def _load(run: _Run, timings: Timings) -> LoadedModel:
     request, config = run.request, run.request.config
+    LOG.info("loading %s", request.source.name)
     with timings.stage("load"):
         return load_for_pruning(request.source, config.dtype, request.device, offload=config.offload)
 
@@ -213,13 +220,13 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )
-        _finish(request, content, folder, run.log, request.folder(ratio))
+        _finish(run, content, folder, request.folder(ratio))
     request.resume_paths(ratio).remove()
     return dense
 
 
-def _finish(request: Request, content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
+def _finish(run: _Run, content: dict[str, Any], folder: Path, target: Path) -> None:
     """Write the report and the log, print the result and the next commands."""
     write_json(content, folder / PRUNING_REPORT)
-    show_result(request, content, target)
-    log.copy_to(folder / "logs" / "training.log")
+    show_result(run.request, content, target, told=run.warnings)
+    run.log.copy_to(folder / "logs" / "training.log")

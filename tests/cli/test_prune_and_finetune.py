@@ -100,6 +100,6 @@ def test_recovery_that_fails_says_what_is_there_and_how_to_go_on(prune, tmp_path
     assert f"{pruned} is complete" in message
     command = message.rpartition("its recovery by itself: ")[2].splitlines()[0]
     arguments = shlex.split(command)
-    assert arguments[:2] == ["python", "finetune_lora.py"]
+    assert arguments[:2] == ["hgsp", "finetune"]
     assert finetune_lora.main([*arguments[2:], "--overwrite"]) == 0
     assert (tmp_path / "results" / "X" / "p_finetuned" / "config.json").is_file()
