@@ -47,6 +47,9 @@ def test_every_ratio_is_pruned_and_recovered_into_its_own_folder(prune, tmp_path
             assert report["recovery"]["steps"] == 3
             after = report["recovery"]["evaluation"]["before"]["builtin"]["ppl"]
             assert after == pytest.approx(report["evaluation"]["after"]["builtin"]["ppl"], rel=1e-6)
+            dense, found = report["evaluation"]["before"], report["recovery"]["evaluation"]["after"]
+            change = found["builtin"]["ppl"] / dense["builtin"]["ppl"]  # to the dense model, not to the pruned one
+            assert f"perplexity x{change:.2f} on builtin" in report["recovery"]["verdict"]["reason"]
 
 
 @pytest.mark.parametrize(
