@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hgsp.console.report_schema import DENSE, DONE, FAILED, ROLES
 from hgsp.console.tables import format_number, new_table
@@ -112,13 +112,13 @@ def terminal_table(results: Results, title: str) -> Table:
             if summary:
                 protocols.append(f"({len(protocols) + 1}) {task}: {summary}")
                 reference = f" ({len(protocols)})"
-            table.add_row(f"[bold]{escape(task)}[/bold]{reference}", *([""] * len(cells) if metric else cells))
+            table.add_row(Text.assemble((task, "bold"), reference), *([""] * len(cells) if metric else cells))
         if metric:
             table.add_row(f" {short_name(metric)}", *cells)
         previous = (task, summary)
     timed = any(item.task == EFFICIENCY and item.status == DONE for item in results.results)
     legend = ["b1, b16: batch sizes"] if timed else []
-    table.caption = escape("\n".join([*protocols, *legend, *_footnotes(results)]))
+    table.caption = "\n".join([*protocols, *legend, *_footnotes(results)])
     return table
 
 

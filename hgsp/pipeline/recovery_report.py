@@ -15,6 +15,7 @@ from hgsp.console.log_file import show
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT, RECOVERY_SCHEMA
 from hgsp.console.tables import format_number, new_table
 from hgsp.environment import describe_environment, in_gib, peak_memory_bytes, write_atomically, write_json
+from hgsp.errors import InputError
 from hgsp.evaluation.collapse import before_and_after
 from hgsp.evaluation.pre_post import continuation
 from hgsp.evaluation.verdict import Verdict, judge
@@ -58,9 +59,10 @@ def analysis(
     device: str,
     dtype: str,
     warnings: Sequence[str],
+    pruning_report: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the content of ``recovery_analysis.json``."""
-    verdict = _verdict(config.pruned_model, evaluation, samples.get(AFTER))
+    """Return the content of ``recovery_analysis.json``; ``pruning_report`` has the dense model's measurements."""
+    verdict = _verdict(pruning_report, evaluation, samples.get(AFTER))
     return {
         "schema_version": RECOVERY_SCHEMA,
         "command": command,
@@ -84,10 +86,11 @@ def analysis(
     }
 
 
-def _verdict(pruned_model: str, evaluation: Mapping[str, Any], sample: str | None) -> Verdict | None:
+def _verdict(
+    pruning_report: Mapping[str, Any] | None, evaluation: Mapping[str, Any], sample: str | None
+) -> Verdict | None:
     """Judge the recovered model by the dense one's measurements in the pruning report; None without one."""
-    pruning = _pruning_report(pruned_model)
-    pairs = {}
+    pruning, pairs = pruning_report or {}, {}
     for name, result in evaluation.get(AFTER, {}).items():
         dense = pruning.get("evaluation", {}).get(BEFORE, {}).get(name, {})
         if all(dense.get(key) == result[key] for key in ("sha256", "seq_len", "windows", "tokens")):
@@ -96,18 +99,34 @@ def _verdict(pruned_model: str, evaluation: Mapping[str, Any], sample: str | Non
     return judge(pairs, samples=(continuation(dense_sample), continuation(sample))) if pairs else None
 
 
-def _pruning_report(pruned_model: str) -> dict[str, Any]:
-    """Return the report in the pruned model's folder, empty without one."""
+def read_pruning_report(pruned_model: str) -> Mapping[str, Any] | None:
+    """Return the pruning report beside a model, None without one.
+
+    Raises:
+        InputError: it is damaged.
+    """
     pruned = Path(pruned_model)
-    report = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
-    return dict(json.loads(report.read_text())) if report.is_file() else {}
+    path = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise InputError(
+            expected="the pruning report beside the model, or none",
+            got=f"{path}, which is damaged ({error})",
+            remedy="delete the file: the recovery does not need it",
+        ) from error
+    return content
 
 
-def write_analysis(content: Mapping[str, Any], pruned_model: str, folder: Path) -> None:
+def write_analysis(content: Mapping[str, Any], pruning_report: Mapping[str, Any] | None, folder: Path) -> None:
     """Write ``recovery_analysis.json`` and, if there is a pruning report, a copy of it with a recovery section."""
     write_json(content, folder / RECOVERY_REPORT)
-    if pruning := _pruning_report(pruned_model):
-        write_json({**pruning, "recovery": content}, folder / PRUNING_REPORT)
+    if pruning_report is not None:
+        write_json({**pruning_report, "recovery": content}, folder / PRUNING_REPORT)
 
 
 def add_to_report(pruned: Path, recovered: Path) -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hgsp.console.progress import Progress, Timings, silent
 from hgsp.data.calibration import Calibration
+from hgsp.environment import remove_folder
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.pipeline.calibrations import Calibrations
@@ -32,7 +32,7 @@ from hgsp.reconstruction.reconstruct import (
 from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.score import ScoringOptions
 from hgsp.scoring.score_model import score_model
-from hgsp.scoring.scores import Scores, weight_sample
+from hgsp.scoring.scores import Scores
 from hgsp.search.allocation import SearchOptions, search_allocation
 from hgsp.search.search import SearchProblem
 
@@ -137,7 +137,7 @@ def prune_in_rounds(
             scores = _score_again(remaining, scores, recipe, calibrations.scoring, resources, progress)
             earlier = decision.plan
         if resources.reconstruction_state is not None:  # of this round; the next one has other tensors
-            shutil.rmtree(resources.reconstruction_state, ignore_errors=True)
+            remove_folder(resources.reconstruction_state)
     return Pruning(decision, reconstruction)
 
 
@@ -160,6 +160,7 @@ def _searched(
         recipe.collapse_epsilon,
         plan.provenance,
         selection.emptied,
+        dense.identity.sha256,
     )
     spill_dir = resources.streams_dir if recipe.reconstructs else resources.spill_dir
     options = SearchOptions(recipe.search, recipe.reconstruct, resources.batch_size, spill_dir)
@@ -204,8 +205,8 @@ def _fingerprint(dense: LoadedModel, plan: PrunePlan, options: ReconstructionOpt
     """Hash everything that reconstructed weights depend on."""
     kept = [asdict(keep) for keep in plan.layers]
     settings = [options.method, options.batch_size, sorted(options.frozen), dense.dtype]
-    text = json.dumps([kept, settings, calibration.sha256, calibration.seed])
-    return hashlib.sha256(text.encode() + weight_sample(dense).tobytes()).hexdigest()
+    text = json.dumps([kept, settings, calibration.sha256, calibration.seed, dense.identity.sha256])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _as_pruned(dense: LoadedModel, plan: PrunePlan, reconstruction: Reconstruction | None) -> LoadedModel:
