@@ -45,6 +45,12 @@ def resolve_device(device: str | None) -> str:
     return device
 
 
+def devices_found() -> list[str]:
+    """Return the devices of this machine that PyTorch can use."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
+
+
 def bf16_warnings(device: str, dtype: str) -> list[str]:
     """Warn of bfloat16 on a GPU without instructions for it, which emulates it slowly."""
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
@@ -52,12 +58,6 @@ def bf16_warnings(device: str, dtype: str) -> list[str]:
         return []
     name = torch.cuda.get_device_name(None if device == "auto" else device)
     return [f"{name} has no bfloat16 hardware and emulates it slowly: --dtype float16 is faster, float32 is safe"]
-
-
-def devices_found() -> list[str]:
-    """Return the devices of this machine that PyTorch can use."""
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
 
 
 def free_bytes(device: torch.device) -> int:

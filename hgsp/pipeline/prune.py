@@ -231,11 +231,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
         write_settings(config, folder / RUN_SETTINGS, run.command)
         run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
-    _tell(run, content, request.folder(ratio))
-    return dense
-
-
-def _tell(run: _Run, content: dict[str, Any], target: Path) -> None:
-    """Print the finished result and the next commands, and complete its log."""
-    show_result(run.request, content, target, told=run.warnings)
+    target = request.folder(ratio)
+    show_result(request, content, target, told=run.warnings)
     run.log.copy_to(target / TRAINING_LOG)
+    return dense

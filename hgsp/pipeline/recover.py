@@ -59,7 +59,7 @@ class _Recovery:
     evaluation: PrePostEvaluation
     device: str
     dtype: torch.dtype
-    pruning_report: Mapping[str, Any] | None
+    pruning_report: Mapping[str, Any]
     timings: Timings = field(default_factory=lambda: Timings(finished=log_finished))
 
 
@@ -160,6 +160,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
         content = report.analysis(
             config,
             trained,
+            pruning_report=recovery.pruning_report,
             command=recovery.command,
             text=text.description,
             evaluation=evaluation.results,
@@ -171,7 +172,6 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
             + evaluation.overlap_warnings(text.text, "trained")
             + evaluation.warnings
             + report.warnings_about(evaluation.results, trained, config),
-            pruning_report=recovery.pruning_report,
         )
         report.write_analysis(content, recovery.pruning_report, folder)
         write_settings(config, folder / RUN_SETTINGS, recovery.command)

@@ -51,6 +51,7 @@ def analysis(
     config: RecoveryConfig,
     trained: Trained,
     *,
+    pruning_report: Mapping[str, Any],
     command: str,
     text: Mapping[str, Any],
     evaluation: Mapping[str, Any],
@@ -59,9 +60,8 @@ def analysis(
     device: str,
     dtype: str,
     warnings: Sequence[str],
-    pruning_report: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the content of ``recovery_analysis.json``; ``pruning_report`` has the dense model's measurements."""
+    """Return the content of ``recovery_analysis.json``."""
     verdict = _verdict(pruning_report, evaluation, samples.get(AFTER))
     return {
         "schema_version": RECOVERY_SCHEMA,
@@ -86,21 +86,8 @@ def analysis(
     }
 
 
-def _verdict(
-    pruning_report: Mapping[str, Any] | None, evaluation: Mapping[str, Any], sample: str | None
-) -> Verdict | None:
-    """Judge the recovered model by the dense one's measurements in the pruning report; None without one."""
-    pruning, pairs = pruning_report or {}, {}
-    for name, result in evaluation.get(AFTER, {}).items():
-        dense = pruning.get("evaluation", {}).get(BEFORE, {}).get(name, {})
-        if all(dense.get(key) == result[key] for key in ("sha256", "seq_len", "windows", "tokens")):
-            pairs[name] = (dense["ppl"], result["ppl"])
-    dense_sample = pruning.get("samples", {}).get(BEFORE)
-    return judge(pairs, samples=(continuation(dense_sample), continuation(sample))) if pairs else None
-
-
-def read_pruning_report(pruned_model: str) -> Mapping[str, Any] | None:
-    """Return the pruning report beside a model, None without one.
+def read_pruning_report(pruned_model: str) -> Mapping[str, Any]:
+    """Return the pruning report beside a model, empty without one.
 
     Raises:
         InputError: it is damaged.
@@ -108,7 +95,7 @@ def read_pruning_report(pruned_model: str) -> Mapping[str, Any] | None:
     pruned = Path(pruned_model)
     path = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
     if not path.is_file():
-        return None
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
@@ -122,11 +109,22 @@ def read_pruning_report(pruned_model: str) -> Mapping[str, Any] | None:
     return content
 
 
-def write_analysis(content: Mapping[str, Any], pruning_report: Mapping[str, Any] | None, folder: Path) -> None:
+def write_analysis(content: Mapping[str, Any], pruning_report: Mapping[str, Any], folder: Path) -> None:
     """Write ``recovery_analysis.json`` and, if there is a pruning report, a copy of it with a recovery section."""
     write_json(content, folder / RECOVERY_REPORT)
-    if pruning_report is not None:
+    if pruning_report:
         write_json({**pruning_report, "recovery": content}, folder / PRUNING_REPORT)
+
+
+def _verdict(pruning: Mapping[str, Any], evaluation: Mapping[str, Any], sample: str | None) -> Verdict | None:
+    """Judge the recovered model by the dense one's measurements in the pruning report; None without one."""
+    pairs = {}
+    for name, result in evaluation.get(AFTER, {}).items():
+        dense = pruning.get("evaluation", {}).get(BEFORE, {}).get(name, {})
+        if all(dense.get(key) == result[key] for key in ("sha256", "seq_len", "windows", "tokens")):
+            pairs[name] = (dense["ppl"], result["ppl"])
+    dense_sample = pruning.get("samples", {}).get(BEFORE)
+    return judge(pairs, samples=(continuation(dense_sample), continuation(sample))) if pairs else None
 
 
 def add_to_report(pruned: Path, recovered: Path) -> None:
