@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ from hgsp.pruning.names import RATIO_PHRASES
 LOG = logging.getLogger("hgsp")
 
 
-def show_result(request: Request, content: Mapping[str, Any], target: Path) -> None:
+def show_result(request: Request, content: Mapping[str, Any], target: Path, told: Collection[str] = ()) -> None:
     """Show the result of one ratio.
 
     Args:
         content: of ``pruning_analysis.json``.
         target: the result folder.
+        told: warnings that the run began with.
     """
     config = request.config
     for warning in content["warnings"]:
-        LOG.warning("%s", warning)
+        if warning not in told:
+            LOG.warning("%s", warning)
     show(closing_table(content))
     after = [LayerShape(len(layer["kept_kv_groups"]), len(layer["kept_mlp_channels"])) for layer in content["layers"]]
     LOG.info("%s", layer_summary(request.geometry, after))

@@ -67,6 +67,19 @@ def disk_need(
     return DiskNeed(once * (1 + with_bin) + other, once * with_bin, free_disk(folder))
 
 
+def recovery_disk_need(pruned_model: Path, output: Path, *, with_bin: bool) -> DiskNeed:
+    """Return the disk that a recovered model takes: as much as the pruned one's weights on disk, 0 if there are none.
+
+    Args:
+        pruned_model: a folder, or the file in it.
+        output: where the result goes; it may not exist yet.
+    """
+    folder = pruned_model if pruned_model.is_dir() else pruned_model.parent
+    files = folder.glob("*.safetensors") if pruned_model.exists() else ()
+    weights = sum(file.stat().st_size for file in files)
+    return DiskNeed(weights * (1 + with_bin), weights * with_bin, free_disk(output))
+
+
 def free_disk(folder: Path) -> int:
     """Return the free bytes of the disk that a folder is on, or will be."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

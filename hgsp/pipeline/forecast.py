@@ -8,6 +8,7 @@ N sequences | T tokens | H hidden | M mlp width | L layers
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from torch.nn.functional import linear
 
 from hgsp.console.tables import format_bytes, format_seconds
 from hgsp.data.calibration import Calibration
+from hgsp.models.devices import free_bytes
 from hgsp.models.geometry import Geometry
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.calibrations import Calibrations
-from hgsp.pipeline.recipes import Recipe
+from hgsp.pipeline.recipes import DEFAULT_PROFILE_NSAMPLES, Recipe
 from hgsp.pipeline.request import Request
 from hgsp.reconstruction.block_fit import STEP_TOKENS, num_epochs
 
@@ -81,17 +83,20 @@ def seconds_of_stages(
     calibrations: Calibrations,
     evaluated_tokens: int,
     speed: Speed,
-    num_results: int,
+    *,
+    num_results: int = 1,
+    empties_blocks: bool = False,
 ) -> dict[str, float]:
     """Return the estimated seconds of every stage that computes, by the names of ``timings_s``.
 
     Args:
         evaluated_tokens: of one measurement of all texts.
         num_results: pruned models that are made.
+        empties_blocks: whether plans with emptied blocks are tried.
     """
     per_token = 2 * geometry.total_params / (EFFICIENCY * speed.half)
     score = recipe.rounds * PASSES.get(recipe.importance_method, 0.0) * per_token * _tokens(calibrations.scoring)
-    search = reconstruct = 0.0
+    whole_blocks = search = reconstruct = 0.0
     if calibrations.search is not None:
         tokens = _tokens(calibrations.search)
         once = _refit_seconds(geometry, tokens, speed) if recipe.reconstructs else 4 * per_token * tokens
@@ -99,9 +104,13 @@ def seconds_of_stages(
     if calibrations.reconstruction is not None:
         tokens = _tokens(calibrations.reconstruction)
         blocks = _block_seconds(geometry, tokens, speed) if recipe.reconstruct == "blocks" else 0.0
+        if empties_blocks:  # 0, 1, 2, 4, ... emptied blocks, each refitted on a part of the text
+            judged = calibrations.reconstruction.input_ids[:DEFAULT_PROFILE_NSAMPLES].numel()
+            whole_blocks = math.log2(4 * geometry.num_layers) * _refit_seconds(geometry, judged, speed)
         reconstruct = recipe.rounds * (_refit_seconds(geometry, tokens, speed) + blocks)
     found = {
         "score": score,
+        "whole blocks": num_results * whole_blocks,
         "search": num_results * search,
         "reconstruct": num_results * reconstruct,
         "evaluate": (1 + num_results) * per_token * evaluated_tokens,
@@ -156,6 +165,15 @@ def peak_bytes(request: Request, calibrations: Calibrations, eval_seq_len: int |
         reconstruct += 0 if config.offload else (geometry.total_params - kept) * value_bytes
     evaluate = 10 * (eval_seq_len or 0) * vocabulary
     return RUNTIME_BYTES + held * value_bytes + max(score, reconstruct, evaluate)
+
+
+def memory_warnings(request: Request) -> list[str]:
+    """Warn of weights that do not fit into the memory of the GPU."""
+    device = torch.device(request.device) if request.device.startswith("cuda") else None
+    weights = request.geometry.total_params * DTYPES[request.config.dtype].itemsize
+    if device is None or request.config.offload or weights <= free_bytes(device):
+        return []
+    return [f"{format_bytes(weights)} of weights, {format_bytes(free_bytes(device))} of free GPU memory: use --offload"]
 
 
 def describe(request: Request, seconds: Mapping[str, float], memory: int) -> str:

@@ -139,12 +139,18 @@ def _log_forecast(run: _Run) -> None:
     evaluated = run.measure.num_tokens(request.source.config, request.device)
     speed = forecast.measure_speed(request.device, config.dtype)
     seconds = forecast.seconds_of_stages(
-        request.geometry, config.recipe, run.calibrations, evaluated, speed, len(request.budgets)
+        request.geometry,
+        config.recipe,
+        run.calibrations,
+        evaluated,
+        speed,
+        num_results=len(request.budgets),
+        empties_blocks=config.allow_empty_blocks,
     )
     eval_seq_len = window_length(request.source.config, config.eval_seq_len) if config.evaluation_texts else None
     memory = forecast.peak_bytes(request, run.calibrations, eval_seq_len)
     LOG.info("%s", forecast.describe(request, seconds, memory))
-    for warning in run.warnings:
+    for warning in [*run.warnings, *forecast.memory_warnings(request)]:
         LOG.warning("%s", warning)
 
 
@@ -179,6 +185,7 @@ def _load_and_score(run: _Run) -> LoadedModel | None:
 
 def _load(run: _Run, timings: Timings) -> LoadedModel:
     request, config = run.request, run.request.config
+    LOG.info("loading %s", request.source.name)
     with timings.stage("load"):
         return load_for_pruning(request.source, config.dtype, request.device, offload=config.offload)
 
@@ -225,6 +232,6 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
         run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
     target = request.folder(ratio)
-    show_result(request, content, target)
+    show_result(request, content, target, told=run.warnings)
     run.log.copy_to(target / TRAINING_LOG)
     return dense

@@ -25,13 +25,14 @@ from hgsp.errors import InputError
 from hgsp.evaluation.models import refuse_missing
 from hgsp.evaluation.pre_post import PrePostEvaluation
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
-from hgsp.models.devices import resolve_device
+from hgsp.models.devices import bf16_warnings, resolve_device
 from hgsp.models.identity import weights_identity
 from hgsp.models.loading import ModelSource, check_positions
 from hgsp.models.processes import is_main_process, join_with_own_device, leave_processes, wait_for_all
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 from hgsp.pipeline import recovery_report as report
 from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.disk import recovery_disk_need
 from hgsp.pipeline.recovery_config import INTERRUPTED, OUT_OF_MEMORY, RecoveryConfig, recovery_after_pruning
 from hgsp.pipeline.request import Request
 from hgsp.recovery import outputs, training
@@ -103,6 +104,8 @@ def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) ->
     evaluation.check(model_config, tokenizer)
     device = join_with_own_device(config.device)
     dtype = outputs.stored_dtype(config.dtype, model_config)
+    for warning in bf16_warnings(device, str(dtype).removeprefix("torch.")):
+        LOG.warning("%s", warning)
     pruning_report = report.read_pruning_report(config.pruned_model)
     return _Recovery(config, command, tokenizer, text, teacher, evaluation, device, dtype, pruning_report)
 
@@ -182,7 +185,7 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
 
     Raises:
         InputError: missing packages, no model, weights or tokenizer, one that does not fit, sequences too long for the
-            model, results in the way, no GPU.
+            model, results in the way, no GPU, a disk too small for the result.
     """
     check_surroundings(config)
     for device in (config.device, config.distill_device):
@@ -193,6 +196,8 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
     for model in (config.pruned_model, config.distill_from):
         if model is not None:
             refuse_missing(model)
+    output = Path(config.output_dir)
+    recovery_disk_need(Path(config.pruned_model), output, with_bin=not config.no_bin).check(output, "--output_dir")
     tokenizer = load_tokenizer_of(config.base_model or config.pruned_model)
     for warning in check_vocabulary(model_config.vocab_size, tokenizer):
         LOG.warning("%s", warning)

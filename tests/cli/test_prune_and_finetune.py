@@ -47,6 +47,9 @@ def test_every_ratio_is_pruned_and_recovered_into_its_own_folder(prune, tmp_path
             assert report["recovery"]["steps"] == 3
             after = report["recovery"]["evaluation"]["before"]["builtin"]["ppl"]
             assert after == pytest.approx(report["evaluation"]["after"]["builtin"]["ppl"], rel=1e-6)
+            dense, found = report["evaluation"]["before"], report["recovery"]["evaluation"]["after"]
+            change = found["builtin"]["ppl"] / dense["builtin"]["ppl"]  # to the dense model, not to the pruned one
+            assert f"perplexity x{change:.2f} on builtin" in report["recovery"]["verdict"]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,6 @@ def test_recovery_that_fails_says_what_is_there_and_how_to_go_on(prune, tmp_path
     assert f"{pruned} is complete" in message
     command = message.rpartition("its recovery by itself: ")[2].splitlines()[0]
     arguments = shlex.split(command)
-    assert arguments[:2] == ["python", "finetune_lora.py"]
+    assert arguments[:2] == ["hgsp", "finetune"]
     assert finetune_lora.main([*arguments[2:], "--overwrite"]) == 0
     assert (tmp_path / "results" / "X" / "p_finetuned" / "config.json").is_file()

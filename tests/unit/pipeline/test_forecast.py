@@ -1,0 +1,86 @@
+"""Forecasts of time, memory and disk, from shapes and amounts of text alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import make_tiny
+from hgsp.data.calibration import Calibration
+from hgsp.errors import InputError
+from hgsp.models.geometry import geometry_of
+from hgsp.pipeline.calibrations import Calibrations
+from hgsp.pipeline.disk import DiskNeed, disk_need, recovery_disk_need
+from hgsp.pipeline.forecast import Speed, measure_speed, seconds_of_stages
+from hgsp.pipeline.recipes import BALANCED, BEST, FAST
+from hgsp.pruning.budget import Budget
+
+SPEED = Speed(1e9, 5e8, 1e8)
+GEOMETRY = geometry_of(make_tiny("llama-8q4kv"))
+
+
+def text(num_sequences):
+    return Calibration(torch.arange(num_sequences * 32).view(num_sequences, 32), "made", 0)
+
+
+def seconds(recipe, *numbers, evaluated=0, **options):
+    drawn = Calibrations(*(None if number is None else text(number) for number in numbers))
+    return seconds_of_stages(GEOMETRY, recipe, drawn, evaluated, SPEED, **options)
+
+
+def test_only_stages_of_the_recipe_are_listed():
+    assert seconds(FAST, 8).keys() == {"score"}
+    assert seconds(BALANCED, 8, None, 8, evaluated=64).keys() == {"score", "reconstruct", "evaluate"}
+    assert seconds(BEST, None, 8, 8, empties_blocks=True).keys() == {"search", "whole blocks", "reconstruct"}
+
+
+def test_time_grows_with_text_results_rounds_and_steps():
+    assert seconds(FAST, 16)["score"] == pytest.approx(2 * seconds(FAST, 8)["score"])
+    once = seconds(BALANCED, 8, None, 8, evaluated=64)
+    thrice = seconds(BALANCED, 8, None, 8, evaluated=64, num_results=3)
+    assert (thrice["score"], thrice["reconstruct"]) == (once["score"], pytest.approx(3 * once["reconstruct"]))
+    assert thrice["evaluate"] == pytest.approx(2 * once["evaluate"])  # before, and three times after
+    two_rounds = seconds(replace(BALANCED, rounds=2), 8, None, 8)
+    assert two_rounds["reconstruct"] == pytest.approx(2 * once["reconstruct"])
+    assert seconds(replace(BEST, search=21), None, 8)["search"] == pytest.approx(2 * seconds(BEST, None, 8)["search"])
+    assert seconds(BEST, None, None, 8)["reconstruct"] > once["reconstruct"]  # whole MLPs by gradient descent
+
+
+def test_the_device_is_timed_in_every_dtype():
+    speed = measure_speed("cpu", "bfloat16")
+    assert min(speed.half, speed.single, speed.double) > 1e6
+
+
+def need(**changes):
+    options = {"with_bin": True, "recovers": False, **changes}
+    return disk_need(GEOMETRY, [Budget(1000), Budget(2000)], 2, Path("not/there/yet"), **options)
+
+
+def test_the_disk_of_results_counts_every_copy_of_the_weights():
+    both = 2 * (2 * GEOMETRY.total_params - 3000)
+    once = need(with_bin=False)
+    assert once.saved_by_no_bin == 0
+    assert need().needed - once.needed == need().saved_by_no_bin == both
+    assert need(recovers=True).needed - need().needed == 2 * both
+    assert once.free > 0
+
+
+@pytest.mark.parametrize(
+    ("free", "remedy"),
+    [(60, "--no_bin saves 50 B, enough; or free space"), (40, "--no_bin saves 50 B, which still needs 50 B; or free")],
+)
+def test_a_small_disk_is_refused_with_the_saving_of_leaving_the_bin_out(free, remedy):
+    with pytest.raises(InputError, match="expected 100 B of free disk for the results in results") as refusal:
+        DiskNeed(100, 50, free).check(Path("results"), "--results_dir")
+    assert remedy in str(refusal.value)
+    DiskNeed(100, 50, 100).check(Path("results"), "--results_dir")
+
+
+def test_a_recovered_model_takes_what_the_pruned_one_does(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "pruned_model.bin").write_bytes(bytes(1000))
+    for model in (tmp_path, tmp_path / "pruned_model.bin"):
+        found = recovery_disk_need(model, tmp_path / "out", with_bin=True)
+        assert (found.needed, found.saved_by_no_bin) == (2000, 1000)
+    assert recovery_disk_need(Path("org/model"), tmp_path, with_bin=True).needed == 0
