@@ -9,6 +9,7 @@ from typing import Any
 from docs_source import GENERATED, table
 
 from hgsp.cli.profile import ProfileConfig
+from hgsp.cli.report import ReportConfig
 from hgsp.cli.summarize import SummaryConfig
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig, ScoreConfig
@@ -19,6 +20,7 @@ COMMANDS = {
     "hgsp score": ScoreConfig,
     "finetune_lora.py": RecoveryConfig,
     "evaluation/run_evaluation.py": EvaluationConfig,
+    "hgsp report": ReportConfig,
     "hgsp summarize": SummaryConfig,
     "hgsp profile": ProfileConfig,
 }

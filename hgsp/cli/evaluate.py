@@ -21,8 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         config = parse(EvaluationConfig, arguments, prog=PROG, description=__doc__ or "")
         quiet_libraries()
+        from hgsp.evaluation.reporting import output_folder
         from hgsp.evaluation.run import run_evaluation
+        from hgsp.report.page import write_evaluation_report
 
-        return run_evaluation(config, shlex.join([PROG, *arguments]))
+        code = run_evaluation(config, shlex.join([PROG, *arguments]))
+        write_evaluation_report(output_folder(config))
+        return code
 
     return run_guarded(run, OUT_OF_MEMORY)

@@ -29,6 +29,7 @@ from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
 from hgsp.pipeline.speed import SpeedReport
 from hgsp.pruning.budget import Budget
+from hgsp.report.page import write_report
 from hgsp.scoring.scores import Scores, weight_sample
 
 LOG = logging.getLogger("hgsp")
@@ -195,6 +196,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
         )
         _finish(content, folder, run.log, request.folder(ratio))
     request.resume_paths(ratio).remove()
+    write_report(request.folder(ratio))
     return dense
 
 

@@ -38,6 +38,7 @@ from hgsp.recovery.resume import check_work_dir, resumable_run
 from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import inspect_teacher
 from hgsp.recovery.training import Trained
+from hgsp.report.page import write_report
 
 LOG = logging.getLogger("hgsp")
 
@@ -149,6 +150,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
         report.write_analysis(content, config.pruned_model, folder)
         report.show_report(content, config)
         log.copy_to(folder / "logs" / "training.log")
+    write_report(Path(config.output_dir))
 
 
 def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
@@ -222,6 +224,7 @@ def recover_all(recoveries: Iterable[tuple[RecoveryConfig, TrainingText]], comma
             print(f"{config.pruned_model} is complete; its recovery by itself: {_command_of(config)}", file=sys.stderr)
             return code
         report.add_to_report(Path(config.pruned_model), Path(config.output_dir))
+        write_report(Path(config.pruned_model))
     return 0
 
 

@@ -58,7 +58,7 @@ def analysis(
     command: str,
     text: Mapping[str, Any],
     evaluation: Mapping[str, Any],
-    samples: Mapping[str, str | None],
+    samples: Mapping[str, Any],
     timings_s: Mapping[str, float],
     device: str,
     dtype: str,

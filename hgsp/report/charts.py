@@ -18,7 +18,7 @@ from hgsp.report.axes import Axis
 WIDTH, CHARACTER = 720, 7.2
 #: Space above a panel, below it for tick labels and the label of the axis, and to its right.
 ABOVE, BELOW, RIGHT = 10, 50, 18
-LEGEND_LINE = 22
+LEGEND_LINE, TITLE_LINE = 22, 16
 STYLES = ("s0", "s1", "s2", "s3")
 
 ENVIRONMENT = Environment(
@@ -55,7 +55,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. ``rule``: a vertical line at a value of x."""
+    """One pair of axes. ``rule``: a vertical line at a value of x. ``title`` tells panels of a chart apart."""
 
     x: Axis
     y: Axis
@@ -63,6 +63,7 @@ class Panel:
     boxes: Sequence[Box] = ()
     rule: float | None = None
     height: int = 200
+    title: str = ""
 
 
 def draw(title: str, panels: Sequence[Panel], legend: Iterable[tuple[str, str]] = ()) -> Markup:
@@ -71,8 +72,9 @@ def draw(title: str, panels: Sequence[Panel], legend: Iterable[tuple[str, str]] 
     entries, top = _placed_legend(list(legend), left)
     placed = []
     for panel in panels:
-        placed.append(_placed(panel, left, top + ABOVE))
-        top += ABOVE + panel.height + BELOW
+        top += ABOVE + TITLE_LINE * bool(panel.title)
+        placed.append(_placed(panel, left, top))
+        top += panel.height + BELOW
     template = ENVIRONMENT.get_template("chart.svg.j2")
     return Markup(template.render(title=title, width=WIDTH, height=top, legend=entries, panels=placed))
 
@@ -105,6 +107,7 @@ def _placed(panel: Panel, left: int, top: int) -> dict[str, Any]:
         return round(top + height * (1 - panel.y.fraction(value)), 1)
 
     return {
+        "title": panel.title,
         "left": left,
         "right": left + width,
         "top": top,

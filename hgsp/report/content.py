@@ -85,9 +85,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole report. ``left_out`` holds one sentence per section that could not be made."""
+    """A whole report.
+
+    ``label`` stands beside every figure, which may be copied without the rest; ``left_out`` holds one sentence for each
+    section that could not be made.
+    """
 
     title: str
+    label: str
     subtitle: str
     verdict: str | None
     cards: Sequence[Card]

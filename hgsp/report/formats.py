@@ -32,7 +32,8 @@ def times(before: float, after: float) -> str:
 def significant(value: float, digits: int = 3) -> str:
     """Format a number with at least ``digits`` significant digits, beyond a million in scientific notation."""
     if value == 0 or 1e-4 <= abs(value) < 1e6:
-        return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}".replace("-", MINUS)
+        shown = f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:,.{digits}g}"
+        return shown.replace("-", MINUS)
     return scientific(value, digits)
 
 

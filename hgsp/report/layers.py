@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from hgsp.report.axes import integer_axis, linear_axis, log_axis, value_axis
+from hgsp.report.axes import Axis, integer_axis, linear_axis, log_axis, value_axis
 from hgsp.report.charts import Box, Panel, Series, draw, legend_of
 from hgsp.report.content import Figure, LeftOut, Section, Table, Text
 from hgsp.report.formats import percent, significant
@@ -34,7 +34,10 @@ def layer_section(sources: Sources) -> Section:
         "mlp": {entry["layer"]: entry["kept_mlp_channels"] for entry in layers},
     }
     indices = sorted(kept["mlp"])
-    panels = [_kv_panel(indices, kept["attention"], counts["attention"]), _mlp_panel(indices, kept["mlp"], counts["mlp"])]
+    panels = [
+        _kv_panel(indices, kept["attention"], counts["attention"]),
+        _mlp_panel(indices, kept["mlp"], counts["mlp"]),
+    ]
     rows = [
         (
             str(layer),
@@ -70,7 +73,6 @@ def dense_counts(sources: Sources) -> dict[str, dict[int, int]]:
 
 def _kv_panel(indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts: DenseCounts) -> Panel:
     """Draw a cell for each KV group, or for models with many heads a bar for each layer."""
-    x = integer_axis("layer", indices[0], indices[-1])
     most = max(counts.values())
     if most > MAX_CELLS:
         return _bars_panel(indices, kept, counts, "KV groups")
@@ -82,6 +84,7 @@ def _kv_panel(indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts:
             note = f"layer {layer}, KV group {group}: {state}"
             style = "cell" if group in chosen else "removed"
             boxes.append(Box(style, _cell(layer), _cell(group), note))
+    x = integer_axis("layer", indices[0], indices[-1])
     return Panel(x, integer_axis("KV group", 0, max(most - 1, 0)), boxes=boxes, height=max(70, 22 * most))
 
 
@@ -89,9 +92,7 @@ def _mlp_panel(indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts
     return _bars_panel(indices, kept, counts, "MLP channels")
 
 
-def _bars_panel(
-    indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts: DenseCounts, name: str
-) -> Panel:
+def _bars_panel(indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts: DenseCounts, name: str) -> Panel:
     """Draw a bar for each layer, from 0 to the kept number, over the outline of the dense number."""
     boxes = []
     for layer in indices:
@@ -141,11 +142,8 @@ def _score_table(rows: Sequence[Sequence[str]]) -> Table:
     return Table(("groups", "number", "5 % below", "median", "95 % below"), rows)
 
 
-def _histogram(columns: GroupColumns, axis: object, threshold: float | None, name: str) -> Panel:
+def _histogram(columns: GroupColumns, axis: Axis, threshold: float | None, name: str) -> Panel:
     """Draw stacked counts of removed and kept groups in bins of equal width on the axis."""
-    from hgsp.report.axes import Axis
-
-    assert isinstance(axis, Axis)
     counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
     for score, kept in zip(columns.scores, columns.kept, strict=True):
         if score > 0:
@@ -177,7 +175,9 @@ def prior_section(sources: Sources) -> Section:
     """Return the H-GSP prior of every layer."""
     report = sources.of_pruning()
     table = read_group_table(sources.folder)
-    priors = {kind: {layer: counts[2] for layer, counts in sorted(columns.layers.items())} for kind, columns in table.items()}
+    priors = {
+        kind: {layer: counts[2] for layer, counts in sorted(columns.layers.items())} for kind, columns in table.items()
+    }
     if all(prior == 1 for by_layer in priors.values() for prior in by_layer.values()):
         raise LeftOut("no prior was used (--temperature 0)")
     series = [
@@ -187,9 +187,14 @@ def prior_section(sources: Sources) -> Section:
     ]
     layers = sorted({layer for by_layer in priors.values() for layer in by_layer})
     values = [prior for one in series for _, prior in one.points]
-    title = f"Prior by layer, temperature {report['scoring']['temperature']:g}"
+    scoring = report["scoring"]
+    slope = f", depth slope {scoring['depth_slope']:g}" if scoring.get("depth_slope") else ""
+    title = f"Prior by layer, H-GSP temperature {scoring['temperature']:g}{slope}"
     panel = Panel(integer_axis("layer", layers[0], layers[-1]), value_axis("prior", values), series)
-    rows = [(str(layer), *(significant(priors[kind][layer]) if layer in priors[kind] else "" for kind in KINDS)) for layer in layers]
+    rows = [
+        (str(layer), *(significant(priors[kind][layer]) if layer in priors[kind] else "" for kind in KINDS))
+        for layer in layers
+    ]
     table_of_priors = Table(("layer", *(name for name, _ in KINDS.values())), rows)
     text = Text("The prior multiplies scores: groups of a layer with a high prior are kept longer.")
     return Section("Prior", (Figure(title, draw(title, [panel], legend_of(series)), table_of_priors), text))

@@ -78,7 +78,9 @@ def perplexity_section(sources: Sources) -> Section:
         for role in roles
     }
     table = Table(head, rows)
-    return Section("Perplexity", (table, _dots("Perplexity", "perplexity (lower is better)", labels, points), Text(note)))
+    return Section(
+        "Perplexity", (table, _dots("Perplexity", "perplexity (lower is better)", labels, points), Text(note))
+    )
 
 
 def _dots(
@@ -100,7 +102,9 @@ def _dots(
         )
         for role, placed in points.items()
     ]
-    reach = [value + sign * (error or 0) for placed in points.values() for (value, error), _ in placed for sign in (-1, 1)]
+    reach = [
+        value + sign * (error or 0) for placed in points.values() for (value, error), _ in placed for sign in (-1, 1)
+    ]
     panel = Panel(value_axis(label, reach), names_axis(names), series, height=ROW_HEIGHT * len(names) + 10)
     rows = [
         (role, names[-place], significant(value, 4), "" if error is None else significant(error, 2))
@@ -122,7 +126,10 @@ def task_section(sources: Sources) -> Section:
     parts: list[Any] = []
     if found:
         roles = [role for role in ROLES if any(role in values for values in found.values())]
-        rows = [(f"{task} {name}", f"{items:,}", *_task_cells(name, values, roles)) for (task, name, items), values in found.items()]
+        rows = [
+            (f"{task} {name}", f"{items:,}", *_task_cells(name, values, roles))
+            for (task, name, items), values in found.items()
+        ]
         heads = [head for role in roles for head in ([role, "points"] if role != DENSE and DENSE in roles else [role])]
         parts.append(Table(("task", "items", *heads), rows))
         accuracies = {key: values for key, values in found.items() if key[1] in ACCURACIES}
@@ -146,7 +153,13 @@ def _task_cells(name: str, values: Mapping[str, tuple[float, float | None]], rol
     for role in roles:
         value, stderr = values.get(role, (None, None))
         shown = "" if value is None else f"{value:.4f}" if name in ACCURACIES else significant(value)
-        cells.append(shown if stderr is None else f"{shown} ± {stderr:.4f}" if name in ACCURACIES else f"{shown} ± {significant(stderr)}")
+        cells.append(
+            shown
+            if stderr is None
+            else f"{shown} ± {stderr:.4f}"
+            if name in ACCURACIES
+            else f"{shown} ± {significant(stderr)}"
+        )
         if role != DENSE and DENSE in roles:
             comparable = name in ACCURACIES and value is not None and DENSE in values
             cells.append(signed(100 * (value - values[DENSE][0])) if comparable else "")
@@ -180,7 +193,10 @@ def speed_section(sources: Sources) -> Section:
         parts.append(Figure(title, draw(title, [panel]), Table(("workload", "times as fast"), rows)))
     if metrics:
         roles = [role for role in ROLES if any(role in values for values in metrics.values())]
-        rows = [(name.replace("_", " "), *(_with_unit(values.get(role)) for role in roles)) for name, values in metrics.items()]
+        rows = [
+            (name.replace("_", " "), *(_with_unit(values.get(role)) for role in roles))
+            for name, values in metrics.items()
+        ]
         parts.append(Table(("", *roles), rows))
     if not parts:
         raise LeftOut("speed was not measured; hgsp evaluate --tasks efficiency does, and --profile predicts it")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hgsp.console.report_schema import DENSE, PRUNED, ROLES
-from hgsp.report.content import Card, Code, Section, Table, Text
+from hgsp.report.content import Card, Code, LeftOut, Section, Table, Text
 from hgsp.report.formats import change, percent, perplexity, seconds, significant, times, with_prefix
 from hgsp.report.measured import perplexities
 from hgsp.report.sources import Sources
@@ -26,6 +27,12 @@ def title_of(sources: Sources) -> str:
         return f"{model_of(sources)}: {'recovery' if sources.recovery is not None else 'evaluation'}"
     ratio = percent(sources.pruning["reached_ratio"])
     return f"{model_of(sources)}: {ratio} of all parameters removed" + ", recovered" * (sources.recovery is not None)
+
+
+def label_of(sources: Sources) -> str:
+    """Return the model and the removed ratio, short enough for every figure."""
+    ratio = "" if sources.pruning is None else f", {percent(sources.pruning['reached_ratio'])} removed"
+    return f"{model_of(sources)}{ratio}"
 
 
 def model_of(sources: Sources) -> str:
@@ -62,10 +69,16 @@ def cards_of(sources: Sources) -> list[Card]:
     report = sources.pruning
     if report is not None:
         for label, key, unit in SIZES:
+            if f"{key}_before" not in report:
+                continue
             before, after = report[f"{key}_before"], report[f"{key}_after"]
             shown = f"{with_prefix(before, unit)} → {with_prefix(after, unit)}"
             cards.append(Card(label, shown, change(before, after)))
-    for (text, _), values in perplexities(sources).items():
+    try:
+        measured = perplexities(sources)
+    except LeftOut:  # an older protocol; the section says so
+        measured = {}
+    for (text, _), values in measured.items():
         found = [(role, values[role][0]) for role in ROLES if role in values]
         if len(found) > 1:
             shown = " → ".join(perplexity(value) for _, value in found)
@@ -94,12 +107,23 @@ def command_section(sources: Sources) -> Section:
     """Return the steps that led to the result, with the commands that repeat them."""
     parts: list[Any] = []
     if (report := sources.pruning) is not None:
-        parts += [Text(_pruning_in_words(report)), Code(report["command"])]
+        parts += [Text(_pruning_in_words(report)), Code(as_lines(report["command"]))]
     if (report := sources.recovery) is not None:
-        parts += [Text(_recovery_in_words(report)), Code(report["command"])]
+        parts += [Text(_recovery_in_words(report)), Code(as_lines(report["command"]))]
     if (report := sources.evaluation) is not None and "command" in report:
-        parts += [Text("Measured by (the last run that added results):"), Code(report["command"])]
+        parts += [Text("Measured by (the last run that added results):"), Code(as_lines(report["command"]))]
     return Section("How it was made", parts)
+
+
+def as_lines(command: str, width: int = 88) -> str:
+    """Break a command before its flags into lines that a shell continues."""
+    lines = [""]
+    for word in re.split(r" (?=--)", command):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(f"  {word}")
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return " \\\n".join(lines)
 
 
 def _pruning_in_words(report: Mapping[str, Any]) -> str:
@@ -159,4 +183,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         elif value is not None:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
             yield f"{prefix}{name}", f"{significant(shown, 6)}" if isinstance(shown, float) else str(shown)
-

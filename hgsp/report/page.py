@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from hgsp.environment import process_rank, write_atomically
+from hgsp.errors import InputError
 from hgsp.report import layers, measured, overview, steps
 from hgsp.report.charts import ENVIRONMENT
 from hgsp.report.content import LeftOut, Page, Section
@@ -40,20 +41,14 @@ SECTIONS: dict[str, Builder] = {
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#&~])")
 
 
-def write_report(folder: Path, name: str | None = None) -> None:
-    """Write the report of a finished result into its folder; a disk that refuses it is a warning.
-
-    Args:
-        name: the final name of a folder that is still a temporary one.
-
-    Raises:
-        InputError: the folder holds no result.
-    """
-    page = page_of(read_sources(folder, name))
+def write_report(folder: Path) -> None:
+    """Write the report into the folder of a finished result; files that cannot be read or written are a warning."""
     try:
-        write_page(page, folder)
-    except OSError as error:
-        LOG.warning("no %s: %s", HTML, error.strerror)
+        write_page(page_of(read_sources(folder)), folder)
+    except (InputError, OSError) as error:
+        LOG.warning("no %s in %s: %s", HTML, folder, error)
+    else:
+        LOG.info("report: %s", folder / HTML)
 
 
 def write_evaluation_report(folder: Path) -> None:
@@ -65,12 +60,28 @@ def write_evaluation_report(folder: Path) -> None:
         write_report(folder.parent)
 
 
+def refuse_foreign_page(folder: Path) -> None:
+    """Refuse to replace a report.html that is not ours.
+
+    Raises:
+        InputError: there is one.
+    """
+    path = folder / HTML
+    if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(
+            expected=f"no {HTML} in {folder}, or one written by hgsp",
+            got=f"{path}, written by something else",
+            remedy="choose another folder with --output",
+        )
+
+
 def page_of(sources: Sources) -> Page:
     """Return the report of one result."""
     sections, left_out = built(sources, SECTIONS)
     return Page(
         title=overview.title_of(sources),
-        subtitle=sources.name,
+        label=overview.label_of(sources),
+        subtitle=sources.folder.resolve().name,
         verdict=overview.verdict_of(sources),
         cards=overview.cards_of(sources),
         warnings=overview.warnings_of(sources),

@@ -27,6 +27,14 @@ GROUP_TABLE, LOSS_CURVE = "global_group_table.csv", "loss_curve.csv"
 SCHEMAS = {PRUNING_REPORT: PRUNING_SCHEMA, RECOVERY_REPORT: RECOVERY_SCHEMA, EVALUATION_RESULTS: EVALUATION_SCHEMA}
 
 
+#: Keys without which there is no page: they name the model.
+REQUIRED = {
+    PRUNING_REPORT: ("base_model", "reached_ratio"),
+    RECOVERY_REPORT: ("pruned_model",),
+    EVALUATION_RESULTS: ("models",),
+}
+
+
 class Record(dict[str, Any]):
     """An object of a JSON file. A missing key leaves out the section that needs it: older results have fewer."""
 
@@ -45,9 +53,8 @@ class GroupColumns:
 
 @dataclass(frozen=True)
 class Sources:
-    """The files of one result folder, None for those that it lacks. ``name``: the folder's final name."""
+    """The files of one result folder, None for those that it lacks."""
 
-    name: str
     folder: Path
     pruning: Record | None
     recovery: Record | None
@@ -80,7 +87,7 @@ class Sources:
         return self.recovery
 
 
-def read_sources(folder: Path, name: str | None = None) -> Sources:
+def read_sources(folder: Path) -> Sources:
     """Read the reports of a folder.
 
     Raises:
@@ -96,14 +103,14 @@ def read_sources(folder: Path, name: str | None = None) -> Sources:
         )
     if recovery is None and pruning is not None:
         recovery = pruning.get("recovery")
-    return Sources(name or folder.resolve().name, folder, pruning, recovery, evaluation)
+    return Sources(folder, pruning, recovery, evaluation)
 
 
 def read_report(path: Path) -> Record | None:
     """Read a JSON report of a known schema; None if there is no file.
 
     Raises:
-        InputError: another schema, or no JSON.
+        InputError: another schema, no JSON, or no name of a model.
     """
     if not path.is_file():
         return None
@@ -119,6 +126,8 @@ def read_report(path: Path) -> Record | None:
         raise InputError(
             expected=f"{path} with schema_version {known}", got=repr(version), remedy="run the command again"
         )
+    if missing := [key for key in REQUIRED[path.name] if key not in content]:
+        raise InputError(expected=f"{path} with {', '.join(missing)}", got="none", remedy="run the command again")
     return content
 
 
@@ -156,7 +165,9 @@ def read_losses(folder: Path) -> dict[str, list[tuple[float, float]]]:
         raise LeftOut(f"this folder has no {LOSS_CURVE}")
     with path.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
-    return {name: [(float(row["step"]), float(row[name])) for row in rows if row[name]] for name in ("loss", "eval_loss")}
+    return {
+        name: [(float(row["step"]), float(row[name])) for row in rows if row[name]] for name in ("loss", "eval_loss")
+    }
 
 
 def results_below(folder: Path) -> Iterator[Path]:

@@ -31,8 +31,8 @@ def search_section(sources: Sources) -> Section:
         parts.append(_divergences("Divergence by step of the budget search", "step", list(enumerate(steps))))
         parts.append(
             Text(
-                f"KL(dense || pruned) fell from {significant(search['kl_before'])} to {significant(search['kl_after'])} "
-                f"nats per token in {search['steps']} steps ({search['moves']}). Step 0 is the plan before the search; "
+                f"KL(dense || pruned) fell from {significant(search['kl_before'])} to "
+                f"{significant(search['kl_after'])} nats per token in {search['steps']} steps ({search['moves']}). Step 0 is the plan before the search; "
                 "steps that did not lower the divergence were rejected."
             )
         )
@@ -73,7 +73,7 @@ def reconstruction_section(sources: Sources) -> Section:
         ]
         values = [value for one in series for _, value in one.points]
         if values:
-            panels.append(Panel(_layer_axis(layers), value_axis(f"{name} error", values), series, height=150))
+            panels.append(Panel(_layer_axis(layers), value_axis("error", values), series, height=150, title=name))
     if not panels:
         raise LeftOut("no module had an error to correct")
     title = "Held-out error of reconstructed modules"
@@ -82,10 +82,15 @@ def reconstruction_section(sources: Sources) -> Section:
         "sequences that the weights were not fitted to. Modules without error are not drawn."
     )
     rows = [
-        (f"{entry['layer']} {entry['module']}", *(_shown(entry[key]) for key in ("error_before", "error_after", "ridge")))
+        (
+            f"{entry['layer']} {entry['module']}",
+            *(_shown(entry[key]) for key in ("error_before", "error_after", "ridge")),
+        )
         for entry in modules
     ]
-    figure = Figure(title, draw(title, panels, before_and_after), Table(("module", "before", "after", "ridge"), rows), note)
+    figure = Figure(
+        title, draw(title, panels, before_and_after), Table(("module", "before", "after", "ridge"), rows), note
+    )
     return Section("Reconstruction", [figure, *_ridges(modules, names, layers)])
 
 
@@ -105,7 +110,15 @@ def _ridges(modules: Sequence[Any], names: Sequence[str], layers: Sequence[int])
         return []
     y = log_axis("ridge", [value for one in series for _, value in one.points])
     title = "Ridge chosen for each module"
-    rows = [(one.name, f"{len(one.points)}", significant(min(v for _, v in one.points)), significant(max(v for _, v in one.points))) for one in series]
+    rows = [
+        (
+            one.name,
+            f"{len(one.points)}",
+            significant(min(v for _, v in one.points)),
+            significant(max(v for _, v in one.points)),
+        )
+        for one in series
+    ]
     note = "Relative to the mean diagonal of the inputs' second moments. A module without a point kept its weights."
     svg = draw(title, [Panel(_layer_axis(layers), y, series, height=130)], legend_of(series))
     return [Figure(title, svg, Table(("module", "refitted", "lowest", "highest"), rows), note)]
@@ -135,11 +148,17 @@ def training_section(sources: Sources) -> Section:
     x = integer_axis("optimizer step", min(steps), max(steps))
     title = f"Loss of {report['steps']} training steps"
     y = value_axis("loss, nats per token", [loss for one in series for _, loss in one.points])
-    rows = [(f"{step:g}", label, f"{loss:.4f}") for key, (label, _) in names.items() for step, loss in thinned(losses[key], MAX_ROWS)]
+    rows = [
+        (f"{step:g}", label, f"{loss:.4f}")
+        for key, (label, _) in names.items()
+        for step, loss in thinned(losses[key], MAX_ROWS)
+    ]
     svg = draw(title, [Panel(x, y, series)], legend_of(series))
     parts: list[Any] = [Figure(title, svg, Table(("step", "rows", "loss"), rows), "All steps are in loss_curve.csv.")]
     if held_out := report.get("held_out_loss"):
-        parts.append(Text(f"Held-out loss: {held_out['first']:.4f} before training, {held_out['kept']:.4f} in the kept state."))
+        parts.append(
+            Text(f"Held-out loss: {held_out['first']:.4f} before training, {held_out['kept']:.4f} in the kept state.")
+        )
     return Section("Training", parts)
 
 
