@@ -64,11 +64,8 @@ class Browser:
         return [url for url in urls if not url.startswith("data:")]
 
     def complaints(self):
-        return [
-            e
-            for e in self.events
-            if e["method"] in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-        ]
+        methods = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        return [event for event in self.events if event["method"] in methods]
 
     def _next(self):
         message = bytearray()

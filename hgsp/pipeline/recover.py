@@ -128,7 +128,13 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
                 config.pruned_model, config.method, trained, recovery.dtype, recovery.device
             )
             outputs.write_result(
-                model, recovery.tokenizer, trained, folder, method=config.method, with_bin=not config.no_bin
+                model,
+                recovery.tokenizer,
+                trained,
+                folder,
+                method=config.method,
+                with_bin=not config.no_bin,
+                title=report.curve_title(config),
             )
         with timings.stage("evaluate"):
             evaluation.after(model, recovery.tokenizer)

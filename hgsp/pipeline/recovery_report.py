@@ -90,10 +90,24 @@ def analysis(
 def write_analysis(content: Mapping[str, Any], pruned_model: str, folder: Path) -> None:
     """Write ``recovery_analysis.json`` and, if there is a pruning report, a copy of it with a recovery section."""
     write_json(content, folder / RECOVERY_REPORT)
+    if pruning := _pruning_report(pruned_model):
+        write_json({**pruning, "recovery": content}, folder / PRUNING_REPORT)
+
+
+def _pruning_report(pruned_model: str) -> dict[str, Any]:
+    """Return the pruning report beside a pruned model, empty without one."""
     pruned = Path(pruned_model)
-    report = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
-    if report.is_file():
-        write_json({**json.loads(report.read_text()), "recovery": content}, folder / PRUNING_REPORT)
+    path = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
+
+
+def curve_title(config: RecoveryConfig) -> str:
+    """Return the title of the loss curve: the model, the ratio removed from it if known, and the training."""
+    pruning = _pruning_report(config.pruned_model)
+    name = Path(pruning.get("base_model", config.pruned_model)).name
+    ratio = f", {pruning['reached_ratio']:.1%} of parameters removed" if pruning else ""
+    return f"{name}{ratio}: {_method({'method': config.method, 'distilled_from': config.distill_from})}"
 
 
 def add_to_report(pruned: Path, recovered: Path) -> None:

@@ -10,6 +10,8 @@ from hgsp.report.formats import scientific, significant
 
 #: Ticks that an axis has at most, about.
 MAX_TICKS = 7
+#: Ticks within a decade where an axis spans less than half of one.
+FINE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 #: Ratio of largest to smallest value from which an axis is logarithmic.
 LOG_FROM = 10.0
 
@@ -53,11 +55,12 @@ def linear_axis(label: str, values: Iterable[float]) -> Axis:
 
 
 def log_axis(label: str, values: Iterable[float]) -> Axis:
-    """Return a logarithmic axis with a label at every decade, or at 1, 2 and 5 where there are few."""
+    """Return a logarithmic axis with a label at every decade, or at more places where there are few."""
     values = list(values)
     lowest, highest = math.log10(min(values)), math.log10(max(values))
     decades = range(math.floor(lowest), math.ceil(highest + 1e-9) + 1)
-    factors = (1, 2, 5) if highest - lowest < 2 else (1,)
+    spread = highest - lowest
+    factors = FINE if spread < 0.5 else (1, 2, 5) if spread < 2 else (1,)
     every = max(1, math.ceil(len(decades) / MAX_TICKS))
     marks = [factor * 10.0**decade for decade in decades for factor in factors]
     low = max(mark for mark in marks if mark <= min(values) * (1 + 1e-9))

@@ -16,7 +16,7 @@ from hgsp.report.layers import dense_counts
 from hgsp.report.measured import ACCURACIES, ROW_HEIGHT, STYLE_OF_ROLE, perplexities, task_metrics
 from hgsp.report.overview import model_of, verdict_of, warnings_of
 from hgsp.report.page import HTML, MARKDOWN, write_page
-from hgsp.report.sources import Sources, read_losses, read_sources
+from hgsp.report.sources import SCHEMAS, Record, Sources, read_losses, read_sources
 from hgsp.report.steps import thinned
 
 #: Quantity -> run -> role -> (value, standard error).
@@ -45,8 +45,13 @@ def comparison_of(results: Sequence[Sources]) -> Page:
     )
 
 
-def write_comparison(folders: Sequence[Path], output: Path) -> tuple[str, str]:
-    """Write the page that compares results, without those that cannot be read; return the names of its files."""
+def write_comparison(folders: Sequence[Path], output: Path) -> tuple[str, ...]:
+    """Write the page that compares results, without those that cannot be read; return the names of its files.
+
+    A folder that is a result itself keeps its own page.
+    """
+    if any((output / name).is_file() for name in SCHEMAS):
+        return ()
     results, skipped = [], []
     for folder in folders:
         try:
@@ -78,7 +83,7 @@ def _run_cells(sources: Sources) -> list[str]:
     report, verdict = sources.pruning, verdict_of(sources) or ""
     if report is None:
         return [model_of(sources), *[""] * 7, verdict]
-    spent = sum(report["timings_s"].values()) + sum((sources.recovery or {}).get("timings_s", {}).values())
+    spent = sum(report["timings_s"].values()) + sum((sources.recovery or Record()).get("timings_s", {}).values())
     return [
         model_of(sources),
         report["importance_method"] + ", recovered" * (sources.recovery is not None),

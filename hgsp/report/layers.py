@@ -152,10 +152,10 @@ def _histogram(columns: GroupColumns, axis: Axis, threshold: float | None, name:
     boxes = []
     for place in range(BINS):
         left, right = axis.low * ratio**place, axis.low * ratio ** (place + 1)
-        gone, kept = counts[False][place], counts[True][place]
-        note = f"scores from {significant(left)} to {significant(right)}: {kept:,} kept, {gone:,} removed"
+        gone, stays = counts[False][place], counts[True][place]
+        note = f"scores from {significant(left)} to {significant(right)}: {stays:,} kept, {gone:,} removed"
         boxes += [Box("gone", (left, right), (0, gone), note)] * bool(gone)
-        boxes += [Box("cell", (left, right), (gone, gone + kept), note)] * bool(kept)
+        boxes += [Box("cell", (left, right), (gone, gone + stays), note)] * bool(stays)
     highest = max([counts[True][place] + counts[False][place] for place in range(BINS)])
     return Panel(axis, linear_axis(name, [0.0, float(max(highest, 1))]), boxes=boxes, rule=threshold, height=150)
 

@@ -10,7 +10,7 @@ from hgsp.report.axes import linear_axis, names_axis, value_axis
 from hgsp.report.charts import Panel, Series, draw, legend_of
 from hgsp.report.content import Figure, LeftOut, Sample, Section, Table, Text
 from hgsp.report.formats import perplexity, signed, significant, times, with_prefix
-from hgsp.report.sources import Sources
+from hgsp.report.sources import Record, Sources
 
 STYLE_OF_ROLE = {DENSE: "s0", PRUNED: "s1", RECOVERED: "s2"}
 ROW_HEIGHT = 30
@@ -31,7 +31,7 @@ def perplexities(sources: Sources) -> Perplexities:
 
     for report, roles in ((sources.pruning, (DENSE, PRUNED)), (sources.recovery, (PRUNED, RECOVERED))):
         for stage, role in zip((BEFORE, AFTER), roles, strict=True):
-            for text, measured in ((report or {}).get("evaluation") or {}).get(stage, {}).items():
+            for text, measured in ((report or Record()).get("evaluation") or Record()).get(stage, {}).items():
                 add(text, role, measured["ppl"], measured.get("stderr"), measured)
     for role, item, metric in task_metrics(sources):
         if metric["name"] == TOKEN_PPL:
@@ -50,7 +50,7 @@ def _protocol(measured: Mapping[str, Any]) -> str:
 
 def task_metrics(sources: Sources) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
     """Yield (role, result, metric) of the finished tasks of an evaluation."""
-    for item in (sources.evaluation or {}).get("results", ()):
+    for item in (sources.evaluation or Record()).get("results", ()):
         role = sources.roles.get(item["role"], item["role"]) if sources.roles else item["role"]
         if item["status"] == DONE:
             for metric in item["metrics"]:
@@ -141,7 +141,7 @@ def task_section(sources: Sources) -> Section:
             }
             note = "Bars are one standard error; differences within them may be chance."
             parts.append(_dots("Accuracy by task", "accuracy (higher is better)", names, points, note=note))
-    failed = [item for item in (sources.evaluation or {}).get("results", ()) if item["status"] == FAILED]
+    failed = [item for item in (sources.evaluation or Record()).get("results", ()) if item["status"] == FAILED]
     parts += [Text(f"Failed: {item['task']} ({item['role']}): {item.get('reason')}") for item in failed]
     if not parts:
         raise LeftOut("no task was measured; hgsp evaluate --tasks adds them")
@@ -170,7 +170,7 @@ def speed_section(sources: Sources) -> Section:
     """Return predicted and measured speed-ups, latencies and peak memory."""
     parts: list[Any] = []
     factors: list[tuple[str, float]] = []
-    if speed := (sources.pruning or {}).get("speed"):
+    if speed := (sources.pruning or Record()).get("speed"):
         for name in ("predicted", "measured"):
             if (factor := speed[f"{name}_speedup"]) is not None:
                 factors.append((f"{name}, {speed['workload']}", factor))
@@ -215,7 +215,7 @@ def sample_section(sources: Sources) -> Section:
     """Return the greedy continuations of every prompt by each model."""
     found: dict[tuple[str, bool], dict[str, str]] = {}
     for report, roles in ((sources.pruning, (DENSE, PRUNED)), (sources.recovery, (PRUNED, RECOVERED))):
-        samples = (report or {}).get("samples") or {}
+        samples = (report or Record()).get("samples") or {}
         for stage, role in zip((BEFORE, AFTER), roles, strict=True):
             if samples.get(stage):
                 found.setdefault(("", False), {}).setdefault(role, samples[stage])

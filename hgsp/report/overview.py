@@ -166,7 +166,8 @@ def environment_section(sources: Sources) -> Section:
         memory = report.get("peak_memory_bytes")
         rows = [(stage, seconds(value)) for stage, value in report["timings_s"].items()]
         rows.append(("all stages", seconds(sum(report["timings_s"].values()))))
-        rows += [("peak memory of the process", with_prefix(memory, "B"))] * (memory is not None)
+        if memory is not None:
+            rows.append(("peak memory of the process", with_prefix(memory, "B")))
         parts.append(Table((f"{name}: stage", "measured"), rows))
     described = next(report for report in (sources.recovery, sources.pruning, sources.evaluation) if report is not None)
     parts.append(Table(("environment", ""), list(_flat(described["environment"]))))

@@ -32,8 +32,9 @@ def search_section(sources: Sources) -> Section:
         parts.append(
             Text(
                 f"KL(dense || pruned) fell from {significant(search['kl_before'])} to "
-                f"{significant(search['kl_after'])} nats per token in {search['steps']} steps ({search['moves']}). Step 0 is the plan before the search; "
-                "steps that did not lower the divergence were rejected."
+                f"{significant(search['kl_after'])} nats per token in {search['steps']} steps "
+                f"({search['moves']}). Step 0 is the plan before the search; steps that did not lower the "
+                "divergence were rejected."
             )
         )
     if not parts:
