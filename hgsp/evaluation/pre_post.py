@@ -116,17 +116,16 @@ class PrePostEvaluation:
 
     def _sample_more(self, when: str, model: Any, tokenizer: Any) -> None:
         """Add the continuations of further prompts; a failure is a warning."""
-        prompts = [{"prompt": prompt, "chat": False} for prompt in MORE_PROMPTS]
-        prompts += [{"prompt": CHAT_PROMPT, "chat": True}] * bool(tokenizer.chat_template)
+        prompts = [(prompt, False) for prompt in MORE_PROMPTS] + [(CHAT_PROMPT, True)] * bool(tokenizer.chat_template)
         try:
-            texts = greedy_continuations(model, tokenizer, [_token_ids(tokenizer, **prompt) for prompt in prompts])
+            texts = greedy_continuations(model, tokenizer, [_token_ids(tokenizer, *prompt) for prompt in prompts])
         except (*FAILURES, TemplateError) as error:
             self._failed_samples[when] = f"no further greedy samples {when}: {reason_of(error)}"
             return
         known = {entry["prompt"]: entry for entry in self.samples.get("prompts", ())}
         self.samples["prompts"] = [
-            {**known.get(str(prompt["prompt"]), prompt), when: text}
-            for prompt, text in zip(prompts, texts, strict=True)
+            {"prompt": prompt, "chat": chat, **known.get(prompt, {}), when: text}
+            for (prompt, chat), text in zip(prompts, texts, strict=True)
         ]
 
 

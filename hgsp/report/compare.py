@@ -11,16 +11,16 @@ from hgsp.errors import InputError
 from hgsp.report.axes import Axis, integer_axis, names_axis, value_axis
 from hgsp.report.charts import STYLES, Box, Panel, Series, draw, legend_of
 from hgsp.report.content import Figure, LeftOut, Page, Section, Table, Text
-from hgsp.report.formats import percent, perplexity, seconds, significant, with_prefix
+from hgsp.report.formats import accuracy, percent, perplexity, seconds, significant, with_prefix
 from hgsp.report.layers import dense_counts
-from hgsp.report.measured import ACCURACIES, ROW_HEIGHT, STYLE_OF_ROLE, perplexities, task_metrics
+from hgsp.report.measured import ACCURACIES, ROW_HEIGHT, STYLE_OF_ROLE, Measured, perplexities, task_metrics
 from hgsp.report.overview import model_of, verdict_of, warnings_of
 from hgsp.report.page import HTML, MARKDOWN, write_page
 from hgsp.report.sources import SCHEMAS, Record, Sources, read_losses, read_sources
 from hgsp.report.steps import thinned
 
 #: Quantity -> run -> role -> (value, standard error).
-Values = dict[str, dict[str, dict[str, tuple[float, float | None]]]]
+Values = dict[str, dict[str, dict[str, Measured]]]
 Runs = Mapping[str, Sources]
 
 
@@ -142,15 +142,13 @@ def _panels(title: str, label: str, found: Values) -> Figure:
     return Figure(title, draw(title, panels, legend), Table(("quantity", "run", *ROLES), rows))
 
 
-def _shown(label: str, measured: tuple[float, float | None] | None) -> str:
+def _shown(label: str, measured: Measured | None) -> str:
     if measured is None:
         return ""
-    if label == "perplexity":
-        return perplexity(*measured)
-    return f"{measured[0]:.4f}" if measured[1] is None else f"{measured[0]:.4f} ± {measured[1]:.4f}"
+    return perplexity(*measured) if label == "perplexity" else accuracy(*measured)
 
 
-def _reach(label: str, by_run: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> Axis:
+def _reach(label: str, by_run: Mapping[str, Mapping[str, Measured]]) -> Axis:
     ends = [
         value + sign * (error or 0)
         for values in by_run.values()

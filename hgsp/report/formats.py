@@ -52,6 +52,11 @@ def perplexity(value: float, stderr: float | None = None) -> str:
     return shown + error
 
 
+def accuracy(value: float, stderr: float | None = None) -> str:
+    """Format an accuracy with its standard error."""
+    return f"{value:.4f}" if stderr is None else f"{value:.4f} ± {stderr:.4f}"
+
+
 def seconds(value: float) -> str:
     """Format a duration."""
     if value < 120:

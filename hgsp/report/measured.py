@@ -9,7 +9,7 @@ from hgsp.console.report_schema import AFTER, BEFORE, DENSE, DONE, FAILED, PRUNE
 from hgsp.report.axes import linear_axis, names_axis, value_axis
 from hgsp.report.charts import Panel, Series, draw, legend_of
 from hgsp.report.content import Figure, LeftOut, Sample, Section, Table, Text
-from hgsp.report.formats import perplexity, signed, significant, times, with_prefix
+from hgsp.report.formats import accuracy, perplexity, signed, significant, times, with_prefix
 from hgsp.report.sources import Record, Sources
 
 STYLE_OF_ROLE = {DENSE: "s0", PRUNED: "s1", RECOVERED: "s2"}
@@ -18,8 +18,10 @@ ACCURACIES = ("acc", "acc_norm")
 #: Metrics of the task ``efficiency``: how their names start, and what they measure.
 EFFICIENCY = {"prefill_ms": "prefill", "decode_ms": "decode step"}
 
-#: Text and protocol -> role -> (perplexity, standard error).
-Perplexities = dict[tuple[str, str], dict[str, tuple[float, float | None]]]
+#: A value with its standard error.
+Measured = tuple[float, float | None]
+#: Text and protocol -> role -> perplexity.
+Perplexities = dict[tuple[str, str], dict[str, Measured]]
 
 
 def perplexities(sources: Sources) -> Perplexities:
@@ -87,7 +89,7 @@ def _dots(
     title: str,
     label: str,
     names: Sequence[str],
-    points: Mapping[str, Sequence[tuple[tuple[float, float | None], int]]],
+    points: Mapping[str, Sequence[tuple[Measured, int]]],
     *,
     note: str = "",
 ) -> Figure:
@@ -118,7 +120,7 @@ def _dots(
 
 def task_section(sources: Sources) -> Section:
     """Return the accuracies of tasks, and the other metrics that are no perplexity of a text and no timing."""
-    found: dict[tuple[str, str, Any], dict[str, tuple[float, float | None]]] = {}
+    found: dict[tuple[str, str, Any], dict[str, Measured]] = {}
     for role, item, metric in task_metrics(sources):
         if metric["name"] != TOKEN_PPL and item["task"] != "efficiency":
             key = (item["task"], metric["name"], item["num_items"])
@@ -148,22 +150,20 @@ def task_section(sources: Sources) -> Section:
     return Section("Tasks", parts)
 
 
-def _task_cells(name: str, values: Mapping[str, tuple[float, float | None]], roles: Sequence[str]) -> list[str]:
+def _task_cells(name: str, values: Mapping[str, Measured], roles: Sequence[str]) -> list[str]:
+    """Return the value of every model, and the difference from the dense one in percentage points."""
     cells = []
     for role in roles:
-        value, stderr = values.get(role, (None, None))
-        shown = "" if value is None else f"{value:.4f}" if name in ACCURACIES else significant(value)
-        cells.append(
-            shown
-            if stderr is None
-            else f"{shown} ± {stderr:.4f}"
-            if name in ACCURACIES
-            else f"{shown} ± {significant(stderr)}"
-        )
+        found = values.get(role)
+        cells.append("" if found is None else accuracy(*found) if name in ACCURACIES else _with_error(*found))
         if role != DENSE and DENSE in roles:
-            comparable = name in ACCURACIES and value is not None and DENSE in values
-            cells.append(signed(100 * (value - values[DENSE][0])) if comparable else "")
+            comparable = found is not None and DENSE in values and name in ACCURACIES
+            cells.append(signed(100 * (found[0] - values[DENSE][0])) if found and comparable else "")
     return cells
+
+
+def _with_error(value: float, stderr: float | None) -> str:
+    return significant(value) if stderr is None else f"{significant(value)} ± {significant(stderr, 2)}"
 
 
 def speed_section(sources: Sources) -> Section:
@@ -193,11 +193,11 @@ def speed_section(sources: Sources) -> Section:
         parts.append(Figure(title, draw(title, [panel]), Table(("workload", "times as fast"), rows)))
     if metrics:
         roles = [role for role in ROLES if any(role in values for values in metrics.values())]
-        rows = [
+        latencies = [
             (name.replace("_", " "), *(_with_unit(values.get(role)) for role in roles))
             for name, values in metrics.items()
         ]
-        parts.append(Table(("", *roles), rows))
+        parts.append(Table(("", *roles), latencies))
     if not parts:
         raise LeftOut("speed was not measured; hgsp evaluate --tasks efficiency does, and --profile predicts it")
     return Section("Speed and memory", parts)

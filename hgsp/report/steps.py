@@ -38,7 +38,7 @@ def search_section(sources: Sources) -> Section:
             )
         )
     if not parts:
-        raise LeftOut("no budget search was run (--search_steps)")
+        raise LeftOut("no budget search was run (--search)")
     return Section("Budget search", parts)
 
 
