@@ -53,10 +53,9 @@ def _protocol(measured: Mapping[str, Any]) -> str:
 def task_metrics(sources: Sources) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
     """Yield (role, result, metric) of the finished tasks of an evaluation."""
     for item in (sources.evaluation or Record()).get("results", ()):
-        role = sources.roles.get(item["role"], item["role"]) if sources.roles else item["role"]
         if item["status"] == DONE:
             for metric in item["metrics"]:
-                yield role, item, metric
+                yield sources.role_of(item), item, metric
 
 
 def perplexity_section(sources: Sources) -> Section:
@@ -144,7 +143,7 @@ def task_section(sources: Sources) -> Section:
             note = "Bars are one standard error; differences within them may be chance."
             parts.append(_dots("Accuracy by task", "accuracy (higher is better)", names, points, note=note))
     failed = [item for item in (sources.evaluation or Record()).get("results", ()) if item["status"] == FAILED]
-    parts += [Text(f"Failed: {item['task']} ({item['role']}): {item.get('reason')}") for item in failed]
+    parts += [Text(f"Failed: {item['task']} ({sources.role_of(item)}): {item['reason']}") for item in failed]
     if not parts:
         raise LeftOut("no task was measured; hgsp evaluate --tasks adds them")
     return Section("Tasks", parts)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hgsp.console.report_schema import (
-    DENSE,
     EVALUATION_RESULTS,
     EVALUATION_SCHEMA,
     PRUNED,
@@ -60,11 +59,10 @@ class Sources:
     recovery: Record | None
     evaluation: Record | None
 
-    @property
-    def roles(self) -> dict[str, str]:
-        """Roles in the evaluation's results -> roles in the report: a recovered folder measures itself as "pruned"."""
-        own = self.folder / RECOVERY_REPORT
-        return {DENSE: DENSE, PRUNED: RECOVERED} if own.is_file() else {}
+    def role_of(self, result: Record) -> str:
+        """Return the role of an evaluation's result: a recovered folder measures itself as "pruned"."""
+        is_own = result["role"] == PRUNED and (self.folder / RECOVERY_REPORT).is_file()
+        return RECOVERED if is_own else str(result["role"])
 
     def of_pruning(self) -> Record:
         """Return the pruning report.
