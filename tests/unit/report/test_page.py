@@ -228,7 +228,7 @@ def test_files_that_cannot_be_read_or_written_are_a_warning_of_a_run(tmp_path, c
 )
 def test_a_report_of_another_kind_is_refused(tmp_path, content):
     (tmp_path / "pruning_analysis.json").write_text(content)
-    with pytest.raises(InputError, match="pruning_analysis.json"):
+    with pytest.raises(InputError, match=r"pruning_analysis\.json"):
         read_sources(tmp_path)
 
 
