@@ -45,7 +45,7 @@ def report(config: ReportConfig) -> int:
         InputError: no result, one that this version does not read, or a page in the way that is not ours.
     """
     from hgsp.report.compare import comparison_of
-    from hgsp.report.page import HTML, MARKDOWN, page_of, refuse_foreign_page, write_page
+    from hgsp.report.page import HTML, MARKDOWN, has_foreign_page, page_of, write_page
     from hgsp.report.sources import read_sources, results_below
 
     results = list(dict.fromkeys(result for folder in config.folders for result in results_below(Path(folder))))
@@ -55,7 +55,12 @@ def report(config: ReportConfig) -> int:
         )
     output = Path(config.output) if config.output else results[0] if len(results) == 1 else Path.cwd()
     refuse_unwritable(output, "--output")
-    refuse_foreign_page(output)
+    if has_foreign_page(output):
+        raise InputError(
+            expected=f"no {HTML} in {output}, or one written by hgsp",
+            got="one written by something else",
+            remedy="choose another folder with --output",
+        )
     sources = [read_sources(folder) for folder in results]
     write_page(page_of(sources[0]) if len(sources) == 1 else comparison_of(sources), output)
     print(f"written: {output / HTML}, {output / MARKDOWN}")

@@ -90,6 +90,6 @@ def _round_step(step: float) -> float:
 
 
 def _tick_label(value: float) -> str:
-    if value and not 1e-3 <= abs(value) < 1e6:
+    if value and not 1e-2 <= abs(value) < 1e6:
         return scientific(value)
     return significant(round(value, 10), 4)

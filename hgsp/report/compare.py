@@ -8,14 +8,24 @@ from pathlib import Path
 
 from hgsp.console.report_schema import ROLES, TOKEN_PPL
 from hgsp.errors import InputError
-from hgsp.report.axes import Axis, integer_axis, names_axis, value_axis
+from hgsp.report.axes import integer_axis, names_axis, value_axis
 from hgsp.report.charts import STYLES, Box, Panel, Series, draw, legend_of
 from hgsp.report.content import Figure, LeftOut, Page, Section, Table, Text
 from hgsp.report.formats import accuracy, percent, perplexity, seconds, significant, with_prefix
 from hgsp.report.layers import dense_counts
-from hgsp.report.measured import ACCURACIES, ROW_HEIGHT, STYLE_OF_ROLE, Measured, perplexities, task_metrics
+from hgsp.report.measured import (
+    ACCURACIES,
+    ROW_HEIGHT,
+    STYLE_OF_ROLE,
+    Measured,
+    dot_series,
+    perplexities,
+    points_of,
+    reach_of,
+    task_metrics,
+)
 from hgsp.report.overview import model_of, verdict_of, warnings_of
-from hgsp.report.page import HTML, MARKDOWN, write_page
+from hgsp.report.page import HTML, MARKDOWN, has_foreign_page, write_page
 from hgsp.report.sources import SCHEMAS, Record, Sources, read_losses, read_sources
 from hgsp.report.steps import thinned
 
@@ -48,9 +58,9 @@ def comparison_of(results: Sequence[Sources]) -> Page:
 def write_comparison(folders: Sequence[Path], output: Path) -> tuple[str, ...]:
     """Write the page that compares results, without those that cannot be read; return the names of its files.
 
-    A folder that is a result itself keeps its own page.
+    A folder that is a result itself keeps its own page, and no page that is not ours is replaced.
     """
-    if any((output / name).is_file() for name in SCHEMAS):
+    if any((output / name).is_file() for name in SCHEMAS) or has_foreign_page(output):
         return ()
     results, skipped = [], []
     for folder in folders:
@@ -126,14 +136,10 @@ def _panels(title: str, label: str, found: Values) -> Figure:
     """Draw one panel for each quantity, one row of points for each run."""
     panels, rows = [], []
     for quantity, by_run in found.items():
-        series = []
-        for role in ROLES:
-            placed = [(by_run[run][role], -place) for place, run in enumerate(by_run) if role in by_run[run]]
-            points = [(value, float(place)) for (value, _), place in placed]
-            errors = [error for (_, error), _ in placed]
-            series += [Series(role, STYLE_OF_ROLE[role], points, is_line=False, errors=errors)] * bool(placed)
+        points = points_of(ROLES, by_run.values())
+        axis = value_axis(label, reach_of(points))
         height = ROW_HEIGHT * len(by_run) + 10
-        panels.append(Panel(_reach(label, by_run), names_axis(list(by_run)), series, height=height, title=quantity))
+        panels.append(Panel(axis, names_axis(list(by_run)), dot_series(points), height=height, title=quantity))
         for run, values in by_run.items():
             shown = [_shown(label, values.get(role)) for role in ROLES]
             rows.append((quantity, run, *shown))
@@ -146,16 +152,6 @@ def _shown(label: str, measured: Measured | None) -> str:
     if measured is None:
         return ""
     return perplexity(*measured) if label == "perplexity" else accuracy(*measured)
-
-
-def _reach(label: str, by_run: Mapping[str, Mapping[str, Measured]]) -> Axis:
-    ends = [
-        value + sign * (error or 0)
-        for values in by_run.values()
-        for value, error in values.values()
-        for sign in (-1, 1)
-    ]
-    return value_axis(label, ends)
 
 
 def _layer_section(runs: Runs) -> Section:

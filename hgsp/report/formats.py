@@ -26,7 +26,9 @@ def signed(value: float, digits: int = 1) -> str:
 
 def times(before: float, after: float) -> str:
     """Format a factor; empty if there is nothing to relate to."""
-    return f"×{significant(after / before)}" if before else ""
+    if not before:
+        return ""
+    return f"×{after / before:.2f}" if after < 1000 * before else f"×{significant(after / before)}"
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hgsp.console.report_schema import AFTER, BEFORE, DENSE, DONE, FAILED, PRUNED, RECOVERED, ROLES, TOKEN_PPL
@@ -13,7 +13,8 @@ from hgsp.report.formats import accuracy, perplexity, signed, significant, times
 from hgsp.report.sources import Record, Sources
 
 STYLE_OF_ROLE = {DENSE: "s0", PRUNED: "s1", RECOVERED: "s2"}
-ROW_HEIGHT = 30
+#: Height of a row of points in user units, and the distance between its series as a fraction of that.
+ROW_HEIGHT, DODGE = 36, 0.26
 ACCURACIES = ("acc", "acc_norm")
 #: Metrics of the task ``efficiency``: how their names start, and what they measure.
 EFFICIENCY = {"prefill_ms": "prefill", "decode_ms": "decode step"}
@@ -64,24 +65,47 @@ def perplexity_section(sources: Sources) -> Section:
     if not found:
         raise LeftOut("no perplexity was measured (--skip_evaluation, or no evaluation so far)")
     roles = [role for role in ROLES if any(role in values for values in found.values())]
-    head = ("text", *roles, *(f"{role} / dense" for role in roles[1:] if DENSE in roles), "protocol")
+    texts = [text for text, _ in found]
+    names = [f"{text} ({place})" if texts.count(text) > 1 else text for place, text in enumerate(texts, 1)]
+    others = [role for role in roles if role != DENSE and DENSE in roles]
     rows = []
-    for (text, protocol), values in found.items():
+    for name, values in zip(names, found.values(), strict=True):
         dense = values.get(DENSE, (0.0, None))[0]
         shown = [perplexity(*values[role]) if role in values else "" for role in roles]
-        ratios = [times(dense, values[role][0]) if role in values else "" for role in roles[1:] if DENSE in roles]
-        rows.append((text, *shown, *ratios, protocol))
-    note = "Lower is better. ± is one standard error over windows. Only equal protocols are comparable."
-    names = [text for text, _ in found]
-    labels = [f"{name} ({place})" if names.count(name) > 1 else name for place, name in enumerate(names, 1)]
-    points = {
-        role: [(values[role], -place) for place, values in enumerate(found.values()) if role in values]
-        for role in roles
-    }
-    table = Table(head, rows)
-    return Section(
-        "Perplexity", (table, _dots("Perplexity", "perplexity (lower is better)", labels, points), Text(note))
-    )
+        rows.append((name, *shown, *(times(dense, values[role][0]) if role in values else "" for role in others)))
+    table = Table(("text", *roles, *(f"{role} / dense" for role in others)), rows)
+    points = points_of(roles, found.values())
+    note = "Lower is better. ± is one standard error over windows. Only equal protocols are comparable. "
+    protocols = "; ".join(f"{name}: {protocol}" for name, (_, protocol) in zip(names, found, strict=True))
+    figure = _dots("Perplexity", "perplexity (lower is better)", names, points)
+    return Section("Perplexity", (table, figure, Text(f"{note}{protocols}.")))
+
+
+def points_of(roles: Sequence[str], rows: Iterable[Mapping[str, Measured]]) -> dict[str, list[tuple[Measured, int]]]:
+    """Return role -> (value, row) pairs."""
+    rows = list(rows)
+    return {role: [(values[role], row) for row, values in enumerate(rows) if role in values] for role in roles}
+
+
+def dot_series(points: Mapping[str, Sequence[tuple[Measured, int]]]) -> list[Series]:
+    """Return a series for each role, a little above or below the middle of its rows so that none hides another."""
+    present = {role: placed for role, placed in points.items() if placed}
+    return [
+        Series(
+            role,
+            STYLE_OF_ROLE[role],
+            [(value, DODGE * ((len(present) - 1) / 2 - number) - row) for (value, _), row in placed],
+            is_line=False,
+            errors=[error for (_, error), _ in placed],
+        )
+        for number, (role, placed) in enumerate(present.items())
+    ]
+
+
+def reach_of(points: Mapping[str, Sequence[tuple[Measured, int]]]) -> list[float]:
+    """Return the ends of all error bars."""
+    values = [measured for placed in points.values() for measured, _ in placed]
+    return [value + sign * (error or 0) for value, error in values for sign in (-1, 1)]
 
 
 def _dots(
@@ -93,28 +117,15 @@ def _dots(
     note: str = "",
 ) -> Figure:
     """Draw one row of points for each name, with one standard error to both sides."""
-    series = [
-        Series(
-            role,
-            STYLE_OF_ROLE[role],
-            [(value, float(place)) for (value, _), place in placed],
-            is_line=False,
-            errors=[error for (_, error), _ in placed],
-        )
-        for role, placed in points.items()
-    ]
-    reach = [
-        value + sign * (error or 0) for placed in points.values() for (value, error), _ in placed for sign in (-1, 1)
-    ]
-    panel = Panel(value_axis(label, reach), names_axis(names), series, height=ROW_HEIGHT * len(names) + 10)
+    series = dot_series(points)
+    panel = Panel(value_axis(label, reach_of(points)), names_axis(names), series, height=ROW_HEIGHT * len(names) + 10)
     rows = [
-        (role, names[-place], significant(value, 4), "" if error is None else significant(error, 2))
+        (role, names[row], significant(value, 4), "" if error is None else significant(error, 2))
         for role, placed in points.items()
-        for (value, error), place in placed
+        for (value, error), row in placed
     ]
-    return Figure(
-        title, draw(title, [panel], legend_of(series)), Table(("model", "", "value", "standard error"), rows), note
-    )
+    table = Table(("model", "", "value", "standard error"), rows)
+    return Figure(title, draw(title, [panel], legend_of(series)), table, note)
 
 
 def task_section(sources: Sources) -> Section:
@@ -136,10 +147,7 @@ def task_section(sources: Sources) -> Section:
         accuracies = {key: values for key, values in found.items() if key[1] in ACCURACIES}
         if accuracies:
             names = [f"{task} {name}" for task, name, _ in accuracies]
-            points = {
-                role: [(values[role], -place) for place, values in enumerate(accuracies.values()) if role in values]
-                for role in roles
-            }
+            points = points_of(roles, accuracies.values())
             note = "Bars are one standard error; differences within them may be chance."
             parts.append(_dots("Accuracy by task", "accuracy (higher is better)", names, points, note=note))
     failed = [item for item in (sources.evaluation or Record()).get("results", ()) if item["status"] == FAILED]
@@ -193,7 +201,7 @@ def speed_section(sources: Sources) -> Section:
     if metrics:
         roles = [role for role in ROLES if any(role in values for values in metrics.values())]
         latencies = [
-            (name.replace("_", " "), *(_with_unit(values.get(role)) for role in roles))
+            (name.replace("_batch", ", batch ").replace("_", " "), *(_with_unit(values.get(role)) for role in roles))
             for name, values in metrics.items()
         ]
         parts.append(Table(("", *roles), latencies))

@@ -60,19 +60,10 @@ def write_evaluation_report(folder: Path) -> None:
         write_report(folder.parent)
 
 
-def refuse_foreign_page(folder: Path) -> None:
-    """Refuse to replace a report.html that is not ours.
-
-    Raises:
-        InputError: there is one.
-    """
+def has_foreign_page(folder: Path) -> bool:
+    """Return whether a folder holds a report.html that is not ours, which must not be replaced."""
     path = folder / HTML
-    if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(
-            expected=f"no {HTML} in {folder}, or one written by hgsp",
-            got=f"{path}, written by something else",
-            remedy="choose another folder with --output",
-        )
+    return path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace")
 
 
 def page_of(sources: Sources) -> Page:

@@ -81,3 +81,6 @@ def test_results_that_cannot_be_read_are_named_and_a_result_keeps_its_own_page(r
     assert len(re.findall("<svg", document)) == 4
     assert compare.write_comparison(results, results[0]) == ()
     assert not (results[0] / "report.html").exists()
+    (tmp_path / "report.html").write_text("my own page")
+    assert compare.write_comparison(results, tmp_path) == ()
+    assert (tmp_path / "report.html").read_text() == "my own page"

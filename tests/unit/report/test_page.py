@@ -63,7 +63,7 @@ def test_a_complete_result_has_every_section(complete):
         "2 of 2 8 of 8 100.0 %",
         "layer 1, KV group 0: removed",
         "layer 3: 0 of 8 MLP channels kept",
-        "KL(dense || pruned) fell from 0.5 to 0.3",
+        "KL(dense || pruned) fell from 0.5000 to 0.3000",
         "Held-out loss: 2.5000 before training, 2.0000 in the kept state.",
         "×1.25",  # 20 ms / 16 ms
         "Why is the sky blue? (as a chat)",

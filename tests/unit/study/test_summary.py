@@ -302,7 +302,9 @@ def test_without_matplotlib_the_tables_are_written_and_one_line_says_how_to_get_
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(summarize, "find_spec", lambda name: None)
     assert summarize.main([str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "summary.csv", "summary.md", "summary.tex"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("a", "summary.csv", "summary.md", "summary.tex", "report.html", "report.md")
+    }
     assert "pip install 'hgsp[plots]'" in capsys.readouterr().out
 
 
