@@ -31,9 +31,9 @@ def search_section(sources: Sources) -> Section:
         parts.append(_divergences("Divergence by step of the budget search", "step", list(enumerate(steps))))
         parts.append(
             Text(
-                f"KL(dense || pruned) fell from {search['kl_before']:.4f} to {search['kl_after']:.4f} nats per token in "
-                f"{search['steps']} steps. Step 0 is the plan before the search; steps that did not lower the divergence "
-                "were rejected."
+                f"KL(dense || pruned) fell from {search['kl_before']:.4f} to {search['kl_after']:.4f} nats per token "
+                f"in {search['steps']} steps. Step 0 is the plan before the search; steps that did not lower the "
+                "divergence were rejected."
             )
         )
     if not parts:
