@@ -1,4 +1,4 @@
-"""``hgsp report``: write report.html and report.md of a result again, or of several results side by side."""
+"""Write report.html and report.md of a result again, or of several results side by side."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
@@ -16,6 +17,8 @@ from hgsp.errors import InputError
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """Options of ``hgsp report``."""
+
+    GROUP: ClassVar[str] = "output"
 
     folders: tuple[str, ...] = option(
         help="folders of results; a folder that is none stands for all results below it",
@@ -33,9 +36,12 @@ class ReportConfig:
             require(Path(folder).is_dir(), "DIR", "a folder", folder, "check the path")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+OPTIONS = ReportConfig
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "hgsp report") -> int:
     """Run the command; exit code 0 done, 2 no result (nothing written)."""
-    return run_guarded(lambda: report(parse(ReportConfig, argv, prog="hgsp report", description=__doc__ or "")))
+    return run_guarded(lambda: report(parse(OPTIONS, argv, prog=prog, description=__doc__ or "")))
 
 
 def report(config: ReportConfig) -> int:

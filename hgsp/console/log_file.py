@@ -10,6 +10,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.table import Table
 
+from hgsp.environment import replacing
+
 LOG = logging.getLogger("hgsp")
 #: Width in characters of tables that go to a file.
 PLAIN_WIDTH = 140
@@ -46,17 +48,17 @@ class LogFile:
     def copy_to(self, path: Path) -> None:
         """Copy the log so far."""
         self._to_file.flush()
-        path.parent.mkdir(exist_ok=True)
-        shutil.copyfile(self._path, path)
+        with replacing(path) as partial:
+            shutil.copyfile(self._path, partial)
 
 
 def show(table: Table) -> None:
     """Print a table to stdout and write its plain text to the log file."""
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names and paths may contain brackets
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     console.print(table)
-    plain = Console(width=PLAIN_WIDTH, color_system=None)
+    plain = Console(width=PLAIN_WIDTH, color_system=None, markup=False, emoji=False)
     with plain.capture() as captured:
         plain.print(table)
     LOG.info("%s", captured.get(), extra={"file_only": True})

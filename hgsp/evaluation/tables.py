@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hgsp.console.report_schema import DENSE, DONE, FAILED, ROLES
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
@@ -115,11 +115,11 @@ def terminal_table(results: Results, title: str) -> Table:
             if summary:
                 protocols.append(f"({len(protocols) + 1}) {task}: {summary}")
                 reference = f" ({len(protocols)})"
-            table.add_row(f"[bold]{task}[/bold]{reference}", *([""] * len(cells) if metric else cells))
+            table.add_row(Text.assemble((task, "bold"), reference), *([""] * len(cells) if metric else cells))
         if metric:
             table.add_row(f"  {metric}", *cells)
         previous = (task, summary)
-    table.caption = escape("\n".join([*protocols, *_footnotes(results)]))
+    table.caption = "\n".join([*protocols, *_footnotes(results)])
     return table
 
 

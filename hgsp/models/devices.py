@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
+from hgsp.console.nearest import did_you_mean
 from hgsp.environment import launched_processes, local_rank
 from hgsp.errors import InputError
 
@@ -35,13 +36,19 @@ def resolve_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        found = devices_found()
         raise InputError(
-            expected=f"--device to be one of {', '.join(['cpu', *found])} or auto",
-            got=f"'{device}' ({str(error).splitlines()[0]})",
-            remedy="leave --device out to use the best one available",
+            expected=f"--device to be one of {', '.join(found)} or auto, the devices found here",
+            got=f"'{device}'",
+            remedy=did_you_mean(device, found, "leave --device out to use the best one available"),
         ) from error
     return device
+
+
+def devices_found() -> list[str]:
+    """Return the devices of this machine that PyTorch can use."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
 
 
 def free_bytes(device: torch.device) -> int:

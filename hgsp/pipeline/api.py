@@ -32,7 +32,6 @@ from hgsp.reconstruction.reconstruct import reconstruct as reconstruct_weights
 from hgsp.scoring.score import ScoringOptions
 from hgsp.scoring.score_model import score_model
 from hgsp.scoring.scores import Scores as GroupScores
-from hgsp.scoring.scores import weight_sample
 
 LOG = logging.getLogger(__name__)
 
@@ -139,10 +138,9 @@ class Scores:
         Raises:
             InputError: no scores file, or scores of other weights.
         """
-        groups, geometry = GroupScores.read(Path(path)), geometry_of(model)
-        loaded = _in_memory(model)
-        groups.check_belongs_to(geometry, weight_sample(loaded), loaded.dtype)
-        return cls(groups, geometry)
+        groups = GroupScores.read(Path(path))
+        groups.check_belongs_to(_in_memory(model))
+        return cls(groups, geometry_of(model))
 
     def _repr_html_(self) -> str:
         cells = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from hgsp.console.flags import byte_count, option, require, require_counts
 from hgsp.costs.names import COST_NAMES, PHASES
@@ -17,12 +17,16 @@ TARGETS = ("target_speedup", "target_bytes", "target_kv_bytes")
 class BudgetConfig:
     """Options of the budget: a ratio of parameters, or a target."""
 
+    GROUP: ClassVar[str] = "budget"
+
     pruning_ratio: tuple[float, ...] | None = option(
         None,
         help="fraction of ALL parameters to remove, in [0, 1); several make several results from one scoring pass "
         "(required unless a target is given)",
         type=float,
         nargs="+",
+        group="required",
+        range="in [0, 1)",
     )
     cost: str | None = option(
         None,
@@ -32,13 +36,22 @@ class BudgetConfig:
         choices=COST_NAMES,
     )
     target_speedup: float | None = option(
-        None, help="remove as little as makes the model this many times as fast, by --profile", type=float
+        None,
+        help="remove as little as makes the model this many times as fast, by --profile",
+        type=float,
+        range="above 1",
     )
     target_bytes: int | None = option(
-        None, help="remove as little as leaves this many bytes of weights in --dtype, such as 5GB", type=byte_count
+        None,
+        help="remove as little as leaves this many bytes of weights in --dtype, such as 5GB",
+        type=byte_count,
+        range="above 0",
     )
     target_kv_bytes: int | None = option(
-        None, help="remove as little as leaves this many bytes of KV cache per token, such as 64KiB", type=byte_count
+        None,
+        help="remove as little as leaves this many bytes of KV cache per token, such as 64KiB",
+        type=byte_count,
+        range="above 0",
     )
     profile: str | None = option(None, help="latency table of this model and device, from `hgsp profile`")
     workload: str | None = option(
@@ -116,6 +129,8 @@ def multiple_or_auto(text: str) -> int | None:
 class ShapeConfig:
     """Options of the shapes that a plan may have."""
 
+    GROUP: ClassVar[str] = "shapes"
+
     mlp_multiple_of: int | None = option(
         None,
         help="MLP channels leave in blocks of this number, ranked as one, so that MLPs keep multiples of it: engines "
@@ -123,6 +138,7 @@ class ShapeConfig:
         f"{AUTO_MULTIPLE_FROM:,} channels, else 1; with --uniform less where layers are many)",
         type=multiple_or_auto,
         metavar="N",
+        range="at least 1",
     )
     uniform: bool = option(False, help="keep the same sizes in every layer, as stock model classes need")
     equal_kv_groups: bool = option(False, help="keep the same number of KV groups in every layer; widths may differ")
@@ -131,10 +147,14 @@ class ShapeConfig:
         help="let the attention or the MLP of a layer leave whole; with --reconstruct, plans with different numbers of "
         "emptied blocks are refitted and the best one is kept",
     )
-    freeze_first_n_layers: int = option(0, help="first layers never touched", type=int)
-    freeze_last_n_layers: int = option(0, help="last layers never touched", type=int)
-    min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
-    min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
+    freeze_first_n_layers: int = option(0, help="first layers never touched", type=int, range="at least 0")
+    freeze_last_n_layers: int = option(0, help="last layers never touched", type=int, range="at least 0")
+    min_kv_groups: int = option(
+        1, help="KV groups every layer keeps unless removed whole", type=int, range="at least 1"
+    )
+    min_mlp_width: int = option(
+        32, help="MLP channels every layer keeps unless removed whole", type=int, range="at least 1"
+    )
 
     def __post_init__(self) -> None:
         require_counts(self, "min_kv_groups", "min_mlp_width")

@@ -13,6 +13,8 @@ from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
 from hgsp.console.progress import Timings, terminal
 from hgsp.console.report_schema import PRUNING_REPORT
+from hgsp.console.result_folders import reserved
+from hgsp.console.settings_file import RUN_SETTINGS, write_settings
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.environment import write_json
 from hgsp.evaluation.pre_post import PrePostEvaluation
@@ -30,9 +32,10 @@ from hgsp.pipeline.saved_scores import load_scores, overruled_settings
 from hgsp.pipeline.speed import SpeedReport
 from hgsp.pruning.budget import Budget
 from hgsp.report.page import write_report
-from hgsp.scoring.scores import Scores, weight_sample
+from hgsp.scoring.scores import Scores
 
 LOG = logging.getLogger("hgsp")
+TRAINING_LOG = Path("logs", "training.log")
 
 
 @dataclass
@@ -75,7 +78,11 @@ def prune(config: PruneConfig, command: str) -> int:
     if config.dry_run:
         _dry_run(request, scores)
         return 0
-    with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
+    with (
+        reserved(*map(request.folder, config.ratios)),
+        tempfile.TemporaryDirectory() as scratch,
+        LogFile(Path(scratch) / "training.log") as log,
+    ):
         LOG.info("command: %s", command)
         run = _Run(request, command, log, scores, warnings)
         run.tokenizer, surplus = load_own_tokenizer(request.source)
@@ -139,7 +146,7 @@ def _load_and_score(run: _Run) -> LoadedModel | None:
                 progress=terminal,
             )
         else:
-            run.scores.check_belongs_to(request.geometry, weight_sample(dense), config.dtype)
+            run.scores.check_belongs_to(dense)
     is_main = is_main_process()
     leave_processes()
     if not is_main:
@@ -194,18 +201,20 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )
-        _finish(content, folder, run.log, request.folder(ratio))
+        write_json(content, folder / PRUNING_REPORT)
+        write_settings(config, folder / RUN_SETTINGS, run.command)
+        run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
     write_report(request.folder(ratio))
+    _tell(content, request.folder(ratio), run.log)
     return dense
 
 
-def _finish(content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
-    """Write the report and the log, print the result and the next command."""
-    write_json(content, folder / PRUNING_REPORT)
+def _tell(content: dict[str, Any], target: Path, log: LogFile) -> None:
+    """Print the finished result and the next command, and complete its log."""
     for warning in content["warnings"]:
         LOG.warning("%s", warning)
     show(report.closing_table(content))
     models = shlex.join(["--model_path", str(target), "--base_model", content["base_model"]])
     LOG.info("result: %s\nnext: python evaluation/run_evaluation.py %s --tasks wikitext,c4", target, models)
-    log.copy_to(folder / "logs" / "training.log")
+    log.copy_to(target / TRAINING_LOG)

@@ -15,6 +15,7 @@ from rich.table import Table
 from hgsp.console.log_file import show
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT, RECOVERY_SCHEMA
 from hgsp.environment import describe_environment, in_gib, peak_memory_bytes, write_atomically, write_json
+from hgsp.errors import InputError
 from hgsp.evaluation.collapse import before_and_after
 from hgsp.pipeline.recovery_config import RecoveryConfig
 from hgsp.recovery.outputs import held_out_loss
@@ -87,26 +88,41 @@ def analysis(
     }
 
 
-def write_analysis(content: Mapping[str, Any], pruned_model: str, folder: Path) -> None:
-    """Write ``recovery_analysis.json`` and, if there is a pruning report, a copy of it with a recovery section."""
-    write_json(content, folder / RECOVERY_REPORT)
-    if pruning := _pruning_report(pruned_model):
-        write_json({**pruning, "recovery": content}, folder / PRUNING_REPORT)
+def read_pruning_report(pruned_model: str) -> Mapping[str, Any] | None:
+    """Return the pruning report beside a model, None without one.
 
-
-def _pruning_report(pruned_model: str) -> dict[str, Any]:
-    """Return the pruning report beside a pruned model, empty without one."""
+    Raises:
+        InputError: it is damaged.
+    """
     pruned = Path(pruned_model)
     path = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise InputError(
+            expected="the pruning report beside the model, or none",
+            got=f"{path}, which is damaged ({error})",
+            remedy="delete the file: the recovery does not need it",
+        ) from error
     return content
 
 
-def curve_title(config: RecoveryConfig) -> str:
+def write_analysis(content: Mapping[str, Any], pruning_report: Mapping[str, Any] | None, folder: Path) -> None:
+    """Write ``recovery_analysis.json`` and, if there is a pruning report, a copy of it with a recovery section."""
+    write_json(content, folder / RECOVERY_REPORT)
+    if pruning_report is not None:
+        write_json({**pruning_report, "recovery": content}, folder / PRUNING_REPORT)
+
+
+def curve_title(config: RecoveryConfig, pruning_report: Mapping[str, Any] | None) -> str:
     """Return the title of the loss curve: the model, the ratio removed from it if known, and the training."""
-    pruning = _pruning_report(config.pruned_model)
+    pruning = pruning_report or {}
     name = Path(pruning.get("base_model", config.pruned_model)).name
-    ratio = f", {pruning['reached_ratio']:.1%} of parameters removed" if pruning else ""
+    ratio = f", {pruning['reached_ratio']:.1%} of parameters removed" if "reached_ratio" in pruning else ""
     return f"{name}{ratio}: {_method({'method': config.method, 'distilled_from': config.distill_from})}"
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hgsp.console import result_folders as folders
+from hgsp.console.state_files import check_state, check_state_folder
 from hgsp.costs.latency import LatencyTable, Workload
-from hgsp.environment import device_name
+from hgsp.environment import device_name, remove_folder
 from hgsp.errors import InputError
 from hgsp.models.devices import resolve_device
 from hgsp.models.geometry import Geometry
@@ -20,7 +20,10 @@ from hgsp.pipeline.decision import SelectionOptions
 from hgsp.pipeline.stages import Resources
 from hgsp.pruning.budget import Budget
 from hgsp.pruning.shape_rules import ShapeRules
+from hgsp.reconstruction.resume import KIND as RECONSTRUCTION_STATE
+from hgsp.reconstruction.resume import STATE_FILE
 from hgsp.scoring.groups import Floats
+from hgsp.search.search import KIND as SEARCH_STATE
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,23 @@ class ResumePaths:
     def remove(self) -> None:
         """Remove the state once the result is complete."""
         self.search.unlink(missing_ok=True)
-        shutil.rmtree(self.reconstruction, ignore_errors=True)
+        remove_folder(self.reconstruction)
+
+    def check(self) -> None:
+        """Refuse anything else in their places.
+
+        Raises:
+            InputError: a file or folder that is no such state.
+        """
+        check_state(self.search, SEARCH_STATE)
+        check_state_folder(self.reconstruction, STATE_FILE, RECONSTRUCTION_STATE)
+
+
+def resume_paths_of(folder: Path) -> ResumePaths:
+    """Return the paths of resumable state next to a result folder, which exists only once it is complete."""
+    return ResumePaths(
+        folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction")
+    )
 
 
 @dataclass(frozen=True)
@@ -75,11 +94,8 @@ class Request:
         return Path(self.config.results_dir) / self.config.output_name_for(ratio)
 
     def resume_paths(self, ratio: float | None) -> ResumePaths:
-        """Return the paths of resumable state, next to the result folder, which exists only once it is complete."""
-        folder = self.folder(ratio)
-        return ResumePaths(
-            folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction")
-        )
+        """Return the paths of resumable state."""
+        return resume_paths_of(self.folder(ratio))
 
     def resources(self, ratio: float | None = None, folder: Path | None = None) -> Resources:
         """Return where and how to compute; a folder is scratch space, and adds the paths of the state of its ratio."""
@@ -110,6 +126,7 @@ def prepare(config: PruneConfig) -> Request:
         for ratio in config.ratios:
             target = Path(config.results_dir) / config.output_name_for(ratio)
             folders.check_target(target, config.overwrite, "--results_dir or --output_name", _read_by(config))
+            resume_paths_of(target).check()
         if config.spill_dir:
             folders.refuse_unwritable(Path(config.spill_dir), "--spill_dir")
     source = inspect_model(config.base_model, config.dtype)

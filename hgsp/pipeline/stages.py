@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from typing import Any
 from hgsp.console.progress import Progress, Timings, silent
 from hgsp.data.calibration import Calibration, build_calibration
 from hgsp.data.texts import Text
+from hgsp.environment import remove_folder
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.models.tokenizers import check_token_ids
@@ -37,7 +37,7 @@ from hgsp.reconstruction.reconstruct import (
 from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.score import ScoringOptions
 from hgsp.scoring.score_model import score_model
-from hgsp.scoring.scores import Scores, weight_sample
+from hgsp.scoring.scores import Scores
 from hgsp.search.allocation import SearchOptions, search_allocation
 from hgsp.search.reconstructed import check_enough_to_search
 from hgsp.search.search import SearchProblem
@@ -195,7 +195,7 @@ def prune_in_rounds(
             scores = _score_again(remaining, scores, recipe, calibrations.scoring, resources, progress)
             earlier = decision.plan
         if resources.reconstruction_state is not None:  # of this round; the next one has other tensors
-            shutil.rmtree(resources.reconstruction_state, ignore_errors=True)
+            remove_folder(resources.reconstruction_state)
     return Pruning(decision, reconstruction)
 
 
@@ -218,6 +218,7 @@ def _searched(
         recipe.collapse_epsilon,
         plan.provenance,
         selection.emptied,
+        dense.identity.sha256,
     )
     spill_dir = resources.streams_dir if recipe.reconstructs else resources.spill_dir
     options = SearchOptions(recipe.search, recipe.reconstruct, resources.batch_size, spill_dir)
@@ -262,8 +263,8 @@ def _fingerprint(dense: LoadedModel, plan: PrunePlan, options: ReconstructionOpt
     """Hash everything that reconstructed weights depend on."""
     kept = [asdict(keep) for keep in plan.layers]
     settings = [options.method, options.batch_size, sorted(options.frozen), dense.dtype]
-    text = json.dumps([kept, settings, calibration.sha256, calibration.seed])
-    return hashlib.sha256(text.encode() + weight_sample(dense).tobytes()).hexdigest()
+    text = json.dumps([kept, settings, calibration.sha256, calibration.seed, dense.identity.sha256])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _as_pruned(dense: LoadedModel, plan: PrunePlan, reconstruction: Reconstruction | None) -> LoadedModel:

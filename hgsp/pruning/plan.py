@@ -100,7 +100,7 @@ class PrunePlan:
         )
 
     def __str__(self) -> str:
-        console = Console(width=80, color_system=None)
+        console = Console(width=80, color_system=None, markup=False)
         with console.capture() as captured:
             console.print(self.table())
         return captured.get().rstrip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ LOG = logging.getLogger(__name__)
 
 
 class StopOnNonFinite(TrainerCallback):
-    """Stop before an optimizer step with a NaN or infinite gradient, in all processes alike."""
+    """Stop before an optimizer step with a NaN or infinite gradient, or after such a held-out loss."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         sums = [parameter.grad.float().sum() for parameter in model.parameters() if parameter.grad is not None]
@@ -24,6 +25,14 @@ class StopOnNonFinite(TrainerCallback):
             raise NumericalError(
                 f"the loss or a gradient of step {state.global_step + 1} is not finite; states saved before are "
                 "kept. Lower --learning_rate, use --dtype bfloat16, or look for unusual rows in the data"
+            )
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        loss = (metrics or {}).get("eval_loss", 0.0)
+        if not math.isfinite(loss):
+            raise NumericalError(
+                f"the held-out loss after step {state.global_step} is {loss}; states saved before are kept. Lower "
+                "--learning_rate, use --dtype bfloat16, or look for unusual rows in the data"
             )
 
 

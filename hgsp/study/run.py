@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hgsp.console.parser import flag_of
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
@@ -30,6 +31,7 @@ RESERVED = {
     "--output_name": "the study names its folders; --results_dir chooses their location",
     "--pruning_ratio": "the study has its own ratios",
     "--scores": "the cells of a model share its scores automatically",
+    "--token": "pass it before --, or set HF_TOKEN",
     "--overwrite": "remove the folders of cells to run again",
 }
 #: Seconds an interrupted cell has to remove its partial output.
@@ -64,7 +66,7 @@ def cell_settings(cell: Cell, results_dir: str, passed: Sequence[str]) -> dict[s
         InputError: an invalid value, or a flag that the study sets itself.
     """
     for flag in passed:
-        name = flag.partition("=")[0]
+        name = flag_of(flag)
         if name in RESERVED:
             raise InputError(expected="flags for all cells", got=name, remedy=RESERVED[name])
     return settings_of(cell.arguments(results_dir, passed, None))
