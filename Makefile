@@ -9,7 +9,7 @@ QUANTIZERS := llmcompressor==0.14.* torchao==0.18.* llama-cpp-python==0.3.*
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test test-vllm test-mlx test-quantize test-transformers check lint types format docs clean
+.PHONY: demo demo-model test test-report test-vllm test-mlx test-quantize test-transformers check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -60,6 +60,10 @@ ENGINE_TESTS := pytest hypothesis gguf accelerate
 
 test-vllm: $(if $(filter .venv-vllm/%,$(VLLM_PYTHON)),.venv-vllm/installed)
 	PYTHONPATH=. $(VLLM_PYTHON) -m pytest tests/with_vllm
+
+# Pages in a headless Chromium: the one of HGSP_BROWSER, else one on PATH; without one the tests say why they are skipped.
+test-report: $(VENV)/installed
+	$(BIN)/python -m pytest tests/unit/report/test_in_browser.py -rs
 
 test-mlx: $(if $(filter .venv-mlx/%,$(MLX_PYTHON)),.venv-mlx/installed)
 	PYTHONPATH=. $(MLX_PYTHON) -m pytest tests/with_mlx

@@ -21,9 +21,13 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "hgsp evaluate") -> i
     def run() -> int:
         config = parse(OPTIONS, arguments, prog=prog, description=__doc__ or "")
         quiet_libraries()
+        from hgsp.evaluation.reporting import output_folder
         from hgsp.evaluation.run import run_evaluation
+        from hgsp.report.page import write_evaluation_report
 
-        return run_evaluation(config, command_line(prog, arguments, config))
+        code = run_evaluation(config, command_line(prog, arguments, config))
+        write_evaluation_report(output_folder(config))
+        return code
 
     return run_guarded(run, OUT_OF_MEMORY)
 

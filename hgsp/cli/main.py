@@ -20,6 +20,7 @@ COMMANDS = {
     "cut": "prune a model from scores.npz",
     "finetune": "recover a pruned model's quality by training",
     "evaluate": "measure a model, dense or pruned",
+    "report": "write the page of a result again, or one that compares several",
     "study": "prune three models at several ratios",
     "summarize": "tabulate and plot many results",
     "profile": "time the blocks of a model on this device",

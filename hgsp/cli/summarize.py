@@ -52,6 +52,7 @@ def summarize(config: SummaryConfig) -> int:
     from rich.console import Console
 
     from hgsp.console.report_schema import PRUNING_REPORT
+    from hgsp.report.compare import write_comparison
     from hgsp.study import collect as collecting
     from hgsp.study import tables
 
@@ -79,8 +80,16 @@ def summarize(config: SummaryConfig) -> int:
     print(tables.NOTE)
     for item in skipped:
         print(f"skipped: {item.folder}: {item.reason}")
-    print("written: " + ", ".join(str(output / name) for name in [*written, *draw(results, output)]))
+    drawn = [*draw(results, output), *write_comparison(results_folders(results), output)]
+    print("written: " + ", ".join(str(output / name) for name in [*written, *drawn]))
     return 0
+
+
+def results_folders(results: Sequence[Result]) -> list[Path]:
+    """Return the folders of results, of recovered ones too."""
+    return list(
+        dict.fromkeys(folder for result in results for folder in (result.folder, result.recovered_folder) if folder)
+    )
 
 
 def draw(results: Sequence[Result], output: Path) -> list[str]:

@@ -1,12 +1,14 @@
-"""Perplexity and a greedy sample before and after pruning or training, for the recipes."""
+"""Perplexity and greedy samples before and after pruning or training, for the recipes."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from hgsp.console.progress import terminal
 from hgsp.console.report_schema import AFTER, BEFORE
@@ -19,6 +21,9 @@ from hgsp.models.tokenizers import check_token_ids
 
 LOG = logging.getLogger("hgsp.evaluation")
 PROMPT = "The most important thing about the ocean is that"
+#: More prompts for the report, continued in one batch; the last is asked as a chat where the tokenizer has a template.
+MORE_PROMPTS = ("Once upon a time, in a village by the sea,", "def fibonacci(n):")
+CHAT_PROMPT = "Explain in two sentences why the sky is blue."
 SAMPLE_TOKENS = 32
 #: Characters that are tokenized to check a text without reading all of it.
 CHECKED_CHARACTERS = 1000
@@ -28,7 +33,8 @@ class PrePostEvaluation:
     """Measurements of the same texts by the same protocol before and after.
 
     Texts are read on construction, so that a missing one is refused before anything expensive.
-    ``results``: stage -> text -> perplexity with its protocol; ``samples``: stage -> greedy continuation or None.
+    ``results``: stage -> text -> perplexity with its protocol; ``samples``: stage -> greedy continuation or None, and
+    ``prompts``: one entry for each further prompt, with its continuation at every stage.
     """
 
     def __init__(self, config: MeasureConfig, *, offloaded: bool) -> None:
@@ -38,7 +44,7 @@ class PrePostEvaluation:
         self._max_windows = config.eval_max_windows or None
         self._limited_by_default = False
         self.results: dict[str, dict[str, Any]] = {BEFORE: {}, AFTER: {}}
-        self.samples: dict[str, str | None] = {}
+        self.samples: dict[str, Any] = {}
         self._failed_samples: dict[str, str] = {}
         self.warnings: list[str] = []
 
@@ -108,6 +114,7 @@ class PrePostEvaluation:
         self.samples[when] = None if self._offloaded else self._sample(when, model, tokenizer)
         if self.samples[when] is not None:
             LOG.info("%s, greedy: %s", when, self.samples[when])
+            self._sample_more(when, model, tokenizer)
 
     def _sample(self, when: str, model: Any, tokenizer: Any) -> str | None:
         """Return a greedy continuation; a failure is a warning and does not stop the recipe."""
@@ -117,6 +124,51 @@ class PrePostEvaluation:
         except FAILURES as error:
             self._failed_samples[when] = f"no greedy sample {when}: {reason_of(error)}"
             return None
+
+    def _sample_more(self, when: str, model: Any, tokenizer: Any) -> None:
+        """Add the continuations of further prompts; a failure is a warning."""
+        prompts = [(prompt, False) for prompt in MORE_PROMPTS] + [(CHAT_PROMPT, True)] * bool(tokenizer.chat_template)
+        try:
+            texts = greedy_continuations(model, tokenizer, [_token_ids(tokenizer, *prompt) for prompt in prompts])
+        except (*FAILURES, TemplateError) as error:
+            self._failed_samples[when] = f"no further greedy samples {when}: {reason_of(error)}"
+            return
+        known = {entry["prompt"]: entry for entry in self.samples.get("prompts", ())}
+        self.samples["prompts"] = [
+            {"prompt": prompt, "chat": chat, **known.get(prompt, {}), when: text}
+            for (prompt, chat), text in zip(prompts, texts, strict=True)
+        ]
+
+
+def _token_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
+    if not chat:
+        return list(tokenizer(prompt)["input_ids"])
+    messages = [{"role": "user", "content": prompt}]
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+@torch.inference_mode()
+def greedy_continuations(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int = SAMPLE_TOKENS
+) -> list[str]:
+    """Return the greedy continuations of prompts of token ids, padded on the left to one batch."""
+    embeddings, longest = model.get_input_embeddings().weight, max(map(len, prompts))
+    check_token_ids(max(map(max, prompts)), embeddings.shape[0], tokenizer, "a prompt")
+    # finished rows are fed this id too, so it needs an embedding; their continuations end before it
+    filler = next(
+        (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None and i < embeddings.shape[0]), 0
+    )
+    padding = [longest - len(ids) for ids in prompts]
+    output = model.generate(
+        torch.tensor([[filler] * pad + list(ids) for pad, ids in zip(padding, prompts, strict=True)]).to(
+            embeddings.device
+        ),
+        attention_mask=torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding]).to(embeddings.device),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=filler,
+    )
+    return [str(tokenizer.decode(row[longest:], skip_special_tokens=True)) for row in output]
 
 
 def continuation(sample: str | None) -> str | None:

@@ -33,6 +33,7 @@ from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
 from hgsp.pipeline.speed import SpeedReport
 from hgsp.pruning.budget import Budget
+from hgsp.report.page import write_report
 from hgsp.scoring.scores import Scores
 
 LOG = logging.getLogger("hgsp")
@@ -232,6 +233,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
         run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
     target = request.folder(ratio)
+    write_report(target)
     show_result(request, content, target, told=run.warnings)
     run.log.copy_to(target / TRAINING_LOG)
     return dense

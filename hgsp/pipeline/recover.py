@@ -42,6 +42,7 @@ from hgsp.recovery.resume import check_content, check_work_dir, resumable_run
 from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import inspect_teacher
 from hgsp.recovery.training import Trained
+from hgsp.report.page import write_report
 
 LOG = logging.getLogger("hgsp")
 TRAINING_LOG = Path("logs", "training.log")
@@ -153,7 +154,13 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
                 config.pruned_model, config.method, trained, recovery.dtype, recovery.device
             )
             outputs.write_result(
-                model, recovery.tokenizer, trained, folder, method=config.method, with_bin=not config.no_bin
+                model,
+                recovery.tokenizer,
+                trained,
+                folder,
+                method=config.method,
+                with_bin=not config.no_bin,
+                title=report.curve_title(config, recovery.pruning_report),
             )
         with timings.stage("evaluate"):
             evaluation.after(model, recovery.tokenizer)
@@ -176,6 +183,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
         write_settings(config, folder / RUN_SETTINGS, recovery.command)
         report.write_analysis(content, recovery.pruning_report, folder)
         log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
+    write_report(Path(config.output_dir))
     report.show_report(content, config)
     log.copy_to(Path(config.output_dir) / TRAINING_LOG)
 
@@ -253,6 +261,7 @@ def recover_all(recoveries: Iterable[tuple[RecoveryConfig, TrainingText]], comma
             print(f"{config.pruned_model} is complete; its recovery by itself: {_command_of(config)}", file=sys.stderr)
             return code
         report.add_to_report(Path(config.pruned_model), Path(config.output_dir))
+        write_report(Path(config.pruned_model))
     return 0
 
 

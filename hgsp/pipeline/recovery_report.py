@@ -55,7 +55,7 @@ def analysis(
     command: str,
     text: Mapping[str, Any],
     evaluation: Mapping[str, Any],
-    samples: Mapping[str, str | None],
+    samples: Mapping[str, Any],
     timings_s: Mapping[str, float],
     device: str,
     dtype: str,
@@ -125,6 +125,13 @@ def _verdict(pruning: Mapping[str, Any], evaluation: Mapping[str, Any], sample: 
             pairs[name] = (dense["ppl"], result["ppl"])
     dense_sample = pruning.get("samples", {}).get(BEFORE)
     return judge(pairs, samples=(continuation(dense_sample), continuation(sample))) if pairs else None
+
+
+def curve_title(config: RecoveryConfig, pruning: Mapping[str, Any]) -> str:
+    """Return the title of the loss curve: the model, the ratio removed from it if known, and the training."""
+    name = Path(pruning.get("base_model", config.pruned_model)).name
+    ratio = f", {pruning['reached_ratio']:.1%} of parameters removed" if "reached_ratio" in pruning else ""
+    return f"{name}{ratio}: {_method({'method': config.method, 'distilled_from': config.distill_from})}"
 
 
 def add_to_report(pruned: Path, recovered: Path) -> None:

@@ -28,7 +28,7 @@ def analysis(
     asked_ratio: float | None,
     params_after: int,
     evaluation: Mapping[str, Any],
-    samples: Mapping[str, str | None],
+    samples: Mapping[str, Any],
     speed: Mapping[str, Any] | None,
     timings_s: Mapping[str, float],
     warnings: Sequence[str],
@@ -92,6 +92,8 @@ def _layers(geometry: Geometry, decision: PruningDecision) -> list[dict[str, Any
             "layer": index,
             "kept_kv_groups": list(keep.kv_groups),
             "kept_mlp_channels": list(keep.mlp_channels),
+            "num_kv_groups": dense.num_kv_groups,
+            "num_mlp_channels": dense.mlp_width,
             "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
             "prior_mode": mode,
         }

@@ -46,8 +46,10 @@ def base_of_adapter(pruned_model: str) -> str:
     return str(folder) if is_bin(pruned_model) and (folder / "config.json").is_file() else pruned_model
 
 
-def write_result(model: Any, tokenizer: Any, trained: Trained, folder: Path, *, method: str, with_bin: bool) -> None:
-    """Write checkpoint, ``.bin``, adapter and loss curve into an existing folder."""
+def write_result(
+    model: Any, tokenizer: Any, trained: Trained, folder: Path, *, method: str, with_bin: bool, title: str
+) -> None:
+    """Write checkpoint, ``.bin``, adapter and loss curve, with its title, into an existing folder."""
     save_pruned(model, tokenizer, folder, with_bin=with_bin)
     if method == "lora":
         (folder / "adapter").mkdir()
@@ -61,7 +63,7 @@ def write_result(model: Any, tokenizer: Any, trained: Trained, folder: Path, *, 
         writer = csv.DictWriter(sink, CURVE_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    plot_losses(rows, folder / "loss_curve.png")
+    plot_losses(rows, folder / "loss_curve.png", title)
 
 
 def loss_curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float | str]]:
@@ -74,9 +76,10 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float |
     return [rows[step] for step in sorted(rows)]
 
 
-def plot_losses(rows: Sequence[Mapping[str, float | str]], path: Path) -> None:
+def plot_losses(rows: Sequence[Mapping[str, float | str]], path: Path, title: str) -> None:
     """Plot training and held-out loss over steps."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -84,6 +87,8 @@ def plot_losses(rows: Sequence[Mapping[str, float | str]], path: Path) -> None:
         points = [(row["step"], row[name]) for row in rows if row[name] != ""]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4)
+    axes.set_title(title, fontsize="medium", wrap=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per token)")
     axes.legend()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgsp.console.report_schema import DENSE, PRUNED, RECOVERED, TOKEN_PPL
+from hgsp.report.axes import log_axis
 from hgsp.study.collect import Quantity, Result
 
 if TYPE_CHECKING:
@@ -103,17 +104,19 @@ def _ratio_line(axes: Any, line: Sequence[Result], text: Quantity, label: str, n
 
 def _ratio_axes(panels: Any, columns: int) -> None:
     """Format the axes of all panels; their scales are shared."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
+    from matplotlib.ticker import FixedFormatter, FixedLocator, MultipleLocator, NullLocator
 
     first = panels[0]
     first.invert_xaxis()
     first.set_yscale("log")
-    low, high = first.get_ylim()
+    # a locator of powers leaves one label where all ratios are close; limits and ticks are those of the pages
+    scale = log_axis("", [value for axes in panels for line in axes.get_lines() for value in line.get_ydata()])
+    first.set_ylim(scale.low, scale.high)
     for number, axes in enumerate(panels):
         axes.xaxis.set_major_locator(MultipleLocator(10))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=20))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(FixedLocator([tick for tick, _ in scale.ticks]))
+        axes.yaxis.set_major_formatter(FixedFormatter([label for _, label in scale.ticks]))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
         if number + columns >= len(panels):
             axes.set_xlabel("parameters kept (%)")
@@ -166,6 +169,8 @@ def plot_kept_groups(results: Sequence[Result]) -> Figure | None:
 def _layer_panel(
     panel: Any, known: Sequence[tuple[float, dict[str, list[float]]]], label: str, ratios: Sequence[float]
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for axes, (kind, name) in zip(panel, KINDS.items(), strict=True):
         for ratio, fractions in known:
             values = [100 * value for value in fractions[kind]]
@@ -176,6 +181,8 @@ def _layer_panel(
             axes.set_ylabel(f"{name} kept (%)")
     panel[0].set_title(textwrap.fill(label, TITLE_WIDTH), fontsize="medium")
     panel[0].tick_params(labelbottom=False)
+    for axes in panel:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     panel[1].set_xlabel("layer")
 
 

@@ -123,6 +123,8 @@ def test_everything_is_there_and_nothing_else_is_left(result):
         "loss_curve.csv",
         "loss_curve.png",
         "recovery_analysis.json",
+        "report.html",
+        "report.md",
         "logs/training.log",
         "run.yaml",
     }

@@ -100,6 +100,8 @@ def test_everything_that_was_promised_is_written(result):
         "logs/training.log",
         "prune_plan.json",
         "scores.npz",
+        "report.html",
+        "report.md",
     }
     assert promised <= set(everything_in(result))
     assert [path.name for path in result.parent.iterdir()] == ["out"]

@@ -7,7 +7,13 @@ import torch
 
 from hgsp.evaluation.collapse import COLLAPSE_FACTOR, before_and_after, has_collapsed
 from hgsp.evaluation.config import MeasureConfig
-from hgsp.evaluation.pre_post import PrePostEvaluation
+from hgsp.evaluation.pre_post import (
+    CHAT_PROMPT,
+    MORE_PROMPTS,
+    PrePostEvaluation,
+    greedy_continuations,
+    greedy_sample,
+)
 
 QUICK = MeasureConfig(eval_tasks="builtin", eval_seq_len=64, eval_max_windows=1)
 
@@ -58,3 +64,45 @@ def test_a_collapsed_model_is_called_so(make, tokenizer):
     measure.after(model, tokenizer)
     (warning,) = measure.warnings
     assert warning.startswith("COLLAPSED")
+
+
+CHAT = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+
+
+def test_several_prompts_are_continued_and_one_as_a_chat(make, tokenizer):
+    chats = copy.deepcopy(tokenizer)
+    chats.chat_template = CHAT
+    measure, model = PrePostEvaluation(QUICK, offloaded=False), make("llama-8q4kv")
+    measure.before(model, chats)
+    measure.after(model, chats)
+    prompts = measure.samples["prompts"]
+    assert [(prompt["prompt"], prompt["chat"]) for prompt in prompts] == [
+        *((prompt, False) for prompt in MORE_PROMPTS),
+        (CHAT_PROMPT, True),
+    ]
+    assert all(prompt["before"] == prompt["after"] for prompt in prompts)
+    assert measure.warnings == []
+
+
+def test_a_batch_of_prompts_is_continued_as_each_by_itself(make, tokenizer):
+    model = make("llama-8q4kv")
+    prompts = [tokenizer(text)["input_ids"] for text in ("a", "a much longer prompt", "and one between")]
+    together = greedy_continuations(model, tokenizer, prompts, 12)
+    assert together == [greedy_continuations(model, tokenizer, [prompt], 12)[0] for prompt in prompts]
+    text = greedy_sample(model, tokenizer, "a much longer prompt", 12)
+    assert text == "a much longer prompt" + together[1]
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system message') }}", "{% broken"])
+def test_a_chat_template_that_fails_is_a_warning(make, tokenizer, template):
+    chats = copy.deepcopy(tokenizer)
+    chats.chat_template = template
+    measure, model = PrePostEvaluation(QUICK, offloaded=False), make("llama-8q4kv")
+    measure.before(model, chats)
+    measure.after(model, chats)
+    assert measure.samples["after"] is not None
+    assert "prompts" not in measure.samples
+    assert [warning.partition(":")[0] for warning in measure.warnings] == [
+        "no further greedy samples before",
+        "no further greedy samples after",
+    ]

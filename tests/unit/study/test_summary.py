@@ -292,7 +292,8 @@ def test_the_command_writes_tables_and_plots_and_lists_skipped_folders(write, tm
     write("b/p20", "{")
     assert summarize.main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("summary.csv", "summary.md", "summary.tex", "summary_ppl.png", "summary_layers.png")
+        *("summary.csv", "summary.md", "summary.tex", "summary_ppl.png", "summary_layers.png"),
+        *("report.html", "report.md"),
     }
     shown = capsys.readouterr().out
     assert "6.00 → 12.00" in shown
@@ -306,7 +307,9 @@ def test_without_matplotlib_the_tables_are_written_and_one_line_says_how_to_get_
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(summarize, "find_spec", lambda name: None)
     assert summarize.main([str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "summary.csv", "summary.md", "summary.tex"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("a", "summary.csv", "summary.md", "summary.tex", "report.html", "report.md")
+    }
     assert "pip install 'hgsp[plots]'" in capsys.readouterr().out
 
 
@@ -398,3 +401,24 @@ def test_headings_say_more_only_where_they_must():
     same, other = Quantity(TOKEN_PPL, "c4", "2 x 64", "test, 1"), Quantity(TOKEN_PPL, "c4", "2 x 64", "test, 2")
     assert tables.headings([same]) == {same: "PPL c4 (2 x 64)"}
     assert tables.headings([same, other])[other] == "PPL c4 (2 x 64) [test, 2]"
+
+
+def labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+@pytest.mark.parametrize("after", [6.3, 7.0, 12.0, 6e9])
+def test_the_ratio_axis_has_several_labels_whatever_its_range(write, tmp_path, after):
+    measured = {"before": {"wikitext2": ppl(6.0)}, "after": {"wikitext2": ppl(after)}}
+    write("LLaMA/p20", report(evaluation=measured))
+    figure = plots.plot_perplexity(only(tmp_path))
+    figure.draw_without_rendering()
+    assert len(labels(figure.axes[0].yaxis)) >= 2
+
+
+def test_layers_are_whole_numbers(write, tmp_path):
+    rows = [f"{layer},{kind},1" for layer in range(3) for kind in ("attention", "mlp")]
+    write("LLaMA/p20", report(), table="\n".join(["layer,kind,kept", *rows]) + "\n")
+    figure = plots.plot_kept_groups(only(tmp_path))
+    figure.draw_without_rendering()
+    assert all(tick == int(tick) for tick in figure.axes[1].get_xticks())
