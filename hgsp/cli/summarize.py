@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
-from hgsp.environment import write_atomically
+from hgsp.environment import install_command, write_atomically
 from hgsp.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def summarize(config: SummaryConfig) -> int:
 def draw(results: Sequence[Result], output: Path) -> list[str]:
     """Draw the plots and return their file names; without matplotlib, print how to install it."""
     if find_spec("matplotlib") is None:
-        print("no plots: install matplotlib (pip install 'hgsp[plots]')")
+        print(f"no plots: install matplotlib ({install_command('plots')})")
         return []
     from hgsp.study import plots
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
+from hgsp.console.portable_paths import portable
 from hgsp.console.progress import Timings, terminal
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.data.texts import CALIBRATE, load_text
@@ -200,7 +201,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
 
 def _finish(content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
     """Write the report and the log, print the result and the next command."""
-    write_json(content, folder / PRUNING_REPORT)
+    write_json(portable(content), folder / PRUNING_REPORT)
     for warning in content["warnings"]:
         LOG.warning("%s", warning)
     show(report.closing_table(content))

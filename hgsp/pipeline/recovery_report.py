@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from hgsp.console.log_file import show
+from hgsp.console.portable_paths import portable
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT, RECOVERY_SCHEMA
 from hgsp.environment import describe_environment, in_gib, peak_memory_bytes, write_atomically, write_json
 from hgsp.evaluation.collapse import before_and_after
@@ -89,16 +90,17 @@ def analysis(
 
 def write_analysis(content: Mapping[str, Any], pruned_model: str, folder: Path) -> None:
     """Write ``recovery_analysis.json`` and, if there is a pruning report, a copy of it with a recovery section."""
+    content = portable(content)
     write_json(content, folder / RECOVERY_REPORT)
     pruned = Path(pruned_model)
     report = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
     if report.is_file():
-        write_json({**json.loads(report.read_text()), "recovery": content}, folder / PRUNING_REPORT)
+        write_json({**json.loads(report.read_text(encoding="utf-8")), "recovery": content}, folder / PRUNING_REPORT)
 
 
 def add_to_report(pruned: Path, recovered: Path) -> None:
     """Add the recovery section to the report of the pruned model itself."""
-    write_atomically(pruned / PRUNING_REPORT, (recovered / PRUNING_REPORT).read_text())
+    write_atomically(pruned / PRUNING_REPORT, (recovered / PRUNING_REPORT).read_text(encoding="utf-8"))
 
 
 def summary_table(content: Mapping[str, Any]) -> Table:

@@ -53,7 +53,7 @@ class ResumeState:
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self._file.exists():
             return {}
-        content = json.loads(self._file.read_text())
+        content = json.loads(self._file.read_text(encoding="utf-8"))
         if content["fingerprint"] != self._fingerprint:
             LOG.warning("reconstruction: discarding %s, the state of another model, plan or text", self._file.parent)
             return {}

@@ -57,7 +57,7 @@ def write_result(model: Any, tokenizer: Any, trained: Trained, folder: Path, *, 
     if runs.is_dir():
         shutil.copytree(runs, folder / "runs")
     rows = loss_curve(trained.history)
-    with (folder / "loss_curve.csv").open("w", newline="") as sink:
+    with (folder / "loss_curve.csv").open("w", newline="", encoding="utf-8") as sink:
         writer = csv.DictWriter(sink, CURVE_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

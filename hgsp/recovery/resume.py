@@ -40,7 +40,7 @@ def check_work_dir(work_dir: Path, settings: Mapping[str, Any], *, resume: bool,
         return
     if not file.is_file():
         raise InputError(expected="an unfinished run to resume", got=f"none in {work_dir}", remedy="omit --resume")
-    before = json.loads(file.read_text())
+    before = json.loads(file.read_text(encoding="utf-8"))
     changed = sorted(name for name in settings if settings[name] != before.get(name))
     if changed:
         raise InputError(
@@ -77,7 +77,7 @@ def _can_be_resumed(work_dir: Path) -> bool:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return False
     return True

@@ -184,7 +184,7 @@ def _state(problem: SearchProblem, proposals: Proposals, state_file: Path | None
     """Return the state of the file if it is of the same search, else a new one."""
     fingerprint = problem.fingerprint(proposals)
     if state_file is not None and state_file.exists():
-        state = SearchState(**json.loads(state_file.read_text()))
+        state = SearchState(**json.loads(state_file.read_text(encoding="utf-8")))
         if state.fingerprint == fingerprint:
             LOG.info("budget search: resuming after step %d, from %s", state.steps, state_file)
             return state

@@ -131,7 +131,7 @@ def read_result(folder: Path) -> Result:
     Raises:
         OSError, KeyError, TypeError, ValueError, AttributeError: the report is damaged or foreign.
     """
-    report = json.loads((folder / PRUNING_REPORT).read_text())
+    report = json.loads((folder / PRUNING_REPORT).read_text(encoding="utf-8"))
     if report["schema_version"] != PRUNING_SCHEMA:
         raise ValueError(f"schema_version {report['schema_version']}, not {PRUNING_SCHEMA}")
     recovery = report.get("recovery")
@@ -215,7 +215,7 @@ def _with_evaluation(result: Result, skipped: list[Skipped]) -> Result:
     for folder, roles in sources:
         path = folder / "evaluation" / EVALUATION_RESULTS
         try:
-            measured = list(table_metrics(json.loads(path.read_text()))) if path.is_file() else []
+            measured = list(table_metrics(json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else []
         except UNREADABLE as error:
             skipped.append(Skipped(path.parent, f"results.json: {_describe_error(error)}"))
             continue

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.portable_paths import portable
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
@@ -36,7 +37,7 @@ def is_finished(cell: Cell, settings: Mapping[str, Any]) -> bool:
 def differences(cell: Cell, settings: Mapping[str, Any]) -> list[str] | None:
     """List the settings in which an existing cell differs from ``settings``; None if its report has none."""
     try:
-        report = json.loads((cell.folder(settings["results_dir"]) / PRUNING_REPORT).read_text())
+        report = json.loads((cell.folder(settings["results_dir"]) / PRUNING_REPORT).read_text(encoding="utf-8"))
         arguments = shlex.split(report["command"])[1:]
         with contextlib.redirect_stderr(io.StringIO()):
             earlier = {**settings_of(arguments), "importance_method": report["importance_method"]}
@@ -47,7 +48,7 @@ def differences(cell: Cell, settings: Mapping[str, Any]) -> list[str] | None:
     return [
         f"--{name} {earlier[name]} instead of {value}"
         for name, value in settings.items()
-        if name not in free and earlier[name] != value
+        if name not in free and portable(earlier[name]) != portable(value)
     ]
 
 

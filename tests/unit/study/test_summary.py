@@ -302,7 +302,7 @@ def test_without_matplotlib_the_tables_are_written_and_one_line_says_how_to_get_
     monkeypatch.setattr(summarize, "find_spec", lambda name: None)
     assert summarize.main([str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a", "summary.csv", "summary.md", "summary.tex"}
-    assert "pip install 'hgsp[plots]'" in capsys.readouterr().out
+    assert "pip install -e '.[plots]'" in capsys.readouterr().out
 
 
 def test_nothing_to_summarize_is_refused_with_the_reasons(tmp_path, write, capsys):
