@@ -180,6 +180,11 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
     results_dir: str = option("results", help="where results go")
     dry_run: bool = option(False, help="print the shapes to prune from; load no weights, write nothing")
     no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
+    push_to_hub: str | None = option(
+        None,
+        help="upload the result to this repository of the hub, private if new; with several ratios or --finetune, each "
+        "result to its own, named like the folders",
+    )
 
     def __post_init__(self) -> None:
         ScoringConfig.__post_init__(self)
@@ -231,9 +236,11 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
 
     def output_name_for(self, ratio: float | None) -> str:
         """Return the result folder's name; of several ratios, each has its percentage appended."""
-        if ratio is None or len(self.ratios) == 1:
-            return self.output_name
-        return f"{self.output_name}_{ratio * 100:g}"
+        return f"{self.output_name}{self.suffix_for(ratio)}"
+
+    def suffix_for(self, ratio: float | None) -> str:
+        """Return what distinguishes the folder and the repository of one of several ratios: its percentage."""
+        return "" if ratio is None or len(self.ratios) == 1 else f"_{ratio * 100:g}"
 
 
 def settings_of(arguments: Sequence[str]) -> dict[str, Any]:

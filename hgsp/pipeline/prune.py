@@ -17,6 +17,7 @@ from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.environment import write_json
 from hgsp.evaluation.pre_post import PrePostEvaluation
+from hgsp.models.hub_upload import check_upload, upload
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.processes import is_main_process, join_processes, leave_processes
 from hgsp.models.tokenizers import load_own_tokenizer
@@ -30,6 +31,7 @@ from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
 from hgsp.pipeline.speed import SpeedReport
 from hgsp.pruning.budget import Budget
+from hgsp.report.model_card import write_model_card
 from hgsp.scoring.scores import Scores, weight_sample
 
 LOG = logging.getLogger("hgsp")
@@ -49,6 +51,8 @@ class _Run:
     tokenizer: Any = field(init=False)
     calibrations: stages.Calibrations = field(default_factory=stages.Calibrations)
     speed: SpeedReport | None = field(init=False, default=None)
+    repo_id: str | None = None  # of --push_to_hub
+    upload_failed: bool = False
 
     def __post_init__(self) -> None:
         config, geometry = self.request.config, self.request.geometry
@@ -75,9 +79,10 @@ def prune(config: PruneConfig, command: str) -> int:
     if config.dry_run:
         _dry_run(request, scores)
         return 0
+    repo_id = None if config.push_to_hub is None else check_upload(config.push_to_hub)
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
         LOG.info("command: %s", command)
-        run = _Run(request, command, log, scores, warnings)
+        run = _Run(request, command, log, scores, warnings, repo_id=repo_id)
         run.tokenizer, surplus = load_own_tokenizer(request.source)
         run.warnings += surplus
         run.measure.check(request.source.config, run.tokenizer)
@@ -88,7 +93,7 @@ def prune(config: PruneConfig, command: str) -> int:
             return 0
         for number, (ratio, budget) in enumerate(zip(config.ratios, request.budgets, strict=True)):
             dense = _prune_to(run, ratio, budget, dense, is_first=number == 0)
-    return recover_all(recoveries, command)
+    return recover_all(recoveries, command) or int(run.upload_failed)
 
 
 def _dry_run(request: Request, scores: Scores | None) -> None:
@@ -164,6 +169,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
     if not is_first and not config.offload:
         dense = _load(run, timings)  # surgery consumed the last one
     assert run.scores is not None
+    repo_id = None if run.repo_id is None else f"{run.repo_id}{config.suffix_for(ratio)}"
     with result_folder(request, ratio) as folder:
         pruning = stages.prune_in_rounds(
             dense,
@@ -194,14 +200,17 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )
+        write_json(portable(content), folder / PRUNING_REPORT)
+        write_model_card(folder, config.base_model, request.folder(ratio), repo_id)
         _finish(content, folder, run.log, request.folder(ratio))
     request.resume_paths(ratio).remove()
+    if repo_id is not None and upload(request.folder(ratio), repo_id):
+        run.upload_failed = True
     return dense
 
 
 def _finish(content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
-    """Write the report and the log, print the result and the next command."""
-    write_json(portable(content), folder / PRUNING_REPORT)
+    """Write the log, print the result and the next command."""
     for warning in content["warnings"]:
         LOG.warning("%s", warning)
     show(report.closing_table(content))

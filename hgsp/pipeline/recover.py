@@ -24,6 +24,7 @@ from hgsp.evaluation.models import refuse_missing
 from hgsp.evaluation.pre_post import PrePostEvaluation
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
 from hgsp.models.devices import resolve_device
+from hgsp.models.hub_upload import check_upload, upload
 from hgsp.models.loading import ModelSource, check_positions
 from hgsp.models.processes import is_main_process, join_with_own_device, leave_processes, wait_for_all
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
@@ -38,6 +39,7 @@ from hgsp.recovery.resume import check_work_dir, resumable_run
 from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import inspect_teacher
 from hgsp.recovery.training import Trained
+from hgsp.report.model_card import write_model_card
 
 LOG = logging.getLogger("hgsp")
 
@@ -54,6 +56,7 @@ class _Recovery:
     evaluation: PrePostEvaluation
     device: str
     dtype: torch.dtype
+    repo_id: str | None
     timings: Timings = field(default_factory=Timings)
 
 
@@ -64,7 +67,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
         InputError: as ``check_request`` and ``load_training_text``.
         NumericalError: a loss or gradient is not finite.
     """
-    recovery = _prepare(config, command, text)
+    recovery, code = _prepare(config, command, text), 0
     is_main = is_main_process()
     with (
         resumable_run(config.work_dir, config.resume_settings, resume=config.resume) if is_main else nullcontext(),
@@ -77,11 +80,14 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
         if is_main:
             assert log is not None
             _write(recovery, trained, log)
-    return 0
+            if recovery.repo_id is not None:
+                code = upload(Path(config.output_dir), recovery.repo_id)
+    return code
 
 
 def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) -> _Recovery:
     tokenizer, model_config = check_request(config)
+    repo_id = None if config.push_to_hub is None else check_upload(config.push_to_hub)
     text = text or load_training_text(config, tokenizer)
     check_token_ids(text.largest_id, model_config.vocab_size, tokenizer, config.data_path)
     teacher = inspect_teacher(config, model_config.vocab_size)
@@ -89,7 +95,7 @@ def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) ->
     evaluation.check(model_config, tokenizer)
     device = join_with_own_device(config.device)
     dtype = outputs.stored_dtype(config.dtype, model_config)
-    return _Recovery(config, command, tokenizer, text, teacher, evaluation, device, dtype)
+    return _Recovery(config, command, tokenizer, text, teacher, evaluation, device, dtype, repo_id)
 
 
 def _train(recovery: _Recovery) -> Trained:
@@ -147,6 +153,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
             + report.warnings_about(evaluation.results, trained, config),
         )
         report.write_analysis(content, config.pruned_model, folder)
+        write_model_card(folder, config.pruned_model, Path(config.output_dir), recovery.repo_id)
         report.show_report(content, config)
         log.copy_to(folder / "logs" / "training.log")
 
@@ -200,7 +207,9 @@ def prepare_after_pruning(
             got=str(launched_processes()),
             remedy="prune first, then start finetune_lora.py with accelerate launch",
         )
-    recoveries = [recovery_after_pruning(config, request.folder(ratio)) for ratio in config.ratios]
+    recoveries = [
+        recovery_after_pruning(config, request.folder(ratio), config.suffix_for(ratio)) for ratio in config.ratios
+    ]
     for recovery in recoveries:
         check_surroundings(recovery)
         check_positions(request.source.config, "--cutoff_len", recovery.cutoff_len)

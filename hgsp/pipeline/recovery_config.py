@@ -28,6 +28,7 @@ FREE_TO_CHANGE = (
     "distill_offload",
     "report_to",
     "no_bin",
+    "push_to_hub",
 )
 
 
@@ -48,6 +49,7 @@ class RecoveryConfig(TrainingConfig, MeasureConfig, _Models):
     device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best available")
     overwrite: bool = option(False, help="replace an existing result, or an unfinished run")
     no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
+    push_to_hub: str | None = option(None, help="upload the result to this repository of the hub, private if new")
 
     def __post_init__(self) -> None:
         MeasureConfig.__post_init__(self)
@@ -66,8 +68,11 @@ class RecoveryConfig(TrainingConfig, MeasureConfig, _Models):
         return dict(json.loads(json.dumps(settings)))
 
 
-def recovery_after_pruning(config: PruneConfig, folder: Path) -> RecoveryConfig:
+def recovery_after_pruning(config: PruneConfig, folder: Path, suffix: str = "") -> RecoveryConfig:
     """Return the options of ``--finetune``: the model in ``folder`` goes to ``{folder}_finetuned``.
+
+    Args:
+        suffix: of the repository for the pruned model; that of the recovered one is named like its folder.
 
     Raises:
         InputError: as ``RecoveryConfig``.
@@ -88,6 +93,7 @@ def recovery_after_pruning(config: PruneConfig, folder: Path) -> RecoveryConfig:
         data_dir=config.data_dir,
         overwrite=config.overwrite,
         no_bin=config.no_bin,
+        push_to_hub=None if config.push_to_hub is None else f"{config.push_to_hub}{suffix}_finetuned",
         skip_evaluation=config.skip_evaluation,
         eval_tasks=config.eval_tasks,
         eval_seq_len=config.eval_seq_len,

@@ -11,10 +11,10 @@ from conftest import REPOSITORY
 #: A package imports only from itself and from packages before it; ``errors`` and ``environment`` serve everybody.
 PACKAGES = [
     *("errors", "environment", "console", "data", "models", "costs", "layerwise", "scoring", "pruning"),
-    *("reconstruction", "search", "evaluation", "recovery", "exports", "pipeline", "study", "cli"),
+    *("reconstruction", "search", "evaluation", "recovery", "exports", "report", "pipeline", "study", "cli"),
 ]
 #: Packages that do with less: measuring, training and exporting know nothing of pruning.
-INDEPENDENT = {"costs", "evaluation", "recovery", "exports"}
+INDEPENDENT = {"costs", "evaluation", "recovery", "exports", "report"}
 FOR_INDEPENDENT = {"errors", "environment", "console", "data", "models"}
 MODULES = sorted((REPOSITORY / "hgsp").rglob("*.py"))
 OURS = [*MODULES, *sorted((REPOSITORY / "evaluation").rglob("*.py")), *sorted(REPOSITORY.glob("*.py"))]
