@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hgsp.console.exit_codes import run_guarded
 from hgsp.errors import InputError
+from hgsp.study import processes
 from hgsp.study import run as running
 from hgsp.study.demo_model import demo_model
 from hgsp.study.matrix import (
@@ -51,6 +52,10 @@ def options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--results_dir", help=f"folder for results (default: {RESULTS_DIR}, with --smoke {SMOKE_RESULTS_DIR})"
     )
+    parser.add_argument(
+        "--devices",
+        help="run one cell per device at a time, such as cuda:0,cuda:1; results are those of one device",
+    )
     at = arguments.index("--") if "--" in arguments else len(arguments)
     own, passed = parser.parse_known_args(arguments[:at])
     own.results_dir = own.results_dir or (SMOKE_RESULTS_DIR if own.smoke else RESULTS_DIR)
@@ -68,13 +73,11 @@ def study(own: argparse.Namespace, passed: Sequence[str]) -> int:
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     check_installed()
-    with running.study_lock(own.results_dir) as cell_lock:
-        outcome = running.run_cells(
-            cells,
-            own.results_dir,
-            passed,
-            running.subprocess_executor([sys.executable, "-m", "hgsp.cli.study_cell", str(cell_lock)]),
-        )
+    devices = own.devices.split(",") if own.devices else []
+    processes.check_devices(devices)
+    with processes.study_lock(own.results_dir) as locks:
+        start = processes.subprocess_starter([sys.executable, "-m", "hgsp.cli.study_cell"], locks)
+        outcome = running.run_cells(cells, own.results_dir, passed, start, devices or (None,))
     if finished := [*outcome.already_finished, *outcome.completed]:
         from hgsp.cli.summarize import SummaryConfig, summarize
 

@@ -44,7 +44,7 @@ def portable_command(command: str) -> str:
 def portable(content: Any) -> Any:
     """Return what a report holds with portable paths in all of its strings but samples of models."""
     if isinstance(content, Mapping):
-        return {key: _portable_entry(key, value) for key, value in content.items()}
+        return {portable_path(key): _portable_entry(key, value) for key, value in content.items()}
     if isinstance(content, list | tuple):
         return [portable(value) for value in content]
     return portable_text(content) if isinstance(content, str) else content

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsp.console.log_file import show
-from hgsp.console.portable_paths import portable_text
+from hgsp.console.portable_paths import portable_path, portable_text
 from hgsp.console.report_schema import BEFORE, DENSE, DONE, PRUNED, PRUNING_REPORT, RECOVERED, TOKEN_PPL
 from hgsp.console.result_folders import refuse_unwritable
 from hgsp.data.texts import texts_of
@@ -104,10 +104,10 @@ def _dense_ppl(item: TaskResult, results: Sequence[TaskResult], analysis: Mappin
     for other in results:
         if (other.role, other.key, other.status) == (DENSE, item.key, DONE):
             return other.by_name[TOKEN_PPL].value
-    before = analysis.get("evaluation", {}).get(BEFORE, {}).get(item.task)
     same = ("sha256", "seq_len", "windows", "tokens", "bos", "dtype")
-    if before is not None and all(before.get(name) == item.protocol.get(name) for name in same):
-        return float(before["ppl"])
+    for before in analysis.get("evaluation", {}).get(BEFORE, {}).values():
+        if all(before.get(name) == item.protocol.get(name) for name in same):
+            return float(before["ppl"])
     return None
 
 
@@ -117,7 +117,7 @@ def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, A
     if not calibration:
         return []
     evaluated = {
-        item.task: item.protocol["split"]
+        portable_path(item.task): item.protocol["split"]
         for item in results
         if item.role == PRUNED and item.status == DONE and is_text(item.task)
     }

@@ -74,7 +74,7 @@ class TaskResult:
 class Results:
     """The content of one ``results.json``. ``models``: role -> {"path", "identity"}.
 
-    A file names local models relative to its own folder, so that they are found again after both have moved.
+    A file names local models and texts relative to its own folder: they are found again after all have moved.
     """
 
     path: Path
@@ -96,7 +96,13 @@ class Results:
             if content["schema_version"] != EVALUATION_SCHEMA:
                 raise ValueError(f"schema_version {content['schema_version']}")
             results = [
-                TaskResult(**{**item, "metrics": tuple(Metric(**metric) for metric in item["metrics"])})
+                TaskResult(
+                    **{
+                        **item,
+                        "task": _found(item["task"], folder),
+                        "metrics": tuple(Metric(**metric) for metric in item["metrics"]),
+                    }
+                )
                 for item in content["results"]
             ]
             models = {
@@ -144,7 +150,8 @@ class Results:
 
     def write(self, extra: Mapping[str, Any]) -> None:
         """Replace the file, with ``extra`` beside models and results."""
-        content = {"results": [asdict(item) for item in self.results], **extra}
+        results = [{**asdict(item), "task": self._portable(item.task)} for item in self.results]
+        content = {"results": results, **extra}
         write_json(
             {"schema_version": EVALUATION_SCHEMA, "models": self.portable_models(), **portable(content)}, self.path
         )

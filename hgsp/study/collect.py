@@ -194,7 +194,7 @@ def perplexity_of(text: str, protocol: Mapping[str, Any]) -> Quantity:
     windows = "all" if to_the_end else protocol["windows"]
     marks = (" BOS" if protocol["bos"] else "") + ("" if protocol.get("last_window", "scored") == "scored" else " cut")
     detail = f"{protocol['split']}, {protocol['sha256'][:8]}, {protocol['dtype']}"
-    return Quantity(TOKEN_PPL, text, f"{windows} x {protocol['seq_len']}{marks}", detail)
+    return Quantity(TOKEN_PPL, Path(text).name, f"{windows} x {protocol['seq_len']}{marks}", detail)
 
 
 def _joined(found: Sequence[Result]) -> Iterator[Result]:

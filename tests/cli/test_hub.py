@@ -298,15 +298,15 @@ def test_a_command_from_a_report_repeats_the_run(prune, tmp_path, monkeypatch):
     assert (folder / "prune_plan.json").read_bytes() == plan
 
 
-def test_moved_results_are_measured_on_from_another_folder(prune, tmp_path, monkeypatch, capsys):
-    assert prune() == 0
-    flags = ["--tasks", "builtin", "--seq_len", "64", "--max_windows", "1", "--device", "cpu"]
+def test_moved_results_are_measured_on_from_another_folder(prune, tmp_path, text_file, monkeypatch, capsys):
+    assert prune("--eval_tasks", f"builtin,{text_file}") == 0
+    flags = ["--tasks", f"builtin,{text_file}", "--seq_len", "64", "--max_windows", "1", "--device", "cpu"]
     assert run_evaluation.main(["--model_path", str(tmp_path / "results/X/p"), *flags]) == 0
     (tmp_path / "results").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
     capsys.readouterr()
     assert run_evaluation.main(["--model_path", "X/p", *flags]) == 0
-    assert "measured before" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("measured before") == 2
 
 
 LOAD_ADAPTER = """
