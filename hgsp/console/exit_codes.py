@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -40,6 +41,8 @@ def run_guarded(
     Raises:
         RuntimeError: any that is not an out-of-memory error; it is a bug and keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows pipe has a code page without most of Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _sigterm_as_interrupt():
             return run()

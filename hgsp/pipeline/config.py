@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -215,7 +216,7 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
         require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
         require(abs(self.depth_slope) <= 10, "--depth_slope", "in [-10, 10]", self.depth_slope)
         # --overwrite deletes the folder of this name: it must not be the results folder itself, nor outside of it
-        inside = not {"", ".", ".."} & set(self.output_name.split("/"))
+        inside = not {"", ".", ".."} & set(re.split(r"[/\\]", self.output_name))
         require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
 
     @property

@@ -59,7 +59,7 @@ class RecoveryConfig(TrainingConfig, MeasureConfig, _Models):
     @property
     def work_dir(self) -> Path:
         """The folder of an unfinished run's state, beside the result; removed when the result is written."""
-        return Path(f"{self.output_dir.rstrip('/')}.training")
+        return Path(f"{Path(self.output_dir)}.training")
 
     @property
     def resume_settings(self) -> dict[str, Any]:

@@ -101,15 +101,12 @@ def run_cells(
             study.outcome.already_finished.append(cell)
         else:
             study.waiting.append((number, cell, own))
-    running: dict[int, Any] = {}
-    with interrupted_together(running):
-        while study.waiting or running:
-            free = (index for index in range(len(devices)) if index not in running)
-            for index in free:
-                if (process := study.start_next(index)) is not None:
-                    running[index] = process
-            ended = wait_for_one(running)
-            study.finish(ended, running.pop(ended).poll())
+    try:
+        study.run()
+    except KeyboardInterrupt:
+        for cell, _ in study.running.values():
+            remove_leftovers(cell.folder(results_dir))
+        raise
     return study.outcome
 
 
@@ -125,6 +122,17 @@ class _Study:
     waiting: list[tuple[int, Cell, Mapping[str, Any]]] = field(default_factory=list)
     running: dict[int, tuple[Cell, list[str]]] = field(default_factory=dict)
     outcome: Outcome = field(default_factory=Outcome)
+
+    def run(self) -> None:
+        """Keep every device busy until no cell is left."""
+        processes: dict[int, Any] = {}
+        with interrupted_together(processes):
+            while self.waiting or processes:
+                for index in range(len(self.devices)):
+                    if index not in processes and (process := self.start_next(index)) is not None:
+                        processes[index] = process
+                ended = wait_for_one(processes)
+                self.finish(ended, processes.pop(ended).poll())
 
     def start_next(self, index: int) -> Any:
         """Start the first cell that can run on a device, given by its number; None if all have to wait."""

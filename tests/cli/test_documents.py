@@ -85,6 +85,8 @@ def read(words):
     elif program.removeprefix("./") == "scripts/run_all_experiments.sh":
         own, passed = study.options(arguments)
         cell_settings(study.study_cells(None)[0], own.results_dir, passed)
+    elif program == "sbatch":
+        read(arguments[arguments.index("scripts/slurm_requeue.sh") + 1 :])
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in arguments if "=" not in word} <= set(targets)

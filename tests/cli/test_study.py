@@ -90,7 +90,11 @@ def names_of(ran):
 def results_in(folder):
     """Return every file's name, with a hash of its content unless it holds times; kills must not change these."""
     fixed = (".safetensors", ".csv", "plan.json", "config.json", ".npz")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("summary")]
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(("summary", ".run_all"))
+    ]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         if path.name.endswith(fixed)
