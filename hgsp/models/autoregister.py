@@ -49,7 +49,7 @@ def _find_bases_of_adapters() -> None:
     mixin = sys.modules[_PEFT_CONFIG].PeftConfigMixin
     read = mixin.from_json_file.__func__
 
-    def from_json_file(cls: Any, path_json_file: str, **kwargs: Any) -> Any:
+    def from_json_file(cls: Any, /, path_json_file: str, **kwargs: Any) -> Any:
         content = read(cls, path_json_file, **kwargs)
         base = content.get("base_model_name_or_path") or ""
         place = Path(path_json_file).parent / base
