@@ -25,8 +25,8 @@ demo-model: $(VENV)/installed
 # Prunes a real model by 20 % and measures it before and after. No network but the package index.
 demo: demo-model
 	$(BIN)/python run_global_pruning.py --base_model "$$($(BIN)/python scripts/demo_model.py)" \
-		--output_name demo/prune_20 --pruning_ratio 0.2 --temperature 0.0 --device cpu \
-		--dataset builtin --nsamples 32 --eval_tasks builtin --eval_max_windows 8 --overwrite
+		--output_name demo/prune_20 --pruning_ratio 0.2 --recipe balanced --device cpu \
+		--dataset builtin --eval_tasks builtin --eval_max_windows 8 --overwrite
 
 test: $(VENV)/installed
 	$(PYTEST)

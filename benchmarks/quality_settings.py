@@ -17,9 +17,10 @@ from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.tokenizers import load_tokenizer
+from hgsp.pipeline.calibrations import draw_calibrations
 from hgsp.pipeline.decision import SelectionOptions
 from hgsp.pipeline.recipes import BALANCED, BEST, RECIPES, Recipe
-from hgsp.pipeline.stages import Resources, draw_calibrations, prune_in_rounds, score
+from hgsp.pipeline.stages import Resources, prune_in_rounds, score
 from hgsp.pruning.budget import Budget
 from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan

@@ -5,15 +5,17 @@ Importing this file costs no torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import re
 import secrets
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,33 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def umask() -> int:
+    """Return the user's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that at no time a part of it is there under its name.
+
+    A killed run leaves at most a hidden folder, which the next run of the same name removes.
+    """
+    hidden = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.removed")
+    with suppress(FileNotFoundError):
+        folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _uses_gpu(device: str) -> bool:

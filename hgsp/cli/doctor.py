@@ -1,4 +1,4 @@
-"""``hgsp doctor``: which engines run a model, why not, and which flag or export would change it."""
+"""Tell which engines run a model, why others do not, and which flag or export would change it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import option, parse
@@ -29,15 +29,20 @@ EXPORTED_TYPES = {"nemotron-nas": "decilm", "openelm": "mlx"}
 class DoctorConfig:
     """Options of ``hgsp doctor``."""
 
+    GROUP: ClassVar[str] = "output"
+
     checkpoint: str = option(
         help="folder of a pruned, recovered or dense model, or of an export", metavar="DIR", positional=True
     )
     json: bool = option(False, help="print JSON")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+OPTIONS = DoctorConfig
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "hgsp doctor") -> int:
     """Run the command; exit code 0 done, 2 no model."""
-    return run_guarded(lambda: doctor(parse(DoctorConfig, argv, prog="hgsp doctor", description=__doc__ or "")))
+    return run_guarded(lambda: doctor(parse(OPTIONS, argv, prog=prog, description=__doc__ or "")))
 
 
 def doctor(config: DoctorConfig) -> int:

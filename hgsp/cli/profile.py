@@ -1,4 +1,4 @@
-"""``hgsp profile``: time the blocks of a model on this device, for budgets in time and predicted speed-ups."""
+"""Time the blocks of a model on this device, for budgets in time and predicted speed-ups."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import option, parse, require, require_counts
+from hgsp.console.settings_file import command_line, settings_beside, write_settings
 from hgsp.costs.names import CLOCKS, PHASES
 from hgsp.models.dtypes import DTYPE_NAMES
+from hgsp.models.hub import HubConfig
 
 #: Default context lengths, those that the model has positions for.
 CONTEXT_LENGTHS = (512, 2048)
@@ -18,8 +21,10 @@ OUT_OF_MEMORY = "nothing was written. Try smaller --batch_sizes or --context_len
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileConfig:
+class ProfileConfig(HubConfig):
     """Options of ``hgsp profile``."""
+
+    GROUP: ClassVar[str] = "measurement"
 
     model: str = option(
         help="hub id, folder or .gguf file of the dense model; its weights are not read",
@@ -30,20 +35,24 @@ class ProfileConfig:
     device: str | None = option(None, help="cuda:0, cpu or mps (unset: the best available)")
     dtype: str = option("bfloat16", help="dtype in which the model will be served", choices=DTYPE_NAMES)
     mode: str = option("both", help="prefill = the whole prompt, decode = one token", choices=(*PHASES, "both"))
-    batch_sizes: tuple[int, ...] = option((1, 16), help="sequences at a time", type=int, nargs="+")
+    batch_sizes: tuple[int, ...] = option((1, 16), help="sequences at a time", type=int, nargs="+", range="at least 1")
     context_lengths: tuple[int, ...] | None = option(
         None,
         help=f"tokens of the prompt or in the cache (unset: {' and '.join(map(str, CONTEXT_LENGTHS))}, as far as the "
         "model has positions)",
         type=int,
         nargs="+",
+        range="at least 1",
     )
-    repeats: int = option(20, help="passes per batch size and context length; slow ones get fewer", type=int)
-    threads: int | None = option(None, help="CPU threads (unset: the choice of PyTorch)", type=int)
+    repeats: int = option(
+        20, help="passes per batch size and context length; slow ones get fewer", type=int, range="at least 1"
+    )
+    threads: int | None = option(None, help="CPU threads (unset: the choice of PyTorch)", type=int, range="at least 1")
     clock: str = option("wall", help="; ".join(f"{name} = {what}" for name, what in CLOCKS.items()), choices=CLOCKS)
-    overwrite: bool = option(False, help="replace an existing table")
+    overwrite: bool = option(False, help="replace an existing table", group="output", recorded=False)
 
     def __post_init__(self) -> None:
+        self.pin("model")
         object.__setattr__(self, "batch_sizes", tuple(self.batch_sizes))
         require_counts(self, "repeats")
         for name in ("batch_sizes", "context_lengths"):
@@ -56,15 +65,21 @@ class ProfileConfig:
         return PHASES if self.mode == "both" else (self.mode,)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+OPTIONS = ProfileConfig
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "hgsp profile") -> int:
     """Run the command; exit code 0 done, 2 bad input (nothing written), 1 failure."""
-    return run_guarded(
-        lambda: profile(parse(ProfileConfig, argv, prog="hgsp profile", description=__doc__ or "")),
-        out_of_memory=OUT_OF_MEMORY,
-    )
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        config = parse(OPTIONS, arguments, prog=prog, description=__doc__ or "")
+        return profile(config, command_line(prog, arguments, config))
+
+    return run_guarded(run, out_of_memory=OUT_OF_MEMORY)
 
 
-def profile(config: ProfileConfig) -> int:
+def profile(config: ProfileConfig, command: str) -> int:
     """Measure, write the table, and print it with the speed-ups that it predicts.
 
     Raises:
@@ -98,7 +113,8 @@ def profile(config: ProfileConfig) -> int:
         torch.set_num_threads(config.threads)
     table = measure(config.model, source.config, source.geometry, options, progress=terminal)
     table.write(target)
-    console = Console(width=min(80, Console().width))
+    write_settings(config, settings_beside(target), command)
+    console = Console(width=min(80, Console().width), markup=False, emoji=False)
     for shown in describe(table, source.geometry):
         console.print(shown)
     print(f"latency table: {target}")

@@ -1,4 +1,4 @@
-"""``hgsp score``: score every group of a model once; ``hgsp cut`` then prunes to any ratio in seconds."""
+"""Score every group of a model once; ``hgsp cut`` then prunes to any ratio in seconds."""
 
 from __future__ import annotations
 
@@ -10,18 +10,28 @@ from pathlib import Path
 
 from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
+from hgsp.console.settings_file import command_line, settings_beside, write_settings
 from hgsp.environment import replacing
 from hgsp.pipeline.config import ScoreConfig
 
 LOG = logging.getLogger("hgsp")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+OPTIONS = ScoreConfig
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "hgsp score") -> int:
     """Run the scoring command; exit code 0 done, 2 bad input (nothing written), 1 failure."""
-    return run_guarded(lambda: score(parse(ScoreConfig, argv, prog="hgsp score", description=__doc__ or "")))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        config = parse(OPTIONS, arguments, prog=prog, description=__doc__ or "")
+        return score(config, command_line(prog, arguments, config))
+
+    return run_guarded(run)
 
 
-def score(config: ScoreConfig) -> int:
+def score(config: ScoreConfig, command: str) -> int:
     """Score the model and write one file; the influence of layers and blocks is always measured."""
     quiet_libraries()
     from hgsp.console.progress import terminal
@@ -64,6 +74,7 @@ def score(config: ScoreConfig) -> int:
     if is_main:
         with replacing(target) as partial:
             scores.write(partial)
+        write_settings(config, settings_beside(target), command)
         print(f"scores: {target}")
         made_from = shlex.join(["--base_model", config.base_model, "--scores", str(target)])
         print(f"next: hgsp cut {made_from} --pruning_ratio 0.2 --output_name NAME")

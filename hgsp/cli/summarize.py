@@ -1,4 +1,4 @@
-"""``hgsp summarize``: one table and two plots of all results below some folders."""
+"""Write one table and two plots of all results below some folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class SummaryConfig:
     """Options of ``hgsp summarize``."""
 
+    GROUP: ClassVar[str] = "output"
+
     folders: tuple[str, ...] = option(
         help="folders to search for results, recursively", nargs="+", metavar="DIR", positional=True
     )
@@ -33,9 +35,12 @@ class SummaryConfig:
             require(Path(folder).is_dir(), "DIR", "a folder", folder, "check the path")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+OPTIONS = SummaryConfig
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "hgsp summarize") -> int:
     """Run the command; exit code 0 done, 2 no results found (nothing written)."""
-    return run_guarded(lambda: summarize(parse(SummaryConfig, argv, prog="hgsp summarize", description=__doc__ or "")))
+    return run_guarded(lambda: summarize(parse(OPTIONS, argv, prog=prog, description=__doc__ or "")))
 
 
 def summarize(config: SummaryConfig) -> int:
@@ -66,7 +71,7 @@ def summarize(config: SummaryConfig) -> int:
     }
     for name, text in written.items():
         write_atomically(output / name, text)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 1000  # no wrapping
     for table in tables.terminal_tables(results):

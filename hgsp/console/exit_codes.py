@@ -21,8 +21,15 @@ OUT_OF_MEMORY = (
     "magnitude (no data)"
 )
 
-#: A full disk, a user's quota, a limit on the size of files.
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+#: Errors that are the environment's, and their remedies: full disks, quotas, limits, permissions, failing devices.
+OS_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space or write to another disk"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (ulimit -n)"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change the permissions or use another folder"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk or the network drive"),
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ENOMEM: "free memory",
+}
 
 
 def run_guarded(
@@ -32,7 +39,8 @@ def run_guarded(
 ) -> int:
     """Run a command and map its failures to exit codes, each with one line: 2 for bad input, 1 for failure.
 
-    SIGTERM, which batch systems send, is treated as Ctrl-C.
+    SIGTERM, which batch systems send, and SIGHUP of a closed terminal are treated as Ctrl-C. A closed pipe, as of
+    ``hgsp ... | head``, ends the command without a word.
 
     Args:
         out_of_memory: remedies, printed when memory runs out.
@@ -43,18 +51,25 @@ def run_guarded(
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows pipe has a code page without most of Unicode
         sys.stdout.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so that libraries show no bars beside ours
     try:
-        with _sigterm_as_interrupt():
-            return run()
+        with _signals_as_interrupt():
+            code = run()
+            sys.stdout.flush()  # a closed pipe shows here, and not when Python ends
+            return code
     except InputError as error:
         return fail(2, str(error))
     except NumericalError as error:
         return fail(1, str(error))
     except KeyboardInterrupt:
         return fail(1, interrupted)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 1
     except OSError as error:
-        if error.errno in FULL_DISK:
-            return fail(1, f"{error.strerror}; free space or write to another disk")
+        if error.errno in OS_REMEDIES:
+            place = f" ({error.filename})" if error.filename else ""
+            return fail(1, f"{error.strerror}{place}; {OS_REMEDIES[error.errno]}")
         raise
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
@@ -70,15 +85,19 @@ def fail(code: int, message: str) -> int:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _signals_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    # a command that was started with nohup ignores SIGHUP, and shall go on to
+    signals = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def quiet_libraries() -> None:

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
 
+from hgsp.console.tables import WIDTH
+from hgsp.environment import replacing
+
 LOG = logging.getLogger("hgsp")
 #: Width in characters of tables that go to a file.
 PLAIN_WIDTH = 140
+
+
+class _Terminal(logging.StreamHandler[TextIO]):
+    """Writes to the ``sys.stderr`` of the moment, which prints above progress bars while one is shown."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(message)s"))
+        self.addFilter(lambda record: not getattr(record, "file_only", False))
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
 
 
 class LogFile:
@@ -22,9 +40,7 @@ class LogFile:
         self._path = path
         self._to_file = logging.FileHandler(path, encoding="utf-8")
         self._to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._to_terminal = logging.StreamHandler()
-        self._to_terminal.setFormatter(logging.Formatter("%(message)s"))
-        self._to_terminal.addFilter(lambda record: not getattr(record, "file_only", False))
+        self._to_terminal = _Terminal()
 
     def __enter__(self) -> LogFile:
         self._before = LOG.level, LOG.propagate
@@ -46,17 +62,16 @@ class LogFile:
     def copy_to(self, path: Path) -> None:
         """Copy the log so far."""
         self._to_file.flush()
-        path.parent.mkdir(exist_ok=True)
-        shutil.copyfile(self._path, path)
+        with replacing(path) as partial:
+            shutil.copyfile(self._path, partial)
 
 
 def show(table: Table) -> None:
     """Print a table to stdout and write its plain text to the log file."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
+    console = Console(markup=False, emoji=False)  # names and paths may contain brackets
+    console.width = max(console.width, WIDTH) if console.is_terminal else PLAIN_WIDTH
     console.print(table)
-    plain = Console(width=PLAIN_WIDTH, color_system=None)
+    plain = Console(width=PLAIN_WIDTH, color_system=None, markup=False, emoji=False)
     with plain.capture() as captured:
         plain.print(table)
     LOG.info("%s", captured.get(), extra={"file_only": True})

@@ -1,8 +1,8 @@
 """Paths in reports, without the absolute paths of the machine that wrote them.
 
 Paths are relative to the folder in which the command was started, so that it can be repeated from there. What shares no
-folder with it is below the home folder (``~/...``), or has its last name alone; ``logs/training.log`` has the command
-as it was given.
+folder with it is below the home folder (``~/...``), or has its last name alone; ``run.yaml`` and ``logs/training.log``
+have paths as they were given.
 """
 
 from __future__ import annotations

@@ -2,47 +2,113 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
+from hgsp.environment import process_rank, umask
 from hgsp.errors import InputError
+
+LOG = logging.getLogger(__name__)
 
 #: Reports that a finished run leaves in its folder; ``--overwrite`` replaces no folder without one.
 REPORTS = (PRUNING_REPORT, RECOVERY_REPORT)
 
 
 @contextmanager
+def reserved(*targets: Path) -> Iterator[None]:
+    """Hold the names of results against other runs, and tidy up after killed ones.
+
+    A result that a killed run had moved aside takes its place again; half-written folders are removed. A run may
+    reserve a name several times. Only the first of several launched processes reserves anything.
+
+    Raises:
+        InputError: another run holds one of the names.
+    """
+    if process_rank():
+        yield
+        return
+    with ExitStack() as stack:
+        for place in sorted({target.resolve() for target in targets}):
+            stack.enter_context(_lock(place))
+            _tidy_up(place)
+        yield
+
+
+@contextmanager
+def _lock(place: Path) -> Iterator[None]:
+    made = [parent for parent in place.parents if not parent.exists()]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            expected="one run for each result",
+            got=f"{place}, which another run is writing",
+            remedy="wait until that run has ended, or use another name",
+        ) from None
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            with suppress(OSError):  # Windows removes no open file
+                Path(lock.lock_file).unlink()
+        lock.release()
+        with suppress(OSError):  # where there is a result
+            for parent in made:
+                parent.rmdir()
+
+
+def _tidy_up(place: Path) -> None:
+    """Remove what killed runs left beside a result, or put it back where the result itself is missing."""
+    leftover = re.compile(rf"\.{re.escape(place.name)}(\.reconstruction|\.training)?-\w+\.(partial|replaced|removed)")
+    for path in sorted(place.parent.glob(".*-*.*")):
+        if not leftover.fullmatch(path.name):
+            continue
+        if path.suffix == ".replaced" and not os.path.lexists(place):
+            LOG.warning("%s: a killed run had moved this result aside; it is in its place again", place)
+            path.rename(place)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
 def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary sibling of ``target`` that replaces it on success and is removed on failure or interrupt.
 
-    An existing ``target`` is deleted only after the new folder has taken its place. A symbolic link stays a link.
+    An existing ``target`` is deleted only after the new folder has taken its place. A symbolic link stays a link. The
+    permissions follow the user's umask.
 
     Raises:
-        InputError: ``target`` exists and ``overwrite`` is not set.
+        InputError: ``target`` exists and ``overwrite`` is not set, is a link to nothing, or another run is writing it.
     """
     refuse_existing(target, overwrite)
-    place = target.resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", suffix=".partial", dir=place.parent))
-    partial.chmod(0o755)
-    replaced = partial.with_suffix(".replaced")
-    try:
-        yield partial
-        refuse_existing(target, overwrite)
-        if place.exists():
-            place.rename(replaced)
-        partial.rename(place)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if replaced.exists():
-            replaced.rename(place)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    with reserved(target):
+        place = target.resolve()
+        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", suffix=".partial", dir=place.parent))
+        partial.chmod(0o777 & ~umask())
+        replaced = partial.with_suffix(".replaced")
+        try:
+            yield partial
+            refuse_existing(target, overwrite)
+            if place.exists():
+                place.rename(replaced)
+            partial.rename(place)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            if replaced.exists():
+                replaced.rename(place)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def check_target(target: Path, overwrite: bool, flag: str, reads: Iterable[str | Path | None] = ()) -> None:
@@ -91,8 +157,14 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
     """Refuse to replace ``target`` unless ``overwrite`` is set.
 
     Raises:
-        InputError: it exists.
+        InputError: it exists, or is a symbolic link to nothing.
     """
+    if target.is_symlink() and not target.exists():
+        raise InputError(
+            expected="a new name for the result",
+            got=f"{target}, a symbolic link to {target.readlink()}, which does not exist",
+            remedy="remove the link, or create the folder that it names",
+        )
     if target.exists() and not overwrite:
         raise InputError(
             expected="a new name for the result", got=f"{target} exists", remedy="use another name or --overwrite"

@@ -34,9 +34,13 @@ class Calibration:
         assert self.input_ids.ndim == 2
 
     def __repr__(self) -> str:
+        return f"Calibration({self.summary}, seed {self.seed})"
+
+    @property
+    def summary(self) -> str:
+        """The number and length of the sequences, and their texts, in words."""
         num_sequences, seq_len = self.input_ids.shape
-        texts = ", ".join(self.texts) or self.source
-        return f"Calibration({num_sequences} sequences of {seq_len} tokens, {texts}, seed {self.seed})"
+        return f"{num_sequences} sequences of {seq_len} tokens, {', '.join(self.texts) or self.source}"
 
     @property
     def sha256(self) -> str:

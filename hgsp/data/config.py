@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hgsp.console.flags import option
 
@@ -10,5 +11,7 @@ from hgsp.console.flags import option
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """Options of every command that reads named texts."""
+
+    GROUP: ClassVar[str] = "texts"
 
     data_dir: str | None = option(None, help="folder with local texts (docs/DATA.md); also HGSP_DATA_DIR")

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.nearest import did_you_mean
 from hgsp.data.rows import is_plain, text_rows
 from hgsp.errors import InputError
 
@@ -142,7 +143,7 @@ def check_dataset_name(name: str, flag: str, otherwise: str = "check the spellin
     raise InputError(
         expected=f"{flag} to be one of {', '.join(DATASET_CHOICES)} or a text, .jsonl or .parquet file",
         got=f"'{name}'",
-        remedy=otherwise,
+        remedy=did_you_mean(name, (*DATASET_CHOICES, *ALIASES), otherwise),
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hgsp.console.flags import option, require, require_counts
 from hgsp.data.config import TextConfig
 from hgsp.data.texts import check_dataset_name, dataset_names
 from hgsp.evaluation.tasks import parse_tasks
 from hgsp.models.dtypes import DTYPE_NAMES
+from hgsp.models.hub import HubConfig
 
 #: Windows of each text that a recipe measures on a CPU by default.
 CPU_EVAL_WINDOWS = 16
@@ -18,16 +20,19 @@ CPU_EVAL_WINDOWS = 16
 class MeasureConfig(TextConfig):
     """Options of every recipe that measures perplexity before and after."""
 
+    GROUP: ClassVar[str] = "evaluation"
+
     skip_evaluation: bool = option(False, help="no evaluation")
     eval_tasks: str = option("wikitext,c4", help="comma list of texts whose perplexity is measured before and after")
     eval_seq_len: int | None = option(
-        None, help="tokens per evaluation window (unset: 2048, or the model's limit)", type=int
+        None, help="tokens per evaluation window (unset: 2048, or the model's limit)", type=int, range="at least 2"
     )
     eval_max_windows: int | None = option(
         None,
         help="use only the first windows of each text, 0 = all "
         f"(unset: all, but {CPU_EVAL_WINDOWS} on a CPU, where all would take hours)",
         type=int,
+        range="at least 0",
     )
 
     def __post_init__(self) -> None:
@@ -74,39 +79,63 @@ class MeasurementOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(HubConfig):
     """Options of ``run_evaluation.py``: models, tasks and protocol. Raises InputError for invalid values."""
 
+    GROUP: ClassVar[str] = "tasks and protocol"
+
     model_path: str = option(help="pruned_model.bin, its folder, any Hugging Face folder or hub id, or a .gguf file")
-    base_model: str | None = option(None, help="dense model: provides the tokenizer and, with --compare, a column")
-    recovered_model: str | None = option(None, help="model after recovery, for a third column")
-    compare: bool = option(False, help="measure --base_model too and show the differences")
+    base_model: str | None = option(
+        None, help="dense model: provides the tokenizer and, with --compare, a column", group="models"
+    )
+    recovered_model: str | None = option(None, help="model after recovery, for a third column", group="models")
+    compare: bool = option(False, help="measure --base_model too and show the differences", group="models")
     tasks: str = option(
         "wikitext,c4",
         help="comma list of wikitext, ptb, c4, builtin or a text file (perplexity), lambada, boolq, piqa, hellaswag, "
         "winogrande, arc_easy, arc_challenge, openbookqa (zeroshot = these seven), efficiency",
     )
-    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best available")
-    dtype: str | None = option(None, help="dtype of the weights; unset = as stored", choices=DTYPE_NAMES)
-    batch_size: int = option(4, help="sequences per forward pass; changes results by float rounding at most", type=int)
+    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best available", group="resources")
+    dtype: str | None = option(
+        None, help="dtype of the weights; unset = as stored", choices=DTYPE_NAMES, group="resources"
+    )
+    batch_size: int = option(
+        4,
+        help="sequences per forward pass; changes results by float rounding at most",
+        type=int,
+        group="resources",
+        range="at least 1",
+    )
     seq_len: tuple[int, ...] | None = option(
         None,
         help="tokens per perplexity window, one or several values (unset: 2048, or the model's limit)",
         type=int,
         nargs="+",
+        range="at least 2",
     )
-    limit: int | None = option(None, help="use only the first items of each task, and windows of each text", type=int)
-    max_windows: int | None = option(None, help="use only the first windows of each text (unset: as --limit)", type=int)
+    limit: int | None = option(
+        None, help="use only the first items of each task, and windows of each text", type=int, range="at least 1"
+    )
+    max_windows: int | None = option(
+        None, help="use only the first windows of each text (unset: as --limit)", type=int, range="at least 1"
+    )
     add_bos: bool = option(False, help="begin every perplexity window with the BOS token")
     drop_last_window: bool = option(False, help="drop a short last window, as GPTQ, SparseGPT and Wanda do")
-    prompt_len: int = option(128, help="efficiency: prompt length in tokens", type=int)
-    decode_len: int = option(16, help="efficiency: tokens decoded after the prompt, one at a time", type=int)
-    repeats: int = option(5, help="efficiency: timed rounds, after one warm-up round", type=int)
+    prompt_len: int = option(128, help="efficiency: prompt length in tokens", type=int, range="at least 1")
+    decode_len: int = option(
+        16, help="efficiency: tokens decoded after the prompt, one at a time", type=int, range="at least 1"
+    )
+    repeats: int = option(5, help="efficiency: timed rounds, after one warm-up round", type=int, range="at least 1")
     data_dir: str | None = option(None, help="folder with local texts and tasks (docs/DATA.md); also HGSP_DATA_DIR")
-    output: str | None = option(None, help="folder for results.json and results.md (unset: evaluation/ in the model's)")
-    rerun: bool = option(False, help="measure tasks again that results.json already has")
+    output: str | None = option(
+        None, help="folder for results.json and results.md (unset: evaluation/ in the model's)", group="output"
+    )
+    rerun: bool = option(
+        False, help="measure tasks again that results.json already has", group="output", recorded=False
+    )
 
     def __post_init__(self) -> None:
+        self.pin("model_path", "base_model", "recovered_model")
         parse_tasks(self.tasks)
         lengths = self.seq_len if isinstance(self.seq_len, (tuple, list, type(None))) else (self.seq_len,)
         object.__setattr__(self, "seq_len", None if lengths is None else tuple(dict.fromkeys(lengths)))

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from hgsp.evaluation.metrics.ppl import bos_token, window_length
 from hgsp.evaluation.results import canonical_path, model_identity
 from hgsp.evaluation.tasks import EFFICIENCY, is_text
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
+from hgsp.models.hub import HUB_ID
 from hgsp.models.loading import DTYPES, inspect_model, load_dense
 from hgsp.models.tokenizers import check_vocabulary
 
 LOG = logging.getLogger("hgsp.evaluation")
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 

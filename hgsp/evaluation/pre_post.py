@@ -62,6 +62,15 @@ class PrePostEvaluation:
         for text in self._texts:
             windows_of(replace(text, content=text.content[:CHECKED_CHARACTERS]), tokenizer, seq_len)
 
+    def num_tokens(self, model_config: Any, device: str) -> int:
+        """Estimate the tokens of one measurement, at four characters each."""
+        limit = self._config.eval_max_windows
+        if limit is None and device == "cpu":
+            limit = CPU_EVAL_WINDOWS
+        most = limit * window_length(model_config, self._config.eval_seq_len) if limit else None
+        lengths = [len(text.content) // 4 for text in self._texts]
+        return sum(lengths if most is None else (min(length, most) for length in lengths))
+
     def before(self, model: Any, tokenizer: Any) -> None:
         """Measure the model that the command was given."""
         if self._config.eval_max_windows is None and model.get_input_embeddings().weight.device.type == "cpu":
@@ -93,7 +102,9 @@ class PrePostEvaluation:
                 progress=terminal,
             )
             self.results[when][text.name] = asdict(result)
-            LOG.info("%s: PPL %.4f, %s", when, result.ppl, result.protocol())
+            shown, protocol = f"{result.windows} windows of {result.seq_len} tokens", result.protocol()
+            LOG.info("%s: PPL %.4f on %s, %s", when, result.ppl, text.name, shown)
+            LOG.info("%s: PPL %.4f, %s", when, result.ppl, protocol, extra={"file_only": True})
         self.samples[when] = None if self._offloaded else self._sample(when, model, tokenizer)
         if self.samples[when] is not None:
             LOG.info("%s, greedy: %s", when, self.samples[when])
@@ -106,6 +117,11 @@ class PrePostEvaluation:
         except FAILURES as error:
             self._failed_samples[when] = f"no greedy sample {when}: {reason_of(error)}"
             return None
+
+
+def continuation(sample: str | None) -> str | None:
+    """Return a greedy sample without its prompt."""
+    return None if sample is None else sample.removeprefix(PROMPT)
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from hgsp.console.portable_paths import portable, portable_path
 from hgsp.console.report_schema import DONE, EVALUATION_RESULTS, EVALUATION_SCHEMA, FAILED, PRUNED
 from hgsp.environment import write_json
 from hgsp.errors import InputError, NumericalError
+from hgsp.models.hub import with_revision
 from hgsp.models.pruned_bin import BIN_NAME
 
 #: Files that decide what a model computes.
@@ -193,5 +194,6 @@ def model_identity(name: str) -> str:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name, "config.json")
-    return f"{name}@{Path(cached).parent.name}" if isinstance(cached, str) else name
+    plain, revision = with_revision(name)
+    cached = try_to_load_from_cache(plain, "config.json", **revision)
+    return f"{plain}@{Path(cached).parent.name}" if isinstance(cached, str) else name

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 from hgsp.console.log_file import LogFile
+from hgsp.console.report_schema import EVALUATION_RESULTS
+from hgsp.console.settings_file import settings_beside, write_settings
 from hgsp.environment import launched_processes
 from hgsp.evaluation import reporting
 from hgsp.evaluation.config import EvaluationConfig
@@ -16,6 +18,7 @@ from hgsp.evaluation.results import Results
 from hgsp.evaluation.runner import Runner
 from hgsp.evaluation.side_by_side import run_efficiency
 from hgsp.evaluation.tasks import EFFICIENCY
+from hgsp.models.devices import resolve_device
 from hgsp.models.processes import is_main_process, join_with_own_device, leave_processes, wait_for_all
 
 LOG = logging.getLogger("hgsp.evaluation")
@@ -28,6 +31,7 @@ def run_evaluation(config: EvaluationConfig, command: str) -> int:
         InputError: as ``models_under_test``, ``tokenizer_of`` and ``prepare_jobs``.
     """
     with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "evaluation.log") as log:
+        resolve_device(config.device)
         models = models_under_test(config)
         folder = reporting.output_folder(config)
         results = Results.open(folder)
@@ -48,6 +52,7 @@ def run_evaluation(config: EvaluationConfig, command: str) -> int:
         leave_processes()
         if is_main:
             reporting.write_report(results, folder, reporting.provenance(command, device))
+            write_settings(config, settings_beside(folder / EVALUATION_RESULTS), command)
             log.copy_to(folder / "evaluation.log")
     return int(runner.has_failed)
 

@@ -71,7 +71,9 @@ class Runner:
             LOG.error("%s, %s: FAILED: %s", result.role, result.task, result.reason)
         else:
             values = ", ".join(f"{metric.name} {format_metric(metric)}" for metric in result.metrics)
-            LOG.info("%s, %s: %s; %s", result.role, result.task, values, result.protocol.get("description", ""))
+            LOG.info("%s, %s: %s (%s)", result.role, result.task, values, result.summary)
+            protocol = result.protocol.get("description", "")
+            LOG.info("%s, %s: %s", result.role, result.task, protocol, extra={"file_only": True})
 
     def request(self, job_request: Mapping[str, Any]) -> dict[str, Any]:
         """Return a job's request with the tokenizer's fingerprint, which the numbers depend on too."""

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hgsp.console.report_schema import DENSE, DONE, FAILED, ROLES
+from hgsp.console.tables import format_number, new_table
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
 from hgsp.evaluation.results import Metric, Results, TaskResult
+from hgsp.evaluation.tasks import EFFICIENCY
 
 ACCURACIES = ("acc", "acc_norm")
 
@@ -99,27 +100,25 @@ def zero_shot_averages(results: Results) -> dict[str, dict[str, Any]]:
 def terminal_table(results: Results, title: str) -> Table:
     """Return the table of all results: one section per measurement, protocols numbered below."""
     roles = _roles(results)
-    table = Table(title=title, box=box.SIMPLE_HEAD, min_width=80, caption_justify="left", pad_edge=False)
-    table.add_column("")
-    for role in roles:
-        table.add_column(role, justify="right")
-        if role != DENSE and DENSE in roles:
-            table.add_column("vs dense", justify="right")
+    headings = [[role, "vs dense"] if role != DENSE and DENSE in roles else [role] for role in roles]
+    table = new_table(title, "", *(heading for pair in headings for heading in pair))
     protocols: list[str] = []
     previous = ("", "")
     for row in comparison(results):
-        task, metric, *cells, summary = _cells(row, roles)
+        task, metric, *cells, summary = _cells(row, roles, compact=True)
         if (task, summary) != previous:
             table.add_section()
             reference = ""
             if summary:
                 protocols.append(f"({len(protocols) + 1}) {task}: {summary}")
                 reference = f" ({len(protocols)})"
-            table.add_row(f"[bold]{task}[/bold]{reference}", *([""] * len(cells) if metric else cells))
+            table.add_row(Text.assemble((task, "bold"), reference), *([""] * len(cells) if metric else cells))
         if metric:
-            table.add_row(f"  {metric}", *cells)
+            table.add_row(f" {short_name(metric)}", *cells)
         previous = (task, summary)
-    table.caption = escape("\n".join([*protocols, *_footnotes(results)]))
+    timed = any(item.task == EFFICIENCY and item.status == DONE for item in results.results)
+    legend = ["b1, b16: batch sizes"] if timed else []
+    table.caption = "\n".join([*protocols, *legend, *_footnotes(results)])
     return table
 
 
@@ -144,15 +143,44 @@ def _roles(results: Results) -> list[str]:
     return [role for role in ROLES if role in present]
 
 
-def _cells(row: Row, roles: Iterable[str]) -> list[str]:
+def _cells(row: Row, roles: Iterable[str], *, compact: bool = False) -> list[str]:
+    """Return task, metric, values with their changes, and summary; ``compact`` cells have at most 12 characters."""
     roles = list(roles)
     cells = [row.task, row.metric]
     for role in roles:
         missing = "failed" if role in row.failed else "-"
-        cells.append(format_metric(row.values[role]) if role in row.values else missing)
+        text = _short_metric if compact else format_metric
+        cells.append(text(row.values[role]) if role in row.values else missing)
         if role != DENSE and DENSE in roles:
-            cells.append(_change(row, role))
+            cells.append(_short_change(row, role) if compact else _change(row, role))
     return [*cells, row.summary]
+
+
+def short_name(metric: str) -> str:
+    """Return a metric's name in at most 20 characters: of batch size 16, ``prefill_ms_batch16`` is "prefill ms b16"."""
+    if "_batch" in metric:
+        return metric.replace("_rate_", "_tok/s_").replace("_batch", "_b").replace("_", " ")
+    return metric.replace("_per_", "/").replace("attention_", "attn_")
+
+
+def _short_metric(metric: Metric) -> str:
+    """Format a value in at most 12 characters; milliseconds and tokens per second are in the metric's name."""
+    if metric.unit in ("B", "count"):
+        return format_metric(metric)
+    if metric.unit:
+        return f"{metric.value:.4g}"
+    decimals = 3 if metric.name in ACCURACIES else 2 if metric.value < 100 else 1 if metric.value < 1e4 else 0
+    value = format_number(metric.value, decimals)
+    with_stderr = value if metric.stderr is None else f"{value} ±{metric.stderr:.{decimals}f}"
+    return with_stderr if len(with_stderr) <= 12 else value
+
+
+def _short_change(row: Row, role: str) -> str:
+    """Format the ratio to dense, for accuracies the difference in points, in at most 9 characters."""
+    ratio, difference = row.ratio(role), row.difference(role)
+    if row.metric in ACCURACIES and difference is not None:
+        return f"({100 * difference:+.1f})"
+    return "" if ratio is None else f"x{ratio:.2f}" if ratio < 1e4 else f"x{ratio:.1e}"
 
 
 def format_metric(metric: Metric) -> str:
@@ -162,8 +190,8 @@ def format_metric(metric: Metric) -> str:
     if metric.unit:
         return f"{metric.value:.4g} {metric.unit}"
     decimals = 4 if metric.name in ACCURACIES else 3
-    stderr = "" if metric.stderr is None else f" ±{metric.stderr:.{decimals}f}"
-    return f"{metric.value:.{decimals}f}{stderr}"
+    stderr = "" if metric.stderr is None else f" ±{format_number(metric.stderr, decimals)}"
+    return f"{format_number(metric.value, decimals)}{stderr}"
 
 
 def _with_prefix(value: float) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from hgsp.environment import file_sha256, remove_folder, replacing
 
 
 class DiskTensors(MutableMapping[str, Tensor]):
@@ -22,7 +23,8 @@ class DiskTensors(MutableMapping[str, Tensor]):
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous()}, self._file(name))
+        with replacing(self._file(name)) as partial:
+            save_file({name: tensor.contiguous()}, partial)
         self._names[name] = None
 
     def __getitem__(self, name: str) -> Tensor:
@@ -46,7 +48,11 @@ class DiskTensors(MutableMapping[str, Tensor]):
     def close(self) -> None:
         """Remove the folder."""
         self._names.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)
+
+    def sha256(self, name: str) -> str | None:
+        """Return the hash of a tensor's file, None without one."""
+        return file_sha256(self._file(name)) if name in self else None
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"

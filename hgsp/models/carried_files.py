@@ -17,9 +17,9 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import CHAT_TEMPLATE_DIR
 
 from hgsp.errors import InputError
+from hgsp.models.hub import HUB_ID, with_revision
 from hgsp.models.pruned_bin import is_bin, read_bin
 from hgsp.models.tokenizers import TOKENIZER_FILES, load_tokenizer
-from hgsp.models.weight_checks import HUB_ID
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -89,7 +89,8 @@ def _source_files(tokenizer: Any) -> dict[str, bytes]:
     folder = Path(name)
     if name and not folder.exists() and HUB_ID.fullmatch(name):
         try:
-            folder = Path(snapshot_download(name, local_files_only=True))
+            plain, revision = with_revision(name)
+            folder = Path(snapshot_download(plain, local_files_only=True, **revision))
         except OSError:
             return {}
     found = [path for pattern in (*TOKENIZER_FILES, GENERATION_CONFIG) for path in folder.glob(pattern)] if name else []

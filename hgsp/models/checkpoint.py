@@ -24,6 +24,7 @@ from hgsp.errors import InputError
 from hgsp.models import modeling_hgsp
 from hgsp.models.carried_files import load_tokenizer_in_bin, write_generation_config, write_tokenizer
 from hgsp.models.families import FAMILIES
+from hgsp.models.hub import with_revision
 from hgsp.models.loading import load_complete
 from hgsp.models.modeling_hgsp import AUTO_CLASSES, FAMILY_CLASSES
 from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, is_bin, read_bin
@@ -190,7 +191,8 @@ def config_of(path: str | Path) -> Any:
         return AutoConfig.for_model(**json.loads(read_bin(Path(path))["config"]))
     refuse_adapter(path)
     try:
-        return AutoConfig.from_pretrained(path)
+        plain, revision = with_revision(path)
+        return AutoConfig.from_pretrained(plain, **revision)
     except (OSError, ValueError) as error:
         raise _not_a_model(path, error) from error
 

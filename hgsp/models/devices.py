@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
+from hgsp.console.nearest import did_you_mean
 from hgsp.environment import launched_processes, local_rank
 from hgsp.errors import InputError
 
@@ -35,13 +36,28 @@ def resolve_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        found = devices_found()
         raise InputError(
-            expected=f"--device to be one of {', '.join(['cpu', *found])} or auto",
-            got=f"'{device}' ({str(error).splitlines()[0]})",
-            remedy="leave --device out to use the best one available",
+            expected=f"--device to be one of {', '.join(found)} or auto, the devices found here",
+            got=f"'{device}'",
+            remedy=did_you_mean(device, found, "leave --device out to use the best one available"),
         ) from error
     return device
+
+
+def devices_found() -> list[str]:
+    """Return the devices of this machine that PyTorch can use."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cpu", *gpus, *["mps"] * torch.backends.mps.is_available()]
+
+
+def bf16_warnings(device: str, dtype: str) -> list[str]:
+    """Warn of bfloat16 on a GPU without instructions for it, which emulates it slowly."""
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if dtype != "bfloat16" or not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False):
+        return []
+    name = torch.cuda.get_device_name(None if device == "auto" else device)
+    return [f"{name} has no bfloat16 hardware and emulates it slowly: --dtype float16 is faster, float32 is safe"]
 
 
 def free_bytes(device: torch.device) -> int:

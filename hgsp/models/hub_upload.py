@@ -21,8 +21,9 @@ from hgsp.models.pruned_bin import BIN_NAME
 
 LOG = logging.getLogger("hgsp")
 
-#: Files of a result that stay: scores and their table, to prune again from; logs; a second copy of the weights.
-LOCAL_FILES = (BIN_NAME, "scores.npz", "global_group_table.csv", "logs/*", "runs/*", "*.log")
+#: Files of a result that stay: scores and their table, to prune again from; logs and settings, which have paths as they
+#: were given; a second copy of the weights.
+LOCAL_FILES = (BIN_NAME, "scores.npz", "global_group_table.csv", "logs/*", "runs/*", "*.log", "*run.yaml")
 #: Weights of an earlier upload, which the new model must not be mixed with.
 REPLACED_FILES = ("*.safetensors", "*.safetensors.index.json")
 

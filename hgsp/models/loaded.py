@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from hgsp.models.decoder import Decoder
+from hgsp.models.identity import WeightsIdentity, weights_identity
 from hgsp.models.loading import DTYPES, ModelSource, load_dense
 from hgsp.models.offload import SafetensorFiles, load_offloaded
 
@@ -26,6 +28,11 @@ class LoadedModel:
     @property
     def model(self) -> Any:
         return self.decoder.model
+
+    @cached_property
+    def identity(self) -> WeightsIdentity:
+        """The hashes of all weights; the first access reads each of them once."""
+        return weights_identity((name for name, _ in self.model.named_parameters()), self.read)
 
     def read(self, name: str) -> Tensor:
         """Return a parameter of the dense model in ``dtype``."""

@@ -19,8 +19,8 @@ from hgsp.models.dtypes import DTYPE_NAMES
 from hgsp.models.families import check_prunable
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.gguf_files import gguf_config, load_gguf
+from hgsp.models.hub import HUB_ID, with_revision
 from hgsp.models.weight_checks import (
-    HUB_ID,
     incomplete,
     refuse_adapter,
     refuse_incomplete_weights,
@@ -51,7 +51,7 @@ def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
     """Read config and geometry without weights; of a .gguf file, the header.
 
     Args:
-        name: hub id, folder or .gguf file.
+        name: hub id (also ``id@revision``), folder or .gguf file.
         dtype: key of ``DTYPES`` that the weights will be used in; float16 for bfloat16 weights is a warning.
 
     Raises:
@@ -121,7 +121,8 @@ def load_complete(name: str | Path, **kwargs: Any) -> Any:
     """
     refuse_adapter(name, ask_hub=True)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
+        plain, revision = with_revision(name)
+        model, report = AutoModelForCausalLM.from_pretrained(plain, output_loading_info=True, **revision, **kwargs)
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise refusal_of_files(Path(name), error) from error
     except RuntimeError as error:
@@ -152,11 +153,12 @@ def _read_config(name: str) -> tuple[dict[str, Any], Any]:
         if not HUB_ID.fullmatch(name):
             _existing(Path(name))
         refuse_adapter(name)
-        raw, _ = PretrainedConfig.get_config_dict(name)
+        plain, revision = with_revision(name)
+        raw, _ = PretrainedConfig.get_config_dict(plain, **revision)
         if not raw:
             raise OSError("no config.json")
         check_prunable(raw)
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(plain, **revision)
         check_prunable(config.to_dict())  # with the class's own defaults: Mistral's has a sliding window
         return raw, config
     except InputError:

@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
+from hgsp.models.hub import with_revision
 from hgsp.models.loading import DTYPES, ModelSource, single_device
 from hgsp.models.weight_checks import refuse_own_head, refuse_unplaced_weights
 from hgsp.models.weight_files import open_weights, shards_of, weight_files
@@ -114,7 +115,8 @@ def load_offloaded(
         refuse_own_head(model)
     model.tie_weights()
     with suppress(OSError):  # without the file, the skeleton's is made from the config
-        model.generation_config = GenerationConfig.from_pretrained(source.name)
+        plain, revision = with_revision(source.name)
+        model.generation_config = GenerationConfig.from_pretrained(plain, **revision)
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
     return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
 
@@ -149,6 +151,8 @@ def _local_folder(name: str) -> Path:
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    index = Path(snapshot_download(name, allow_patterns=[SAFE_WEIGHTS_INDEX_NAME])) / SAFE_WEIGHTS_INDEX_NAME
+    plain, revision = with_revision(name)
+    patterns = [SAFE_WEIGHTS_INDEX_NAME]
+    index = Path(snapshot_download(plain, allow_patterns=patterns, **revision)) / SAFE_WEIGHTS_INDEX_NAME
     shards = shards_of(index) if index.is_file() else []
-    return Path(snapshot_download(name, allow_patterns=[SAFE_WEIGHTS_NAME, *shards]))
+    return Path(snapshot_download(plain, allow_patterns=[SAFE_WEIGHTS_NAME, *shards], **revision))

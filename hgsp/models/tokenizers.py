@@ -11,8 +11,8 @@ from transformers.utils import CHAT_TEMPLATE_DIR
 
 from hgsp.errors import InputError, one_line
 from hgsp.models.gguf_files import gguf_tokenizer
+from hgsp.models.hub import HUB_ID, with_revision
 from hgsp.models.loading import ModelSource
-from hgsp.models.weight_checks import HUB_ID
 
 #: Files that may belong to a tokenizer, some of them for other programs than transformers.
 TOKENIZER_FILES = (
@@ -37,17 +37,23 @@ def load_tokenizer(name: str) -> Any:
     """Load the tokenizer saved with a model; no token is added and nothing is resized.
 
     Args:
-        name: hub id, folder or .gguf file.
+        name: hub id (also ``id@revision``), folder or .gguf file.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or one without a vocabulary.
     """
     if name.endswith(".gguf"):
         return gguf_tokenizer(Path(name))
     try:
+        plain, revision = with_revision(name)
         if not Path(name).exists() and HUB_ID.fullmatch(name):
-            snapshot_download(name, allow_patterns=list(TOKENIZER_FILES))  # those too that a pruned folder carries on
-        return AutoTokenizer.from_pretrained(name)
+            patterns = list(TOKENIZER_FILES)  # those too that a pruned folder carries on
+            snapshot_download(plain, allow_patterns=patterns, **revision)
+        tokenizer = AutoTokenizer.from_pretrained(plain, **revision)
+        if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):  # made from config.json alone
+            raise ValueError("an empty vocabulary: tokenizer files are missing")
+        tokenizer.name_or_path = name  # with the revision, by which its files are found again
+        return tokenizer
     except (OSError, ValueError) as error:
         raise InputError(
             expected=f"tokenizer files in '{name}'",

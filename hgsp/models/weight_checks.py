@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import torch
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hgsp.errors import InputError
-
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+from hgsp.models.hub import HUB_ID, with_revision
 
 
 def refuse_adapter(name: str | Path, *, ask_hub: bool = False) -> None:
@@ -25,7 +23,8 @@ def refuse_adapter(name: str | Path, *, ask_hub: bool = False) -> None:
         InputError: it has an ``adapter_config.json``, alone or beside a whole model.
     """
     may_hold_one = Path(name).is_dir() or (ask_hub and HUB_ID.fullmatch(str(name)))
-    found = find_adapter_config_file(str(name)) if may_hold_one else None
+    plain, revision = with_revision(name)
+    found = find_adapter_config_file(plain, **revision) if may_hold_one else None
     if found is None:
         return
     beside_a_model = (Path(found).parent / "config.json").is_file()

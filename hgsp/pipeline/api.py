@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.flags import require
 from hgsp.console.progress import Progress, silent
 from hgsp.console.result_folders import new_folder
 from hgsp.data.calibration import Calibration, build_calibration
@@ -24,6 +25,7 @@ from hgsp.models.tokenizers import check_token_ids, load_own_tokenizer
 from hgsp.pipeline.decision import SelectionOptions, decide
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pruning.budget import Budget
+from hgsp.pruning.names import RATIO_OF
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 from hgsp.pruning.surgery import Surgery, apply_plan
@@ -32,7 +34,6 @@ from hgsp.reconstruction.reconstruct import reconstruct as reconstruct_weights
 from hgsp.scoring.score import ScoringOptions
 from hgsp.scoring.score_model import score_model
 from hgsp.scoring.scores import Scores as GroupScores
-from hgsp.scoring.scores import weight_sample
 
 LOG = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Scores:
         self,
         ratio: float,
         *,
+        ratio_of: str = "all",
         temperature: float = 0.0,
         tau: float | None = None,
         epsilon: float | None = None,
@@ -103,18 +105,19 @@ class Scores:
         depth_slope: float = 0.0,
         shape_rules: ShapeRules | None = None,
     ) -> PrunePlan:
-        """Select the groups that leave for a fraction of ALL parameters, as the pruning command does.
+        """Select the groups that leave for a fraction of the parameters, as the pruning command does.
 
         Args:
             ratio: in [0, 1).
+            ratio_of: ``all`` parameters, or those of the ``decoder`` layers.
             temperature, tau, epsilon: the H-GSP prior; 0 is global importance only.
             normalization: ``auto`` is the method's own.
             depth_slope: MLP scores are multiplied by e^-slope in the first layer up to e^slope in the last.
             shape_rules: minimum sizes, multiples of channels, equal layers; the default is the command's.
 
         Raises:
-            InputError: a ratio out of reach, equal layers of a model whose layers differ, or a prior for scores made
-                without text.
+            InputError: an unknown denominator, a ratio out of reach, equal layers of a model whose layers differ, or a
+                prior for scores made without text.
         """
         rules = shape_rules or ShapeRules()
         recipe = Recipe(
@@ -125,7 +128,8 @@ class Scores:
             depth_slope=depth_slope,
         )
         rules.check_equal_layers(self.geometry)
-        budget = Budget(budget_for_ratio(self.geometry, ratio, rules))
+        require(ratio_of in RATIO_OF, "ratio_of", f"one of {', '.join(RATIO_OF)}", ratio_of, "all is the default")
+        budget = Budget(budget_for_ratio(self.geometry, ratio, rules, ratio_of))
         return decide(self.groups, self.geometry, SelectionOptions(budget, rules), recipe).plan
 
     def save(self, path: str | Path) -> None:
@@ -139,10 +143,9 @@ class Scores:
         Raises:
             InputError: no scores file, or scores of other weights.
         """
-        groups, geometry = GroupScores.read(Path(path)), geometry_of(model)
-        loaded = _in_memory(model)
-        groups.check_belongs_to(geometry, weight_sample(loaded), loaded.dtype)
-        return cls(groups, geometry)
+        groups = GroupScores.read(Path(path))
+        groups.check_belongs_to(_in_memory(model))
+        return cls(groups, geometry_of(model))
 
     def _repr_html_(self) -> str:
         cells = [

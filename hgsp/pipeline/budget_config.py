@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from hgsp.console.flags import byte_count, option, require, require_counts
 from hgsp.costs.names import COST_NAMES, PHASES
-from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM
+from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, RATIO_OF
 
 TARGETS = ("target_speedup", "target_bytes", "target_kv_bytes")
 
@@ -17,12 +17,22 @@ TARGETS = ("target_speedup", "target_bytes", "target_kv_bytes")
 class BudgetConfig:
     """Options of the budget: a ratio of parameters, or a target."""
 
+    GROUP: ClassVar[str] = "budget"
+
     pruning_ratio: tuple[float, ...] | None = option(
         None,
-        help="fraction of ALL parameters to remove, in [0, 1); several make several results from one scoring pass "
-        "(required unless a target is given)",
+        help="fraction of ALL parameters to remove, in [0, 1), or of what --ratio_of names; several make several "
+        "results from one scoring pass (required unless a target is given)",
         type=float,
         nargs="+",
+        group="required",
+        range="in [0, 1)",
+    )
+    ratio_of: str = option(
+        "all",
+        help="parameters that --pruning_ratio is a fraction of: all, or those of the decoder layers (no embeddings, no "
+        "head), as papers count",
+        choices=RATIO_OF,
     )
     cost: str | None = option(
         None,
@@ -32,13 +42,22 @@ class BudgetConfig:
         choices=COST_NAMES,
     )
     target_speedup: float | None = option(
-        None, help="remove as little as makes the model this many times as fast, by --profile", type=float
+        None,
+        help="remove as little as makes the model this many times as fast, by --profile",
+        type=float,
+        range="above 1",
     )
     target_bytes: int | None = option(
-        None, help="remove as little as leaves this many bytes of weights in --dtype, such as 5GB", type=byte_count
+        None,
+        help="remove as little as leaves this many bytes of weights in --dtype, such as 5GB",
+        type=byte_count,
+        range="above 0",
     )
     target_kv_bytes: int | None = option(
-        None, help="remove as little as leaves this many bytes of KV cache per token, such as 64KiB", type=byte_count
+        None,
+        help="remove as little as leaves this many bytes of KV cache per token, such as 64KiB",
+        type=byte_count,
+        range="above 0",
     )
     profile: str | None = option(None, help="latency table of this model and device, from `hgsp profile`")
     workload: str | None = option(
@@ -52,6 +71,9 @@ class BudgetConfig:
         object.__setattr__(self, "pruning_ratio", None if ratios is None else _as_tuple(ratios))
         for ratio in self.pruning_ratio or ():
             require(0 <= ratio < 1, "--pruning_ratio", "in [0, 1)", ratio, "0.2 removes 20 % of all parameters")
+        require(self.ratio_of in RATIO_OF, "--ratio_of", f"one of {', '.join(RATIO_OF)}", self.ratio_of)
+        with_ratio = self.ratio_of == "all" or ratios is not None
+        require(with_ratio, "--ratio_of", "given together with --pruning_ratio", self.ratio_of)
         require(
             len(set(self.pruning_ratio or ())) == len(self.pruning_ratio or ()),
             "--pruning_ratio",
@@ -78,6 +100,10 @@ class BudgetConfig:
     def ratios(self) -> tuple[float | None, ...]:
         """The ratio of every result, None for that of a target."""
         return self.pruning_ratio or (None,)
+
+    def suffix_for(self, ratio: float | None) -> str:
+        """Return the ending of the folder and repository of one of several ratios: its percentage."""
+        return "" if ratio is None or len(self.ratios) == 1 else f"_{ratio * 100:g}"
 
     @property
     def target_name(self) -> str | None:
@@ -116,6 +142,8 @@ def multiple_or_auto(text: str) -> int | None:
 class ShapeConfig:
     """Options of the shapes that a plan may have."""
 
+    GROUP: ClassVar[str] = "shapes"
+
     mlp_multiple_of: int | None = option(
         None,
         help="MLP channels leave in blocks of this number, ranked as one, so that MLPs keep multiples of it: engines "
@@ -123,6 +151,7 @@ class ShapeConfig:
         f"{AUTO_MULTIPLE_FROM:,} channels, else 1; with --uniform less where layers are many)",
         type=multiple_or_auto,
         metavar="N",
+        range="at least 1",
     )
     uniform: bool = option(False, help="keep the same sizes in every layer, as stock model classes need")
     equal_kv_groups: bool = option(False, help="keep the same number of KV groups in every layer; widths may differ")
@@ -131,10 +160,14 @@ class ShapeConfig:
         help="let the attention or the MLP of a layer leave whole; with --reconstruct, plans with different numbers of "
         "emptied blocks are refitted and the best one is kept",
     )
-    freeze_first_n_layers: int = option(0, help="first layers never touched", type=int)
-    freeze_last_n_layers: int = option(0, help="last layers never touched", type=int)
-    min_kv_groups: int = option(1, help="KV groups every layer keeps unless removed whole", type=int)
-    min_mlp_width: int = option(32, help="MLP channels every layer keeps unless removed whole", type=int)
+    freeze_first_n_layers: int = option(0, help="first layers never touched", type=int, range="at least 0")
+    freeze_last_n_layers: int = option(0, help="last layers never touched", type=int, range="at least 0")
+    min_kv_groups: int = option(
+        1, help="KV groups every layer keeps unless removed whole", type=int, range="at least 1"
+    )
+    min_mlp_width: int = option(
+        32, help="MLP channels every layer keeps unless removed whole", type=int, range="at least 1"
+    )
 
     def __post_init__(self) -> None:
         require_counts(self, "min_kv_groups", "min_mlp_width")

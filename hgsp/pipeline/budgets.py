@@ -46,7 +46,8 @@ def budgets_of(
         InputError: a ratio or target out of reach.
     """
     if config.pruning_ratio is not None:
-        return tuple(Budget(budget_for_ratio(geometry, ratio, shape_rules)) for ratio in config.pruning_ratio)
+        ratios = config.pruning_ratio
+        return tuple(Budget(budget_for_ratio(geometry, ratio, shape_rules, config.ratio_of)) for ratio in ratios)
     return (budget_for_target(geometry, _target(config, geometry, dtype, profile), shape_rules),)
 
 

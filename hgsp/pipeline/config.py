@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from hgsp.data.texts import check_dataset_name, dataset_names
 from hgsp.environment import launched_processes
 from hgsp.evaluation.config import MeasureConfig
 from hgsp.models.dtypes import DTYPE_NAMES
+from hgsp.models.hub import HubConfig, UploadConfig
 from hgsp.pipeline.budget_config import BudgetConfig, ShapeConfig
 from hgsp.pipeline.recipes import (
     DEFAULT_EPSILON,
@@ -30,8 +30,14 @@ from hgsp.scoring.names import IMPORTANCE_METHODS, LABELS, LAYER_IMPORTANCES, NO
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringConfig(TextConfig):
+class ScoringConfig(TextConfig, HubConfig):
     """Options of every command that scores a model."""
+
+    GROUP: ClassVar[str] = "scoring"
+    GROUP_ORDER: ClassVar[tuple[str, ...]] = (
+        *("budget", "scoring", "H-GSP prior", "reconstruction and search", "shapes", "recovery", "evaluation"),
+        *("texts", "models", "resources", "output"),
+    )
 
     base_model: str = option(help="hub id, local folder, or a .gguf file (de-quantised)")
     importance_method: str = option(
@@ -47,23 +53,33 @@ class ScoringConfig(TextConfig):
         help="labels of the loss whose gradients are scored: the text's next tokens, or tokens drawn from the model",
         choices=LABELS,
     )
-    nsamples: int = option(Recipe.nsamples, help="calibration sequences; fewer = less memory and time", type=int)
-    seq_len: int = option(256, help="tokens of a calibration sequence", type=int)
-    batch_size: int = option(4, help="sequences at a time, for scoring", type=int)
+    nsamples: int = option(
+        Recipe.nsamples, help="calibration sequences; fewer = less memory and time", type=int, range="at least 1"
+    )
+    seq_len: int = option(256, help="tokens of a calibration sequence", type=int, range="at least 2")
+    batch_size: int = option(4, help="sequences at a time, for scoring", type=int, range="at least 1")
     layer_importance: str = option(
         Recipe.layer_importance,
         help="measure of the influence of layers and blocks, for the H-GSP prior",
         choices=LAYER_IMPORTANCES,
+        group="H-GSP prior",
     )
-    use_gradient_checkpointing: bool = option(False, help="less memory while scoring, for more time; same scores")
-    offload: bool = option(False, help="read one layer at a time from the safetensors files, when scoring and saving")
-    spill_dir: str | None = option(None, help="folder for activations (unset: kept in memory)")
-    device: str | None = option(None, help="cuda:0, cpu, mps, or auto for several (unset: the best available)")
-    dtype: str = option("bfloat16", help="dtype of weights and result", choices=DTYPE_NAMES)
+    use_gradient_checkpointing: bool = option(
+        False, help="less memory while scoring, for more time; same scores", group="resources"
+    )
+    offload: bool = option(
+        False, help="read one layer at a time from the safetensors files, when scoring and saving", group="resources"
+    )
+    spill_dir: str | None = option(None, help="folder for activations (unset: kept in memory)", group="resources")
+    device: str | None = option(
+        None, help="cuda:0, cpu, mps, or auto for several (unset: the best available)", group="resources"
+    )
+    dtype: str = option("bfloat16", help="dtype of weights and result", choices=DTYPE_NAMES, group="resources")
     seed: int = option(42, help="seed of the calibration sequences and of random scores", type=int)
-    overwrite: bool = option(False, help="replace an existing result")
+    overwrite: bool = option(False, help="replace an existing result", group="output", recorded=False)
 
     def __post_init__(self) -> None:
+        self.pin("base_model")
         for name, choices in (
             ("importance_method", IMPORTANCE_METHODS),
             ("layer_importance", LAYER_IMPORTANCES),
@@ -107,7 +123,7 @@ class ScoreConfig(ScoringConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
+class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig, UploadConfig):
     """All options of ``run_global_pruning.py``. Raises InputError for values that make no sense."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
@@ -120,72 +136,97 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
         Recipe.temperature,
         help="H-GSP temperature: 0 = global importance only, 1 = full H-GSP, more = stronger",
         type=float,
+        group="H-GSP prior",
+        range="at least 0",
     )
     tau: float | None = option(
-        Recipe.tau, help="H-GSP gate; unset = 25th percentile, 0 = block-wise only, inf = layer-wise only", type=float
+        Recipe.tau,
+        help="H-GSP gate; unset = 25th percentile, 0 = block-wise only, inf = layer-wise only",
+        type=float,
+        group="H-GSP prior",
+        range="at least 0, or inf",
     )
     epsilon: float | None = option(
         Recipe.epsilon,
         help="a layer that would keep less than this fraction of its parameters is removed whole "
         f"(unset: {DEFAULT_EPSILON} when temperature > 0, else no layer is removed)",
         type=float,
+        group="H-GSP prior",
+        range="in [0, 1]",
     )
     score_normalization: str = option(
         Recipe.score_normalization,
         help="normalization that makes importances of different layers comparable; auto = the method's own",
         choices=NORMALIZATIONS,
+        group="scoring",
     )
     depth_slope: float = option(
         Recipe.depth_slope,
         help="multiply MLP scores by e^-S in the first layer up to e^S in the last: a reconstruction of later layers "
         "compensates for losses in early ones",
         type=float,
+        group="scoring",
+        range="in [-10, 10]",
     )
-    scores: str | None = option(None, help="scores.npz of the same model: prune without calibration")
+    scores: str | None = option(None, help="scores.npz of the same model: prune without calibration", group="scoring")
     reconstruct: str = option(
         Recipe.reconstruct,
         help="refit o_proj and down_proj to the dense model's outputs, without training: lstsq = least squares, "
         "blocks = then all weights of each MLP too, bias = only a bias that is added to them",
         choices=RECONSTRUCTIONS,
+        group="reconstruction and search",
     )
     reconstruct_nsamples: int | None = option(
         Recipe.reconstruct_nsamples,
         help=f"calibration sequences to reconstruct from (unset: {DEFAULT_RECONSTRUCT_NSAMPLES}; all there are in "
         "a shorter text)",
         type=int,
+        group="reconstruction and search",
+        range="at least 2",
     )
     rounds: int = option(
         Recipe.rounds,
         help="prune in this many rounds; after each, reconstruct (with --reconstruct) and score again",
         type=int,
+        group="reconstruction and search",
+        range="at least 1",
     )
     search: int = option(
         Recipe.search,
         help="steps of the budget search for widths per layer and kind that lower KL(dense || pruned)",
         type=int,
+        group="reconstruction and search",
+        range="at least 0",
     )
     search_nsamples: int | None = option(
         Recipe.search_nsamples,
         help=f"calibration sequences of the search (unset: {DEFAULT_SEARCH_NSAMPLES} to judge by; with --reconstruct "
         f"{DEFAULT_PROFILE_NSAMPLES}, of which a quarter judges; all there are in a shorter text)",
         type=int,
+        group="reconstruction and search",
+        range="at least 1",
     )
-    finetune: bool = option(False, help="LoRA recovery right after pruning; the result goes to ..._finetuned/")
-    finetune_data_path: str = option(DEFAULT_INSTRUCTIONS, help="instruction data, as --data_path of finetune_lora.py")
-    finetune_epochs: float = option(3, help="recovery epochs", type=float)
-    finetune_lr: float = option(3e-4, help="recovery learning rate", type=float)
-    finetune_batch_size: int = option(128, help="effective recovery batch", type=int)
-    finetune_micro_batch_size: int = option(4, help="recovery batch per step", type=int)
-    lora_r: int = option(8, help="LoRA rank", type=int)
-    lora_alpha: int = option(16, help="LoRA alpha", type=int)
-    results_dir: str = option("results", help="where results go")
-    dry_run: bool = option(False, help="print the shapes to prune from; load no weights, write nothing")
-    no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
-    push_to_hub: str | None = option(
-        None,
-        help="upload the result to this repository of the hub, private if new; with several ratios or --finetune, each "
-        "result to its own, named like the folders",
+    finetune: bool = option(
+        False, help="LoRA recovery right after pruning; the result goes to ..._finetuned/", group="recovery"
     )
+    finetune_data_path: str = option(
+        DEFAULT_INSTRUCTIONS, help="instruction data, as --data_path of finetune_lora.py", group="recovery"
+    )
+    finetune_epochs: float = option(3, help="recovery epochs", type=float, group="recovery", range="above 0")
+    finetune_lr: float = option(3e-4, help="recovery learning rate", type=float, group="recovery", range="above 0")
+    finetune_batch_size: int = option(
+        128, help="effective recovery batch", type=int, group="recovery", range="at least 1"
+    )
+    finetune_micro_batch_size: int = option(
+        4, help="recovery batch per step", type=int, group="recovery", range="at least 1"
+    )
+    lora_r: int = option(8, help="LoRA rank", type=int, group="recovery", range="at least 1")
+    lora_alpha: int = option(16, help="LoRA alpha", type=int, group="recovery", range="at least 1")
+    results_dir: str = option("results", help="where results go", group="output")
+    dry_run: bool = option(
+        False, help="print the shapes to prune from; load no weights, write nothing", group="output", recorded=False
+    )
+    no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors", group="output")
 
     def __post_init__(self) -> None:
         ScoringConfig.__post_init__(self)
@@ -216,7 +257,7 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
         require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
         require(abs(self.depth_slope) <= 10, "--depth_slope", "in [-10, 10]", self.depth_slope)
         # --overwrite deletes the folder of this name: it must not be the results folder itself, nor outside of it
-        inside = not {"", ".", ".."} & set(re.split(r"[/\\]", self.output_name))
+        inside = not {"", ".", ".."} & set(self.output_name.replace("\\", "/").split("/"))
         require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
 
     @property
@@ -239,9 +280,12 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
         """Return the result folder's name; of several ratios, each has its percentage appended."""
         return f"{self.output_name}{self.suffix_for(ratio)}"
 
-    def suffix_for(self, ratio: float | None) -> str:
-        """Return what distinguishes the folder and the repository of one of several ratios: its percentage."""
-        return "" if ratio is None or len(self.ratios) == 1 else f"_{ratio * 100:g}"
+
+@dataclass(frozen=True, kw_only=True)
+class CutConfig(PruneConfig):
+    """All options of ``hgsp cut``."""
+
+    scores: str = option(help="scores.npz of the same model, from `hgsp score` or an earlier run")
 
 
 def settings_of(arguments: Sequence[str]) -> dict[str, Any]:

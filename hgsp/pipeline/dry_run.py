@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.table import Table
 
+from hgsp.console.tables import new_table
 from hgsp.exports.sizes import planned_source, sizes_of
 from hgsp.models.geometry import Geometry
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.request import Request
-from hgsp.pruning.plan import PrunePlan
+from hgsp.pruning.plan import PrunePlan, shares_of
 
 
 def engine_table(request: Request, plan: PrunePlan | None = None) -> Table:
@@ -20,9 +23,8 @@ def engine_table(request: Request, plan: PrunePlan | None = None) -> Table:
         {size.form: size for size in sizes_of(planned_source(config, request.geometry, layers), value_bytes)}
         for layers in (dense, shapes)
     )
-    table = Table(title="bytes in the formats of engines, without tokenizer")
-    for heading in ["format", "weights", "KV cache/token"]:
-        table.add_column(heading, justify="left" if heading == "format" else "right")
+    title = "bytes in the formats of engines, without tokenizer"
+    table = new_table(title, "format", "weights", "KV cache/token")
     for form, size in after.items():
         weights, kv_cache = f"{size.weight_bytes:,}", f"{size.kv_bytes_per_token:,}"
         if plan is not None and form in before:
@@ -30,31 +32,33 @@ def engine_table(request: Request, plan: PrunePlan | None = None) -> Table:
             kv_cache += f" ({size.kv_bytes_per_token / before[form].kv_bytes_per_token - 1:+.0%})"
         table.add_row(form, weights, kv_cache)
     notes = [f"{size.form}: {size.note}" for size in after.values() if size.note]
-    table.caption, table.caption_justify = "\n".join(notes), "left"
+    table.caption = "\n".join(notes)
     return table
 
 
 def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
-    """Return the table of shapes, parameters, bytes and KV-cache bytes per token, dense and, with a plan, kept."""
+    """Return the table of shapes, parameters, bytes and KV-cache bytes per token, dense or, with a plan, kept."""
     geometry: Geometry = request.geometry
     value_bytes = DTYPES[request.config.dtype].itemsize
-    after = () if plan is None else tuple(keep.shape for keep in plan.layers)
-    title = f"{request.config.base_model}: {geometry.queries_per_kv} query heads per KV head"
-    removed = "" if plan is None else f", {plan.removed_params / geometry.total_params:.2%} of all parameters removed"
-    table = Table(title=title + removed)
-    headings = ["layer", "KV groups", "MLP channels", "parameters", "bytes", "KV bytes/token"]
-    for heading in headings + (["kept KV groups", "kept channels", "kept parameters"] if after else []):
-        table.add_column(heading, justify="right")
-    for index, shape in enumerate(geometry.shapes):
-        params = geometry.layer_params(shape)
+    shapes = geometry.shapes if plan is None else tuple(keep.shape for keep in plan.layers)
+    headings = ("layer", "KV groups", "MLP channels", "parameters", "bytes", "KV bytes/token")
+    table = new_table(_title(request, plan), *headings)
+    for index, (dense, shape) in enumerate(zip(geometry.shapes, shapes, strict=True)):
+        num_kv, width = f"{shape.num_kv_groups}", f"{shape.mlp_width:,}"
+        if plan is not None:
+            num_kv, width = f"{num_kv} of {dense.num_kv_groups}", f"{width} of {dense.mlp_width:,}"
         kv_bytes = geometry.kv_cache_bytes_per_token((shape,), value_bytes)
-        row = [index, shape.num_kv_groups, shape.mlp_width, f"{params:,}", f"{params * value_bytes:,}", f"{kv_bytes:,}"]
-        if after:
-            row += [after[index].num_kv_groups, after[index].mlp_width, f"{geometry.layer_params(after[index]):,}"]
-        table.add_row(*map(str, row))
+        params = geometry.layer_params(shape)
+        table.add_row(f"{index}", num_kv, width, f"{params:,}", f"{params * value_bytes:,}", f"{kv_bytes:,}")
     other = geometry.total_params - geometry.decoder_params
-    table.add_row("rest", "", "", f"{other:,}", f"{other * value_bytes:,}", "0", *[""] * (3 if after else 0))
-    total_kv = geometry.kv_cache_bytes_per_token(geometry.shapes, value_bytes)
-    total = geometry.total_params
-    table.add_row("all", "", "", f"{total:,}", f"{total * value_bytes:,}", f"{total_kv:,}", *[""] * (3 if after else 0))
+    table.add_row("rest", "", "", f"{other:,}", f"{other * value_bytes:,}", "0")
+    for label, sizes in (("all", shapes),) if plan is None else (("kept", shapes), ("dense", geometry.shapes)):
+        total = other + sum(map(geometry.layer_params, sizes))
+        kv_bytes = geometry.kv_cache_bytes_per_token(sizes, value_bytes)
+        table.add_row(label, "", "", f"{total:,}", f"{total * value_bytes:,}", f"{kv_bytes:,}")
     return table
+
+
+def _title(request: Request, plan: PrunePlan | None) -> str:
+    name = f"{Path(request.config.base_model).name}: {request.geometry.queries_per_kv} query heads per KV head"
+    return name if plan is None else f"{name}\n{shares_of(plan.removed_params, request.geometry)} removed"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +11,21 @@ from typing import Any
 from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
 from hgsp.console.portable_paths import portable
-from hgsp.console.progress import Timings, terminal
+from hgsp.console.progress import Timings, log_finished, terminal
 from hgsp.console.report_schema import PRUNING_REPORT
+from hgsp.console.result_folders import reserved
+from hgsp.console.settings_file import RUN_SETTINGS, write_settings
 from hgsp.data.texts import CALIBRATE, load_text
-from hgsp.environment import write_json
+from hgsp.environment import process_rank, write_json
+from hgsp.evaluation.metrics.ppl import window_length
 from hgsp.evaluation.pre_post import PrePostEvaluation
 from hgsp.models.hub_upload import check_upload, upload
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.processes import is_main_process, join_processes, leave_processes
 from hgsp.models.tokenizers import load_own_tokenizer
-from hgsp.pipeline import report, stages
+from hgsp.pipeline import forecast, report, stages
+from hgsp.pipeline.calibrations import Calibrations, draw_calibrations
+from hgsp.pipeline.closing import show_result
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import decide
 from hgsp.pipeline.dry_run import dry_run_table, engine_table
@@ -32,9 +36,10 @@ from hgsp.pipeline.saved_scores import load_scores, overruled_settings
 from hgsp.pipeline.speed import SpeedReport
 from hgsp.pruning.budget import Budget
 from hgsp.report.model_card import write_model_card
-from hgsp.scoring.scores import Scores, weight_sample
+from hgsp.scoring.scores import Scores
 
 LOG = logging.getLogger("hgsp")
+TRAINING_LOG = Path("logs", "training.log")
 
 
 @dataclass
@@ -46,10 +51,10 @@ class _Run:
     log: LogFile
     scores: Scores | None
     warnings: list[str]
-    timings: Timings = field(default_factory=Timings)
+    timings: Timings = field(default_factory=lambda: Timings(finished=log_finished))
     measure: PrePostEvaluation = field(init=False)
     tokenizer: Any = field(init=False)
-    calibrations: stages.Calibrations = field(default_factory=stages.Calibrations)
+    calibrations: Calibrations = field(default_factory=Calibrations)
     speed: SpeedReport | None = field(init=False, default=None)
     repo_id: str | None = None  # of --push_to_hub
     upload_failed: bool = False
@@ -80,7 +85,11 @@ def prune(config: PruneConfig, command: str) -> int:
         _dry_run(request, scores)
         return 0
     repo_id = None if config.push_to_hub is None else check_upload(config.push_to_hub)
-    with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "training.log") as log:
+    with (
+        reserved(*map(request.folder, config.ratios)),
+        tempfile.TemporaryDirectory() as scratch,
+        LogFile(Path(scratch) / "training.log") as log,
+    ):
         LOG.info("command: %s", command)
         run = _Run(request, command, log, scores, warnings, repo_id=repo_id)
         run.tokenizer, surplus = load_own_tokenizer(request.source)
@@ -88,6 +97,7 @@ def prune(config: PruneConfig, command: str) -> int:
         run.measure.check(request.source.config, run.tokenizer)
         recoveries = prepare_after_pruning(config, request, run.tokenizer) if config.finetune else []
         _read_texts(run)
+        _log_forecast(run)
         dense = _load_and_score(run)
         if dense is None:  # another process of this run goes on alone
             return 0
@@ -116,7 +126,7 @@ def _read_texts(run: _Run) -> None:
         return
     texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
     run.warnings += [warning for text in texts for warning in run.measure.overlap_warnings(text)]
-    run.calibrations = stages.draw_calibrations(
+    run.calibrations = draw_calibrations(
         config.recipe,
         texts,
         run.tokenizer,
@@ -125,6 +135,23 @@ def _read_texts(run: _Run) -> None:
         seed=config.seed,
         scoring=config.scores_text,
     )
+
+
+def _log_forecast(run: _Run) -> None:
+    """Log the stages ahead with their time, memory and disk, in the first process."""
+    request, config = run.request, run.request.config
+    if process_rank():
+        return
+    evaluated = run.measure.num_tokens(request.source.config, request.device)
+    speed = forecast.measure_speed(request.device, config.dtype)
+    seconds = forecast.seconds_of_stages(
+        request.geometry, config.recipe, run.calibrations, evaluated, speed, len(request.budgets)
+    )
+    eval_seq_len = window_length(request.source.config, config.eval_seq_len) if config.evaluation_texts else None
+    memory = forecast.peak_bytes(request, run.calibrations, eval_seq_len)
+    LOG.info("%s", forecast.describe(request, seconds, memory))
+    for warning in run.warnings:
+        LOG.warning("%s", warning)
 
 
 def _load_and_score(run: _Run) -> LoadedModel | None:
@@ -144,7 +171,7 @@ def _load_and_score(run: _Run) -> LoadedModel | None:
                 progress=terminal,
             )
         else:
-            run.scores.check_belongs_to(request.geometry, weight_sample(dense), config.dtype)
+            run.scores.check_belongs_to(dense)
     is_main = is_main_process()
     leave_processes()
     if not is_main:
@@ -165,7 +192,7 @@ def _load(run: _Run, timings: Timings) -> LoadedModel:
 def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel, *, is_first: bool) -> LoadedModel:
     """Make, measure and write the result of one ratio; returns the dense model that was used."""
     request, config = run.request, run.request.config
-    timings = Timings(run.timings)
+    timings = Timings(run.timings, log_finished)
     if not is_first and not config.offload:
         dense = _load(run, timings)  # surgery consumed the last one
     assert run.scores is not None
@@ -202,18 +229,12 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
         )
         write_json(portable(content), folder / PRUNING_REPORT)
         write_model_card(folder, config.base_model, request.folder(ratio), repo_id)
-        _finish(content, folder, run.log, request.folder(ratio))
+        write_settings(config, folder / RUN_SETTINGS, run.command)
+        run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
-    if repo_id is not None and upload(request.folder(ratio), repo_id):
+    target = request.folder(ratio)
+    show_result(request, content, target)
+    run.log.copy_to(target / TRAINING_LOG)
+    if repo_id is not None and upload(target, repo_id):
         run.upload_failed = True
     return dense
-
-
-def _finish(content: dict[str, Any], folder: Path, log: LogFile, target: Path) -> None:
-    """Write the log, print the result and the next command."""
-    for warning in content["warnings"]:
-        LOG.warning("%s", warning)
-    show(report.closing_table(content))
-    models = shlex.join(["--model_path", str(target), "--base_model", content["base_model"]])
-    LOG.info("result: %s\nnext: python evaluation/run_evaluation.py %s --tasks wikitext,c4", target, models)
-    log.copy_to(folder / "logs" / "training.log")

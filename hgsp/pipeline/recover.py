@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +16,10 @@ import torch
 
 from hgsp.console.flags import arguments_of
 from hgsp.console.log_file import LogFile
-from hgsp.console.progress import Timings, terminal
-from hgsp.console.result_folders import check_target, new_folder
+from hgsp.console.programs import program
+from hgsp.console.progress import Timings, log_finished, terminal
+from hgsp.console.result_folders import check_target, new_folder, reserved
+from hgsp.console.settings_file import RUN_SETTINGS, write_settings
 from hgsp.environment import launched_processes
 from hgsp.errors import InputError
 from hgsp.evaluation.models import refuse_missing
@@ -25,6 +27,7 @@ from hgsp.evaluation.pre_post import PrePostEvaluation
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
 from hgsp.models.devices import resolve_device
 from hgsp.models.hub_upload import check_upload, upload
+from hgsp.models.identity import weights_identity
 from hgsp.models.loading import ModelSource, check_positions
 from hgsp.models.processes import is_main_process, join_with_own_device, leave_processes, wait_for_all
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
@@ -35,13 +38,14 @@ from hgsp.pipeline.request import Request
 from hgsp.recovery import outputs, training
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import require_packages
-from hgsp.recovery.resume import check_work_dir, resumable_run
+from hgsp.recovery.resume import check_content, check_work_dir, resumable_run
 from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import inspect_teacher
 from hgsp.recovery.training import Trained
 from hgsp.report.model_card import write_model_card
 
 LOG = logging.getLogger("hgsp")
+TRAINING_LOG = Path("logs", "training.log")
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class _Recovery:
     device: str
     dtype: torch.dtype
     repo_id: str | None
-    timings: Timings = field(default_factory=Timings)
+    pruning_report: Mapping[str, Any]
+    timings: Timings = field(default_factory=lambda: Timings(finished=log_finished))
 
 
 def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = None) -> int:
@@ -70,11 +75,13 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
     recovery, code = _prepare(config, command, text), 0
     is_main = is_main_process()
     with (
+        reserved(Path(config.output_dir)),
         resumable_run(config.work_dir, config.resume_settings, resume=config.resume) if is_main else nullcontext(),
         LogFile(config.work_dir / "training.log") if is_main else nullcontext() as log,
     ):
         wait_for_all()
-        LOG.info("command: %s\ntraining text: %s", command, recovery.text.description)
+        LOG.info("command: %s", command)
+        _log_start(recovery)
         trained = _train(recovery)
         leave_processes()
         if is_main:
@@ -83,6 +90,13 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
             if recovery.repo_id is not None:
                 code = upload(Path(config.output_dir), recovery.repo_id)
     return code
+
+
+def _log_start(recovery: _Recovery) -> None:
+    """Log the text that is trained on; its hash and settings go to the file only."""
+    text = recovery.text.description
+    LOG.info("training text: %s, %s sequences", text["source"], f"{text['train_sequences']:,}")
+    LOG.info("training text: %s", text, extra={"file_only": True})
 
 
 def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) -> _Recovery:
@@ -95,7 +109,8 @@ def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) ->
     evaluation.check(model_config, tokenizer)
     device = join_with_own_device(config.device)
     dtype = outputs.stored_dtype(config.dtype, model_config)
-    return _Recovery(config, command, tokenizer, text, teacher, evaluation, device, dtype, repo_id)
+    pruning_report = report.read_pruning_report(config.pruned_model)
+    return _Recovery(config, command, tokenizer, text, teacher, evaluation, device, dtype, repo_id, pruning_report)
 
 
 def _train(recovery: _Recovery) -> Trained:
@@ -104,6 +119,8 @@ def _train(recovery: _Recovery) -> Trained:
     with timings.stage("load"):
         dtype = torch.float32 if config.method == "full" else recovery.dtype
         model = load_pruned(config.pruned_model, device=device, dtype=dtype)
+        if is_main_process():
+            check_content(config.work_dir, _content(recovery.text, model), resume=config.resume)
     with timings.stage("evaluate"):
         if is_main_process():
             recovery.evaluation.before(model, recovery.tokenizer)
@@ -124,6 +141,12 @@ def _train(recovery: _Recovery) -> Trained:
         )
 
 
+def _content(text: TrainingText, model: Any) -> dict[str, str]:
+    weights = dict(model.named_parameters())
+    identity = weights_identity(weights, weights.__getitem__)
+    return {"training text": text.sha256, "weights of the pruned model": identity.sha256}
+
+
 def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
     """Merge, measure again and write the result folder."""
     config, text, evaluation, timings = recovery.config, recovery.text, recovery.evaluation, recovery.timings
@@ -140,6 +163,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
         content = report.analysis(
             config,
             trained,
+            pruning_report=recovery.pruning_report,
             command=recovery.command,
             text=text.description,
             evaluation=evaluation.results,
@@ -152,10 +176,12 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
             + evaluation.warnings
             + report.warnings_about(evaluation.results, trained, config),
         )
-        report.write_analysis(content, config.pruned_model, folder)
+        report.write_analysis(content, recovery.pruning_report, folder)
         write_model_card(folder, config.pruned_model, Path(config.output_dir), recovery.repo_id)
-        report.show_report(content, config)
-        log.copy_to(folder / "logs" / "training.log")
+        write_settings(config, folder / RUN_SETTINGS, recovery.command)
+        log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
+    report.show_report(content, config)
+    log.copy_to(Path(config.output_dir) / TRAINING_LOG)
 
 
 def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
@@ -235,4 +261,4 @@ def recover_all(recoveries: Iterable[tuple[RecoveryConfig, TrainingText]], comma
 
 
 def _command_of(config: RecoveryConfig) -> str:
-    return shlex.join(["python", "finetune_lora.py", *arguments_of(config)])
+    return shlex.join([*program("finetune"), *arguments_of(config)])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hgsp.console.flags import option, require
 from hgsp.evaluation.config import MeasureConfig
+from hgsp.models.hub import HubConfig, UploadConfig
 from hgsp.pipeline.config import PruneConfig
 from hgsp.recovery.config import TrainingConfig
 
@@ -36,22 +37,26 @@ FREE_TO_CHANGE = (
 class _Models:
     """Models that a recovery reads and writes; a base class so that ``--help`` lists them first."""
 
+    GROUP: ClassVar[str] = "models"
+
     pruned_model: str = option(help="pruned_model.bin, its folder, or any Hugging Face model folder or hub id")
     output_dir: str = option(help="folder of the recovered model")
     base_model: str | None = option(None, help="model whose tokenizer is used (unset: the pruned model)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoveryConfig(TrainingConfig, MeasureConfig, _Models):
+class RecoveryConfig(TrainingConfig, MeasureConfig, HubConfig, UploadConfig, _Models):
     """All options of ``finetune_lora.py``. Raises InputError for invalid values."""
 
-    resume: bool = option(False, help="resume an interrupted run of the same command")
-    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best available")
-    overwrite: bool = option(False, help="replace an existing result, or an unfinished run")
-    no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors")
-    push_to_hub: str | None = option(None, help="upload the result to this repository of the hub, private if new")
+    resume: bool = option(False, help="resume an interrupted run of the same command", group="output", recorded=False)
+    device: str | None = option(None, help="cuda:0, cpu, mps; unset = the best available", group="resources")
+    overwrite: bool = option(
+        False, help="replace an existing result, or an unfinished run", group="output", recorded=False
+    )
+    no_bin: bool = option(False, help="do not write pruned_model.bin beside the safetensors", group="output")
 
     def __post_init__(self) -> None:
+        self.pin("pruned_model", "base_model", "distill_from")
         MeasureConfig.__post_init__(self)
         TrainingConfig.__post_init__(self)
         require(self.device != "auto", "--device", "one device", "auto", "start one process per GPU instead")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +14,13 @@ from rich.table import Table
 from hgsp.console.log_file import show
 from hgsp.console.portable_paths import portable
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT, RECOVERY_SCHEMA
+from hgsp.console.tables import format_number, new_table
 from hgsp.environment import describe_environment, in_gib, peak_memory_bytes, write_atomically, write_json
+from hgsp.errors import InputError
 from hgsp.evaluation.collapse import before_and_after
+from hgsp.evaluation.pre_post import continuation
+from hgsp.evaluation.verdict import Verdict, judge
+from hgsp.pipeline.next_steps import after_recovery
 from hgsp.pipeline.recovery_config import RecoveryConfig
 from hgsp.recovery.outputs import held_out_loss
 from hgsp.recovery.training import Trained
@@ -44,18 +48,11 @@ def warnings_about(evaluation: Mapping[str, Any], trained: Trained, config: Reco
     ]
 
 
-def next_command(config: RecoveryConfig) -> str:
-    """Return the command that measures the pruned and the recovered model side by side."""
-    base = config.base_model or config.distill_from
-    dense = ["--base_model", base, "--compare"] if base else []
-    models = ["--model_path", config.pruned_model, "--recovered_model", config.output_dir, *dense]
-    return shlex.join(["python", "evaluation/run_evaluation.py", *models, "--tasks", "wikitext,c4"])
-
-
 def analysis(
     config: RecoveryConfig,
     trained: Trained,
     *,
+    pruning_report: Mapping[str, Any],
     command: str,
     text: Mapping[str, Any],
     evaluation: Mapping[str, Any],
@@ -66,6 +63,7 @@ def analysis(
     warnings: Sequence[str],
 ) -> dict[str, Any]:
     """Return the content of ``recovery_analysis.json``."""
+    verdict = _verdict(pruning_report, evaluation, samples.get(AFTER))
     return {
         "schema_version": RECOVERY_SCHEMA,
         "command": command,
@@ -80,6 +78,7 @@ def analysis(
         "held_out_loss": held_out_loss(trained),
         "evaluation": dict(evaluation),
         "worse_on": got_worse(evaluation),
+        "verdict": verdict and asdict(verdict),
         "samples": dict(samples),
         "timings_s": {stage: round(seconds, 3) for stage, seconds in timings_s.items()},
         "peak_memory_bytes": peak_memory_bytes(device),
@@ -88,14 +87,46 @@ def analysis(
     }
 
 
-def write_analysis(content: Mapping[str, Any], pruned_model: str, folder: Path) -> None:
+def read_pruning_report(pruned_model: str) -> Mapping[str, Any]:
+    """Return the pruning report beside a model, empty without one.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    pruned = Path(pruned_model)
+    path = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise InputError(
+            expected="the pruning report beside the model, or none",
+            got=f"{path}, which is damaged ({error})",
+            remedy="delete the file: the recovery does not need it",
+        ) from error
+    return content
+
+
+def write_analysis(content: Mapping[str, Any], pruning_report: Mapping[str, Any], folder: Path) -> None:
     """Write ``recovery_analysis.json`` and, if there is a pruning report, a copy of it with a recovery section."""
     content = portable(content)
     write_json(content, folder / RECOVERY_REPORT)
-    pruned = Path(pruned_model)
-    report = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
-    if report.is_file():
-        write_json({**json.loads(report.read_text(encoding="utf-8")), "recovery": content}, folder / PRUNING_REPORT)
+    if pruning_report:
+        write_json({**pruning_report, "recovery": content}, folder / PRUNING_REPORT)
+
+
+def _verdict(pruning: Mapping[str, Any], evaluation: Mapping[str, Any], sample: str | None) -> Verdict | None:
+    """Judge the recovered model by the dense one's measurements in the pruning report; None without one."""
+    pairs = {}
+    for name, result in evaluation.get(AFTER, {}).items():
+        dense = pruning.get("evaluation", {}).get(BEFORE, {}).get(name, {})
+        if all(dense.get(key) == result[key] for key in ("sha256", "seq_len", "windows", "tokens")):
+            pairs[name] = (dense["ppl"], result["ppl"])
+    dense_sample = pruning.get("samples", {}).get(BEFORE)
+    return judge(pairs, samples=(continuation(dense_sample), continuation(sample))) if pairs else None
 
 
 def add_to_report(pruned: Path, recovered: Path) -> None:
@@ -105,9 +136,8 @@ def add_to_report(pruned: Path, recovered: Path) -> None:
 
 def summary_table(content: Mapping[str, Any]) -> Table:
     """Return the table of the pruned and the recovered model."""
-    table = Table(title=f"{Path(content['pruned_model']).name}: recovered by {_method(content)}", min_width=80)
-    for heading in ("", "pruned", "recovered", "change"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    title = f"{Path(content['pruned_model']).name}: recovered by {_method(content)}"
+    table = new_table(title, "", "pruned", "recovered", "change")
     if content["held_out_loss"]:
         first, kept = content["held_out_loss"]["first"], content["held_out_loss"]["kept"]
         table.add_row("held-out loss (first, kept)", f"{first:.4f}", f"{kept:.4f}", f"{kept - first:+.4f}")
@@ -115,7 +145,8 @@ def summary_table(content: Mapping[str, Any]) -> Table:
     for name, result in measured.get(AFTER, {}).items():
         before = measured[BEFORE][name]["ppl"]
         label = f"PPL {name} ({result['windows']} x {result['seq_len']})"
-        table.add_row(label, f"{before:.2f}", f"{result['ppl']:.2f}", f"x {result['ppl'] / before:.3f}")
+        change = f"x {format_number(result['ppl'] / before, 3)}"
+        table.add_row(label, format_number(before), format_number(result["ppl"]), change)
     parameters, data = content["parameters"], content["data"]
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in content["timings_s"].items())
     table.caption = (
@@ -124,7 +155,6 @@ def summary_table(content: Mapping[str, Any]) -> Table:
         f"{data['source']}, learned: {data['learned']}\n"
         f"seconds: {seconds}; peak memory {in_gib(content['peak_memory_bytes'])}"
     )
-    table.caption_justify = "left"
     return table
 
 
@@ -134,8 +164,11 @@ def _method(content: Mapping[str, Any]) -> str:
 
 
 def show_report(content: Mapping[str, Any], config: RecoveryConfig) -> None:
-    """Log the warnings, the table, the result folder and the next command."""
+    """Log the warnings, the table, the verdict, the result folder and the next command."""
     for warning in content["warnings"]:
         LOG.warning("%s", warning)
     show(summary_table(content))
-    LOG.info("result: %s\nnext: %s", config.output_dir, next_command(config))
+    if content["verdict"] is not None:
+        LOG.info("verdict: %(name)s: %(reason)s", content["verdict"])
+    LOG.info("result: %s", config.output_dir)
+    LOG.info("next: %s", after_recovery(config, content["environment"]["device"]))

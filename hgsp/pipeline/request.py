@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hgsp.console import result_folders as folders
+from hgsp.console.state_files import check_state, check_state_folder
 from hgsp.costs.latency import LatencyTable, Workload
-from hgsp.environment import device_name
+from hgsp.environment import device_name, remove_folder
 from hgsp.errors import InputError
-from hgsp.models.devices import resolve_device
+from hgsp.models.devices import bf16_warnings, resolve_device
 from hgsp.models.geometry import Geometry
-from hgsp.models.loading import ModelSource, check_positions, inspect_model
+from hgsp.models.loading import DTYPES, ModelSource, check_positions, inspect_model
 from hgsp.pipeline.budgets import budgets_of, cost_per_group, read_profile
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import SelectionOptions
+from hgsp.pipeline.disk import DiskNeed, disk_need
 from hgsp.pipeline.stages import Resources
 from hgsp.pruning.budget import Budget
 from hgsp.pruning.shape_rules import ShapeRules
+from hgsp.reconstruction.resume import KIND as RECONSTRUCTION_STATE
+from hgsp.reconstruction.resume import STATE_FILE
 from hgsp.scoring.groups import Floats
+from hgsp.search.search import KIND as SEARCH_STATE
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,23 @@ class ResumePaths:
     def remove(self) -> None:
         """Remove the state once the result is complete."""
         self.search.unlink(missing_ok=True)
-        shutil.rmtree(self.reconstruction, ignore_errors=True)
+        remove_folder(self.reconstruction)
+
+    def check(self) -> None:
+        """Refuse anything else in their places.
+
+        Raises:
+            InputError: a file or folder that is no such state.
+        """
+        check_state(self.search, SEARCH_STATE)
+        check_state_folder(self.reconstruction, STATE_FILE, RECONSTRUCTION_STATE)
+
+
+def resume_paths_of(folder: Path) -> ResumePaths:
+    """Return the paths of resumable state next to a result folder, which exists only once it is complete."""
+    return ResumePaths(
+        folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction")
+    )
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,7 @@ class Request:
     device: str
     shape_rules: ShapeRules
     budgets: tuple[Budget, ...]  # one per ratio
+    disk: DiskNeed
     group_costs: Floats | None = None  # of one group in the unit of the ranking, [L, 2]; None for parameters
     profile: tuple[LatencyTable, Workload] | None = None
 
@@ -58,6 +79,7 @@ class Request:
         config, found = self.config, list(self.source.warnings)
         if config.uniform and config.search:
             found.append("no budget search: --uniform leaves it nothing to choose")
+        found += bf16_warnings(self.device, config.dtype)
         if self.profile is not None:
             found += self.profile[0].warnings(device_name(self.device), config.dtype)
         return tuple(found)
@@ -75,11 +97,8 @@ class Request:
         return Path(self.config.results_dir) / self.config.output_name_for(ratio)
 
     def resume_paths(self, ratio: float | None) -> ResumePaths:
-        """Return the paths of resumable state, next to the result folder, which exists only once it is complete."""
-        folder = self.folder(ratio)
-        return ResumePaths(
-            folder.with_name(f"{folder.name}.search.json"), folder.with_name(f"{folder.name}.reconstruction")
-        )
+        """Return the paths of resumable state."""
+        return resume_paths_of(self.folder(ratio))
 
     def resources(self, ratio: float | None = None, folder: Path | None = None) -> Resources:
         """Return where and how to compute; a folder is scratch space, and adds the paths of the state of its ratio."""
@@ -103,13 +122,14 @@ def prepare(config: PruneConfig) -> Request:
 
     Raises:
         InputError: unprunable model, unknown device, ratio out of reach, too many frozen layers, existing results,
-            sequences longer than the model's positions.
+            sequences longer than the model's positions, a disk too small for the results.
     """
     device = resolve_device(config.device)
     if not config.dry_run:
         for ratio in config.ratios:
             target = Path(config.results_dir) / config.output_name_for(ratio)
             folders.check_target(target, config.overwrite, "--results_dir or --output_name", _read_by(config))
+            resume_paths_of(target).check()
         if config.spill_dir:
             folders.refuse_unwritable(Path(config.spill_dir), "--spill_dir")
     source = inspect_model(config.base_model, config.dtype)
@@ -129,7 +149,17 @@ def prepare(config: PruneConfig) -> Request:
     budgets = budgets_of(config, geometry, shape_rules, config.dtype, profile)
     max_positions = getattr(source.config, "max_position_embeddings", None)
     group_costs = cost_per_group(config, geometry, config.dtype, profile, max_positions)
-    return Request(config, source, device, shape_rules, budgets, group_costs, profile)
+    disk = disk_need(
+        geometry,
+        budgets,
+        DTYPES[config.dtype].itemsize,
+        Path(config.results_dir),
+        with_bin=not config.no_bin,
+        recovers=config.finetune,
+    )
+    if not config.dry_run:
+        disk.check(Path(config.results_dir), "--results_dir")
+    return Request(config, source, device, shape_rules, budgets, disk, group_costs, profile)
 
 
 def _read_by(config: PruneConfig) -> tuple[str | None, ...]:

@@ -16,7 +16,7 @@ def load_scores(request: Request) -> Scores:
         InputError: no scores file, scores of a model of other sizes, or none of the influence that a temperature needs.
     """
     scores = Scores.read(Path(str(request.config.scores)))
-    scores.check_belongs_to(request.geometry, scores.weight_sample, request.config.dtype)
+    scores.check_sizes(request.geometry)
     scores.check_influence(request.config.temperature)
     return scores
 

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hgsp.console.progress import Progress, Timings, silent
-from hgsp.data.calibration import Calibration, build_calibration
-from hgsp.data.texts import Text
+from hgsp.data.calibration import Calibration
+from hgsp.environment import remove_folder
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
-from hgsp.models.tokenizers import check_token_ids
+from hgsp.pipeline.calibrations import Calibrations
 from hgsp.pipeline.decision import PruningDecision, SelectionOptions, decide, select_within
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pipeline.whole_blocks import empty_whole_blocks
@@ -30,28 +26,15 @@ from hgsp.pruning.zero_padded import zero_padded_decoder
 from hgsp.reconstruction.reconstruct import (
     Reconstruction,
     ReconstructionOptions,
-    check_enough,
     plan_for,
     reconstruct,
 )
 from hgsp.reconstruction.resume import ResumeState
 from hgsp.scoring.score import ScoringOptions
 from hgsp.scoring.score_model import score_model
-from hgsp.scoring.scores import Scores, weight_sample
+from hgsp.scoring.scores import Scores
 from hgsp.search.allocation import SearchOptions, search_allocation
-from hgsp.search.reconstructed import check_enough_to_search
 from hgsp.search.search import SearchProblem
-
-LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Calibrations:
-    """Calibration sequences of each stage; None for a stage that reads no text."""
-
-    scoring: Calibration | None = None
-    search: Calibration | None = None
-    reconstruction: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -108,47 +91,6 @@ def score(
     )
 
 
-def draw_calibrations(
-    recipe: Recipe,
-    texts: Sequence[Text],
-    tokenizer: Any,
-    *,
-    num_embeddings: int,
-    seq_len: int,
-    seed: int,
-    scoring: bool = True,
-    at_most: bool = False,
-) -> Calibrations:
-    """Draw the sequences of scoring, search and reconstruction from the same texts.
-
-    Args:
-        num_embeddings: of the model that will read the texts.
-        scoring: whether scoring reads text.
-        at_most: whether a text that is too short to score with gives all its windows.
-
-    Raises:
-        InputError: a text is too short, or has a token without an embedding.
-    """
-    to_score = to_search = to_reconstruct = None
-    if scoring:
-        to_score = build_calibration(texts, tokenizer, recipe.nsamples, seq_len, seed, at_most=at_most)
-        LOG.info("calibration: %s", to_score.describe())
-    if recipe.search:
-        wanted = recipe.num_search_sequences
-        to_search = build_calibration(texts, tokenizer, wanted, seq_len, seed + 1, at_most=True)
-        if recipe.reconstructs:
-            check_enough_to_search(to_search)
-        LOG.info("budget search (%d sequences wanted): %s", wanted, to_search.describe())
-    if recipe.reconstructs:
-        wanted = recipe.num_reconstruction_sequences
-        to_reconstruct = build_calibration(texts, tokenizer, wanted, seq_len, seed, at_most=True)
-        check_enough(to_reconstruct)
-        LOG.info("reconstruction (%d sequences wanted): %s", wanted, to_reconstruct.describe())
-    for drawn in filter(None, (to_score, to_search, to_reconstruct)):
-        check_token_ids(int(drawn.input_ids.max()), num_embeddings, tokenizer, drawn.source)
-    return Calibrations(to_score, to_search, to_reconstruct)
-
-
 def prune_in_rounds(
     dense: LoadedModel,
     scores: Scores,
@@ -195,7 +137,7 @@ def prune_in_rounds(
             scores = _score_again(remaining, scores, recipe, calibrations.scoring, resources, progress)
             earlier = decision.plan
         if resources.reconstruction_state is not None:  # of this round; the next one has other tensors
-            shutil.rmtree(resources.reconstruction_state, ignore_errors=True)
+            remove_folder(resources.reconstruction_state)
     return Pruning(decision, reconstruction)
 
 
@@ -218,6 +160,7 @@ def _searched(
         recipe.collapse_epsilon,
         plan.provenance,
         selection.emptied,
+        dense.identity.sha256,
     )
     spill_dir = resources.streams_dir if recipe.reconstructs else resources.spill_dir
     options = SearchOptions(recipe.search, recipe.reconstruct, resources.batch_size, spill_dir)
@@ -262,8 +205,8 @@ def _fingerprint(dense: LoadedModel, plan: PrunePlan, options: ReconstructionOpt
     """Hash everything that reconstructed weights depend on."""
     kept = [asdict(keep) for keep in plan.layers]
     settings = [options.method, options.batch_size, sorted(options.frozen), dense.dtype]
-    text = json.dumps([kept, settings, calibration.sha256, calibration.seed])
-    return hashlib.sha256(text.encode() + weight_sample(dense).tobytes()).hexdigest()
+    text = json.dumps([kept, settings, calibration.sha256, calibration.seed, dense.identity.sha256])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _as_pruned(dense: LoadedModel, plan: PrunePlan, reconstruction: Reconstruction | None) -> LoadedModel:

@@ -94,7 +94,7 @@ class PrunePlan:
         return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"], writer_bias)
 
     def __repr__(self) -> str:
-        share = "" if self.geometry is None else f" ({self.removed_params / self.geometry.total_params:.2%})"
+        share = "" if self.geometry is None else f" ({shares_of(self.removed_params, self.geometry)})"
         whole = ", ".join(map(str, self.removed_layers)) or "none"
         return (
             f"PrunePlan({len(self.layers)} layers, {self.removed_params:,} parameters removed{share}, "
@@ -102,7 +102,7 @@ class PrunePlan:
         )
 
     def __str__(self) -> str:
-        console = Console(width=80, color_system=None)
+        console = Console(width=80, color_system=None, markup=False)
         with console.capture() as captured:
             console.print(self.table())
         return captured.get().rstrip()
@@ -172,6 +172,11 @@ class PrunePlan:
 
 #: Of the table of a plan.
 HEADINGS = ("layer", "KV groups", "MLP channels", "parameters kept")
+
+
+def shares_of(params: int, geometry: Geometry) -> str:
+    """Return parameters as shares of all parameters and of those of the decoder layers, in words."""
+    return f"{params / geometry.total_params:.2%} of all, {params / geometry.decoder_params:.2%} of the decoder layers"
 
 
 def _share(part: int, whole: int) -> float:

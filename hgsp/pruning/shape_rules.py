@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM
+from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, RATIO_PHRASES
 
 #: Of all parameters; the largest step between two plans whose layers all have the same width.
 LARGEST_UNIFORM_STEP = 0.01
@@ -115,18 +115,19 @@ class ShapeRules:
             )
 
 
-def budget_for_ratio(geometry: Geometry, ratio: float, shape_rules: ShapeRules) -> int:
-    """Return the parameters to remove for a fraction of ALL parameters.
+def budget_for_ratio(geometry: Geometry, ratio: float, shape_rules: ShapeRules, ratio_of: str = "all") -> int:
+    """Return the parameters to remove for a fraction of ``all`` parameters, or of those of the ``decoder`` layers.
 
     Raises:
         InputError: the rules make the ratio unreachable; the message has the highest reachable one.
     """
-    budget = int(ratio * geometry.total_params)
+    denominator = geometry.decoder_params if ratio_of == "decoder" else geometry.total_params
+    budget = int(ratio * denominator)
     reachable = geometry.decoder_params - shape_rules.smallest_params(geometry)
     if budget > reachable:
-        highest = int(1e4 * reachable / geometry.total_params) / 1e4
+        highest = int(1e4 * reachable / denominator) / 1e4
         raise InputError(
-            expected=f"a ratio of at most {highest:.4f} of all parameters",
+            expected=f"a ratio of at most {highest:.4f} of {RATIO_PHRASES[ratio_of]}",
             got=f"{ratio}",
             remedy="lower --pruning_ratio, --min_kv_groups or --min_mlp_width, or freeze fewer layers",
         )

@@ -171,8 +171,9 @@ def reconstruct(
                         seed = calibration.seed + index if options.method == "blocks" and kind == "mlp" else None
                         fits += _reconstruct_block(streams, kind, index, dense, pruned, options.method == "bias", seed)
                     new = _new_tensors(fits, new_index, pruned)
-                    tensors.update(new)
-                    if resume is not None:
+                    if resume is None:
+                        tensors.update(new)
+                    else:
                         resume.add(index, [asdict(fit) for fit in fits], new)
                     modules += fits
     return Reconstruction(tensors, tuple(modules), calibration, options.method)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import ClassVar
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
 from hgsp.data.config import TextConfig
@@ -21,53 +22,87 @@ DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
 class TrainingConfig(TextConfig):
     """Options of training a pruned model. Raises InputError for invalid values."""
 
+    GROUP: ClassVar[str] = "training"
+
     data_path: str = option(
         DEFAULT_INSTRUCTIONS,
         help="hub id or json/jsonl/parquet file with instruction, messages or text rows; "
         "also a plain text file, wikitext2, ptb, c4 or builtin",
     )
     method: str = option("lora", help="train low-rank adapters, or all parameters", choices=METHODS)
-    num_epochs: float = option(3, help="passes over the data", type=float)
-    max_steps: int | None = option(None, help="number of optimizer steps; overrides --num_epochs", type=int)
-    learning_rate: float = option(3e-4, help="peak learning rate of the cosine schedule", type=float)
-    warmup_ratio: float = option(0.05, help="fraction of the steps with linear warmup", type=float)
-    weight_decay: float = option(0.0, help="AdamW weight decay", type=float)
-    max_grad_norm: float = option(1.0, help="gradient clipping norm", type=float)
-    batch_size: int = option(128, help="sequences per optimizer step, over all processes", type=int)
-    micro_batch_size: int = option(4, help="sequences per process and forward pass", type=int)
-    cutoff_len: int = option(256, help="maximum sequence length in tokens; longer sequences are truncated", type=int)
+    num_epochs: float = option(3, help="passes over the data", type=float, range="above 0")
+    max_steps: int | None = option(
+        None, help="number of optimizer steps; overrides --num_epochs", type=int, range="at least 1"
+    )
+    learning_rate: float = option(3e-4, help="peak learning rate of the cosine schedule", type=float, range="above 0")
+    warmup_ratio: float = option(0.05, help="fraction of the steps with linear warmup", type=float, range="in [0, 1)")
+    weight_decay: float = option(0.0, help="AdamW weight decay", type=float, range="at least 0")
+    max_grad_norm: float = option(1.0, help="gradient clipping norm", type=float, range="above 0")
+    batch_size: int = option(128, help="sequences per optimizer step, over all processes", type=int, range="at least 1")
+    micro_batch_size: int = option(4, help="sequences per process and forward pass", type=int, range="at least 1")
+    cutoff_len: int = option(
+        256, help="maximum sequence length in tokens; longer sequences are truncated", type=int, range="at least 2"
+    )
     packing: bool = option(
         False, help="pack several samples into a sequence of cutoff_len tokens, without attention across samples"
     )
     train_on_inputs: bool = option(False, help="train on instructions too, not only on answers")
     val_size: int | None = option(
-        None, help="rows held out for the validation loss, 0 = none (unset: 5 %% of the rows, at most 128)", type=int
+        None,
+        help="rows held out for the validation loss, 0 = none (unset: 5 %% of the rows, at most 128)",
+        type=int,
+        range="at least 0",
     )
     eval_steps: int | None = option(
         None,
         help="steps between evaluations and saved states (unset: a tenth of all steps, more if there are few rows)",
         type=int,
+        range="at least 1",
     )
-    lora_r: int = option(8, help="LoRA rank", type=int)
-    lora_alpha: int = option(16, help="LoRA alpha", type=int)
-    lora_dropout: float = option(0.0, help="LoRA dropout", type=float)
-    lora_target_modules: tuple[str, ...] = option(PROJECTIONS, help="projections with an adapter", nargs="+")
+    lora_r: int = option(8, help="LoRA rank", type=int, group="LoRA", range="at least 1")
+    lora_alpha: int = option(16, help="LoRA alpha", type=int, group="LoRA", range="at least 1")
+    lora_dropout: float = option(0.0, help="LoRA dropout", type=float, group="LoRA", range="in [0, 1)")
+    lora_target_modules: tuple[str, ...] = option(
+        PROJECTIONS, help="projections with an adapter", nargs="+", group="LoRA"
+    )
     use_gradient_checkpointing: bool = option(
-        False, help="recompute activations in the backward pass: less memory, more time"
+        False, help="recompute activations in the backward pass: less memory, more time", group="resources"
     )
     distill_from: str | None = option(
-        None, help="dense teacher: match its distributions (KL) instead of the text, on every token"
+        None,
+        help="dense teacher: match its distributions (KL) instead of the text, on every token",
+        group="distillation",
     )
-    distill_weight: float = option(1.0, help="weight of KL in the loss; the rest is cross-entropy", type=float)
-    distill_temperature: float = option(1.0, help="temperature of both distributions", type=float)
+    distill_weight: float = option(
+        1.0,
+        help="weight of KL in the loss; the rest is cross-entropy",
+        type=float,
+        group="distillation",
+        range="in (0, 1]",
+    )
+    distill_temperature: float = option(
+        1.0, help="temperature of both distributions", type=float, group="distillation", range="above 0"
+    )
     distill_top_k: int = option(
-        0, help="use the teacher's top k tokens and the remaining mass as one more; 0 = all tokens", type=int
+        0,
+        help="use the teacher's top k tokens and the remaining mass as one more; 0 = all tokens",
+        type=int,
+        group="distillation",
+        range="at least 0",
     )
-    distill_device: str | None = option(None, help="device of the teacher (unset: that of the model)")
-    distill_offload: bool = option(False, help="read the teacher layer by layer from its safetensors files")
-    distill_cache: bool = option(False, help="run the teacher once before training and cache its top k on disk")
-    report_to: str = option("none", help="experiment tracker", choices=REPORTERS)
-    dtype: str | None = option(None, help="dtype of weights and result (unset: as stored)", choices=DTYPE_NAMES)
+    distill_device: str | None = option(
+        None, help="device of the teacher (unset: that of the model)", group="distillation"
+    )
+    distill_offload: bool = option(
+        False, help="read the teacher layer by layer from its safetensors files", group="distillation"
+    )
+    distill_cache: bool = option(
+        False, help="run the teacher once before training and cache its top k on disk", group="distillation"
+    )
+    report_to: str = option("none", help="experiment tracker", choices=REPORTERS, group="output")
+    dtype: str | None = option(
+        None, help="dtype of weights and result (unset: as stored)", choices=DTYPE_NAMES, group="resources"
+    )
     seed: int = option(42, help="seed of adapters, data order and held-out rows", type=int)
 
     def __post_init__(self) -> None:

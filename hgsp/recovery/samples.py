@@ -8,6 +8,7 @@ B batch | T tokens
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,17 @@ class TrainingText:
     @property
     def largest_id(self) -> int:
         return max(int(sample.input_ids.max()) for sample in self.train + self.held_out)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all samples: token ids, labels, starts, and which of them are held out."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.held_out):
+            for sample in part:
+                digest.update(np.array([len(sample.input_ids), *sample.starts], np.int64).tobytes())
+                digest.update(sample.input_ids.tobytes() + sample.labels.tobytes())
+            digest.update(b"end of part")
+        return digest.hexdigest()
 
     @property
     def warnings(self) -> list[str]:

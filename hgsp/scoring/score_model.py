@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ def score_model(
         "calibration_loss": found.calibration_loss,
         "seed": seed,
         "dtype": loaded.dtype,
+        "weights": asdict(loaded.identity),
     }
     return Scores(found.by_layer, influence, weight_sample(loaded), provenance)
 

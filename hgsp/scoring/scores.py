@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from hgsp.console.portable_paths import portable
 from hgsp.errors import InputError
 from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
-from hgsp.models.geometry import Geometry
+from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.scoring.groups import GroupTable, build_group_table
 from hgsp.scoring.methods import METHODS
@@ -72,7 +72,7 @@ class RankingOptions:
 class Scores:
     """Importance of every group, the influence of layers and blocks if measured, and the provenance of both.
 
-    ``weight_sample`` [L, 7, 16] float32, the first weights of every Linear, identifies the model in any dtype.
+    ``weight_sample`` [L, 7, 16] float32, the first weights of every Linear, is compared where hashes cannot be.
     """
 
     by_layer: tuple[LayerImportance, ...]
@@ -150,25 +150,39 @@ class Scores:
                 remedy="score the model again",
             ) from error
 
-    def check_belongs_to(self, geometry: Geometry, sample: npt.NDArray[np.float32], dtype: str) -> None:
-        """Refuse scores of another model.
-
-        Args:
-            sample: weights of the model, see ``weight_sample``, in the given dtype.
+    def check_sizes(self, geometry: Geometry) -> None:
+        """Refuse scores of a model of other sizes.
 
         Raises:
-            InputError: other sizes, or weights that differ by more than a change of dtype explains.
+            InputError: names the model that was scored.
         """
-        same_dtype = self.provenance.get("dtype") == dtype
-        rtol, atol = (0.0, 0.0) if same_dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
         sizes = [(len(layer["attention"]), len(layer["mlp"])) for layer in self.by_layer]
         if sizes != [(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes]:
-            got = "a model of other sizes"
-        elif not np.allclose(self.weight_sample, sample, rtol=rtol, atol=atol):
-            got = "a model of the same sizes with other weights"
+            raise self._of_another_model("a model of other sizes")
+
+    def check_belongs_to(self, loaded: LoadedModel) -> None:
+        """Refuse scores of another model.
+
+        All weights are compared, by their hashes; between float16 and another dtype, whose rounding leaves no common
+        hash, and for scores of earlier versions, a sample of every Linear is.
+
+        Raises:
+            InputError: other sizes, or other weights.
+        """
+        self.check_sizes(geometry_of(loaded.model))
+        made = self.provenance.get("weights")
+        same_dtype = self.provenance.get("dtype") == loaded.dtype
+        if made is None or (not same_dtype and "float16" in (self.provenance.get("dtype"), loaded.dtype)):
+            rtol, atol = (0.0, 0.0) if same_dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
+            belongs = np.allclose(self.weight_sample, weight_sample(loaded), rtol=rtol, atol=atol)
         else:
-            return
-        raise InputError(
+            compared = "sha256" if same_dtype else "bfloat16_sha256"
+            belongs = made[compared] == getattr(loaded.identity, compared)
+        if not belongs:
+            raise self._of_another_model("a model of the same sizes with other weights")
+
+    def _of_another_model(self, got: str) -> InputError:
+        return InputError(
             expected="scores of the model to prune",
             got=f"scores of {got} ({self.provenance.get('base_model')})",
             remedy="pass the model that was scored, or score this one",
@@ -208,17 +222,9 @@ class Scores:
 
 def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
     """Return the first weights of every Linear of a loaded model, [L, 7, 16] float32, rounded to the model's dtype."""
-    return sample_weights(loaded.read_first_row, loaded.decoder.num_layers)
-
-
-def sample_weights(read_first_rows: Callable[[str], Tensor], num_layers: int) -> npt.NDArray[np.float32]:
-    """Return the first weights of every Linear, [L, 7, 16] float32; ``read_first_rows(name)`` returns [>=1, I]."""
-    return np.stack(
-        [
-            np.stack([_first_values(read_first_rows(f"{LAYER_PREFIX}{index}.{name}.weight")) for name in LINEARS])
-            for index in range(num_layers)
-        ]
-    )
+    names = (f"{LAYER_PREFIX}{index}.{name}.weight" for index in range(loaded.decoder.num_layers) for name in LINEARS)
+    values = [_first_values(loaded.read_first_row(name)) for name in names]
+    return np.stack(values).reshape(-1, len(LINEARS), SAMPLED_VALUES)
 
 
 def _first_values(rows: Tensor) -> npt.NDArray[np.float32]:

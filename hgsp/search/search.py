@@ -12,7 +12,6 @@ L layers
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from hgsp.console.progress import Progress, silent
-from hgsp.environment import write_atomically
+from hgsp.console.state_files import read_state, write_state
 from hgsp.errors import NumericalError
 from hgsp.models.geometry import Geometry
 from hgsp.models.half_precision import fp32_matmul_fallback
@@ -36,6 +35,8 @@ LOG = logging.getLogger(__name__)
 
 #: Factor on the size of an accepted step, and the size below which steps of a kind are too small to matter.
 GROWTH, SMALLEST_STEP = 1.3, 0.01
+#: The kind of its state file.
+KIND = "search"
 
 
 class Proposals(Protocol):
@@ -93,12 +94,12 @@ class SearchState:
         return min(self.divergences)
 
     def write(self, path: Path) -> None:
-        write_atomically(path, json.dumps(asdict(self)))
+        write_state(path, KIND, asdict(self))
 
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """A ranked table and the arguments of ``select_groups``."""
+    """A ranked table and the arguments of ``select_groups``; ``weights_sha256`` identifies the model."""
 
     table: GroupTable
     geometry: Geometry
@@ -107,6 +108,7 @@ class SearchProblem:
     epsilon: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     emptied: frozenset[BlockIndex] = frozenset()
+    weights_sha256: str = ""
 
     def plan(self, log_factors_LK: Floats) -> PrunePlan:
         """Select a plan from scores multiplied by the factors of their blocks."""
@@ -126,7 +128,8 @@ class SearchProblem:
     def fingerprint(self, proposals: Proposals) -> str:
         """Hash everything that a search depends on."""
         settings = (
-            f"{self.budget_params} {self.shape_rules} {self.epsilon} {sorted(self.emptied)} {proposals.fingerprint}"
+            f"{self.budget_params} {self.shape_rules} {self.epsilon} {sorted(self.emptied)} {proposals.fingerprint} "
+            f"{self.weights_sha256}"
         )
         return hashlib.sha256(self.table.score.tobytes() + settings.encode()).hexdigest()
 
@@ -183,8 +186,9 @@ def search(
 def _state(problem: SearchProblem, proposals: Proposals, state_file: Path | None) -> SearchState:
     """Return the state of the file if it is of the same search, else a new one."""
     fingerprint = problem.fingerprint(proposals)
-    if state_file is not None and state_file.exists():
-        state = SearchState(**json.loads(state_file.read_text(encoding="utf-8")))
+    content = None if state_file is None else read_state(state_file, KIND)
+    if content is not None:
+        state = SearchState(**content)
         if state.fingerprint == fingerprint:
             LOG.info("budget search: resuming after step %d, from %s", state.steps, state_file)
             return state

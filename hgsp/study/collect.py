@@ -59,7 +59,9 @@ class Result:
     calibration: str | None  # texts, sequences x tokens
     seed: int
     asked_ratio: float
+    ratio_of: str  # parameters that ``asked_ratio`` is a fraction of
     reached_ratio: float
+    reached_ratio_decoder: float | None
     params_before: int
     params: int
     weight_bytes: int
@@ -145,7 +147,9 @@ def read_result(folder: Path) -> Result:
         calibration=_calibration_of(report["scoring"]["calibration"]),
         seed=int(report["scoring"]["seed"]),
         asked_ratio=float(report["asked_ratio"]),
+        ratio_of=str(report.get("asked_ratio_of", "all")),
         reached_ratio=float(report["reached_ratio"]),
+        reached_ratio_decoder=report.get("reached_ratio_decoder"),
         params_before=int(report["params_before"]),
         params=int(report["params_after"]),
         weight_bytes=int(report["weight_bytes_after"]),

@@ -8,6 +8,7 @@ import json
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def differences(cell: Cell, settings: Mapping[str, Any]) -> list[str] | None:
     """List the settings in which an existing cell differs from ``settings``; None if its report has none."""
     try:
         report = json.loads((cell.folder(settings["results_dir"]) / PRUNING_REPORT).read_text(encoding="utf-8"))
-        arguments = shlex.split(report["command"])[1:]
+        arguments = list(dropwhile(lambda word: not word.startswith("-"), shlex.split(report["command"])))
         with contextlib.redirect_stderr(io.StringIO()):
             earlier = {**settings_of(arguments), "importance_method": report["importance_method"]}
     except (OSError, ValueError, KeyError, TypeError, SystemExit):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.parser import flag_of
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
@@ -26,6 +27,7 @@ RESERVED = {
     "--output_name": "the study names its folders; --results_dir chooses their location",
     "--pruning_ratio": "the study has its own ratios",
     "--scores": "the cells of a model share its scores automatically",
+    "--token": "pass it before --, or set HF_TOKEN",
     "--overwrite": "remove the folders of cells to run again",
 }
 
@@ -55,7 +57,7 @@ def cell_settings(cell: Cell, results_dir: str, passed: Sequence[str]) -> dict[s
         InputError: an invalid value, or a flag that the study sets itself.
     """
     for flag in passed:
-        name = flag.partition("=")[0]
+        name = flag_of(flag)
         if name in RESERVED:
             raise InputError(expected="flags for all cells", got=name, remedy=RESERVED[name])
     return settings_of(cell.arguments(results_dir, passed, None))
@@ -91,7 +93,7 @@ def run_cells(
     settings = [cell_settings(cell, results_dir, passed) for cell in cells]
     if any(own["dry_run"] for own in settings):
         raise InputError(expected="--dry_run before --", got="--dry_run after it", remedy="pass it to the study itself")
-    if tuple(devices) != (None,) and any(flag.partition("=")[0] == "--device" for flag in passed):
+    if tuple(devices) != (None,) and "--device" in map(flag_of, passed):
         raise InputError(expected="--device or --devices", got="both", remedy="pass --devices alone")
     check_finished(cells, settings)
     study = _Study(list(cells), results_dir, list(passed), start, devices)

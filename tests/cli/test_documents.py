@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import dataclasses
 import importlib
 import re
 import runpy
@@ -14,14 +15,12 @@ import pytest
 from conftest import REPOSITORY
 from documents import DOCUMENTS, blocks, name_of, without_blocks
 from hgsp.cli import study
-from hgsp.cli.doctor import DoctorConfig
-from hgsp.cli.export import ExportConfig
-from hgsp.cli.main import COMMANDS
-from hgsp.cli.profile import ProfileConfig
+from hgsp.cli.main import COMMANDS, options_of
 from hgsp.cli.summarize import SummaryConfig
 from hgsp.console.flags import parse
+from hgsp.console.parser import flag_of
 from hgsp.evaluation.config import EvaluationConfig
-from hgsp.pipeline.config import PruneConfig, ScoreConfig
+from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.recovery_config import RecoveryConfig
 from hgsp.study.run import cell_settings
 
@@ -31,15 +30,7 @@ OPTIONS = {
     "finetune_lora.py": RecoveryConfig,
     "evaluation/run_evaluation.py": EvaluationConfig,
     "scripts/summarize_results.py": SummaryConfig,
-    "hgsp prune": PruneConfig,
-    "hgsp score": ScoreConfig,
-    "hgsp cut": PruneConfig,
-    "hgsp finetune": RecoveryConfig,
-    "hgsp evaluate": EvaluationConfig,
-    "hgsp summarize": SummaryConfig,
-    "hgsp export": ExportConfig,
-    "hgsp doctor": DoctorConfig,
-    "hgsp profile": ProfileConfig,
+    **{f"hgsp {command}": options_of(command) for command in COMMANDS},
 }
 #: Programs of others, whose arguments are theirs.
 OTHERS = {"cd", "export", "git", "pip", "source", "hf", "huggingface-cli", "modelscope", "ls", "cat"}
@@ -68,9 +59,7 @@ def read(words):
     if program in ("python", "python3"):
         read_script(*arguments)
     elif program == "hgsp":
-        assert arguments[0] in COMMANDS
-        read_options(OPTIONS[f"hgsp {arguments[0]}"], arguments[1:])
-        assert arguments[0] != "cut" or "--scores" in arguments
+        read_subcommand(*arguments)
     elif program == "torchrun":
         from torch.distributed.run import get_args_parser
 
@@ -83,8 +72,7 @@ def read(words):
         started = launch_command_parser().parse_args(arguments[1:])
         read_script(started.training_script, *started.training_script_args)
     elif program.removeprefix("./") == "scripts/run_all_experiments.sh":
-        own, passed = study.options(arguments)
-        cell_settings(study.study_cells(None)[0], own.results_dir, passed)
+        read_subcommand("study", *arguments)
     elif program == "sbatch":
         read(arguments[arguments.index("scripts/slurm_requeue.sh") + 1 :])
     elif program == "make":
@@ -92,6 +80,15 @@ def read(words):
         assert {word for word in arguments if "=" not in word} <= set(targets)
     else:
         assert program in OTHERS, f"{program}: neither ours nor known"
+
+
+def read_subcommand(command, *arguments):
+    assert command in COMMANDS
+    if command == "study":
+        own, passed = study.options(arguments)
+        cell_settings(study.study_cells(None)[0], own.folder, passed)
+    else:
+        read_options(OPTIONS[f"hgsp {command}"], arguments)
 
 
 def refusal_of(words):
@@ -104,7 +101,9 @@ def refusal_of(words):
 
 
 def read_script(script, *arguments):
-    if script == "-m":
+    if (script, *arguments[:1]) == ("-m", "hgsp"):
+        read_subcommand(*arguments[1:])
+    elif script == "-m":
         assert arguments[0] in ("pip", "venv", "pytest")
     elif script in OPTIONS:
         read_options(OPTIONS[script], arguments)
@@ -214,13 +213,13 @@ def test_python_blocks_compile_and_their_imports_work(path):
 
 def test_flags_named_in_documents_exist():
     """In prose and tables too: a flag of ours that was renamed lives on in documents otherwise."""
-    known = {f"--{name}" for options in set(OPTIONS.values()) for name in options.__dataclass_fields__}
-    sources = [*(REPOSITORY / "benchmarks").glob("*.py"), REPOSITORY / "hgsp" / "cli" / "study.py"]
+    known = {f"--{item.name}" for options in set(OPTIONS.values()) for item in dataclasses.fields(options)}
+    sources = [*(REPOSITORY / "benchmarks").glob("*.py")]
     known |= {flag for path in sources for flag in re.findall(r'"(--\w+)"', path.read_text())}
-    known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version"}
+    known |= {"--help", "--num_processes", "--nproc_per_node", "--config_file", "--version", "--config", "--no_SWITCH"}
     known |= {f"--{preset}" for preset in PruneConfig.PRESETS}
     for path in DOCUMENTS:
-        named = set(re.findall(r"`(--\w+)", path.read_text()))
+        named = set(map(flag_of, re.findall(r"`(--[\w-]+)", path.read_text())))
         assert named <= known, (name_of(path), named - known)
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import finetune_lora
@@ -341,6 +341,55 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_what_there_was(
     last = resume.last_complete_state(states)
     assert last == states / "checkpoint-2"
     assert all(tensor.isfinite().all() for tensor in load_file(last / "adapter_model.safetensors").values())
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_and_keeps_the_state_to_resume(
+    finetune, tmp_path, monkeypatch, capsys
+):
+    original = Objective.summed
+
+    def planted(self, logits, labels, teacher=None):
+        loss = original(self, logits, labels, teacher)
+        return loss if logits.requires_grad else loss * float("nan")
+
+    monkeypatch.setattr(Objective, "summed", planted)
+    assert finetune(tmp_path / "out", "--skip_evaluation") == 1
+    assert "the held-out loss after step 0 is nan" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changed", ["training text", "weights of the pruned model"])
+def test_a_run_whose_inputs_changed_is_not_resumed(
+    finetune, pruned_model, rows, tmp_path, monkeypatch, capsys, changed
+):
+    model, data = pruned_model(), tmp_path / "rows.json"
+    data.write_bytes(rows.read_bytes())
+    flags = ("--data_path", data, "--skip_evaluation")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "recovered_model", killed)
+        assert finetune(tmp_path / "out", *flags, model=model) == 1
+    capsys.readouterr()
+    if changed == "training text":
+        data.write_text(json.dumps(json.loads(data.read_text())[::-1]))
+    else:
+        weights = load_file(model / "model.safetensors")
+        weights["model.norm.weight"][-1] += 1
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert finetune(tmp_path / "out", *flags, "--resume", model=model) == 2
+    assert f"another content of the {changed}" in capsys.readouterr().err
+    assert (tmp_path / "out.training").is_dir()
+
+
+def test_a_damaged_report_beside_the_model_is_refused_before_training(finetune, pruned_model, tmp_path, capsys):
+    model = pruned_model()
+    (model / "pruning_analysis.json").write_text('{"evaluation": ')
+    assert finetune(tmp_path / "out", model=model) == 2
+    assert "pruning_analysis.json, which is damaged" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_recovery_that_does_harm_says_so_and_keeps_the_pruned_model(finetune, pruned, tmp_path, monkeypatch):

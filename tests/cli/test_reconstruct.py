@@ -73,6 +73,40 @@ def test_a_killed_reconstruction_goes_on_to_the_same_result(prune, tmp_path, mon
     assert not list(tmp_path.glob("again.*"))
 
 
+@pytest.mark.parametrize("damage", ["removed", "cut short", "another tensor"])
+def test_a_layer_whose_tensors_were_lost_is_refitted_again(prune, tmp_path, monkeypatch, damage):
+    """As when a run is killed while the state of a finished one is being removed."""
+    _, whole = prune("whole")
+
+    def killed(self, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_result", killed)
+        assert prune("again")[0] == 1
+    first, second = sorted((tmp_path / "again.reconstruction").glob("model.layers.*.safetensors"))[:2]
+    if damage == "removed":
+        first.unlink()
+    elif damage == "cut short":
+        first.write_bytes(first.read_bytes()[:-8])
+    else:
+        first.write_bytes(second.read_bytes())
+    code, folder = prune("again")
+    assert code == 0
+    assert "missing or damaged" in (folder / "logs" / "training.log").read_text()
+    expected, got = tensors_of(whole), tensors_of(folder)
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("name", ["out.reconstruction", "out.search.json"])
+def test_a_result_of_the_users_where_state_would_be_kept_is_refused_and_stays(prune, tmp_path, name, capsys):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "model.safetensors").write_text("mine")
+    assert prune("out")[0] == 2
+    assert name in capsys.readouterr().err
+    assert (tmp_path / name / "model.safetensors").read_text() == "mine"
+
+
 def test_a_reconstruction_of_another_plan_begins_anew(prune, tmp_path, monkeypatch):
     _, whole = prune("whole")
 

@@ -210,7 +210,7 @@ def test_the_user_sees_one_table_and_the_next_command(prune, tmp_path, capsys):
     output = capsys.readouterr()
     for part in ("parameters", "weight bytes", "KV", "PPL builtin", "asked 0.2000", "seconds", "peak memory"):
         assert part in output.out
-    assert "next: python evaluation/run_evaluation.py --model_path" in output.err
+    assert "next: hgsp evaluate --model_path" in output.err
     assert str(tmp_path / "out") in output.err
 
 

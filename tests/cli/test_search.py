@@ -1,12 +1,11 @@
 """``--search`` and ``--recipe`` from the command line."""
 
-import json
-
 import pytest
 import torch
 
 import run_global_pruning
 from hgsp.console.flags import parse
+from hgsp.console.state_files import read_state
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pruning.plan import PrunePlan
 from hgsp.search.search import SearchState
@@ -82,7 +81,7 @@ def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch
         code, folder = prune("again", *SEARCH)
     assert code == 1
     assert not folder.exists()
-    assert json.loads((tmp_path / "again.search.json").read_text())["accepted"]
+    assert read_state(tmp_path / "again.search.json", "search")["accepted"]
     code, folder = prune("again", *SEARCH)
     assert code == 0
     assert "resuming after step 2" in (folder / "logs" / "training.log").read_text()

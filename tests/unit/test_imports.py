@@ -54,7 +54,7 @@ def package_of(name):
 def test_packages_import_in_their_order_alone(path):
     own = package_of(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
     if own is None:
-        assert path == REPOSITORY / "hgsp" / "__init__.py", "give it a package of PACKAGES"
+        assert path.name in ("__init__.py", "__main__.py"), "give it a package of PACKAGES"
         return
     for name in [*imports_of(path), *names_of_modules_in_strings(path)]:
         other = package_of(name)
@@ -69,8 +69,8 @@ def test_the_library_never_uses_the_scripts_and_aliases_beside_it(path):
     assert not used & {"evaluation", "run_global_pruning", "finetune_lora", "tests", "benchmarks", "scripts"}
 
 
-def test_four_files_at_most_lie_beside_the_packages():
-    assert len([path for path in (REPOSITORY / "hgsp").iterdir() if path.is_file()]) <= 4
+def test_five_files_at_most_lie_beside_the_packages():
+    assert len([path for path in (REPOSITORY / "hgsp").iterdir() if path.is_file()]) <= 5
 
 
 @pytest.mark.parametrize("path", OURS, ids=name_of)

@@ -1,10 +1,13 @@
 """Result folders appear complete or not at all, and never replace anything but a result."""
 
+import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from hgsp.console.result_folders import check_target, new_folder
+from hgsp.console.result_folders import check_target, new_folder, reserved
 from hgsp.errors import InputError
 
 
@@ -15,7 +18,17 @@ def test_a_folder_appears_only_when_it_is_complete(tmp_path):
         assert not target.exists()
     assert (target / "file").read_text() == "content"
     assert [path.name for path in target.parent.iterdir()] == ["b"]
-    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o755), (0o077, 0o700), (0o002, 0o775)])
+def test_its_permissions_follow_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with new_folder(tmp_path / "a", overwrite=False):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -97,3 +110,61 @@ def test_results_and_empty_folders_may_be_replaced(tmp_path, content):
     check_target(tmp_path / "result", True, "--output_dir", [str(tmp_path / "dense")])
     with pytest.raises(InputError, match="use another name or --overwrite"):
         check_target(tmp_path / "result", False, "--output_dir")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from hgsp.console.result_folders import reserved
+with reserved(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_name_that_another_process_holds_is_refused_until_that_ends(tmp_path):
+    target = tmp_path / "p20"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="another run is writing"), new_folder(target, overwrite=False):
+            pytest.fail("the block must not run")
+        with reserved(tmp_path / "p30"):
+            pass
+        other.kill()
+    with new_folder(target, overwrite=False) as partial:
+        (partial / "new").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["p20"]
+
+
+def test_a_name_can_be_held_twice_by_one_run(tmp_path):
+    with reserved(tmp_path / "p20", tmp_path / "p30"), reserved(tmp_path / "p20"):
+        pass
+    with reserved(tmp_path / "p20"):
+        assert (tmp_path / ".p20.lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_is_removed_or_put_back(tmp_path):
+    for name in (".p20-abc_1.partial", ".p20.training-0f.removed", ".p20-abc_1.replaced", ".p200-x.partial", ".p20-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with reserved(tmp_path / "p20"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"p20", ".p200-x.partial", ".p20-x"}
+    assert (tmp_path / "p20" / "file").read_text() == ".p20-abc_1.replaced"
+
+
+def test_an_old_result_beside_its_successor_is_removed(tmp_path):
+    (tmp_path / ".p20-abc.replaced").mkdir()
+    (tmp_path / "p20").mkdir()
+    with reserved(tmp_path / "p20"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["p20"]
+
+
+def test_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "p20").symlink_to("elsewhere")
+    with pytest.raises(InputError, match="symbolic link to elsewhere"), new_folder(tmp_path / "p20", overwrite=True):
+        pytest.fail("the block must not run")

@@ -7,10 +7,19 @@ from rich.console import Console
 
 from hgsp.console.report_schema import DENSE, DONE, FAILED, PRUNED, RECOVERED
 from hgsp.evaluation.collapse import has_collapsed
+from hgsp.evaluation.metrics.efficiency import Static, Timing, Workload
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
 from hgsp.evaluation.reporting import busy_warnings, harm_warnings, perplexity_pairs, same_corpus_warnings
 from hgsp.evaluation.results import Metric, Results, TaskResult
-from hgsp.evaluation.tables import comparison, comparisons_as_dicts, markdown, terminal_table, zero_shot_averages
+from hgsp.evaluation.side_by_side import static_metrics, timing_metrics
+from hgsp.evaluation.tables import (
+    comparison,
+    comparisons_as_dicts,
+    format_metric,
+    markdown,
+    terminal_table,
+    zero_shot_averages,
+)
 
 PROTOCOL = {
     "sha256": "abc",
@@ -81,16 +90,9 @@ def test_tables_show_all_columns_differences_and_protocols(tmp_path):
     console = Console(width=160)
     with console.capture() as captured:
         console.print(terminal_table(results, "title"))
-    for page in (captured.get(), markdown(results, "title", ["a note"])):
-        for part in (
-            "10.000 ±0.25",
-            "x2.50",
-            "x1.20",
-            "x0.75 (-15.0)",
-            "2 x 128 tokens",
-            "failed",
-            "no ptb.test.txt",
-        ):
+    short, full = ("10.00 ±0.25", "(-15.0)"), ("10.000 ±0.25", "x0.75 (-15.0)")
+    for page, own in ((captured.get(), short), (markdown(results, "title", ["a note"]), full)):
+        for part in (*own, "x2.50", "x1.20", "2 x 128 tokens", "failed", "no ptb.test.txt"):
             assert part in page
     page = markdown(results, "title", ["a note"])
     assert "* **wikitext2**: token PPL on wikitext2, 2 windows of 128 tokens" in page
@@ -187,3 +189,44 @@ def test_latencies_of_a_busy_machine_are_a_warning(timing_spread, warned):
     assert [
         f"more than {timing_spread} times as long as the fastest" in warning for warning in busy_warnings([timed])
     ] == [True] * warned
+
+
+def crowded(tmp_path):
+    """Three models with the largest numbers that tables meet."""
+    items = []
+    for place, role in enumerate((DENSE, PRUNED, RECOVERED)):
+        static = Static(7_615_616_512, 15_231_233_024, 57_344, 7_070_000_000, 401_408)
+        timings = {batch: Timing(1234.5 * batch, 350.13 * batch, 15_231_233_024) for batch in (1, 16)}
+        metrics = static_metrics(static) + timing_metrics(timings, Workload())
+        items.append(TaskResult(role, "efficiency", DONE, role, {}, metrics, 5, "prompt 128", PROTOCOL))
+        items.append(ppl(role, (29.24, 37.81, 1234.56)[place]))
+        collapsed = Metric("target_ppl", (10.5, 7322621015471899648.0, 99999.4)[place], "", (1.0, 7e17, 123.0)[place])
+        metrics = (Metric("acc", 0.4381, "", 0.0145, True), collapsed)
+        items.append(TaskResult(role, "lambada", DONE, role, {}, metrics, 5153, "5153 items", PROTOCOL))
+        items.append(accuracy(role, "arc_challenge", 0.4381, 0.4562))
+    return stored(tmp_path, *items)
+
+
+def test_eighty_columns_cut_no_number_and_tell_batch_sizes_apart(tmp_path):
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(terminal_table(crowded(tmp_path), "title"))
+    page = captured.get()
+    assert "…" not in page
+    assert max(map(len, page.splitlines())) <= 80
+    rows = {line[2:20].strip(): line[20:].split() for line in page.splitlines() if line.startswith("  ")}
+    assert rows["prefill ms b1"][0] == "1234"
+    assert rows["prefill ms b16"][0] == "1.975e+04"
+    assert rows["target_ppl"][2:4] == ["7.323e+18", "x7.0e+17"]
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "shown"),
+    [
+        (29.244, 3.772, "29.244 ±3.772"),
+        (7322621015471899648.0, 7e17, "7.323e+18 ±7.000e+17"),
+        (99999.4, None, "99999.400"),
+    ],
+)
+def test_a_collapsed_value_is_in_scientific_notation(value, stderr, shown):
+    assert format_metric(Metric("target_ppl", value, "", stderr)) == shown

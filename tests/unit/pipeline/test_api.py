@@ -229,3 +229,15 @@ def test_the_example_runs(folder, tmp_path, capsys):
     main(["--model", str(folder), *settings])
     assert capsys.readouterr().out
     assert [len(list(tmp_path.glob(f"small-{percent}/model.safetensors"))) for percent in (10, 20, 30)] == [1, 1, 1]
+
+
+def test_a_ratio_of_the_decoder_selects_what_the_matching_ratio_of_all_does(loaded):
+    model, _, text = loaded
+    scores = hgsp.score(model, text, method="taylor")
+    geometry = scores.geometry
+    of_decoder = scores.select(0.2, ratio_of="decoder", shape_rules=SIZES)
+    of_all = scores.select(0.2 * geometry.decoder_params / geometry.total_params, shape_rules=SIZES)
+    assert of_decoder.layers == of_all.layers
+    assert of_decoder.layers != scores.select(0.2, shape_rules=SIZES).layers
+    with pytest.raises(InputError, match="ratio_of to be one of all, decoder"):
+        scores.select(0.2, ratio_of="layers")

@@ -197,3 +197,11 @@ def test_the_parser_itself_refuses_what_is_no_number():
     with pytest.raises(SystemExit) as exit_:
         parsed("--nsamples", "many")
     assert exit_.value.code == 2
+
+
+def test_a_denominator_needs_a_ratio_and_a_known_name():
+    assert (parsed().ratio_of, parsed("--ratio_of", "decoder").ratio_of) == ("all", "decoder")
+    with pytest.raises(InputError, match="--ratio_of to be one of all, decoder"):
+        config(ratio_of="layers")
+    with pytest.raises(InputError, match="--ratio_of to be given together with --pruning_ratio"):
+        config(ratio_of="decoder", pruning_ratio=None, target_bytes=10**9)

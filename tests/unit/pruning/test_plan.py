@@ -32,9 +32,12 @@ def cells_of(plan):
 
 
 def test_a_plan_prints_on_one_line(plan):
-    share = plan.removed_params / plan.geometry.total_params
+    of_all, of_decoder = (
+        plan.removed_params / params for params in (plan.geometry.total_params, plan.geometry.decoder_params)
+    )
     expected = (
-        f"PrunePlan(3 layers, {plan.removed_params:,} parameters removed ({share:.2%}), whole layers removed: none)"
+        f"PrunePlan(3 layers, {plan.removed_params:,} parameters removed ({of_all:.2%} of all, {of_decoder:.2%} of the "
+        "decoder layers), whole layers removed: none)"
     )
     assert repr(plan) == expected
     layers = (replace(plan.layers[0], kv_groups=(), mlp_channels=()), *plan.layers[1:])

@@ -145,6 +145,14 @@ def test_ratio_is_of_all_parameters():
     assert budget_for_ratio(TWO, 0.125, SMALLEST) == int(0.125 * (TWO.decoder_params + 1000))
 
 
+def test_a_ratio_of_the_decoder_leaves_embeddings_and_head_out():
+    assert budget_for_ratio(TWO, 0.125, SMALLEST, "decoder") == int(0.125 * TWO.decoder_params)
+    with pytest.raises(InputError, match=r"at most 0\.\d{4} of the decoder layers' parameters") as refusal:
+        budget_for_ratio(TWO, 0.999, ShapeRules(1, 2), "decoder")
+    highest = float(str(refusal.value).partition("at most ")[2].split()[0])
+    assert budget_for_ratio(TWO, highest, ShapeRules(1, 2), "decoder") > 0
+
+
 def test_a_ratio_out_of_reach_is_refused_with_the_highest_there_is():
     with pytest.raises(InputError, match=r"at most 0\.\d{4} of all parameters") as refusal:
         budget_for_ratio(TWO, 0.9, ShapeRules(1, 2))

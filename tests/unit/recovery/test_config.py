@@ -8,8 +8,8 @@ from hgsp.console.flags import arguments_of, parse
 from hgsp.errors import InputError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.next_steps import after_recovery
 from hgsp.pipeline.recovery_config import RecoveryConfig, recovery_after_pruning
-from hgsp.pipeline.recovery_report import next_command
 from hgsp.recovery.config import steps_per_update
 from hgsp.recovery.resume import last_complete_state, resumable_run
 from hgsp.recovery.training import num_updates, steps_between_evaluations
@@ -90,8 +90,8 @@ def test_evaluation_never_costs_more_than_a_share_of_training(steps, batch, held
 
 def test_the_next_command_can_be_pasted_whatever_the_paths_are():
     config = parsed("--output_dir", "my models/out", "--distill_from", "the teacher")
-    program, _, *flags = shlex.split(next_command(config))
-    assert program == "python"
+    program, command, *flags = shlex.split(after_recovery(config, "cpu"))
+    assert (program, command) == ("hgsp", "evaluate")
     given = parse(EvaluationConfig, flags, prog="prog", description="")
     assert (given.model_path, given.recovered_model) == (config.pruned_model, config.output_dir)
     assert (given.base_model, given.compare) == ("the teacher", True)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from unittest.mock import Mock
 
 import numpy as np
@@ -22,19 +22,21 @@ from hgsp.scoring.normalization import normalize
 from hgsp.scoring.prior import prior_of
 from hgsp.scoring.score import score_groups
 from hgsp.scoring.score_model import score_model
-from hgsp.scoring.scores import RankingOptions, Scores, sample_weights
+from hgsp.scoring.scores import RankingOptions, Scores, weight_sample
 
 PROVENANCE = {"base_model": "some/model", "dtype": "float32"}
 TEXT = Calibration(torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(5)), "random", 0)
 
 
-def sample_of(model):
-    return sample_weights(model.state_dict().__getitem__, len(model.model.layers))
+def loaded_as(model, dtype="float32"):
+    return LoadedModel(Decoder(model), None, dtype)
 
 
 def scores_of(model, method="taylor", with_influence=True):
     found = score_groups(Decoder(model), method, TEXT, with_influence=with_influence)
-    return Scores(found.by_layer, found.influence, sample_of(model), PROVENANCE | {"importance_method": method})
+    loaded = loaded_as(model)
+    provenance = PROVENANCE | {"importance_method": method, "weights": asdict(loaded.identity)}
+    return Scores(found.by_layer, found.influence, weight_sample(loaded), provenance)
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_a_changed_byte_is_noticed(model, tmp_path):
 def test_the_same_model_is_recognised_in_any_dtype(model, dtype):
     """Scored in float32 and pruned in bfloat16, or the reverse."""
     scores, other = scores_of(model), make_tiny("qwen2-14q2kv").to(getattr(torch, dtype))
-    scores.check_belongs_to(geometry_of(other), sample_of(other), dtype)
+    scores.check_belongs_to(loaded_as(other, dtype))
 
 
 STRANGERS = {
@@ -138,17 +140,30 @@ def test_scores_of_another_model_are_refused(model, stranger):
     changes, complaint = STRANGERS[stranger]
     other = make_tiny("qwen2-14q2kv", **changes)
     with pytest.raises(InputError, match=rf"{complaint} \(some/model\)"):
-        scores_of(model).check_belongs_to(geometry_of(other), sample_of(other), "float32")
+        scores_of(model).check_belongs_to(loaded_as(other))
+
+
+@pytest.mark.parametrize("name", ["model.layers.2.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_other_weight_is_noticed_wherever_it_is(model, name, dtype):
+    scores = scores_of(model)
+    model.get_parameter(name).data.view(-1)[-1] += 1
+    with pytest.raises(InputError, match="other weights"):
+        scores.check_belongs_to(loaded_as(model.to(getattr(torch, dtype)), dtype))
 
 
 @pytest.mark.parametrize("linear", LINEARS)
-@pytest.mark.parametrize(("dtype", "change"), [("float32", 1.0001), ("bfloat16", 1.1)])
-def test_one_linear_with_other_weights_is_noticed_in_any_layer(model, linear, dtype, change):
-    """Such as a model whose last layers were fine-tuned a little."""
+@pytest.mark.parametrize("earlier", [True, False])
+def test_without_a_common_hash_a_sample_of_every_linear_is_compared(model, linear, earlier):
+    """Scores of earlier versions have no hashes, and float16 rounds otherwise than bfloat16."""
     scores, last = scores_of(model), model.model.layers[-1].get_submodule(linear)
-    last.weight.data[0] *= change
+    if earlier:
+        scores = replace(scores, provenance={**scores.provenance, "weights": None})
+    other = model if earlier else model.to(torch.float16)
+    scores.check_belongs_to(loaded_as(other, "float32" if earlier else "float16"))
+    last.weight.data[0] *= 1.1
     with pytest.raises(InputError, match="other weights"):
-        scores.check_belongs_to(geometry_of(model), sample_of(model), dtype)
+        scores.check_belongs_to(loaded_as(other, "float32" if earlier else "float16"))
 
 
 @pytest.mark.parametrize("tau", [None, 0.0, 1e-3, math.inf])
@@ -232,9 +247,10 @@ def test_score_model_records_where_scores_come_from(model, layer_importance):
         "calibration_loss": None,
         "seed": 7,
         "dtype": "float32",
+        "weights": asdict(loaded.identity),
     }
     assert (None if scores.influence is None else scores.influence.measure) == layer_importance
-    scores.check_belongs_to(geometry_of(model), sample_of(model), "float32")
+    scores.check_belongs_to(loaded_as(model))
     expected = score_groups(Decoder(model), "fisher", TEXT, seed=7, labels="model").by_layer
     for got, layer in zip(scores.by_layer, expected, strict=True):
         np.testing.assert_array_equal(got["mlp"], layer["mlp"])

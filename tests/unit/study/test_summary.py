@@ -32,7 +32,9 @@ def report(**changes):
         "base_model": "meta-llama/Meta-Llama-3-8B",
         "importance_method": "taylor",
         "asked_ratio": 0.2,
+        "asked_ratio_of": "decoder",
         "reached_ratio": 0.1999,
+        "reached_ratio_decoder": 0.2301,
         "params_before": 8_000_000_000,
         "params_after": 6_400_000_000,
         "weight_bytes_after": 12_800_000_000,
@@ -109,7 +111,9 @@ def test_every_number_of_a_report_is_in_the_csv_as_it_was(write, tmp_path):
             "calibration": "c4, 128 x 256",
             "seed": "42",
             "asked_ratio": "0.2",
+            "ratio_of": "decoder",
             "reached_ratio": "0.1999",
+            "reached_ratio_decoder": "0.2301",
             "params_before": "8000000000",
             "params_after": "6400000000",
             "weight_bytes": "12800000000",
@@ -140,11 +144,12 @@ def test_markdown_and_latex_say_the_same_in_short(write, tmp_path):
     write("LLaMA-3-8B/prune_20", report())
     results = only(tmp_path)
     assert (
-        "| Meta-Llama-3-8B | 4:1 | taylor, T=0 | 0.20 | 0.1999 | 6.4 G | 12.8 GB | 122,880 | 6.00 → 12.00 | 120 | "
+        "| Meta-Llama-3-8B | 4:1 | taylor, T=0 | 0.20 of decoder | 0.1999 | 0.2301 | 6.4 G | 12.8 GB | "
+        "122,880 | 6.00 → 12.00 | 120 | "
         "LLaMA-3-8B/prune_20 |\n"
     ) in tables.to_markdown(results, [])
     latex = tables.to_latex(results)
-    assert r"0.1999 & 6.4 G & 12.8 GB & 122,880 & 6.00 $\to$ 12.00 & 120 & LLaMA-3-8B/prune\_20 \\" in latex
+    assert r"0.1999 & 0.2301 & 6.4 G & 12.8 GB & 122,880 & 6.00 $\to$ 12.00 & 120 & LLaMA-3-8B/prune\_20 \\" in latex
     assert latex.count("&") % latex.count(r" \\") == 0
     assert "recovery" not in latex.split("\n", 1)[1]
 
