@@ -53,14 +53,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     quiet_libraries()
-    result: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {"rows": []}
+    result: dict[str, Any] = (
+        json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"rows": []}
+    )
     done = {row["calibration"] for row in result["rows"]}
     result |= {**provenance(), "base_model": Path(options.base_model).name, "ratio": options.ratio}
     for name in options.calibrations:
         if name not in done:
             result["rows"].append({"calibration": name, **measure(options, name)})
             print(json.dumps(result["rows"][-1]), flush=True)
-            options.output.write_text(json.dumps(result, indent=2) + "\n")
+            options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def main() -> None:
     result = {**provenance(), "workload": asdict(workload), "models": rows, "ratios": ratios}
     print(json.dumps(ratios, indent=2))
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def widths(model: Any) -> dict[str, Any]:

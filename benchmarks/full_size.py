@@ -88,7 +88,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def write_random_checkpoint(name: str, layers: int | None, folder: Path) -> None:
@@ -117,7 +117,7 @@ def check(dense_folder: Path, pruned_folder: Path) -> dict[str, Any]:
     input_ids = torch.randint(0, 256, (1, 16), generator=torch.Generator().manual_seed(0))
     pruned = logits(load_offloaded(inspect_model(str(pruned_folder)), "bfloat16", "cpu")[0], input_ids, None)
     masked = logits(load_offloaded(inspect_model(str(dense_folder)), "bfloat16", "cpu")[0], input_ids, plan)
-    report = json.loads((pruned_folder / "pruning_analysis.json").read_text())
+    report = json.loads((pruned_folder / "pruning_analysis.json").read_text(encoding="utf-8"))
     difference = float((pruned - masked).abs().max() / masked.std())
     if difference > 0.1:  # bf16 sums in another order
         sys.exit(f"pruned and masked logits differ by {difference} standard deviations")

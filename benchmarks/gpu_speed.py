@@ -63,8 +63,8 @@ def main() -> None:
     result = {**provenance(), "device": device_name(options.device), "num_layers": config.num_hidden_layers}
     result |= {"params": {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}}
     result |= {"prompt_len": options.prompt_len, "rows": rows}
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
-    options.output.with_suffix(".md").write_text(text(result))
+    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    options.output.with_suffix(".md").write_text(text(result), encoding="utf-8")
     print(text(result))
 
 

@@ -66,7 +66,7 @@ def main() -> None:
     within = sum(abs(one["error"]) <= 0.1 for one in rows)
     print(f"\n{within} of {len(rows)} predictions are within 10 % of the measurement")
     if options.output:
-        options.output.write_text(json.dumps({**provenance(), "rows": rows}, indent=2) + "\n")
+        options.output.write_text(json.dumps({**provenance(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 def compare(name: str, dtype: str, options: argparse.Namespace) -> list[dict[str, Any]]:

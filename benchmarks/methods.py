@@ -53,7 +53,9 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
 
-    result: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {"rows": []}
+    result: dict[str, Any] = (
+        json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"rows": []}
+    )
     done = {key(row) for row in result["rows"]}
     bench = Bench(options)
     result |= {**provenance(), "base_model": Path(options.base_model).name, "dense": bench.dense}
@@ -64,7 +66,7 @@ def main() -> None:
             if key(row) not in done:
                 result["rows"].append(row | bench.measure(method, normalization, temperature, ratio))
                 print(json.dumps(result["rows"][-1]), flush=True)
-                options.output.write_text(json.dumps(result, indent=2) + "\n")
+                options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -69,7 +69,9 @@ def main() -> None:
         parser.error(f"--tasks takes zero-shot tasks, not {', '.join(sorted(others))}")
     quiet_libraries()
 
-    result: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {"rows": []}
+    result: dict[str, Any] = (
+        json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"rows": []}
+    )
     done = {(row["way"], row["ratio"]) for row in result["rows"]}
     bench = Bench(options)
     result |= {**provenance(), "base_model": Path(options.base_model).name}
@@ -77,14 +79,14 @@ def main() -> None:
         result["dense"] = bench.quality(bench.reference)["ppl"]
     if options.tasks and "dense_accuracy" not in result:
         result["dense_accuracy"] = bench.accuracy(bench.reference)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for setting, ratio in itertools.product(options.settings, options.ratios):
         if (setting, ratio) not in done:
             prune = functools.partial(SETTINGS[setting], bench.maker)
             result["rows"].append({"way": setting, "ratio": ratio, **bench.measure(prune, ratio)})
             print(json.dumps(result["rows"][-1]), flush=True)
-            options.output.write_text(json.dumps(result, indent=2) + "\n")
-            options.output.with_suffix(".md").write_text(markdown(result))
+            options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            options.output.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
             draw(result, options.output.with_suffix(".png"))
 
 

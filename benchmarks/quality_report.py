@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hgsp.environment import install_command
 from hgsp.evaluation.metrics.harness import Score
 from hgsp.evaluation.metrics.zeroshot import averages
 
@@ -74,7 +75,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Plot perplexity on every text against the ratio, one line per setting; prints a hint without matplotlib."""
     if find_spec("matplotlib") is None:
-        print("no plot: install matplotlib (pip install 'hgsp[plots]')")
+        print(f"no plot: install matplotlib ({install_command('plots')})")
         return
     from matplotlib.figure import Figure
 

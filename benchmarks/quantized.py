@@ -46,7 +46,7 @@ def main() -> None:
 
     models = dict(item.split("=", 1) for item in options.models)
     text = load_text(options.evaluate, EVALUATE, options.data_dir)
-    found = json.loads(options.output.read_text()) if options.output.exists() else {"rows": []}
+    found = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {"rows": []}
     protocol = {
         "text": text.name,
         "sha256": text.sha256,
@@ -75,7 +75,9 @@ def main() -> None:
 
 
 def write(output: Path, protocol: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    output.write_text(json.dumps({**provenance(), "protocol": protocol, "rows": rows}, indent=2) + "\n")
+    output.write_text(
+        json.dumps({**provenance(), "protocol": protocol, "rows": rows}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def measure(python: str, source: Path, kind: str, windows: list[list[int]]) -> dict[str, Any]:

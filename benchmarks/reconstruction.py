@@ -67,7 +67,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

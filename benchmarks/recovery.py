@@ -70,7 +70,7 @@ def main() -> None:
             rows.append({"ratio": ratio, "way": setting, "train_s": seconds, **bench.measure(folder, folder.name)})
             print(json.dumps(rows[-1]), flush=True)
             result = {**provenance(), "base_model": Path(options.base_model).name, "rows": rows}
-            options.output.write_text(json.dumps(result, indent=2) + "\n")
+            options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 class Bench:
@@ -99,7 +99,7 @@ class Bench:
             flags = [self._options.base_model if flag == "TEACHER" else flag for flag in SETTINGS[setting]]
             paths = ["--pruned_model", str(pruned), "--output_dir", str(folder), "--overwrite"]
             _succeed(finetune_lora.main([*paths, *self._training_flags(), *flags]))
-        analysis = json.loads((folder / "recovery_analysis.json").read_text())
+        analysis = json.loads((folder / "recovery_analysis.json").read_text(encoding="utf-8"))
         return folder, analysis["timings_s"]["train"]
 
     def _training_flags(self) -> list[str]:
@@ -115,20 +115,20 @@ class Bench:
         output = Path(options.work_dir) / "measured" / name
         kept = output / "cell.json"
         if kept.exists():
-            return json.loads(kept.read_text())
+            return json.loads(kept.read_text(encoding="utf-8"))
         tasks = ",".join(["wikitext", "c4", *options.tasks])
         flags = ["--tasks", tasks, "--limit", options.limit, "--data_dir", options.data_dir, "--output", str(output)]
         base = ["--base_model", options.base_model, "--device", options.device]
         _succeed(run_evaluation.main(["--model_path", str(model), *base, *flags, *MEASURED]))
         found: dict[str, Any] = {}
-        for item in json.loads((output / "results.json").read_text())["results"]:
+        for item in json.loads((output / "results.json").read_text(encoding="utf-8"))["results"]:
             values = {metric["name"]: metric for metric in item["metrics"]}
             for metric, key in (("token_ppl", f"ppl_{item['task']}"), ("acc", f"acc_{item['task']}")):
                 if metric in values:
                     found[key] = round(values[metric]["value"], 4)
                     found[f"{key}_stderr"] = round(values[metric]["stderr"] or 0.0, 4)
         found["answer_loss"] = round(self._answer_loss(model), 4)
-        kept.write_text(json.dumps(found))
+        kept.write_text(json.dumps(found), encoding="utf-8")
         return found
 
     @torch.inference_mode()

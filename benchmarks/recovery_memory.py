@@ -54,7 +54,7 @@ def main() -> None:
     }
     print(json.dumps(result["whole_model"]))
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def whole_model(rows: list[dict[str, Any]], num_layers: int) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def resident_bytes(device: str) -> int:
     """Return the memory this process holds now: allocated on the GPU, else resident (Linux)."""
     if device.startswith("cuda"):
         return torch.cuda.memory_allocated(device)
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) * 1024
 
 

@@ -68,7 +68,7 @@ def main() -> None:
     result = {**about, "rows": rows, "at_full_depth": growth}
     print(json.dumps(growth, indent=2))
     if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(options: argparse.Namespace, layers: int) -> list[dict[str, Any]]:
@@ -159,13 +159,17 @@ class PeakMemory:
         else:
             gc.collect()
             ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory cached by the C allocator would count
-            Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's VmHWM
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the kernel's VmHWM
 
     def bytes(self) -> int:
         """Return the peak so far."""
         if self._on_gpu:
             return torch.cuda.max_memory_allocated()
-        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+        (line,) = [
+            line
+            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM")
+        ]
         return int(line.split()[1]) * 1024
 
 

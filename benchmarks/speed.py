@@ -130,9 +130,9 @@ def main() -> None:
         sizes = {name: sizes_of(folder) for name, folder in folders.items()}
     result = {**provenance(), "engine_threads": options.threads, "workload": asdict(workload)}
     result |= {"models": sizes, "engines": measured}
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     table = table_of(result)
-    options.output.with_suffix(".md").write_text(table)
+    options.output.with_suffix(".md").write_text(table, encoding="utf-8")
     print(table)
 
 

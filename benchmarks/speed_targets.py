@@ -59,7 +59,7 @@ def main() -> None:
     rows = [prune(options, table, name, speedup) for speedup in options.speedups for name in SETTINGS]
     measure(options, rows)
     result = {**provenance(), "base_model": Path(options.base_model).name, "workload": options.workload, "rows": rows}
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(text(rows))
 
 
@@ -92,7 +92,7 @@ def prune(options: argparse.Namespace, table: Path, setting: str, speedup: float
         target = ("--target_speedup", speedup, "--profile", table, "--workload", options.workload)
         how = ("--recipe", "balanced", "--device", options.device, "--dtype", options.dtype, "--no_bin")
         command("prune", *where, *target, *how, *SETTINGS[setting], *texts, *measured, *data)
-    report = json.loads((folder / PRUNING_REPORT).read_text())
+    report = json.loads((folder / PRUNING_REPORT).read_text(encoding="utf-8"))
     (text,) = report["evaluation"]["after"].values()
     (dense,) = report["evaluation"]["before"].values()
     return {

@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -74,7 +76,7 @@ def device_name(device: str) -> str:
     if _uses_gpu(device):
         return str(torch.cuda.get_device_name(None if device == "auto" else device))
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
 
@@ -101,13 +103,40 @@ def in_gib(num_bytes: int | None) -> str:
     return "unknown on this system" if num_bytes is None else f"{num_bytes / 2**30:.2f} GiB"
 
 
+def install_command(extra: str, *packages: str) -> str:
+    """Return the command that installs an extra of hgsp and further packages; it needs no release of hgsp.
+
+    A clone is installed with its extra. Beside an installed wheel, the packages of the extra are named.
+    """
+    if (Path(hgsp.__file__).parent.parent / "pyproject.toml").is_file():
+        return f"{shlex.join(['pip', 'install', *packages, '-e', f'.[{extra}]'])} in the clone of hgsp"
+    return shlex.join(["pip", "install", *packages, *_packages_of(extra)])
+
+
+def _packages_of(extra: str) -> list[str]:
+    """Return the requirements of an extra; an extra may name another one, as ``hgsp[plots]``."""
+    packages: list[str] = []
+    for requirement in metadata.requires("hgsp") or []:
+        package, _, marker = (part.strip() for part in requirement.partition(";"))
+        if f"'{extra}'" in marker.replace('"', "'"):
+            other = re.fullmatch(r"hgsp\[(.+)\]", package)
+            packages += _packages_of(other[1]) if other else [package]
+    return packages
+
+
+#: A list in indented JSON that holds numbers, true, false and null alone; strings have no line breaks in JSON.
+_PLAIN_LIST = re.compile(r'\[\n[^\[\]{}"]*\]')
+
+
 def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Write strict JSON in one step.
+    """Write strict JSON in one step: indented, but each list of numbers on one line.
 
     Raises:
         ValueError: NaN or infinity in ``content``.
     """
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False)
+    text = _PLAIN_LIST.sub(lambda found: re.sub(r"\s+", " ", found[0]).replace("[ ", "[").replace(" ]", "]"), text)
+    write_atomically(path, text + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

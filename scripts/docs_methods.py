@@ -38,7 +38,7 @@ class MethodSource:
 
 def read_method(name: str) -> MethodSource:
     """Return what a method's module says: title, sections, kind, statistics, default normalisation and code."""
-    source = (REPOSITORY / "hgsp" / "scoring" / "methods" / f"{name}.py").read_text()
+    source = (REPOSITORY / "hgsp" / "scoring" / "methods" / f"{name}.py").read_text(encoding="utf-8")
     tree = ast.parse(source)
     title, *lines = docstring_of(tree).split("\n\n", 1)
     sections: dict[str, list[str]] = {}

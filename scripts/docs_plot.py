@@ -24,7 +24,7 @@ METHODS = {
 
 
 def main() -> None:
-    found = json.loads((REPOSITORY / RESULTS / f"{RESULT}.json").read_text())
+    found = json.loads((REPOSITORY / RESULTS / f"{RESULT}.json").read_text(encoding="utf-8"))
     ppl = {(row["way"], row["ratio"]): row["ppl"][TEXT] for row in found["rows"]}
     matplotlib.rcParams["svg.hashsalt"] = RESULT  # the same file from the same results
     figure = Figure(figsize=(7, 3.8), layout="constrained")

@@ -69,7 +69,7 @@ def _named(by_text: Result) -> dict[str, Any]:
 @functools.cache
 def load(name: str) -> Any:
     """Return the contents of ``benchmarks/results/{name}.json``."""
-    return json.loads((REPOSITORY / RESULTS / f"{name}.json").read_text())
+    return json.loads((REPOSITORY / RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def translated(rows: Iterable[Row], page: Path) -> list[list[str]]:

@@ -29,7 +29,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def parse(file: str) -> ast.Module:
     """Return the syntax tree of a file of the repository."""
-    return ast.parse((REPOSITORY / file).read_text())
+    return ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
 
 
 def find(tree: ast.Module, name: str) -> ast.FunctionDef:

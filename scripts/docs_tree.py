@@ -38,7 +38,7 @@ def _line(name: str, text: str, depth: int) -> str:
 def _first_line(path: Path) -> str:
     """Return the first sentence of a docstring, or the first comment of a shell script, without its full stop."""
     if path.suffix == ".sh":
-        comment = next(line for line in path.read_text().splitlines() if line.startswith("# "))
+        comment = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
         return comment.removeprefix("# ").partition(";")[0]
-    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return " ".join(docstring.partition("\n\n")[0].split()).removesuffix(".").replace("``", "")

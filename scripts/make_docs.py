@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page would change")
     options = parser.parse_args(argv)
     expected = pages()
-    stale = [path for path, text in expected.items() if not path.exists() or path.read_text() != text]
+    stale = [path for path, text in expected.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     stale += sorted(set((DOCS / "methods").glob("*.md")) - set(expected))
     for path in stale:
         print(f"{'stale' if options.check else 'written'}: {path.relative_to(REPOSITORY)}")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         if path in expected:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(expected[path])
+            path.write_text(expected[path], encoding="utf-8")
         else:
             path.unlink()
     return 1 if stale and options.check else 0
@@ -63,14 +63,14 @@ def pages() -> dict[Path, str]:
     found = {DOCS / "methods" / f"{name}.md": method_page(read_method(name)) for name in IMPORTANCE_METHODS}
     found[DOCS / "FLAGS.md"] = flags_page()
     for path in sorted([*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md")]):
-        if path not in found and PART.search(path.read_text()):
+        if path not in found and PART.search(path.read_text(encoding="utf-8")):
             found[path] = with_parts(path)
     return found
 
 
 def with_parts(page: Path) -> str:
     """Return a page with its generated parts as they are now."""
-    return PART.sub(lambda match: f"{match[1]}{PARTS[match[2]](page)}\n", page.read_text())
+    return PART.sub(lambda match: f"{match[1]}{PARTS[match[2]](page)}\n", page.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def exported_target(folder: Path) -> str | None:
     if not config.is_file():
         return "gguf" if any(folder.glob("*.gguf")) else None
     try:
-        model_type = json.loads(config.read_text()).get("model_type")
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError):  # refused where it is read as a source, with a reason
         return None
     return EXPORTED_TYPES.get(model_type)

@@ -20,6 +20,7 @@ from hgsp.console.flags import given_settings, option, parse_known
 from hgsp.console.settings_file import RUN_SETTINGS, command_line, recorded_fields, write_mapping
 from hgsp.errors import InputError
 from hgsp.pipeline.config import PruneConfig
+from hgsp.study import processes
 from hgsp.study import run as running
 from hgsp.study.demo_model import demo_model
 from hgsp.study.matrix import (
@@ -45,6 +46,11 @@ class StudyConfig:
     dry_run: bool = option(False, help="print the commands without running them", recorded=False)
     results_dir: str | None = option(
         None, help=f"folder for results (unset: {RESULTS_DIR}, with --smoke {SMOKE_RESULTS_DIR})"
+    )
+    devices: str | None = option(
+        None,
+        help="run one cell per device at a time, such as cuda:0,cuda:1; results are those of one device",
+        recorded=False,
     )
     token: str | None = option(
         None, help="token for gated hub models, recorded nowhere; or HF_TOKEN", environment="HF_TOKEN"
@@ -91,14 +97,12 @@ def study(own: StudyConfig, passed: Sequence[str], command: str) -> int:
         return 0
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     check_installed()
-    with running.study_lock(own.folder) as cell_lock:
+    devices = own.devices.split(",") if own.devices else []
+    processes.check_devices(devices)
+    with processes.study_lock(own.folder) as locks:
         write_study_settings(own, passed, command)
-        outcome = running.run_cells(
-            cells,
-            own.folder,
-            passed,
-            running.subprocess_executor([sys.executable, "-m", "hgsp.cli.study_cell", str(cell_lock)]),
-        )
+        start = processes.subprocess_starter([sys.executable, "-m", "hgsp.cli.study_cell"], locks)
+        outcome = running.run_cells(cells, own.folder, passed, start, devices or (None,))
     if finished := [*outcome.already_finished, *outcome.completed]:
         from hgsp.cli.summarize import SummaryConfig, summarize
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
-from hgsp.environment import write_atomically
+from hgsp.environment import install_command, write_atomically
 from hgsp.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def results_folders(results: Sequence[Result]) -> list[Path]:
 def draw(results: Sequence[Result], output: Path) -> list[str]:
     """Draw the plots and return their file names; without matplotlib, print how to install it."""
     if find_spec("matplotlib") is None:
-        print("no plots: install matplotlib (pip install 'hgsp[plots]')")
+        print(f"no plots: install matplotlib ({install_command('plots')})")
         return []
     from hgsp.study import plots
 

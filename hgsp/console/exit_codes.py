@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -48,6 +49,8 @@ def run_guarded(
     Raises:
         RuntimeError: any that is not an out-of-memory error; it is a bug and keeps its traceback.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows pipe has a code page without most of Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so that libraries show no bars beside ours
     try:
         with _signals_as_interrupt():

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hgsp.environment import install_command
 from hgsp.errors import InputError
 
 #: Errors raised when a file is damaged or is not in the expected format.
@@ -98,4 +99,4 @@ def not_rows(path: Path, expected: str, error: Exception, remedy: str) -> InputE
 
 
 def _no_parquet(error: ImportError) -> InputError:
-    return InputError(expected="pyarrow, to read .parquet files", got=str(error), remedy="pip install 'hgsp[data]'")
+    return InputError(expected="pyarrow, to read .parquet files", got=str(error), remedy=install_command("data"))

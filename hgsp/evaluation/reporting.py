@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsp.console.log_file import show
+from hgsp.console.portable_paths import portable_path, portable_text
 from hgsp.console.report_schema import BEFORE, DENSE, DONE, PRUNED, PRUNING_REPORT, RECOVERED, TOKEN_PPL
 from hgsp.console.result_folders import refuse_unwritable
 from hgsp.data.texts import texts_of
@@ -72,7 +73,8 @@ def write_report(results: Results, folder: Path, origin: Mapping[str, Any]) -> N
     )
     title = f"{Path(results.models[PRUNED]['path']).name}: evaluation"
     device = origin["environment"]["device_name"]
-    write_atomically(folder / "results.md", markdown(results, title, [*warnings, f"last measured on {device}"]))
+    text = markdown(results, title, [*warnings, f"last measured on {device}"])
+    write_atomically(folder / "results.md", portable_text(text))
     for warning in warnings:
         LOG.warning("%s", warning)
     show(terminal_table(results, title))
@@ -84,7 +86,7 @@ def pruning_analysis(results: Results) -> dict[str, Any]:
     path = Path(results.models[PRUNED]["path"]) / PRUNING_REPORT
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
@@ -102,10 +104,10 @@ def _dense_ppl(item: TaskResult, results: Sequence[TaskResult], analysis: Mappin
     for other in results:
         if (other.role, other.key, other.status) == (DENSE, item.key, DONE):
             return other.by_name[TOKEN_PPL].value
-    before = analysis.get("evaluation", {}).get(BEFORE, {}).get(item.task)
     same = ("sha256", "seq_len", "windows", "tokens", "bos", "dtype")
-    if before is not None and all(before.get(name) == item.protocol.get(name) for name in same):
-        return float(before["ppl"])
+    for before in analysis.get("evaluation", {}).get(BEFORE, {}).values():
+        if all(before.get(name) == item.protocol.get(name) for name in same):
+            return float(before["ppl"])
     return None
 
 
@@ -115,7 +117,7 @@ def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, A
     if not calibration:
         return []
     evaluated = {
-        item.task: item.protocol["split"]
+        portable_path(item.task): item.protocol["split"]
         for item in results
         if item.role == PRUNED and item.status == DONE and is_text(item.task)
     }

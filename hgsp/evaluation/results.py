@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.portable_paths import portable, portable_path
 from hgsp.console.report_schema import DONE, EVALUATION_RESULTS, EVALUATION_SCHEMA, FAILED, PRUNED
 from hgsp.environment import write_json
 from hgsp.errors import InputError, NumericalError
@@ -72,7 +73,10 @@ class TaskResult:
 
 @dataclass
 class Results:
-    """The content of one ``results.json``. ``models``: role -> {"path", "identity"}."""
+    """The content of one ``results.json``. ``models``: role -> {"path", "identity"}.
+
+    A file names local models and texts relative to its own folder: they are found again after all have moved.
+    """
 
     path: Path
     models: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -89,14 +93,23 @@ class Results:
         if not path.exists():
             return cls(path)
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             if content["schema_version"] != EVALUATION_SCHEMA:
                 raise ValueError(f"schema_version {content['schema_version']}")
             results = [
-                TaskResult(**{**item, "metrics": tuple(Metric(**metric) for metric in item["metrics"])})
+                TaskResult(
+                    **{
+                        **item,
+                        "task": _found(item["task"], folder),
+                        "metrics": tuple(Metric(**metric) for metric in item["metrics"]),
+                    }
+                )
                 for item in content["results"]
             ]
-            return cls(path, content["models"], results)
+            models = {
+                role: {**model, "path": _found(model["path"], folder)} for role, model in content["models"].items()
+            }
+            return cls(path, models, results)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 expected=f"{path} to be absent or written by this version",
@@ -111,7 +124,8 @@ class Results:
             InputError: the file has results of another measured model.
         """
         known = self.models.get(role)
-        if role == PRUNED and known is not None and known["path"] != path and known["identity"] != identity:
+        moved = known is not None and self._portable(known["path"]) != self._portable(path)
+        if role == PRUNED and known is not None and moved and known["identity"] != identity:
             raise InputError(
                 expected=f"{self.path} to hold results of {path}",
                 got=f"results of {known['path']}",
@@ -137,13 +151,24 @@ class Results:
 
     def write(self, extra: Mapping[str, Any]) -> None:
         """Replace the file, with ``extra`` beside models and results."""
-        content = {
-            "schema_version": EVALUATION_SCHEMA,
-            "models": self.models,
-            "results": [asdict(item) for item in self.results],
-            **extra,
-        }
-        write_json(content, self.path)
+        results = [{**asdict(item), "task": self._portable(item.task)} for item in self.results]
+        content = {"results": results, **extra}
+        write_json(
+            {"schema_version": EVALUATION_SCHEMA, "models": self.portable_models(), **portable(content)}, self.path
+        )
+
+    def portable_models(self) -> dict[str, dict[str, str]]:
+        """Return ``models`` with paths relative to the folder of the file."""
+        return {role: {**model, "path": self._portable(model["path"])} for role, model in self.models.items()}
+
+    def _portable(self, path: str) -> str:
+        return portable_path(path, self.path.resolve().parent)
+
+
+def _found(path: str, folder: Path) -> str:
+    """Return the absolute path of a model that a file in ``folder`` names, or the name of one that is elsewhere."""
+    place = folder / Path(path).expanduser()
+    return str(place.resolve()) if place.exists() else path
 
 
 def canonical_path(name: str) -> str:

@@ -214,7 +214,10 @@ def _change(row: Row, role: str) -> str:
 
 
 def _footnotes(results: Results) -> list[str]:
-    notes = [f"{role}: {Path(model['path']).name} ({model['path']})" for role, model in results.models.items()]
+    notes = [
+        f"{role}: {Path(model['path']).name} ({results.portable_models()[role]['path']})"
+        for role, model in results.models.items()
+    ]
     failed: dict[tuple[str, str | None], list[str]] = {}
     for item in results.results:
         if item.status == FAILED:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hgsp.environment import install_command
 from hgsp.errors import InputError, one_line
 from hgsp.exports.gguf_architecture import Architecture, architecture_of
 from hgsp.exports.gguf_check import check_engine, check_tensors
@@ -49,7 +50,7 @@ def export_gguf(source: ExportSource, folder: Path, options: ExportOptions) -> E
     if options.self_check:
         checks = (check_tensors(folder / file, source, tensors, types),)
         checks += check_engine(folder / file, source, tokenizer, options.gguf_type)
-    (folder / "Modelfile").write_text(_modelfile(file, vocabulary))
+    (folder / "Modelfile").write_text(_modelfile(file, vocabulary), encoding="utf-8")
     serve = (
         f"llama-server -m {{folder}}/{file}",
         f"ollama create {_ollama_name(options.name)} -f {{folder}}/Modelfile",
@@ -63,7 +64,7 @@ def _writer_class() -> Any:
         from gguf import GGUFWriter
     except ImportError as error:
         raise InputError(
-            expected="the package that writes GGUF files", got=one_line(error), remedy="pip install 'hgsp[gguf]'"
+            expected="the package that writes GGUF files", got=one_line(error), remedy=install_command("gguf")
         ) from error
     return GGUFWriter
 

@@ -127,7 +127,7 @@ def _available_memory() -> int:
     """Return the bytes that can be used without swapping; where the system does not tell, all of its memory."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
-        sizes = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        sizes = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
         return int(sizes["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

@@ -152,7 +152,7 @@ def _special_ids(tokenizer: Any, source: ExportSource) -> dict[str, int]:
 def _end_ids(source: ExportSource) -> list[int]:
     """Return the ids at which generation ends, by the checkpoint's own settings."""
     file = source.folder / "generation_config.json"
-    settings = json.loads(file.read_text()) if file.is_file() else source.config
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else source.config
     found = settings.get("eos_token_id")
     return found if isinstance(found, list) else [] if found is None else [found]
 

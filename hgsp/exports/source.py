@@ -88,7 +88,7 @@ def read_source(path: str | Path) -> ExportSource:
             expected="the folder of a pruned or dense model, with config.json", got=str(path), remedy="check the path"
         )
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
         family = _family_of(config, file)
         return ExportSource(folder, config, family, _shapes_of(config), _queries_per_kv(config), _head_dim(config))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -12,16 +12,25 @@ import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _AUTO_MODULE = "transformers.models.auto.configuration_auto"
 _PEFT_DEFAULTS = "peft.utils.constants"
+_PEFT_CONFIG = "peft.config"
 
 
 def _register_classes() -> None:
     from hgsp.models.modeling_hgsp import register
 
     register()
+
+
+def _extend_peft() -> None:
+    """Teach PEFT our model types, and to find the base of an adapter from its folder."""
+    _extend_peft_defaults()
+    _find_bases_of_adapters()
 
 
 def _extend_peft_defaults() -> None:
@@ -33,6 +42,22 @@ def _extend_peft_defaults() -> None:
             for family in FAMILIES.values():
                 if family.model_type in defaults:
                     defaults.setdefault(family.pruned_model_type, defaults[family.model_type])
+
+
+def _find_bases_of_adapters() -> None:
+    """Let PEFT read a base such as ``../../prune_20`` from the folder of the adapter instead of the current one."""
+    mixin = sys.modules[_PEFT_CONFIG].PeftConfigMixin
+    read = mixin.from_json_file.__func__
+
+    def from_json_file(cls: Any, /, path_json_file: str, **kwargs: Any) -> Any:
+        content = read(cls, path_json_file, **kwargs)
+        base = content.get("base_model_name_or_path") or ""
+        place = Path(path_json_file).parent / base
+        if base.startswith(("./", "../")) and place.is_dir():
+            content["base_model_name_or_path"] = str(place.resolve())
+        return content
+
+    mixin.from_json_file = classmethod(from_json_file)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -72,7 +97,7 @@ def install() -> None:
     """Register now with what is imported already, with the rest when it is."""
     for module, prefixes, call in (
         (_AUTO_MODULE, ("transformers.", "hgsp.models.modeling_hgsp"), _register_classes),
-        (_PEFT_DEFAULTS, ("peft.",), _extend_peft_defaults),
+        (_PEFT_CONFIG, ("peft.",), _extend_peft),
     ):
         if module in sys.modules:
             call()

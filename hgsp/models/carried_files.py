@@ -65,7 +65,7 @@ def load_tokenizer_in_bin(path: Path) -> Any:
     content = read_bin(path)
     with tempfile.TemporaryDirectory() as folder:
         write_files(_files_in_bin(content), Path(folder))
-        (Path(folder) / "config.json").write_text(content["config"])
+        (Path(folder) / "config.json").write_text(content["config"], encoding="utf-8")
         tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.name_or_path = str(path)
     return tokenizer
@@ -140,7 +140,7 @@ def _make_readable(folder: Path, tokenizer: Any) -> None:
     of ``extra_special_tokens``, which it calls ``additional_special_tokens``.
     """
     path = folder / TOKENIZER_CONFIG
-    config = json.loads(path.read_text()) if path.exists() else {}
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     edits: dict[str, Any] = {}
     own_class = _NAMES_IN_BOTH.get(type(tokenizer).__name__, type(tokenizer).__name__)
     named = config.get("tokenizer_class")
@@ -157,10 +157,10 @@ def _make_readable(folder: Path, tokenizer: Any) -> None:
 def _edit_tokenizer_config(folder: Path, edits: Mapping[str, Any]) -> None:
     """Set keys, remove those set to None, and remove what the loader left."""
     path = folder / TOKENIZER_CONFIG
-    config: dict[str, Any] = {**(json.loads(path.read_text()) if path.exists() else {}), **edits}
+    config: dict[str, Any] = {**(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}), **edits}
     removed = {*_LOADER_KEYS, *(key for key, value in edits.items() if value is None)}
     kept = {key: value for key, value in config.items() if key not in removed}
-    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _same_ids(folder: Path, tokenizer: Any) -> bool:

@@ -63,13 +63,15 @@ def save_streamed(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_bytes,
     )
-    (folder / "config.json").write_text(json.dumps(config_as_dict(skeleton.config), indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(config_as_dict(skeleton.config), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     for file, names in split.filename_to_tensors.items():
         save_file({name: read(name).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / file)  # safetensors ignores the umask
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2))
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
     if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
         shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
     if generation_config is not None:
@@ -128,8 +130,8 @@ def _bin_content(folder: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     generation_config = folder / "generation_config.json"
     return {
         "format": BIN_FORMAT,
-        "config": (folder / "config.json").read_text(),
-        "generation_config": generation_config.read_text() if generation_config.exists() else None,
+        "config": (folder / "config.json").read_text(encoding="utf-8"),
+        "generation_config": generation_config.read_text(encoding="utf-8") if generation_config.exists() else None,
         "tokenizer_files": {
             path.relative_to(folder).as_posix(): torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
             for path in tokenizer_files

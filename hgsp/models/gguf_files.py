@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from hgsp.environment import install_command
 from hgsp.errors import InputError, one_line
 from hgsp.models.weight_checks import refuse_incomplete_weights, refuse_unplaced_weights
 
@@ -91,5 +92,5 @@ def _unread_tensors(path: Path, model: Any) -> set[str]:
 
 def _without_gguf(error: ImportError) -> InputError:
     return InputError(
-        expected="the packages that read .gguf files", got=one_line(error), remedy="pip install 'hgsp[gguf]'"
+        expected="the packages that read .gguf files", got=one_line(error), remedy=install_command("gguf")
     )

@@ -48,6 +48,18 @@ class HubConfig:
             object.__setattr__(self, name, value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UploadConfig:
+    """Options of every command that writes a model."""
+
+    push_to_hub: str | None = option(
+        None,
+        help="upload the result to this repository of the hub, private if new; with several ratios or --finetune, each "
+        "result to its own, named like the folders",
+        group="output",
+    )
+
+
 def with_revision(name: str | Path) -> tuple[str, dict[str, Any]]:
     """Split a model's name into what ``from_pretrained`` takes: the id or path, and keyword arguments."""
     text = str(name)

@@ -38,7 +38,7 @@ def shards_of(index: Path) -> list[str]:
         InputError: the index cannot be read.
     """
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (ValueError, KeyError) as error:
         raise _unreadable(index, error) from error
     return sorted(set(weight_map.values()))

@@ -101,6 +101,10 @@ class BudgetConfig:
         """The ratio of every result, None for that of a target."""
         return self.pruning_ratio or (None,)
 
+    def suffix_for(self, ratio: float | None) -> str:
+        """Return the ending of the folder and repository of one of several ratios: its percentage."""
+        return "" if ratio is None or len(self.ratios) == 1 else f"_{ratio * 100:g}"
+
     @property
     def target_name(self) -> str | None:
         """The flag of the target, without its dashes; None for ratios."""

@@ -13,7 +13,7 @@ from hgsp.data.texts import check_dataset_name, dataset_names
 from hgsp.environment import launched_processes
 from hgsp.evaluation.config import MeasureConfig
 from hgsp.models.dtypes import DTYPE_NAMES
-from hgsp.models.hub import HubConfig
+from hgsp.models.hub import HubConfig, UploadConfig
 from hgsp.pipeline.budget_config import BudgetConfig, ShapeConfig
 from hgsp.pipeline.recipes import (
     DEFAULT_EPSILON,
@@ -123,7 +123,7 @@ class ScoreConfig(ScoringConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
+class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig, UploadConfig):
     """All options of ``run_global_pruning.py``. Raises InputError for values that make no sense."""
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
@@ -257,7 +257,7 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
         require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
         require(abs(self.depth_slope) <= 10, "--depth_slope", "in [-10, 10]", self.depth_slope)
         # --overwrite deletes the folder of this name: it must not be the results folder itself, nor outside of it
-        inside = not {"", ".", ".."} & set(self.output_name.split("/"))
+        inside = not {"", ".", ".."} & set(self.output_name.replace("\\", "/").split("/"))
         require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
 
     @property
@@ -278,9 +278,7 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig):
 
     def output_name_for(self, ratio: float | None) -> str:
         """Return the result folder's name; of several ratios, each has its percentage appended."""
-        if ratio is None or len(self.ratios) == 1:
-            return self.output_name
-        return f"{self.output_name}_{ratio * 100:g}"
+        return f"{self.output_name}{self.suffix_for(ratio)}"
 
 
 @dataclass(frozen=True, kw_only=True)

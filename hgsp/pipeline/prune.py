@@ -10,6 +10,7 @@ from typing import Any
 
 from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
+from hgsp.console.portable_paths import portable
 from hgsp.console.progress import Timings, log_finished, terminal
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.console.result_folders import reserved
@@ -18,6 +19,7 @@ from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.environment import process_rank, write_json
 from hgsp.evaluation.metrics.ppl import window_length
 from hgsp.evaluation.pre_post import PrePostEvaluation
+from hgsp.models.hub_upload import check_upload, upload
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.processes import is_main_process, join_processes, leave_processes
 from hgsp.models.tokenizers import load_own_tokenizer
@@ -33,6 +35,7 @@ from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
 from hgsp.pipeline.speed import SpeedReport
 from hgsp.pruning.budget import Budget
+from hgsp.report.model_card import write_model_card
 from hgsp.report.page import write_report
 from hgsp.scoring.scores import Scores
 
@@ -54,6 +57,8 @@ class _Run:
     tokenizer: Any = field(init=False)
     calibrations: Calibrations = field(default_factory=Calibrations)
     speed: SpeedReport | None = field(init=False, default=None)
+    repo_id: str | None = None  # of --push_to_hub
+    upload_failed: bool = False
 
     def __post_init__(self) -> None:
         config, geometry = self.request.config, self.request.geometry
@@ -80,13 +85,14 @@ def prune(config: PruneConfig, command: str) -> int:
     if config.dry_run:
         _dry_run(request, scores)
         return 0
+    repo_id = None if config.push_to_hub is None else check_upload(config.push_to_hub)
     with (
         reserved(*map(request.folder, config.ratios)),
         tempfile.TemporaryDirectory() as scratch,
         LogFile(Path(scratch) / "training.log") as log,
     ):
         LOG.info("command: %s", command)
-        run = _Run(request, command, log, scores, warnings)
+        run = _Run(request, command, log, scores, warnings, repo_id=repo_id)
         run.tokenizer, surplus = load_own_tokenizer(request.source)
         run.warnings += surplus
         run.measure.check(request.source.config, run.tokenizer)
@@ -98,7 +104,7 @@ def prune(config: PruneConfig, command: str) -> int:
             return 0
         for number, (ratio, budget) in enumerate(zip(config.ratios, request.budgets, strict=True)):
             dense = _prune_to(run, ratio, budget, dense, is_first=number == 0)
-    return recover_all(recoveries, command)
+    return recover_all(recoveries, command) or int(run.upload_failed)
 
 
 def _dry_run(request: Request, scores: Scores | None) -> None:
@@ -198,6 +204,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
     if not is_first and not config.offload:
         dense = _load(run, timings)  # surgery consumed the last one
     assert run.scores is not None
+    repo_id = None if run.repo_id is None else f"{run.repo_id}{config.suffix_for(ratio)}"
     with result_folder(request, ratio) as folder:
         pruning = stages.prune_in_rounds(
             dense,
@@ -228,12 +235,15 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
             timings_s=timings,
             warnings=run.warnings + run.measure.warnings,
         )
+        write_json(portable(content), folder / PRUNING_REPORT)
+        write_model_card(folder, config.base_model, request.folder(ratio), repo_id)
         write_settings(config, folder / RUN_SETTINGS, run.command)
-        write_json(content, folder / PRUNING_REPORT)
         run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
     target = request.folder(ratio)
     write_report(target)
     show_result(request, content, target, told=run.warnings)
     run.log.copy_to(target / TRAINING_LOG)
+    if repo_id is not None and upload(target, repo_id):
+        run.upload_failed = True
     return dense

@@ -26,6 +26,7 @@ from hgsp.evaluation.models import refuse_missing
 from hgsp.evaluation.pre_post import PrePostEvaluation
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
 from hgsp.models.devices import bf16_warnings, resolve_device
+from hgsp.models.hub_upload import check_upload, upload
 from hgsp.models.identity import weights_identity
 from hgsp.models.loading import ModelSource, check_positions
 from hgsp.models.processes import is_main_process, join_with_own_device, leave_processes, wait_for_all
@@ -42,6 +43,7 @@ from hgsp.recovery.resume import check_content, check_work_dir, resumable_run
 from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import inspect_teacher
 from hgsp.recovery.training import Trained
+from hgsp.report.model_card import write_model_card
 from hgsp.report.page import write_report
 
 LOG = logging.getLogger("hgsp")
@@ -60,6 +62,7 @@ class _Recovery:
     evaluation: PrePostEvaluation
     device: str
     dtype: torch.dtype
+    repo_id: str | None
     pruning_report: Mapping[str, Any]
     timings: Timings = field(default_factory=lambda: Timings(finished=log_finished))
 
@@ -71,7 +74,7 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
         InputError: as ``check_request`` and ``load_training_text``.
         NumericalError: a loss or gradient is not finite.
     """
-    recovery = _prepare(config, command, text)
+    recovery, code = _prepare(config, command, text), 0
     is_main = is_main_process()
     with (
         reserved(Path(config.output_dir)),
@@ -86,7 +89,9 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
         if is_main:
             assert log is not None
             _write(recovery, trained, log)
-    return 0
+            if recovery.repo_id is not None:
+                code = upload(Path(config.output_dir), recovery.repo_id)
+    return code
 
 
 def _log_start(recovery: _Recovery) -> None:
@@ -98,6 +103,7 @@ def _log_start(recovery: _Recovery) -> None:
 
 def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) -> _Recovery:
     tokenizer, model_config = check_request(config)
+    repo_id = None if config.push_to_hub is None else check_upload(config.push_to_hub)
     text = text or load_training_text(config, tokenizer)
     check_token_ids(text.largest_id, model_config.vocab_size, tokenizer, config.data_path)
     teacher = inspect_teacher(config, model_config.vocab_size)
@@ -108,7 +114,7 @@ def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) ->
     for warning in bf16_warnings(device, str(dtype).removeprefix("torch.")):
         LOG.warning("%s", warning)
     pruning_report = report.read_pruning_report(config.pruned_model)
-    return _Recovery(config, command, tokenizer, text, teacher, evaluation, device, dtype, pruning_report)
+    return _Recovery(config, command, tokenizer, text, teacher, evaluation, device, dtype, repo_id, pruning_report)
 
 
 def _train(recovery: _Recovery) -> Trained:
@@ -180,8 +186,9 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
             + evaluation.warnings
             + report.warnings_about(evaluation.results, trained, config),
         )
-        write_settings(config, folder / RUN_SETTINGS, recovery.command)
         report.write_analysis(content, recovery.pruning_report, folder)
+        write_model_card(folder, config.pruned_model, Path(config.output_dir), recovery.repo_id)
+        write_settings(config, folder / RUN_SETTINGS, recovery.command)
         log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     write_report(Path(config.output_dir))
     report.show_report(content, config)
@@ -239,7 +246,9 @@ def prepare_after_pruning(
             got=str(launched_processes()),
             remedy="prune first, then start finetune_lora.py with accelerate launch",
         )
-    recoveries = [recovery_after_pruning(config, request.folder(ratio)) for ratio in config.ratios]
+    recoveries = [
+        recovery_after_pruning(config, request.folder(ratio), config.suffix_for(ratio)) for ratio in config.ratios
+    ]
     for recovery in recoveries:
         check_surroundings(recovery)
         check_positions(request.source.config, "--cutoff_len", recovery.cutoff_len)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from hgsp.console.flags import option, require
 from hgsp.evaluation.config import MeasureConfig
-from hgsp.models.hub import HubConfig
+from hgsp.models.hub import HubConfig, UploadConfig
 from hgsp.pipeline.config import PruneConfig
 from hgsp.recovery.config import TrainingConfig
 
@@ -29,6 +29,7 @@ FREE_TO_CHANGE = (
     "distill_offload",
     "report_to",
     "no_bin",
+    "push_to_hub",
 )
 
 
@@ -44,7 +45,7 @@ class _Models:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecoveryConfig(TrainingConfig, MeasureConfig, HubConfig, _Models):
+class RecoveryConfig(TrainingConfig, MeasureConfig, HubConfig, UploadConfig, _Models):
     """All options of ``finetune_lora.py``. Raises InputError for invalid values."""
 
     resume: bool = option(False, help="resume an interrupted run of the same command", group="output", recorded=False)
@@ -63,7 +64,7 @@ class RecoveryConfig(TrainingConfig, MeasureConfig, HubConfig, _Models):
     @property
     def work_dir(self) -> Path:
         """The folder of an unfinished run's state, beside the result; removed when the result is written."""
-        return Path(f"{self.output_dir.rstrip('/')}.training")
+        return Path(f"{Path(self.output_dir)}.training")
 
     @property
     def resume_settings(self) -> dict[str, Any]:
@@ -72,8 +73,11 @@ class RecoveryConfig(TrainingConfig, MeasureConfig, HubConfig, _Models):
         return dict(json.loads(json.dumps(settings)))
 
 
-def recovery_after_pruning(config: PruneConfig, folder: Path) -> RecoveryConfig:
+def recovery_after_pruning(config: PruneConfig, folder: Path, suffix: str = "") -> RecoveryConfig:
     """Return the options of ``--finetune``: the model in ``folder`` goes to ``{folder}_finetuned``.
+
+    Args:
+        suffix: of the repository for the pruned model; that of the recovered one is named like its folder.
 
     Raises:
         InputError: as ``RecoveryConfig``.
@@ -94,6 +98,7 @@ def recovery_after_pruning(config: PruneConfig, folder: Path) -> RecoveryConfig:
         data_dir=config.data_dir,
         overwrite=config.overwrite,
         no_bin=config.no_bin,
+        push_to_hub=None if config.push_to_hub is None else f"{config.push_to_hub}{suffix}_finetuned",
         skip_evaluation=config.skip_evaluation,
         eval_tasks=config.eval_tasks,
         eval_seq_len=config.eval_seq_len,

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from hgsp.console.log_file import show
+from hgsp.console.portable_paths import portable
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT, RECOVERY_SCHEMA
 from hgsp.console.tables import format_number, new_table
 from hgsp.environment import describe_environment, in_gib, peak_memory_bytes, write_atomically, write_json
@@ -111,6 +112,7 @@ def read_pruning_report(pruned_model: str) -> Mapping[str, Any]:
 
 def write_analysis(content: Mapping[str, Any], pruning_report: Mapping[str, Any], folder: Path) -> None:
     """Write ``recovery_analysis.json`` and, if there is a pruning report, a copy of it with a recovery section."""
+    content = portable(content)
     write_json(content, folder / RECOVERY_REPORT)
     if pruning_report:
         write_json({**pruning_report, "recovery": content}, folder / PRUNING_REPORT)
@@ -136,7 +138,7 @@ def curve_title(config: RecoveryConfig, pruning: Mapping[str, Any]) -> str:
 
 def add_to_report(pruned: Path, recovered: Path) -> None:
     """Add the recovery section to the report of the pruned model itself."""
-    write_atomically(pruned / PRUNING_REPORT, (recovered / PRUNING_REPORT).read_text())
+    write_atomically(pruned / PRUNING_REPORT, (recovered / PRUNING_REPORT).read_text(encoding="utf-8"))
 
 
 def summary_table(content: Mapping[str, Any]) -> Table:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from hgsp.console.portable_paths import portable
+from hgsp.environment import install_command
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 
@@ -78,15 +80,15 @@ class PrunePlan:
             "layers": [asdict(keep) for keep in self.layers],
             "budget_params": self.budget_params,
             "removed_params": self.removed_params,
-            "provenance": dict(self.provenance),
+            "provenance": portable(self.provenance),
             "writer_bias": self.writer_bias,
         }
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
 
     @classmethod
     def read_json(cls, path: Path) -> PrunePlan:
         """Read a file of ``write_json``; the plan does not know the dense model's geometry."""
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
         layers = tuple(LayerKeep(tuple(k["kv_groups"]), tuple(k["mlp_channels"])) for k in raw["layers"])
         writer_bias = raw.get("writer_bias", False)
         return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"], writer_bias)
@@ -124,7 +126,7 @@ class PrunePlan:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise InputError(
-                expected="matplotlib, which draws the plan", got="none", remedy="pip install 'hgsp[plots]'"
+                expected="matplotlib, which draws the plan", got="none", remedy=install_command("plots")
             ) from error
         if self.geometry is None:
             raise InputError(

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
 from hgsp.data.config import TextConfig
-from hgsp.environment import launched_processes
+from hgsp.environment import install_command, launched_processes
 from hgsp.errors import InputError
 from hgsp.models.dtypes import DTYPE_NAMES
 
@@ -148,7 +148,7 @@ def require_packages(*packages: str) -> None:
         raise InputError(
             expected=f"the packages {', '.join(packages)} for recovery",
             got=f"no {', '.join(missing)}",
-            remedy=f"pip install 'hgsp[finetune]' {' '.join(set(missing) & set(REPORTERS))}".strip(),
+            remedy=install_command("finetune", *sorted(set(missing) & set(REPORTERS))),
         )
 
 

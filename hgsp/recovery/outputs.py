@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hgsp.environment import write_json
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.loading import DTYPES
 from hgsp.models.pruned_bin import is_bin
@@ -46,6 +49,17 @@ def base_of_adapter(pruned_model: str) -> str:
     return str(folder) if is_bin(pruned_model) and (folder / "config.json").is_file() else pruned_model
 
 
+def relative_base(base: str, adapter: Path) -> str:
+    """Return the hub id of an adapter's base, or the path of its folder from the adapter's own.
+
+    ``import hgsp`` makes PEFT read it so (``hgsp.models.autoregister``), whatever the current folder is.
+    """
+    if not Path(base).exists():
+        return base
+    path = Path(os.path.relpath(Path(base).resolve(), adapter.resolve())).as_posix()
+    return path if path.startswith("..") else f"./{path}"
+
+
 def write_result(
     model: Any, tokenizer: Any, trained: Trained, folder: Path, *, method: str, with_bin: bool, title: str
 ) -> None:
@@ -53,13 +67,15 @@ def write_result(
     save_pruned(model, tokenizer, folder, with_bin=with_bin)
     if method == "lora":
         (folder / "adapter").mkdir()
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
-            shutil.copyfile(trained.checkpoint / name, folder / "adapter" / name)
+        shutil.copyfile(trained.checkpoint / "adapter_model.safetensors", folder / "adapter/adapter_model.safetensors")
+        config = json.loads((trained.checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = relative_base(config["base_model_name_or_path"], folder / "adapter")
+        write_json(config, folder / "adapter/adapter_config.json")
     runs = trained.checkpoint.parent / "runs"
     if runs.is_dir():
         shutil.copytree(runs, folder / "runs")
     rows = loss_curve(trained.history)
-    with (folder / "loss_curve.csv").open("w", newline="") as sink:
+    with (folder / "loss_curve.csv").open("w", newline="", encoding="utf-8") as sink:
         writer = csv.DictWriter(sink, CURVE_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

@@ -98,7 +98,7 @@ def _can_be_resumed(work_dir: Path) -> bool:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return False
     return True

@@ -143,7 +143,9 @@ def teacher_outputs(
 def _open_cache(folder: Path, samples: Sequence[Sample], config: TrainingConfig) -> CachedTeacher | None:
     """Open the cache in ``folder`` if it is of exactly these sequences."""
     description = folder / "cache.json"
-    if not description.is_file() or json.loads(description.read_text()) != _description(samples, config):
+    if not description.is_file() or json.loads(description.read_text(encoding="utf-8")) != _description(
+        samples, config
+    ):
         return None
     values, tokens = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("values", "tokens"))
     return CachedTeacher(values, tokens, _offsets(samples))
@@ -190,7 +192,7 @@ def _write_cache(
             tokens[rows] = top.tokens[row, :length].cpu().numpy()
     values.flush()
     tokens.flush()
-    (folder / "cache.json").write_text(json.dumps(_description(samples, config)))
+    (folder / "cache.json").write_text(json.dumps(_description(samples, config)), encoding="utf-8")
 
 
 def _offsets(samples: Sequence[Sample]) -> tuple[int, ...]:

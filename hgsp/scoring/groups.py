@@ -117,7 +117,8 @@ class GroupTable:
         kinds = [KINDS[kind] for kind in self.kind.tolist()]
         columns = (self.layer, kinds, self.group, self.importance, self.cost, self.base_score, self.prior, self.score)
         as_lists = [column if isinstance(column, list) else column.tolist() for column in columns]
-        with path.open("w") as sink:  # an 8B model has half a million rows, and no value needs quoting
+        # an 8B model has half a million rows, and no value needs quoting
+        with path.open("w", encoding="utf-8", newline="") as sink:
             sink.write(",".join(CSV_COLUMNS) + "\n")
             sink.writelines(
                 f"{layer},{kind},{group},{importance!r},{cost},{base!r},{prior!r},{score!r},{keep}\n"

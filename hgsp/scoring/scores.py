@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from hgsp.console.portable_paths import portable
 from hgsp.errors import InputError
 from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
@@ -112,7 +113,7 @@ class Scores:
             "schema": SCHEMA,
             "num_layers": len(self.by_layer),
             "measure": measure,
-            "provenance": dict(self.provenance),
+            "provenance": portable(self.provenance),
         }
         with path.open("wb") as sink:
             np.savez(sink, weight_sample=self.weight_sample, head=np.array(json.dumps(head)), **arrays)

@@ -133,7 +133,7 @@ def read_result(folder: Path) -> Result:
     Raises:
         OSError, KeyError, TypeError, ValueError, AttributeError: the report is damaged or foreign.
     """
-    report = json.loads((folder / PRUNING_REPORT).read_text())
+    report = json.loads((folder / PRUNING_REPORT).read_text(encoding="utf-8"))
     if report["schema_version"] != PRUNING_SCHEMA:
         raise ValueError(f"schema_version {report['schema_version']}, not {PRUNING_SCHEMA}")
     recovery = report.get("recovery")
@@ -198,7 +198,7 @@ def perplexity_of(text: str, protocol: Mapping[str, Any]) -> Quantity:
     windows = "all" if to_the_end else protocol["windows"]
     marks = (" BOS" if protocol["bos"] else "") + ("" if protocol.get("last_window", "scored") == "scored" else " cut")
     detail = f"{protocol['split']}, {protocol['sha256'][:8]}, {protocol['dtype']}"
-    return Quantity(TOKEN_PPL, text, f"{windows} x {protocol['seq_len']}{marks}", detail)
+    return Quantity(TOKEN_PPL, Path(text).name, f"{windows} x {protocol['seq_len']}{marks}", detail)
 
 
 def _joined(found: Sequence[Result]) -> Iterator[Result]:
@@ -219,7 +219,7 @@ def _with_evaluation(result: Result, skipped: list[Skipped]) -> Result:
     for folder, roles in sources:
         path = folder / "evaluation" / EVALUATION_RESULTS
         try:
-            measured = list(table_metrics(json.loads(path.read_text()))) if path.is_file() else []
+            measured = list(table_metrics(json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else []
         except UNREADABLE as error:
             skipped.append(Skipped(path.parent, f"results.json: {_describe_error(error)}"))
             continue

@@ -131,7 +131,7 @@ def kept_fractions(folder: Path) -> dict[str, list[float]] | None:
     if not path.is_file():
         return None
     kept: dict[str, dict[int, list[int]]] = {"attention": defaultdict(list), "mlp": defaultdict(list)}
-    with path.open(newline="") as lines:
+    with path.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             kept[row["kind"]][int(row["layer"])].append(int(row["kept"]))
     return {kind: [sum(layers[n]) / len(layers[n]) for n in sorted(layers)] for kind, layers in kept.items()}

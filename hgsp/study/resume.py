@@ -12,6 +12,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.portable_paths import portable
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
@@ -37,8 +38,8 @@ def is_finished(cell: Cell, settings: Mapping[str, Any]) -> bool:
 def differences(cell: Cell, settings: Mapping[str, Any]) -> list[str] | None:
     """List the settings in which an existing cell differs from ``settings``; None if its report has none."""
     try:
-        report = json.loads((cell.folder(settings["results_dir"]) / PRUNING_REPORT).read_text())
-        arguments = list(dropwhile(lambda word: not word.startswith("--"), shlex.split(report["command"])))
+        report = json.loads((cell.folder(settings["results_dir"]) / PRUNING_REPORT).read_text(encoding="utf-8"))
+        arguments = list(dropwhile(lambda word: not word.startswith("-"), shlex.split(report["command"])))
         with contextlib.redirect_stderr(io.StringIO()):
             earlier = {**settings_of(arguments), "importance_method": report["importance_method"]}
     except (OSError, ValueError, KeyError, TypeError, SystemExit):
@@ -48,7 +49,7 @@ def differences(cell: Cell, settings: Mapping[str, Any]) -> list[str] | None:
     return [
         f"--{name} {earlier[name]} instead of {value}"
         for name, value in settings.items()
-        if name not in free and earlier[name] != value
+        if name not in free and portable(earlier[name]) != portable(value)
     ]
 
 

@@ -1,26 +1,22 @@
-"""Execution of the unfinished cells, one process each, so that a crash costs only the current cell."""
+"""Execution of the unfinished cells, one process each, so that a crash costs only one cell."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shlex
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from hgsp.console.parser import flag_of
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
 from hgsp.study.matrix import Cell
+from hgsp.study.processes import Start, interrupted_together, wait_for_one
 from hgsp.study.resume import check_finished, is_finished, scores_for
 
 LOG = logging.getLogger(__name__)
@@ -34,11 +30,6 @@ RESERVED = {
     "--token": "pass it before --, or set HF_TOKEN",
     "--overwrite": "remove the folders of cells to run again",
 }
-#: Seconds an interrupted cell has to remove its partial output.
-GRACE_S = 60.0
-
-#: Runs the pruning command with these arguments and returns its exit code, negative for a signal.
-Execute = Callable[[list[str]], int]
 
 
 @dataclass(frozen=True)
@@ -80,36 +71,106 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(partial)
 
 
-def run_cells(cells: Sequence[Cell], results_dir: str, passed: Sequence[str], execute: Execute) -> Outcome:
-    """Run the unfinished cells; a cell that fails does not stop the others.
+def run_cells(
+    cells: Sequence[Cell],
+    results_dir: str,
+    passed: Sequence[str],
+    start: Start,
+    devices: Sequence[str | None] = (None,),
+) -> Outcome:
+    """Run the unfinished cells, at most one per device at a time; a cell that fails does not stop the others.
+
+    A cell waits for others of its model until there are scores to reuse, so that its arguments are those that it has on
+    one device. With several devices, its output goes to a file beside its folder.
+
+    Args:
+        devices: values of ``--device``, repeated ones included; None leaves it to the command.
 
     Raises:
         InputError: before anything runs, as ``cell_settings`` and ``check_finished``.
-        KeyboardInterrupt: from ``execute``.
+        KeyboardInterrupt: once the running cells have ended.
     """
     settings = [cell_settings(cell, results_dir, passed) for cell in cells]
     if any(own["dry_run"] for own in settings):
         raise InputError(expected="--dry_run before --", got="--dry_run after it", remedy="pass it to the study itself")
+    if tuple(devices) != (None,) and "--device" in map(flag_of, passed):
+        raise InputError(expected="--device or --devices", got="both", remedy="pass --devices alone")
     check_finished(cells, settings)
-    outcome = Outcome()
+    study = _Study(list(cells), results_dir, list(passed), start, devices)
     for number, (cell, own) in enumerate(zip(cells, settings, strict=True), 1):
         if is_finished(cell, own):
             LOG.info("[%d/%d] %s: already finished", number, len(cells), cell.output_name)
-            outcome.already_finished.append(cell)
-            continue
-        folder = cell.folder(results_dir)
+            study.outcome.already_finished.append(cell)
+        else:
+            study.waiting.append((number, cell, own))
+    try:
+        study.run()
+    except KeyboardInterrupt:
+        for cell, _ in study.running.values():
+            remove_leftovers(cell.folder(results_dir))
+        raise
+    return study.outcome
+
+
+@dataclass
+class _Study:
+    """The cells that wait and run, and how the others ended."""
+
+    cells: list[Cell]
+    results_dir: str
+    passed: list[str]
+    start: Start
+    devices: Sequence[str | None]
+    waiting: list[tuple[int, Cell, Mapping[str, Any]]] = field(default_factory=list)
+    running: dict[int, tuple[Cell, list[str]]] = field(default_factory=dict)
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def run(self) -> None:
+        """Keep every device busy until no cell is left."""
+        processes: dict[int, Any] = {}
+        with interrupted_together(processes):
+            while self.waiting or processes:
+                for index in range(len(self.devices)):
+                    if index not in processes and (process := self.start_next(index)) is not None:
+                        processes[index] = process
+                ended = wait_for_one(processes)
+                self.finish(ended, processes.pop(ended).poll())
+
+    def start_next(self, index: int) -> Any:
+        """Start the first cell that can run on a device, given by its number; None if all have to wait."""
+        blocked = {cell.model for cell, _ in self.running.values()}
+        for item in self.waiting:
+            number, cell, own = item
+            scores = scores_for(cell, self.cells, self.results_dir, own)
+            if scores is None and cell.model in blocked:
+                continue
+            self.waiting.remove(item)
+            arguments = self._arguments(cell, scores, self.devices[index])
+            folder = cell.folder(self.results_dir)
+            log = folder.with_name(f"{folder.name}.log") if len(self.devices) > 1 else None
+            output = "" if log is None else f" > {shlex.quote(str(log))}"
+            LOG.info("[%d/%d] %s%s", number, len(self.cells), as_shell_command(arguments), output)
+            self.running[index] = cell, arguments
+            return self.start(arguments, index, log)
+        return None
+
+    def _arguments(self, cell: Cell, scores: Path | None, device: str | None) -> list[str]:
+        folder = cell.folder(self.results_dir)
         remove_leftovers(folder)
-        arguments = cell.arguments(results_dir, passed, scores_for(cell, cells, results_dir, own))
+        passed = self.passed if device is None else [*self.passed, "--device", device]
+        arguments = cell.arguments(self.results_dir, passed, scores)
         if (folder / PRUNING_REPORT).is_file():
             arguments.append("--overwrite")  # pruned, but not yet recovered
-        LOG.info("[%d/%d] %s", number, len(cells), as_shell_command(arguments))
-        code = execute(arguments)
+        return arguments
+
+    def finish(self, index: int, code: int) -> None:
+        """Record how the cell on a device ended."""
+        cell, arguments = self.running.pop(index)
         if code == 0:
-            outcome.completed.append(cell)
+            self.outcome.completed.append(cell)
         else:
-            outcome.failed.append(FailedCell(cell, code, arguments))
+            self.outcome.failed.append(FailedCell(cell, code, arguments))
             LOG.error("%s: %s; continuing with the next cell", cell.output_name, describe_exit_code(code))
-    return outcome
 
 
 def as_shell_command(arguments: Sequence[str]) -> str:
@@ -122,53 +183,3 @@ def describe_exit_code(code: int) -> str:
     if code < 0:
         return f"killed by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     return {2: "refused (exit code 2)"}.get(code, f"failed (exit code {code})")
-
-
-@contextlib.contextmanager
-def study_lock(results_dir: str) -> Iterator[Path]:
-    """Lock a results folder; yields the path of a second lock, for each cell to hold while it runs.
-
-    Raises:
-        InputError: another study, or a cell that outlived a killed one, is running in the folder.
-    """
-    Path(results_dir).mkdir(parents=True, exist_ok=True)
-    cell_lock = Path(results_dir) / ".run_all_experiments.cell.lock"
-    try:
-        with FileLock(Path(results_dir) / ".run_all_experiments.lock", timeout=0):
-            with FileLock(cell_lock, timeout=0):
-                pass
-            yield cell_lock
-    except Timeout as error:
-        raise InputError(
-            expected=f"one study at a time in {results_dir}",
-            got="another study, or a cell that outlived a killed one, still running",
-            remedy="wait for it to end, or choose another --results_dir",
-        ) from error
-
-
-def subprocess_executor(command: Sequence[str]) -> Execute:
-    """Return a function that runs a cell in a subprocess: ``command`` followed by the cell's arguments.
-
-    Ctrl-C reaches the subprocess directly; SIGTERM reaches only the study, which passes it on for the cell to clean up.
-    """
-
-    def execute(arguments: list[str]) -> int:
-        process = subprocess.Popen([*command, *arguments])
-
-        def interrupt(number: int, frame: FrameType | None) -> Any:
-            process.send_signal(signal.SIGINT)
-            raise KeyboardInterrupt
-
-        before = signal.signal(signal.SIGTERM, interrupt)
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    return execute

@@ -73,6 +73,8 @@ def read(words):
         read_script(started.training_script, *started.training_script_args)
     elif program.removeprefix("./") == "scripts/run_all_experiments.sh":
         read_subcommand("study", *arguments)
+    elif program == "sbatch":
+        read(arguments[arguments.index("scripts/slurm_requeue.sh") + 1 :])
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in arguments if "=" not in word} <= set(targets)

@@ -576,7 +576,7 @@ def test_what_is_found_wrong_before_a_state_is_saved_is_not_in_the_way_afterward
 def test_missing_packages_are_named_with_what_to_install(finetune, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hgsp.recovery.config.find_spec", lambda name: None if name == "peft" else object())
     assert finetune(tmp_path / "out") == 2
-    assert "pip install 'hgsp[finetune]'" in capsys.readouterr().err
+    assert "pip install -e '.[finetune]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

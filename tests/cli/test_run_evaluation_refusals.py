@@ -152,7 +152,7 @@ def test_perplexity_and_efficiency_need_no_harness(evaluate, pruned, monkeypatch
         monkeypatch.setitem(sys.modules, package, None)
     assert evaluate(pruned, "--tasks", "wikitext,efficiency") == 0
     assert evaluate(pruned, "--tasks", "lambada") == 2
-    assert "pip install 'hgsp[eval]'" in capsys.readouterr().err
+    assert "pip install -e '.[eval]'" in capsys.readouterr().err
 
 
 def test_hgsp_evaluate_is_the_same_command(pruned, data):

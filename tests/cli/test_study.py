@@ -13,7 +13,7 @@ import pytest
 import run_global_pruning
 from conftest import REPOSITORY, VOCAB, make_tiny
 from hgsp.cli import study
-from hgsp.study import run as running
+from hgsp.study import processes
 from hgsp.study.matrix import smoke_cells
 
 SCRIPT = REPOSITORY / "scripts" / "run_all_experiments.sh"
@@ -56,17 +56,24 @@ def models(tmp_path_factory, tokenizer):
     return folder
 
 
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code):
+        self.poll = lambda: code
+
+
 @pytest.fixture
 def small(models, tmp_path, monkeypatch):
     """``small(*flags)`` runs the small study in this process; returns its exit code and the cells' arguments."""
     monkeypatch.setenv("MODELS_DIR", str(models))
     ran = []
 
-    def execute(arguments):
+    def start(arguments, number, log):
         ran.append(arguments)
-        return run_global_pruning.main(arguments)
+        return Ended(run_global_pruning.main(arguments))
 
-    monkeypatch.setattr(running, "subprocess_executor", lambda lock: execute)
+    monkeypatch.setattr(processes, "subprocess_starter", lambda command, locks: start)
 
     def run(*flags):
         ran.clear()
@@ -83,7 +90,11 @@ def names_of(ran):
 def results_in(folder):
     """Return every file's name, with a hash of its content unless it holds times; kills must not change these."""
     fixed = (".safetensors", ".csv", "plan.json", "config.json", ".npz")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("summary")]
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(("summary", ".run_all"))
+    ]
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         if path.name.endswith(fixed)
@@ -234,9 +245,47 @@ def test_a_cell_that_was_pruned_but_not_recovered_runs_again(small, tmp_path, mo
 
 
 def test_two_studies_cannot_share_a_folder(small, tmp_path, capsys):
-    with running.study_lock(str(tmp_path / "out")):
+    with processes.study_lock(str(tmp_path / "out")):
         assert small() == (2, [])
     assert "one study at a time" in capsys.readouterr().err
+
+
+def test_each_device_runs_one_cell_at_a_time_and_cells_wait_for_scores(models, tmp_path, monkeypatch):
+    """With three devices, the three models are scored first; what comes next has the arguments that it has on one."""
+    monkeypatch.setenv("MODELS_DIR", str(models))
+    order, alive = [], []
+
+    class Running:
+        def __init__(self, arguments, number):
+            assert number not in [other.number for other in alive], "two cells on one device"
+            alive.append(self)
+            self.arguments, self.number, self.code = arguments, number, None
+            order.append(arguments)
+
+        def poll(self):
+            if self.code is None and self is alive[0]:
+                alive.remove(self)
+                self.code = run_global_pruning.main(self.arguments)
+            return self.code
+
+    monkeypatch.setattr(processes, "subprocess_starter", lambda command, locks: lambda *of: Running(*of[:2]))
+    flags = ("--results_dir", str(tmp_path / "out"), *QUICK, "--devices", "cpu,cpu,cpu")
+    assert study.main(["--smoke", *flags]) == 0
+    assert sorted(names_of(order)) == sorted(CELLS)
+    assert names_of(order)[:3] == [name for name in CELLS if name.endswith("20")]
+    scores = [arguments[arguments.index("--scores") + 1] for arguments in order[3:]]
+    models_of = [name.partition("/")[0] for name in names_of(order)[3:]]
+    assert scores == [str(tmp_path / "out" / model / "prune_20" / "scores.npz") for model in models_of]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--devices", "cpu,tpu"], "'tpu'"), (["--devices", "cuda:99"], "'cuda:99'"), (["--devices", "cpu"], "got both")],
+)
+def test_devices_that_are_not_there_or_named_twice_are_refused(flags, message, small, capsys):
+    also = ["--device", "cpu"] if "both" in message else []
+    assert small(*flags, *also) == (2, [])
+    assert message in capsys.readouterr().err
 
 
 def default_interrupts():
@@ -247,11 +296,11 @@ def default_interrupts():
 class Study:
     """The script in its own process group."""
 
-    def __init__(self, models, folder):
+    def __init__(self, models, folder, *flags):
         environment = dict(os.environ, MODELS_DIR=str(models), OMP_NUM_THREADS="1", VIRTUAL_ENV=sys.prefix)
         with (folder.parent / f"{folder.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [SCRIPT, "--smoke", "--results_dir", str(folder), *QUICK],
+                [SCRIPT, "--smoke", "--results_dir", str(folder), *QUICK, *flags],
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -287,11 +336,22 @@ def test_killed_twice_and_started_again_gives_the_same_files(small, models, tmp_
 
 
 @pytest.mark.slow
+def test_two_processes_give_the_files_of_one(small, models, tmp_path):
+    small()
+    folder = tmp_path / "two"
+    assert Study(models, folder, "--devices", "cpu,cpu").process.wait(300) == 0
+    found = {name: content for name, content in results_in(folder).items() if not name.endswith("0.log")}
+    assert found == results_in(tmp_path / "out")
+    assert {f"{path.parent.name}/{path.stem}" for path in folder.rglob("*0.log")} == set(CELLS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [(), ("--devices", "cpu,cpu")], ids=["one", "two"])
 @pytest.mark.parametrize("end", ["Ctrl-C", "kill"])
-def test_an_interrupt_removes_partial_output_and_exits_with_1(end, models, tmp_path):
+def test_an_interrupt_removes_partial_output_and_exits_with_1(end, devices, models, tmp_path):
     """Ctrl-C reaches the whole process group, kill only the script."""
     folder = tmp_path / "ended"
-    run = Study(models, folder)
+    run = Study(models, folder, *devices)
     run.wait_for(lambda: list(folder.rglob(".prune_20-*.partial")))
     if end == "Ctrl-C":
         os.killpg(run.process.pid, signal.SIGINT)

@@ -15,6 +15,7 @@ from hgsp import environment
 from hgsp.environment import (
     describe_environment,
     in_gib,
+    install_command,
     launched_processes,
     local_rank,
     peak_memory_bytes,
@@ -104,3 +105,34 @@ def test_permissions_follow_the_umask(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
+
+
+def test_json_has_each_list_of_numbers_on_one_line_and_stays_equal(tmp_path):
+    content = {
+        "kept": [list(range(100)), [], [1.5, -2e-9, None, True]],
+        "texts": ["[\n  1,\n  2\n]", "a [ 1, 2 ]", "[", "]"],
+        "layers": [{"index": 0, "groups": [0, 3]}],
+    }
+    write_json(content, tmp_path / "a.json")
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == content
+    assert text.count("\n") == 19
+    assert '      "groups": [0, 3]\n' in text
+
+
+def test_a_clone_is_installed_with_its_extra():
+    assert install_command("eval") == "pip install -e '.[eval]' in the clone of hgsp"
+    assert install_command("finetune", "wandb") == "pip install wandb -e '.[finetune]' in the clone of hgsp"
+
+
+def test_beside_a_wheel_the_packages_of_the_extra_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(hgsp, "__file__", str(tmp_path / "hgsp" / "__init__.py"))
+    command = install_command("finetune", "wandb")
+    assert command.startswith("pip install wandb 'peft>=")
+    assert "'matplotlib>=" in command
+    assert "hgsp" not in command
+
+
+def test_no_message_promises_a_release_of_hgsp():
+    modules = [*(REPOSITORY / "hgsp").rglob("*.py"), *(REPOSITORY / "benchmarks").rglob("*.py")]
+    assert [path for path in modules if re.search(r"pip install '?hgsp", path.read_text(encoding="utf-8"))] == []

@@ -130,3 +130,14 @@ def test_only_auto_classes_choose_a_tokenizer(path):
 @pytest.mark.parametrize("path", OURS, ids=name_of)
 def test_no_module_has_a_name_that_says_nothing(path):
     assert Path(path).stem not in {"utils", "helpers", "common", "misc"}
+
+
+@pytest.mark.parametrize("path", OURS, ids=name_of)
+def test_text_files_are_utf_8_on_every_system(path):
+    """Without an encoding, Windows reads and writes its code page."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            mode = next((arg.value for arg in node.args if isinstance(arg, ast.Constant)), None)
+            opens_text = node.func.attr == "open" and isinstance(mode, str) and "b" not in mode
+            if opens_text or node.func.attr in ("read_text", "write_text"):
+                assert "encoding" in {keyword.arg for keyword in node.keywords}, ast.unparse(node)

@@ -18,6 +18,7 @@ from typing import Any
 
 from hgsp.console.progress import Progress, silent
 from hgsp.data.rows import UNREADABLE, not_rows
+from hgsp.environment import install_command
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.models.tokenizers import check_token_ids
@@ -94,7 +95,7 @@ def harness_version() -> str:
         raise InputError(
             expected="the packages lm-eval and datasets for this task",
             got=str(error),
-            remedy="pip install 'hgsp[eval]'",
+            remedy=install_command("eval"),
         ) from error
     return metadata.version("lm_eval")
 

@@ -334,7 +334,7 @@ def test_a_file_that_holds_no_rows_of_its_task_is_refused_and_named(local, name)
 @pytest.mark.parametrize("package", ["lm_eval", "datasets"])
 def test_without_the_packages_the_extra_is_named(monkeypatch, package, local):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=r"pip install 'hgsp\[eval\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[eval\]'"):
         load_task(LAMBADA, local)
 
 

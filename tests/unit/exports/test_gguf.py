@@ -347,7 +347,7 @@ def test_a_missing_package_is_named(checkpoint, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     code, error = refused(capsys, folder, "--to", "gguf")
     assert code == 2
-    assert "pip install 'hgsp[gguf]'" in error
+    assert "pip install -e '.[gguf]'" in error
     assert_nothing_but(folder)
 
 

@@ -310,7 +310,7 @@ def test_without_matplotlib_the_tables_are_written_and_one_line_says_how_to_get_
     assert {path.name for path in tmp_path.iterdir()} == {
         *("a", "summary.csv", "summary.md", "summary.tex", "report.html", "report.md")
     }
-    assert "pip install 'hgsp[plots]'" in capsys.readouterr().out
+    assert "pip install -e '.[plots]'" in capsys.readouterr().out
 
 
 def test_nothing_to_summarize_is_refused_with_the_reasons(tmp_path, write, capsys):
