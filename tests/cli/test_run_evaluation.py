@@ -18,7 +18,7 @@ def test_results_lie_under_the_models_folder_and_in_the_terminal(evaluate, prune
     assert evaluate(pruned / "pruned_model.bin", *flags) == 0
     folder = pruned / "evaluation"
     assert {path.name for path in folder.iterdir()} == {
-        *("evaluation.log", "results.json", "results.md", "report.html", "report.md")
+        *("evaluation.log", "results.json", "results.md", "results.run.yaml", "report.html", "report.md")
     }
     content = stored(folder)
     assert {role for role, _ in statuses(folder)} == {"dense", "pruned"}
