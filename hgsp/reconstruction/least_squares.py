@@ -76,7 +76,10 @@ def solve(old_HS: Tensor, fit: Moments, held_out: Moments) -> tuple[Tensor, floa
         """Return new weights of one in ``every`` outputs, [O, S], and the change of their held-out energy."""
         factor_SS = A_SS.clone()
         factor_SS.diagonal().add_(ridge * scale)
-        torch.linalg.cholesky(factor_SS, out=factor_SS)
+        failed = torch.empty((), dtype=torch.int32, device=factor_SS.device)
+        torch.linalg.cholesky_ex(factor_SS, out=(factor_SS, failed))
+        if failed:  # with few tokens the moments are singular, and this ridge is lost in their rounding
+            return old_HS[::every], math.inf
         chosen = range(0, len(old_HS), every)
         new_OS, change = torch.empty_like(old_HS[::every]), 0.0
         for start in range(0, len(chosen), OUTPUTS_AT_A_TIME):

@@ -147,3 +147,19 @@ def test_a_ridge_selected_by_some_outputs_is_rejected_if_the_sum_gets_worse(monk
     assert ridge is None
     assert new is linear.weight
     assert error == held.error
+
+
+def test_a_ridge_that_rounding_leaves_indefinite_is_passed_over(problem):
+    """Few tokens for many columns: float32 products leave small negative eigenvalues."""
+    linear, inputs, change, _ = problem
+    inputs[..., 4] = 0
+    errors = inputs @ change.T
+    fit = moments_of(linear, inputs, errors)
+    fit.A_SS[4, 4] = -2 * RIDGES[0] * fit.A_SS.diagonal().mean()
+    _, ridge, error = solve(linear.weight, fit, moments_of(linear, inputs, errors))
+    assert ridge == RIDGES[1]
+    assert error < 1e-4 * fit.error
+    fit.A_SS[4, 4] = -2 * RIDGES[-1] * fit.A_SS.diagonal().mean()
+    new, ridge, _ = solve(linear.weight, fit, moments_of(linear, inputs, errors))
+    assert ridge is None
+    assert torch.equal(new, linear.weight)
