@@ -16,7 +16,8 @@ def test_results_lie_under_the_models_folder_and_in_the_terminal(evaluate, prune
     flags = ("--base_model", dense, "--compare", "--tasks", "wikitext,c4,lambada,piqa,efficiency")
     assert evaluate(pruned / "pruned_model.bin", *flags) == 0
     folder = pruned / "evaluation"
-    assert sorted(path.name for path in folder.iterdir()) == ["evaluation.log", "results.json", "results.md"]
+    expected = ["evaluation.log", "results.json", "results.md", "results.run.yaml"]
+    assert sorted(path.name for path in folder.iterdir()) == expected
     content = stored(folder)
     assert {role for role, _ in statuses(folder)} == {"dense", "pruned"}
     assert {task for _, task in statuses(folder)} == {"wikitext2", "c4", "lambada", "piqa", "efficiency"}
