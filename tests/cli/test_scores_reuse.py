@@ -76,7 +76,8 @@ def test_a_prior_needs_scores_with_influence_and_a_file_that_is_one(saved, tmp_p
     assert "scores made with --temperature 0" in capsys.readouterr().err
     (tmp_path / "broken.npz").write_bytes(b"PK not an archive")
     assert cut.main([*common, "--scores", str(tmp_path / "broken.npz"), "--output_name", "t2"]) == 2
-    assert cut.main([*common, "--output_name", "t3"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        cut.main([*common, "--output_name", "t3"])
     assert "expected --scores PATH" in capsys.readouterr().err
 
 
