@@ -55,7 +55,8 @@ def masked(tmp_path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_starts_without_unix_modules(masked, command):
     done = masked(command, "--help")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # filelock may say that it falls back to lock files
     assert done.stdout.startswith("usage: ")
 
 
