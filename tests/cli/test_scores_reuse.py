@@ -78,7 +78,7 @@ def test_a_prior_needs_scores_with_influence_and_a_file_that_is_one(saved, tmp_p
     assert cut.main([*common, "--scores", str(tmp_path / "broken.npz"), "--output_name", "t2"]) == 2
     with pytest.raises(SystemExit, match="2"):
         cut.main([*common, "--output_name", "t3"])
-    assert "expected --scores PATH" in capsys.readouterr().err
+    assert "expected --scores; got none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("prior", [("--temperature", "0"), ("--temperature", "1", "--epsilon", "0"), ("--rounds", "2")])
