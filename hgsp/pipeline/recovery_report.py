@@ -87,11 +87,19 @@ def analysis(
     }
 
 
+#: Keys of a pruning report that a recovery reads.
+_REQUIRED = (
+    *("base_model", "importance_method", "asked_ratio", "reached_ratio", "reached_ratio_decoder"),
+    *(f"{size}_{when}" for size in ("params", "weight_bytes", "kv_cache_bytes_per_token") for when in (BEFORE, AFTER)),
+    *("layers", "evaluation"),
+)
+
+
 def read_pruning_report(pruned_model: str) -> Mapping[str, Any]:
     """Return the pruning report beside a model, empty without one.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged or incomplete.
     """
     pruned = Path(pruned_model)
     path = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
@@ -101,6 +109,8 @@ def read_pruning_report(pruned_model: str) -> Mapping[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no JSON object")
+        if missing := [key for key in _REQUIRED if key not in content]:
+            raise ValueError(f"without {', '.join(missing)}")
     except ValueError as error:
         raise InputError(
             expected="the pruning report beside the model, or none",

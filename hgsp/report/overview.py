@@ -133,7 +133,8 @@ def _pruning_in_words(report: Mapping[str, Any]) -> str:
         f"H-GSP temperature {scoring['temperature']:g}",
         f"ratio asked for {percent(report['asked_ratio'])}",
     ]
-    words += [f"calibrated on {_text_in_words(scoring['calibration'])}"] * bool(scoring.get("calibration"))
+    if scoring.get("calibration"):
+        words.append(f"calibrated on {_text_in_words(scoring['calibration'])}")
     if report.get("search"):
         words.append(f"budget search of {report['search']['steps']} steps")
     if report.get("reconstruction"):

@@ -39,7 +39,7 @@ def differences(cell: Cell, settings: Mapping[str, Any]) -> list[str] | None:
     """List the settings in which an existing cell differs from ``settings``; None if its report has none."""
     try:
         report = json.loads((cell.folder(settings["results_dir"]) / PRUNING_REPORT).read_text(encoding="utf-8"))
-        arguments = list(dropwhile(lambda word: not word.startswith("-"), shlex.split(report["command"])))
+        arguments = list(dropwhile(lambda word: not word.startswith("--"), shlex.split(report["command"])))
         with contextlib.redirect_stderr(io.StringIO()):
             earlier = {**settings_of(arguments), "importance_method": report["importance_method"]}
     except (OSError, ValueError, KeyError, TypeError, SystemExit):

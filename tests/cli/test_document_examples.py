@@ -86,7 +86,7 @@ def test_there_are_python_blocks_to_run():
 def test_no_output_is_shown_that_nothing_checks(path):
     """Commands, Python and configuration are tested elsewhere; a block of anything else would be taken on trust."""
     languages = {language for language, _ in fenced(path)}
-    allowed = {"bash", "python", "yaml"} | ({""} if name_of(path) in WITHOUT_LANGUAGE else set())
+    allowed = {"bash", "python", "yaml", "powershell"} | ({""} if name_of(path) in WITHOUT_LANGUAGE else set())
     assert languages <= allowed
 
 

@@ -127,6 +127,7 @@ def test_everything_is_there_and_nothing_else_is_left(result):
         "report.md",
         "logs/training.log",
         "run.yaml",
+        "README.md",
     }
     assert files_in(result) == expected
     assert [path.name for path in result.parent.iterdir()] == ["out"]
@@ -171,7 +172,8 @@ def test_the_adapter_holds_two_trained_tensors_per_linear_and_names_the_pruned_m
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
     assert all(tensor.isfinite().all() and tensor.any() for tensor in adapter.values())
     description = json.loads((result / "adapter" / "adapter_config.json").read_text())
-    assert description["base_model_name_or_path"] == str(pruned)
+    base = result / "adapter" / description["base_model_name_or_path"]
+    assert base.resolve() == pruned.resolve()
 
 
 def test_merged_equals_unmerged(result, pruned, tokens):
@@ -387,9 +389,12 @@ def test_a_run_whose_inputs_changed_is_not_resumed(
     assert (tmp_path / "out.training").is_dir()
 
 
-def test_a_damaged_report_beside_the_model_is_refused_before_training(finetune, pruned_model, tmp_path, capsys):
+@pytest.mark.parametrize("content", ['{"evaluation": ', "[]", '{"asked_ratio": 0.2}'])
+def test_a_damaged_report_beside_the_model_is_refused_before_training(
+    content, finetune, pruned_model, tmp_path, capsys
+):
     model = pruned_model()
-    (model / "pruning_analysis.json").write_text('{"evaluation": ')
+    (model / "pruning_analysis.json").write_text(content)
     assert finetune(tmp_path / "out", model=model) == 2
     assert "pruning_analysis.json, which is damaged" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -443,7 +448,7 @@ def test_a_model_trained_on_what_it_is_evaluated_on_says_so(name, finetune, text
     flags = ("--data_path", path, "--eval_tasks", f"builtin,{path}", "--max_steps", "1", "--val_size", "0")
     assert finetune(tmp_path / "out", *flags) == 0
     warnings = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())["warnings"]
-    assert f"trained on the evaluation text itself ({path}): its PPL is biased low" in warnings
+    assert f"trained on the evaluation text itself ({name}): its PPL is biased low" in warnings
     assert not any("(builtin)" in warning for warning in warnings)
 
 
@@ -494,7 +499,12 @@ def test_what_is_recovered_is_saved_again_and_pruned_again(result, tokenizer, tm
 
 def test_the_pruning_report_gains_a_recovery_section(finetune, pruned_model, tmp_path):
     model = pruned_model()
-    (model / "pruning_analysis.json").write_text(json.dumps({"asked_ratio": 0.2}))
+    report = dict.fromkeys(("reached_ratio", "reached_ratio_decoder"), 0.2)
+    report |= {"asked_ratio": 0.2, "base_model": "owner/dense", "importance_method": "taylor", "layers": []}
+    sizes = ("params", "weight_bytes", "kv_cache_bytes_per_token")
+    report |= {f"{size}_{when}": 8 for size in sizes for when in ("before", "after")}
+    report["evaluation"] = {"before": {}, "after": {}}
+    (model / "pruning_analysis.json").write_text(json.dumps(report))
     assert finetune(tmp_path / "out", "--skip_evaluation", model=model) == 0
     report = json.loads((tmp_path / "out" / "pruning_analysis.json").read_text())
     assert report["asked_ratio"] == 0.2

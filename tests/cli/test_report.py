@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 import reports
 from hgsp.cli import report
@@ -22,7 +23,7 @@ def test_a_pruned_result_has_its_page_and_an_evaluation_renews_it(result, evalua
         assert f">{title}</h2>" in document
     assert "Tasks: no task was measured" in document
     assert "## Perplexity" in (result / "report.md").read_text()
-    base = json.loads((result / "pruning_analysis.json").read_text())["base_model"]
+    base = yaml.safe_load((result / "run.yaml").read_text())["base_model"]
     assert evaluate(result, "--base_model", base, "--compare", "--tasks", "piqa,wikitext") == 0
     assert "Accuracy by task" in (result / "report.html").read_text()
     assert "Accuracy by task" in (result / "evaluation" / "report.html").read_text()

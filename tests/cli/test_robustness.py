@@ -12,7 +12,6 @@ import pytest
 from conftest import make_tiny
 from hgsp.cli import prune as prune_command
 from hgsp.console.result_folders import reserved
-from hgsp.pipeline import prune as pipeline
 from pruning import analysis_of
 
 SCRIPT = Path(__file__).parent.parent.parent / "run_global_pruning.py"
@@ -58,7 +57,7 @@ def test_what_fails_after_a_result_was_published_leaves_it_whole(model, tmp_path
     def broken(*_):
         raise RuntimeError("a bug in a table")
 
-    monkeypatch.setattr(pipeline, "show", broken)
+    monkeypatch.setattr("hgsp.pipeline.closing.show", broken)
     with pytest.raises(RuntimeError, match="a bug in a table"):
         prune_command.main(command_for(model, tmp_path, "out")[2:])
     assert analysis_of(tmp_path / "out")["reached_ratio"] > 0

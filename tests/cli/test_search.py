@@ -99,7 +99,7 @@ def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch
         (["--search", "2", "--search_nsamples", "0"], "--search_nsamples to be at least 1"),
         (["--search", "2", "--search_nsamples", "2"], "at least 3 calibration sequences to search with"),
         (["--rounds", "0"], "--rounds to be at least 1"),
-        (["--recipe", "magic"], "invalid choice"),
+        (["--recipe", "magic"], "one of fast, balanced, best"),
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_are_loaded(prune, monkeypatch, capsys, flags, complaint):
