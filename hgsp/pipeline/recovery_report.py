@@ -89,7 +89,7 @@ def analysis(
 
 #: Keys of a pruning report that a recovery reads.
 _REQUIRED = (
-    *("base_model", "importance_method", "asked_ratio", "reached_ratio", "reached_ratio_decoder"),
+    *("command", "base_model", "importance_method", "asked_ratio", "reached_ratio", "reached_ratio_decoder"),
     *(f"{size}_{when}" for size in ("params", "weight_bytes", "kv_cache_bytes_per_token") for when in (BEFORE, AFTER)),
     *("layers", "evaluation"),
 )

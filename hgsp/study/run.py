@@ -13,8 +13,10 @@ from typing import Any
 
 from hgsp.console.parser import flag_of
 from hgsp.console.report_schema import PRUNING_REPORT
+from hgsp.console.result_folders import reserved
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
+from hgsp.report.page import HTML, write_report
 from hgsp.study.matrix import Cell
 from hgsp.study.processes import Start, interrupted_together, wait_for_one
 from hgsp.study.resume import check_finished, is_finished, scores_for
@@ -71,6 +73,13 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(partial)
 
 
+def complete(folder: Path) -> None:
+    """Write the report of a finished cell whose run was killed before it had one, and remove its leftovers."""
+    with reserved(folder):
+        if not (folder / HTML).exists():
+            write_report(folder)
+
+
 def run_cells(
     cells: Sequence[Cell],
     results_dir: str,
@@ -100,6 +109,7 @@ def run_cells(
     for number, (cell, own) in enumerate(zip(cells, settings, strict=True), 1):
         if is_finished(cell, own):
             LOG.info("[%d/%d] %s: already finished", number, len(cells), cell.output_name)
+            complete(cell.folder(results_dir))
             study.outcome.already_finished.append(cell)
         else:
             study.waiting.append((number, cell, own))

@@ -500,7 +500,13 @@ def test_what_is_recovered_is_saved_again_and_pruned_again(result, tokenizer, tm
 def test_the_pruning_report_gains_a_recovery_section(finetune, pruned_model, tmp_path):
     model = pruned_model()
     report = dict.fromkeys(("reached_ratio", "reached_ratio_decoder"), 0.2)
-    report |= {"asked_ratio": 0.2, "base_model": "owner/dense", "importance_method": "taylor", "layers": []}
+    report |= {
+        "command": "hgsp prune",
+        "asked_ratio": 0.2,
+        "base_model": "owner/dense",
+        "importance_method": "taylor",
+        "layers": [],
+    }
     sizes = ("params", "weight_bytes", "kv_cache_bytes_per_token")
     report |= {f"{size}_{when}": 8 for size in sizes for when in ("before", "after")}
     report["evaluation"] = {"before": {}, "after": {}}
