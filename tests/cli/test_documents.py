@@ -39,7 +39,7 @@ OTHERS |= {"vllm", "lm_eval", "trtllm-serve", "llama-server", "ollama", "mlx_lm.
 OURS = re.compile(
     r"`((?:hgsp|evaluation|examples|scripts|benchmarks|tests|docs)/[\w./-]+\.(?:py|sh|md)|\w+\.(?:sh|md|lock|toml))`"
 )
-RESULT_FILES = {"results.md", "summary.md"}
+RESULT_FILES = {"results.md", "summary.md", "report.md"}
 
 
 def commands():
