@@ -98,4 +98,7 @@ def _paths_in(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _exists(path: str) -> bool:
-    return os.access(path, os.F_OK)  # Path.exists raises for a text that is too long for a path
+    try:
+        return os.access(path, os.F_OK)  # Path.exists raises for a text that is too long for a path
+    except ValueError:  # a null byte, or a character that no path can have
+        return False

@@ -512,5 +512,5 @@ def test_a_gguf_needs_its_package(tmp_path, monkeypatch):
     path = tmp_path / "tiny.gguf"
     write_gguf(make_tiny("llama-8q4kv"), path)
     for read in (load_tokenizer, inspect_model):
-        with pytest.raises(InputError, match=r"hgsp\[gguf\]"):
+        with pytest.raises(InputError, match=r"'\.\[gguf\]'"):
             read(str(path))

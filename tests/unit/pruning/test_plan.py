@@ -90,7 +90,7 @@ def test_the_plot_has_a_line_of_kept_shares_for_each_kind(plan):
 def test_without_matplotlib_one_line_says_how_to_get_it(plan, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'hgsp\[plots\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[plots\]'"):
         plan.plot()
 
 
