@@ -53,9 +53,10 @@ def test_the_shell_expands_home_in_a_command(launch, monkeypatch):
 
 def test_paths_within_sentences_are_found_where_they_exist_and_samples_stay(launch):
     place = launch / "work" / "models" / "dense"
-    (launch / "work" / "a folder").mkdir()
+    other = launch / "work" / "a folder"
+    other.mkdir()
     report = {
-        "warnings": [f"{place}: unlike {launch}/work/a folder, and/or 3/4 of https://host/work"],
+        "warnings": [f"{place}: unlike {other}, and/or 3/4 of https://host/work"],
         "samples": {"before": str(place)},
         "nested": ({"path": str(place / "missing.bin")}, 1.5, None, True),
     }
