@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
@@ -53,7 +52,7 @@ def write_folder(
     Raises:
         InputError: the disk is too full.
     """
-    dtype = stored_dtype(source)
+    dtype = source.dtype
     _check_space(folder, num_params(tensors) * dtype.itemsize)
     split = split_state_dict_into_shards_factory(
         tensors,
@@ -87,11 +86,6 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def stored_dtype(source: ExportSource) -> torch.dtype:
-    """Return the dtype of the final norm, which stands for the checkpoint's."""
-    return source.read(f"{source.family.final_norm}.weight").dtype
-
-
 def shared_settings(source: ExportSource) -> dict[str, Any]:
     """Return the keys of ``config.json`` that every Llama-like architecture shares, without sizes of layers.
 
@@ -103,7 +97,7 @@ def shared_settings(source: ExportSource) -> dict[str, Any]:
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {
         **{key: source.config[key] for key in (*kept, *tokens) if key in source.config},
-        "dtype": str(stored_dtype(source)).removeprefix("torch."),
+        "dtype": str(source.dtype).removeprefix("torch."),
         "head_dim": source.head_dim,
         "hidden_act": source.config.get("hidden_act", "silu"),
         "num_hidden_layers": len(source.shapes),

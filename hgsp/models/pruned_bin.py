@@ -1,4 +1,4 @@
-"""The file ``pruned_model.bin``: what it is named, and reading it without executing anything."""
+"""The file ``pruned_model.bin``, read without executing anything."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from hgsp.errors import InputError
 
 BIN_NAME = "pruned_model.bin"
 BIN_FORMAT = "hgsp-checkpoint-1"
-
-
-def is_bin(path: str | Path) -> bool:
-    """Return whether a path names a single file of weights, such as ``pruned_model.bin``."""
-    return str(path).endswith((".bin", ".pt", ".pth"))
 
 
 def read_bin(path: Path) -> dict[str, Any]:
