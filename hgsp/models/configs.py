@@ -75,7 +75,7 @@ def describe(name: str | Path, check: Callable[[Mapping[str, Any]], None] | None
     read_generation_config(name)
 
     def build(settings: Mapping[str, Any]) -> tuple[Any, Any]:
-        config = _config_object(settings, str(name))
+        config = _config_object(settings, with_revision(name)[0])
         if check is not None:
             check(config.to_dict())
         with torch.device("meta"):
