@@ -75,7 +75,8 @@ def inspect_teacher(config: TrainingConfig, vocabulary: int) -> ModelSource | No
     """Return the source of ``--distill_from`` without loading it, None if unset.
 
     Raises:
-        InputError: an unsupported model, files that do not hold its weights, another vocabulary than the student's, or a top k larger than that.
+        InputError: an unsupported model, files that do not hold its weights, another vocabulary than the student's, or
+            a top k larger than that.
     """
     if config.distill_from is None:
         return None

@@ -49,17 +49,7 @@ EDITS = [
     ("rope_parameters", {"rope_type": "ntk", "rope_theta": 10000.0}),
     ("rope_parameters", {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0}),
     ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 0.0}),
-    (
-        "rope_parameters",
-        {
-            "rope_type": "llama3",
-            "rope_theta": 1e4,
-            "factor": 8.0,
-            "low_freq_factor": 2.0,
-            "high_freq_factor": 2.0,
-            "original_max_position_embeddings": 64,
-        },
-    ),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": 10**40}),
     ("rope_parameters", {"rope_type": "linear", "rope_theta": 10000.0, "factor": "2"}),
     ("rope_parameters", {"rope_type": "default", "rope_theta": 0}),
     ("rope_parameters", [1]),
@@ -102,6 +92,7 @@ EDITS = [
     ("to_dict", 1),
     ("__class__", "x"),
     ("num_labels", "two"),
+    ("num_labels", 10**9),
 ]
 
 
