@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import NoReturn
 
 from hgsp.errors import InputError
 
@@ -68,10 +67,6 @@ def refuse_no_model(name: str | Path) -> None:
     """
     if is_folder(name) or is_gguf(name) or is_bin(name) or is_hub_id(name):
         return
-    _refuse(name)
-
-
-def _refuse(name: str | Path) -> NoReturn:
     found, remedy = "which does not exist", "check the path, or log in and go online for a hub id"
     if is_lfs_pointer(name):
         found, remedy = "a git-lfs pointer", "run `git lfs pull` in its folder"

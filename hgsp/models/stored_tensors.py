@@ -104,21 +104,23 @@ def _stored_in(name: str | Path) -> Mapping[str, StoredTensor]:
     """Return the tensors of a folder or hub id by name."""
     folder = weights_folder(name)
     if pickled := pickled_weight_files(folder):
-        return _pickled_tensors(pickled)
+        return dict(item for file in pickled for item in _pickled_tensors(file).items())
     return stored_tensors(folder)
 
 
-def _pickled_tensors(files: list[Path]) -> dict[str, StoredTensor]:
-    found: dict[str, StoredTensor] = {}
-    for file in files:
-        if not is_bin(file):
-            raise unreadable(file, ValueError("a file that torch did not save"))
-        with refusing(lambda error, file=file: unreadable(file, error)):  # type: ignore[misc]
-            content = torch.load(file, map_location="meta", weights_only=True)
-        if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-            raise unreadable(file, ValueError("something else than tensors"))
-        found |= {name: StoredTensor(file, tuple(tensor.shape), tensor.dtype) for name, tensor in content.items()}
-    return found
+def _pickled_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a file of an older checkpoint, without their values.
+
+    Raises:
+        InputError: a file that torch did not save, or one that holds more than tensors.
+    """
+    if not is_bin(file):
+        raise unreadable(file, ValueError("a file that torch did not save"))
+    with refusing(lambda error: unreadable(file, error)):
+        content = torch.load(file, map_location="meta", weights_only=True)
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise unreadable(file, ValueError("more than tensors"))
+    return {name: StoredTensor(file, tuple(tensor.shape), tensor.dtype) for name, tensor in content.items()}
 
 
 def refuse_other_tensors(name: str | Path, skeleton: Any, stored: Mapping[str, StoredTensor]) -> list[str]:
