@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from hgsp.models.hub import with_revision
 from hgsp.models.places import is_bin, is_folder, is_gguf, is_lfs_pointer, refuse_no_model
 from hgsp.models.pruned_bin import read_bin
 from hgsp.models.refusals import is_about_the_file, refusing
-from hgsp.models.weight_checks import refuse_adapter
+from hgsp.models.weight_checks import refuse_adapter, unreachable
 
 #: Settings of how transformers runs a model, or of code and files that it fetches; the model itself has none of them.
 #: An attention implementation may be a kernel on the hub, ``transformers_weights`` any file of the folder.
@@ -172,17 +173,9 @@ def _file_of(name: str | Path, file: str, **if_missing: bool) -> Path | None:
         path = Path(name, file)
         return path if path.is_file() else None
     plain, revision = with_revision(name)
-    with refusing(lambda error: _unreachable(name, error)):
+    with refusing(lambda error: unreachable(name, error)):
         found = cached_file(plain, file, **revision, **if_missing)
     return None if found is None else Path(found)
-
-
-def _unreachable(name: str | Path, error: BaseException) -> InputError:
-    return InputError(
-        expected="a model as hub id, local folder with config.json, or .gguf file",
-        got=f"'{name}' ({one_line(error)})",
-        remedy="check the path, or log in and go online for a hub id",
-    )
 
 
 def _config_object(settings: Mapping[str, Any], name: str) -> Any:
@@ -221,13 +214,18 @@ def _cannot_become_a_model(
 ) -> InputError:
     """Return the refusal of settings; the wrong one is the first without which the model can be built."""
     said = one_line(error) if type(error) in (ValueError, OSError) else f"{type(error).__name__}: {one_line(error)}"
-    suspects = sorted(raw, key=lambda key: key not in said)  # a key that the library names is the likeliest
+    suspects = sorted(raw, key=lambda key: not _is_named(key, raw[key], said))
     key = next((key for key in suspects if _builds(build, {k: v for k, v in raw.items() if k != key})), None)
     return InputError(
         expected=f"settings that a model can be built of in {place}",
         got=said if key is None else f"{key} = {shown(raw[key])} ({said})",
         remedy="correct it, or copy the file again from where the model is from",
     )
+
+
+def _is_named(key: str, value: Any, said: str) -> bool:
+    """Return whether a library's error names a setting or a text in its value: it is then tried first."""
+    return key in said or any(text in said for text in re.findall(r'"([^"]+)"', shown(value)))
 
 
 def _builds(build: Callable[[Mapping[str, Any]], Any], settings: Mapping[str, Any]) -> bool:

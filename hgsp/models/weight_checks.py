@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hgsp.errors import InputError
+from hgsp.errors import InputError, one_line
 from hgsp.models.hub import with_revision
 from hgsp.models.places import HUB_ID, is_folder
+from hgsp.models.refusals import refusing
 
 
 def refuse_adapter(name: str | Path, *, ask_hub: bool = False) -> None:
@@ -26,7 +27,8 @@ def refuse_adapter(name: str | Path, *, ask_hub: bool = False) -> None:
     """
     may_hold_one = is_folder(name) or (ask_hub and HUB_ID.fullmatch(str(name)))
     plain, revision = with_revision(name)
-    found = find_adapter_config_file(plain, **revision) if may_hold_one else None
+    with refusing(lambda error: unreachable(name, error)):
+        found = find_adapter_config_file(plain, **revision) if may_hold_one else None
     if found is None:
         return
     beside_a_model = (Path(found).parent / "config.json").is_file()
@@ -36,6 +38,15 @@ def refuse_adapter(name: str | Path, *, ask_hub: bool = False) -> None:
         remedy="remove adapter_config.json and adapter_model.* if the adapter is merged already, else merge it first"
         if beside_a_model
         else "merge it first (peft: merge_and_unload) and pass the folder of the merged model",
+    )
+
+
+def unreachable(name: str | Path, error: BaseException) -> InputError:
+    """Return the error about a model that cannot be found or fetched."""
+    return InputError(
+        expected="a model as hub id, local folder with config.json, or .gguf file",
+        got=f"'{name}' ({one_line(error)})",
+        remedy="check the path, or log in and go online for a hub id",
     )
 
 

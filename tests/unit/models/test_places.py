@@ -28,7 +28,7 @@ def test_a_folder_is_a_folder_whatever_its_name_is(saved, tokens, name):
     assert len(load_tokenizer_of(folder)) == 258
 
 
-@pytest.mark.parametrize("name", ["pruned_model", "checkpoint.safetensors", "p20.gguf"])
+@pytest.mark.parametrize("name", ["pruned_model", "p20.gguf"])
 def test_a_bin_is_known_by_its_content(tmp_path, tokenizer, tokens, name):
     model = make_tiny("llama-8q4kv")
     pruned = apply_plan(model, mixed_plan(model))
