@@ -19,10 +19,11 @@ MAX_DEPTH = 40
 _MAX_INT = 2**63 - 1
 
 
-def read_json_file(path: Path, schema: type[T], remedy: str) -> T:
+def read_json_file(path: Path, schema: type[T], expected: str, remedy: str) -> T:
     """Read a JSON file as an object of a schema.
 
     Args:
+        expected: the kind of file, for the message.
         remedy: advice to the user, such as the file to delete.
 
     Raises:
@@ -30,16 +31,11 @@ def read_json_file(path: Path, schema: type[T], remedy: str) -> T:
     """
     try:
         return checked(schema, json_object(file_bytes(path)))
-    except SchemaError as error:
-        raise InputError(
-            expected=f"{error.field or 'the content'} of {path} to be {error.expected}",
-            got=shortened(error.got),
-            remedy=remedy,
-        ) from error
-    except InputError as error:
-        raise InputError(expected=f"{path} to hold {error.expected}", got=error.got, remedy=remedy) from error
+    except InputError as error:  # of a dataclass whose parts do not belong together
+        reason: Exception = ValueError(f"expected {error.expected}; got {error.got}")
     except ValueError as error:
-        raise InputError(expected=f"{path} to be readable", got=one_line(error), remedy=remedy) from error
+        reason = error
+    raise InputError(expected=expected, got=f"{path} ({one_line(reason)})", remedy=remedy) from reason
 
 
 def file_bytes(path: Path) -> bytes:

@@ -94,7 +94,9 @@ class PrunePlan:
         Raises:
             InputError: no file, or one that is no plan; names the field.
         """
-        return read_json_file(path, cls, "restore the file, or select again from the scores")
+        return read_json_file(
+            path, cls, "a plan written by this tool", "restore the file, or select again from the scores"
+        )
 
     def __repr__(self) -> str:
         share = "" if self.geometry is None else f" ({shares_of(self.removed_params, self.geometry)})"
