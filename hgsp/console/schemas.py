@@ -79,6 +79,13 @@ class OneOf:
         return f"among {', '.join(self.names)}"
 
 
+@dataclass(frozen=True)
+class Stored:
+    """The schema of a value in a file where the annotation in memory is wider."""
+
+    schema: Any
+
+
 Count = Annotated[int, Between(0)]
 Positive = Annotated[int, Between(1)]
 NonNegative = Annotated[float, Between(0)]
@@ -114,7 +121,7 @@ def checked(schema: type[T], value: Any) -> T:
     Raises:
         SchemaError: the value does not fit.
     """
-    return cast(T, _checker(schema)(value))
+    return cast(T, _checker(cast(Any, schema))(value))
 
 
 @cache
@@ -125,6 +132,8 @@ def _checker(schema: Any) -> Callable[[Any], Any]:
         return lambda value: value
     if schema in _SCALARS:
         return _SCALARS[schema]
+    if origin is Annotated and isinstance(arguments[1], Stored):
+        return _checker(arguments[1].schema)
     if origin is Annotated:
         return _restricted(arguments[0], *arguments[1:])
     if origin is Literal:
@@ -150,7 +159,7 @@ def _kind_checked(kind: type | tuple[type, ...], expected: str, value: Any) -> A
 _SCALARS: dict[Any, Callable[[Any], Any]] = {
     bool: lambda value: _kind_checked(bool, "true or false", value),
     int: lambda value: _kind_checked(int, "an integer", value),
-    float: lambda value: float(_kind_checked((int, float), "a number", value)),
+    float: lambda value: _kind_checked((int, float), "a number", value),
     str: lambda value: _kind_checked(str, "a string", value),
     type(None): lambda value: _kind_checked(type(None), "null", value),
 }

@@ -75,12 +75,7 @@ def read_scores_file(path: Path) -> ScoresFile:
         arrays = read_npz(path)
         head = checked(_Head, json_object(str(_taken(arrays, "head", "U", ()))))
         by_layer = tuple(_layer_of(arrays, index) for index in range(head.num_layers))
-        influence = None
-        if head.measure is not None:
-            parts = (_taken(arrays, f"influence.{part}", "f8", (head.num_layers,)) for part in INFLUENCE_PARTS)
-            influence = Influence(*parts, head.measure)
-            if min(values.min() for values in (influence.layer, influence.attention, influence.mlp)) < 0:
-                raise ValueError("influence below 0")
+        influence = None if head.measure is None else _influence_of(arrays, head.num_layers, head.measure)
         sample = _taken(arrays, "weight_sample", "f4", (head.num_layers, len(LINEARS), SAMPLED_VALUES))
         if arrays:
             raise ValueError(f"an array {min(arrays)!a}, which no scores have")
@@ -91,6 +86,13 @@ def read_scores_file(path: Path) -> ScoresFile:
             got=f"{path} ({one_line(error)})",
             remedy="score the model again",
         ) from error
+
+
+def _influence_of(arrays: dict[str, Array], num_layers: int, measure: str) -> Influence:
+    layer, attention, mlp = (_taken(arrays, f"influence.{part}", "f8", (num_layers,)) for part in INFLUENCE_PARTS)
+    if min(layer.min(), attention.min(), mlp.min()) < 0:
+        raise ValueError("influence below 0")
+    return Influence(layer, attention, mlp, measure)
 
 
 def _layer_of(arrays: dict[str, Array], index: int) -> LayerImportance:
