@@ -37,6 +37,7 @@ def run_evaluation(config: EvaluationConfig, command: str) -> int:
         results = Results.open(folder)
         for model in models:
             results.enter(model.role, model.path, model.identity)
+        reporting.pruning_analysis(results)  # a damaged one is refused before anything is measured
         tokenizer = tokenizer_of(config, models)
         device = join_with_own_device(config.device)
         if is_main_process():

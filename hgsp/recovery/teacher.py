@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hgsp.console.json_files import file_bytes, json_object
 from hgsp.console.progress import Progress, silent
 from hgsp.errors import InputError
 from hgsp.models.loading import ModelSource, inspect_model, load_dense
@@ -142,13 +143,20 @@ def teacher_outputs(
 
 def _open_cache(folder: Path, samples: Sequence[Sample], config: TrainingConfig) -> CachedTeacher | None:
     """Open the cache in ``folder`` if it is of exactly these sequences."""
-    description = folder / "cache.json"
-    if not description.is_file() or json.loads(description.read_text(encoding="utf-8")) != _description(
-        samples, config
-    ):
+    description, offsets = folder / "cache.json", _offsets(samples)
+    if not description.is_file():
         return None
-    values, tokens = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("values", "tokens"))
-    return CachedTeacher(values, tokens, _offsets(samples))
+    try:
+        if json_object(file_bytes(description)) != _description(samples, config):
+            return None
+        values, tokens = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("values", "tokens"))
+        shape = (offsets[-1], config.distill_top_k)
+        if [(part.dtype, part.shape) for part in (values, tokens)] != [(np.float16, shape), (np.int32, shape)]:
+            raise ValueError("another size than the samples need")
+    except (OSError, EOFError, ValueError) as error:
+        LOG.warning("the teacher cache %s is damaged (%s); computing it again", folder, error)
+        return None
+    return CachedTeacher(values, tokens, offsets)
 
 
 def _write_cache(
