@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hgsp.console.portable_paths import portable
-from hgsp.environment import install_command
+from hgsp.environment import install_command, write_atomically
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 
@@ -83,7 +83,7 @@ class PrunePlan:
             "provenance": portable(self.provenance),
             "writer_bias": self.writer_bias,
         }
-        path.write_text(json.dumps(content), encoding="utf-8")
+        write_atomically(path, json.dumps(content))
 
     @classmethod
     def read_json(cls, path: Path) -> PrunePlan:
