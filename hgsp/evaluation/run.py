@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from pathlib import Path
 
 from hgsp.console.log_file import LogFile
 from hgsp.console.report_schema import EVALUATION_RESULTS
+from hgsp.console.scratch import ScratchFolder
 from hgsp.console.settings_file import settings_beside, write_settings
 from hgsp.environment import launched_processes
 from hgsp.evaluation import reporting
@@ -30,7 +29,7 @@ def run_evaluation(config: EvaluationConfig, command: str) -> int:
     Raises:
         InputError: as ``models_under_test``, ``tokenizer_of`` and ``prepare_jobs``.
     """
-    with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "evaluation.log") as log:
+    with ScratchFolder() as scratch, LogFile(scratch / "evaluation.log") as log:
         resolve_device(config.device)
         models = models_under_test(config)
         folder = reporting.output_folder(config)

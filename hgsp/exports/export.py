@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def export(
     *,
     gguf_type: str = "f16",
     self_check: bool = True,
+    finish: Callable[[Path], None] = lambda _: None,
 ) -> ExportedFolder:
     """Write a checkpoint folder in the format of other engines, into a folder that appears whole or not at all.
 
@@ -41,6 +43,7 @@ def export(
         output: a new or empty folder; None is the checkpoint's name with ``-`` and the target appended.
         gguf_type: ``f32``, ``f16``, ``bf16`` or ``q8_0``.
         self_check: read the result again and compare it with the checkpoint.
+        finish: adds files to the folder before it appears.
 
     Raises:
         InputError: an unknown target, a folder that is not empty, or a model that the target cannot hold.
@@ -57,6 +60,7 @@ def export(
     _check_output(target)
     with new_folder(target, overwrite=target.exists()) as folder:
         exported = EXPORTS[to](source, folder, ExportOptions(place.name, gguf_type, self_check))
+        finish(folder)
     return ExportedFolder(target, exported)
 
 

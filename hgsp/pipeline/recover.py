@@ -212,7 +212,10 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
         if model is not None:
             refuse_missing(model)
     output = Path(config.output_dir)
-    recovery_disk_need(Path(config.pruned_model), output, with_bin=not config.no_bin).check(output, "--output_dir")
+    need = recovery_disk_need(
+        Path(config.pruned_model), output, with_bin=not config.no_bin, trains_all=config.method == "full"
+    )
+    need.check(output, "--output_dir")
     tokenizer = load_tokenizer_of(config.base_model or config.pruned_model)
     for warning in check_vocabulary(model_config.vocab_size, tokenizer):
         LOG.warning("%s", warning)

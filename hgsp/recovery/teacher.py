@@ -6,9 +6,7 @@ T tokens | V vocab | k top tokens of the teacher
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hgsp.console.disk import check_free_space
 from hgsp.console.json_files import file_bytes, json_object
 from hgsp.console.progress import Progress, silent
+from hgsp.environment import reserve_space, write_json
 from hgsp.errors import InputError
 from hgsp.models.loading import ModelSource, inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
@@ -175,17 +175,13 @@ def _write_cache(
     folder.mkdir(parents=True, exist_ok=True)
     offsets = _offsets(samples)
     needed = offsets[-1] * config.distill_top_k * CACHED_BYTES_PER_TOKEN
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            expected=f"{needed / 2**30:.1f} GiB on the disk of {folder} for --distill_cache",
-            got=f"{free / 2**30:.1f} GiB",
-            remedy="use a smaller --distill_top_k, or no --distill_cache",
-        )
+    check_free_space(folder, needed, "--distill_cache", "use a smaller --distill_top_k, or no --distill_cache")
     LOG.info("teacher cache: top %d of %d tokens, %.2f GiB on disk", config.distill_top_k, offsets[-1], needed / 2**30)
     shape = (offsets[-1], config.distill_top_k)
     values = np.lib.format.open_memmap(folder / "values.npy", "w+", dtype=np.float16, shape=shape)
     tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype=np.int32, shape=shape)
+    for path in (folder / "values.npy", folder / "tokens.npy"):
+        reserve_space(path, path.stat().st_size)
     starts = range(0, len(samples), config.micro_batch_size)
     for start in progress(starts, "teacher", len(starts)):
         part = samples[start : start + config.micro_batch_size]
@@ -200,7 +196,7 @@ def _write_cache(
             tokens[rows] = top.tokens[row, :length].cpu().numpy()
     values.flush()
     tokens.flush()
-    (folder / "cache.json").write_text(json.dumps(_description(samples, config)), encoding="utf-8")
+    write_json(_description(samples, config), folder / "cache.json")
 
 
 def _offsets(samples: Sequence[Sample]) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hgsp.console.portable_paths import portable
+from hgsp.environment import replacing
 from hgsp.errors import InputError
 from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
@@ -113,7 +114,7 @@ class Scores:
             "measure": measure,
             "provenance": portable(self.provenance),
         }
-        with path.open("wb") as sink:
+        with replacing(path) as partial, partial.open("wb") as sink:
             np.savez(sink, weight_sample=self.weight_sample, head=np.array(json.dumps(head)), **arrays)
 
     @classmethod
