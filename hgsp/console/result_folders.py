@@ -13,7 +13,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hgsp.console.checksums import write_checksums
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.environment import process_rank, umask
 from hgsp.errors import InputError
@@ -87,7 +86,7 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary sibling of ``target`` that replaces it on success and is removed on failure or interrupt.
 
     An existing ``target`` is deleted only after the new folder has taken its place. A symbolic link stays a link. The
-    permissions follow the user's umask. The checksums of its files are written last.
+    permissions follow the user's umask.
 
     Raises:
         InputError: ``target`` exists and ``overwrite`` is not set, is a link to nothing, or another run is writing it.
@@ -100,7 +99,6 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         replaced = partial.with_suffix(".replaced")
         try:
             yield partial
-            write_checksums(partial)
             refuse_existing(target, overwrite)
             if place.exists():
                 place.rename(replaced)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hgsp.console.checksums import write_checksums
 from hgsp.console.result_folders import new_folder, refuse_unwritable
 from hgsp.errors import InputError
 from hgsp.exports.names import GGUF_TYPES, TARGETS
@@ -57,6 +58,7 @@ def export(
     _check_output(target)
     with new_folder(target, overwrite=target.exists()) as folder:
         exported = EXPORTS[to](source, folder, ExportOptions(place.name, gguf_type, self_check))
+        write_checksums(folder)
     return ExportedFolder(target, exported)
 
 
