@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from hgsp.console.checksums import write_checksums
 from hgsp.console.result_folders import new_folder, refuse_unwritable
 from hgsp.errors import InputError
 from hgsp.exports.names import GGUF_TYPES, TARGETS
@@ -61,6 +62,7 @@ def export(
     with new_folder(target, overwrite=target.exists()) as folder:
         exported = EXPORTS[to](source, folder, ExportOptions(place.name, gguf_type, self_check))
         finish(folder)
+        write_checksums(folder)
     return ExportedFolder(target, exported)
 
 

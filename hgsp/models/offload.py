@@ -39,6 +39,10 @@ class SafetensorFiles:
         with open_weights(self._file_of[name]) as tensors:
             return tensors.get_tensor(name)
 
+    def file_of(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self._file_of[name]
+
     def read_first_row(self, name: str) -> Tensor:
         """Read the first row of a matrix, [1, I], without the rest."""
         with open_weights(self._file_of[name]) as tensors:

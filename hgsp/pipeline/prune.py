@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.checksums import write_checksums
 from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
 from hgsp.console.portable_paths import portable
@@ -239,6 +240,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
         write_json(portable(content), folder / PRUNING_REPORT)
         write_model_card(folder, config.base_model, request.folder(ratio), repo_id)
         write_settings(config, folder / RUN_SETTINGS, run.command)
+        write_checksums(folder)
         run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
     target = request.folder(ratio)
