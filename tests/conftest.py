@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries of the hub are imported, below
+
 import hypothesis
 import pytest
 import torch

@@ -5,12 +5,14 @@ A model is named ``owner/name`` or ``owner/name@revision``, the revision being a
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hgsp.console.flags import option, require
+from hgsp.console.hub_access import ask_hub
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 
@@ -61,9 +63,15 @@ class UploadConfig:
 
 
 def with_revision(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """Split a model's name into what ``from_pretrained`` takes: the id or path, and keyword arguments."""
+    """Split a model's name into what ``from_pretrained`` takes: the id or path, and keyword arguments.
+
+    Of a hub id it makes sure that the hub answers.
+    """
     text = str(name)
-    if "@" not in text or Path(text).exists() or not HUB_ID.fullmatch(text):
+    if not HUB_ID.fullmatch(text) or os.path.lexists(text):
+        return text, {}
+    ask_hub()
+    if "@" not in text:
         return text, {}
     plain, _, revision = text.partition("@")
     return plain, {"revision": revision}

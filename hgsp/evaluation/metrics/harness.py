@@ -16,8 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.hub_access import ask_hub
 from hgsp.console.progress import Progress, silent
-from hgsp.data.rows import UNREADABLE, not_rows
+from hgsp.data.files import UNREADABLE, is_file, unreadable
 from hgsp.environment import install_command
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.half_precision import fp32_matmul_fallback
@@ -135,7 +136,7 @@ def load_task(spec: HarnessSpec, data_dir: str | Path | None) -> HarnessTask:
 def _local_file(spec: HarnessSpec, data_dir: str | Path | None) -> tuple[Path, LocalFile] | None:
     for local in spec.files if data_dir is not None else ():
         path = Path(str(data_dir)) / local.name
-        if path.is_file():
+        if is_file(path):
             return path, local
     return None
 
@@ -149,10 +150,7 @@ def _from_file(manager: Any, spec: HarnessSpec, path: Path, local: LocalFile) ->
     except InputError:
         raise
     except (AttributeError, *UNREADABLE) as error:
-        expected = f"rows of {spec.name} as docs/DATA.md has them"
-        raise not_rows(
-            path, expected, error, "download the file again, or move it away to use the rows of the hub"
-        ) from error
+        raise unreadable(path, error, f"rows of {spec.name} as docs/DATA.md has them") from error
 
 
 def _on_rows(spec: HarnessSpec, local: LocalFile, rows: list[Row]) -> dict[str, Any]:
@@ -170,6 +168,7 @@ def _on_rows(spec: HarnessSpec, local: LocalFile, rows: list[Row]) -> dict[str, 
 
 
 def _from_hub(manager: Any, spec: HarnessSpec, data_dir: str | Path | None) -> Any:
+    ask_hub()
     try:
         return manager.load([spec.name])
     except (OSError, ValueError, RuntimeError) as error:

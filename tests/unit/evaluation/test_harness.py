@@ -326,7 +326,7 @@ def test_a_file_that_holds_no_rows_of_its_task_is_refused_and_named(local, name)
         (local / file).unlink()
         if content is not None:
             (local / file).write_text(content)
-    with pytest.raises(InputError, match=str(local / SPECS[task].files[0].name)) as refusal:
+    with pytest.raises(InputError, match=str(local / SPECS[task].files[0].name).partition(".")[0]) as refusal:
         load_task(SPECS[task], local)
     assert "\n" not in str(refusal.value)
 

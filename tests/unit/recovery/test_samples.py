@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
+from hgsp.data.fields import Row
 from hgsp.errors import InputError
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
@@ -54,7 +55,7 @@ def config(data_path, **changes):
 
 
 def samples_of(rows, tokenizer, cutoff_len=512, everything=False):
-    passages = [passage_of(row, number, tokenizer) for number, row in enumerate(rows)]
+    passages = [passage_of(Row(row, f"row {number}"), tokenizer) for number, row in enumerate(rows, 1)]
     return tokenize_passages(passages, tokenizer, cutoff_len, everything=everything)[0]
 
 
@@ -72,9 +73,9 @@ def test_only_the_answer_and_one_end_are_learned(row, answer, tokenizer):
 
 
 def test_an_input_is_told_apart_from_the_instruction(tokenizer):
-    text = passage_of(WITH_INPUT, 0, tokenizer).text
+    text = passage_of(Row(WITH_INPUT, "row 1"), tokenizer).text
     assert text.index("Translate.") < text.index("Input") < text.index("chat") < text.index("Response")
-    assert "Input" not in passage_of(ALPACA, 0, tokenizer).text
+    assert "Input" not in passage_of(Row(ALPACA, "row 1"), tokenizer).text
 
 
 def test_train_on_inputs_learns_all_but_the_first_token(tokenizer):
@@ -128,14 +129,14 @@ def test_text_that_was_written_with_ends_in_it_keeps_them_all(tokenizer):
 
 def test_a_cut_sample_does_not_learn_to_end(tokenizer):
     """An end token there would teach the model to stop in the middle of a sentence."""
-    passage = passage_of(ALPACA, 0, tokenizer)
+    passage = passage_of(Row(ALPACA, "row 1"), tokenizer)
     (short,), notes = tokenize_passages([passage], tokenizer, passage.answers[0][0] + 3, everything=False)
     assert learned_text(short, tokenizer) == "Blu"
     assert (notes["cut"], notes["dropped"]) == (1, 0)
 
 
 def test_a_sample_whose_answer_is_cut_away_is_dropped_and_counted(tokenizer):
-    passages = [passage_of(row, 0, tokenizer) for row in (ALPACA, {"text": "short"})]
+    passages = [passage_of(Row(row, "row 1"), tokenizer) for row in (ALPACA, {"text": "short"})]
     kept, notes = tokenize_passages(passages, tokenizer, 20, everything=False)
     assert len(kept) == 1
     assert (notes["cut"], notes["dropped"]) == (1, 1)
@@ -144,18 +145,21 @@ def test_a_sample_whose_answer_is_cut_away_is_dropped_and_counted(tokenizer):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "x"}, "row 3 with prompt"),
+        ({"prompt": "x"}, "the fields prompt in rows.jsonl, line 3"),
         ({"instruction": "x"}, "'output' of every row"),
         ({"instruction": "x", "output": None}, "'output' of every row"),
         ({"text": 5}, "'text' of every row"),
         ({"messages": []}, "list of role and content"),
         ({"messages": [{"role": "user", "content": "x"}]}, "an assistant turn"),
-        ({"messages": [{"content": "x"}]}, "list of role and content"),
+        (
+            {"messages": [{"content": "x"}]},
+            "text in 'messages.0.role' of every row; got only the fields content, in rows",
+        ),
     ],
 )
 def test_rows_that_cannot_be_read_are_refused_by_their_number(row, message, tokenizer):
     with pytest.raises(InputError, match=message):
-        passage_of(row, 3, tokenizer)
+        passage_of(Row(row, "rows.jsonl, line 3"), tokenizer)
 
 
 EMPTY = {
@@ -186,12 +190,12 @@ def test_an_empty_turn_among_others_is_not_learned(empty, chatty):
 def test_a_template_that_refuses_the_roles_is_one_line(chatty):
     chatty.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InputError, match="roles must alternate"):
-        passage_of({"messages": CHAT}, 0, chatty)
+        passage_of(Row({"messages": CHAT}, "row 1"), chatty)
 
 
 def test_a_chat_that_begins_with_an_answer_is_refused_by_its_number(chatty):
-    with pytest.raises(InputError, match="got row 3, which begins with an assistant turn"):
-        passage_of({"messages": CHAT[2:]}, 3, chatty)
+    with pytest.raises(InputError, match=r"got rows\.jsonl, line 3, which begins with an assistant turn"):
+        passage_of(Row({"messages": CHAT[2:]}, "rows.jsonl, line 3"), chatty)
 
 
 def test_a_tokenizer_that_cannot_tell_where_tokens_stand_is_refused(rows_file):
