@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
@@ -54,7 +53,7 @@ def write_folder(
     Raises:
         InputError: the disk is too full.
     """
-    dtype = stored_dtype(source)
+    dtype = source.dtype
     needed = num_params(tensors) * dtype.itemsize
     check_free_space(folder, needed, "the weights", "choose another place with --output")
     split = split_state_dict_into_shards_factory(
@@ -78,11 +77,6 @@ def write_folder(
     return tuple(sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()))
 
 
-def stored_dtype(source: ExportSource) -> torch.dtype:
-    """Return the dtype of the final norm, which stands for the checkpoint's."""
-    return source.read(f"{source.family.final_norm}.weight").dtype
-
-
 def shared_settings(source: ExportSource) -> dict[str, Any]:
     """Return the keys of ``config.json`` that every Llama-like architecture shares, without sizes of layers.
 
@@ -94,7 +88,7 @@ def shared_settings(source: ExportSource) -> dict[str, Any]:
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {
         **{key: source.config[key] for key in (*kept, *tokens) if key in source.config},
-        "dtype": str(stored_dtype(source)).removeprefix("torch."),
+        "dtype": str(source.dtype).removeprefix("torch."),
         "head_dim": source.head_dim,
         "hidden_act": source.config.get("hidden_act", "silu"),
         "num_hidden_layers": len(source.shapes),

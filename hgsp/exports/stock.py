@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from hgsp.errors import InputError
 from hgsp.exports.folder_check import check_log_probs, check_tensors
 from hgsp.exports.hf_folder import check_tokenizer, shared_settings, write_folder
@@ -15,6 +13,7 @@ from hgsp.exports.padding import PaddedTensor
 from hgsp.exports.result import Exported, ExportOptions
 from hgsp.exports.source import ExportSource
 from hgsp.exports.uniform import cost_of, largest_shape, nearest_uniform
+from hgsp.models.configs import describe
 from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LAYER_PREFIX, MLP_INPUTS, MLP_OUTPUT
 from hgsp.models.geometry import geometry_of
 
@@ -44,7 +43,7 @@ def export_stock(source: ExportSource, folder: Path, options: ExportOptions) -> 
     files = write_folder(folder, source, tensors, config)
     checks = []
     if options.self_check:
-        stock = AutoConfig.from_pretrained(folder)
+        stock = describe(folder).config
         checks = [check_tensors(folder, tensors, source), *check_log_probs(source, folder, stock, ())]
     renamed = config["model_type"] != source.family.model_type
     notes = (f"written as {config['model_type']}, which computes the same and has these sizes",) if renamed else ()

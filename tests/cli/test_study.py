@@ -84,14 +84,17 @@ def small(models, tmp_path, monkeypatch):
     return run
 
 
+def start_here(arguments, number, log):
+    return Ended(run_global_pruning.main(arguments))
+
+
 @pytest.fixture(scope="module")
 def finished(models, tmp_path_factory):
     """The results of a whole small study."""
     folder = tmp_path_factory.mktemp("finished") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELS_DIR", str(models))
-        start = lambda arguments, number, log: Ended(run_global_pruning.main(arguments))
-        patch.setattr(processes, "subprocess_starter", lambda command, locks: start)
+        patch.setattr(processes, "subprocess_starter", lambda command, locks: start_here)
         assert study.main(["--smoke", "--results_dir", str(folder), *QUICK]) == 0
     return folder
 

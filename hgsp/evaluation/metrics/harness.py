@@ -245,7 +245,13 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int, name: str) -> A
                 next(self.scored, None)
             return logits
 
-    lm = CountingLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch_size)
+    lm = CountingLM(
+        pretrained=model,
+        tokenizer=copy.deepcopy(tokenizer),
+        backend="causal",
+        batch_size=batch_size,
+        trust_remote_code=False,
+    )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from accelerate import Accelerator
 
