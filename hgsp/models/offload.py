@@ -45,7 +45,7 @@ class SafetensorFiles:
 
     def file_of(self, name: str) -> Path:
         """Return the file that holds a tensor."""
-        return self.file_of[name]
+        return self.tensors[name].file
 
     def read_first_row(self, name: str) -> Tensor:
         """Read the first row of a matrix, [1, I], without the rest."""
