@@ -38,7 +38,7 @@ def read_json_file(path: Path, schema: type[T], expected: str, remedy: str) -> T
     raise InputError(expected=expected, got=f"{path} ({one_line(reason)})", remedy=remedy) from reason
 
 
-def file_bytes(path: Path) -> bytes:
+def file_bytes(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
     """Return the content of a file of reasonable size.
 
     Raises:
@@ -48,8 +48,8 @@ def file_bytes(path: Path) -> bytes:
         raise ValueError("no such file")
     if not path.is_file():
         raise ValueError("no plain file")
-    if (size := path.stat().st_size) > MAX_FILE_BYTES:
-        raise ValueError(f"{size:,} bytes, more than {MAX_FILE_BYTES:,}")
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{size:,} bytes, more than {most:,}")
     return path.read_bytes()
 
 

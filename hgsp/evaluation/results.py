@@ -184,13 +184,15 @@ class Results:
             InputError: as ``merge``.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
-        with lock:
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        if lock.is_symlink():  # of a downloaded folder: filelock would empty its target
+            lock.unlink()
+        with FileLock(lock):
             self.merge()
             self._write(extra)
             self._written.update(self._entered)
             with suppress(OSError):  # Windows removes no open file
-                Path(lock.lock_file).unlink()
+                lock.unlink()
 
     def _write(self, extra: Mapping[str, Any]) -> None:
         results = [{**asdict(item), "task": self._portable(item.task)} for item in self.results]
