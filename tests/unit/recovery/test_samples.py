@@ -296,7 +296,7 @@ def test_fields_that_are_not_used_are_named_and_counted(rows_file, tokenizer):
     rows = [{**ALPACA, "id": 1, "images": []}, {**ALPACA, "images": ["a.png"], "documents": None}, ALPACA, ALPACA]
     text = load_training_text(config(rows_file(rows)), tokenizer)
     assert text.description["unused_fields"] == {"id": 1, "images": 1}
-    assert text.warnings == ["fields of the rows that are no part of the training text: id (1 rows), images (1 rows)"]
+    assert text.warnings == ["fields that are no part of the training text, with their rows: id (1), images (1)"]
 
 
 @pytest.mark.parametrize("rows", [[{"messages": CHAT}] * 3, [ALPACA] * 3])
