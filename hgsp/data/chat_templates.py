@@ -53,7 +53,7 @@ def render_chat(
     answer = _PROCESS.ask(request)
     if "beyond" in answer:
         raise InputError(
-            expected=f"a chat template that renders a chat in {MAX_SECONDS} s, {MAX_MEMORY >> 30} GiB of memory and "
+            expected=f"a chat template that renders a chat in {MAX_SECONDS} s, {MAX_MEMORY >> 20} MiB of memory and "
             f"{MAX_CHARACTERS:,} characters",
             got=f"more than {answer['beyond']} by that of {tokenizer.name_or_path or 'the tokenizer'}, for {place}",
             remedy="correct the template (chat_template.jinja or tokenizer_config.json), or use rows with `text`",
@@ -96,7 +96,7 @@ class _TemplateProcess:
                 return {"beyond": f"{MAX_SECONDS} s"}
             if not answer:
                 self.end()
-                return {"beyond": f"{MAX_MEMORY >> 30} GiB of memory, or an error that ended its process,"}
+                return {"beyond": f"{MAX_MEMORY >> 20} MiB of memory, or an error that ended its process,"}
             return dict(json.loads(answer))
 
     def _start(self) -> None:

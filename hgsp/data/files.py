@@ -101,21 +101,21 @@ def numbered_lines(
     """
     number = 0
     while line := stream.readline() if max_line is None else stream.readline(max_line + 1):
-        number += 1
         if max_line is not None and len(line) > max_line:
-            raise InputError(
-                expected=f"rows of at most {max_line / 2**20:.0f} MiB",
-                got=f"a longer one in {path}, line {number}",
-                remedy="split or remove it",
-            )
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        text = _decoded(path, number, line)
-        if newline == "" or "\r" not in text:
-            yield number, text
-            continue
-        for part in text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n"):
-            yield number, part + "\n"
+            raise too_long(path, number + 1, max_line)
+        text = _decoded(path, number + 1, line if number else line.removeprefix(b"\xef\xbb\xbf"))
+        for part in [text] if newline == "" or "\r" not in text else io.StringIO(text, newline=None):
+            number += 1
+            yield number, part
+
+
+def too_long(path: Path, number: int, most: int) -> InputError:
+    """Return the refusal of a row for its length, by the line in which it begins."""
+    return InputError(
+        expected=f"rows of at most {most / 2**20:g} MiB",
+        got=f"a longer one in {path}, line {number}",
+        remedy="split or remove it",
+    )
 
 
 def unreadable(path: Path, error: BaseException, expected: str = "a readable text or rows") -> InputError:

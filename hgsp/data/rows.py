@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsp.data.fields import Row, short
-from hgsp.data.files import UNREADABLE, is_file, numbered_lines, opened, refuse_beyond_limits, unreadable
+from hgsp.data.files import UNREADABLE, is_file, numbered_lines, opened, refuse_beyond_limits, too_long, unreadable
 from hgsp.environment import install_command
 from hgsp.errors import InputError
 
@@ -83,11 +83,7 @@ def _rows_of_list(path: Path, text: str) -> Iterator[Row]:
         line, counted = line + text.count("\n", counted, position), position
         value, position = _guarded(partial(decoder.raw_decode, text, position), path, line)
         if position - counted > MAX_ROW:
-            raise InputError(
-                expected=f"rows of at most {MAX_ROW >> 20} MiB",
-                got=f"a longer one in {path}, line {line}",
-                remedy="split or remove it",
-            )
+            raise too_long(path, line, MAX_ROW)
         yield _row_of(value, path, line)
         position = _after_space(text, position)
         ends = text.startswith("]", position)
@@ -133,14 +129,14 @@ def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _row_of(value: Any, path: Path, number: int, unit: str = "line") -> Row:
+def _row_of(value: Any, path: Path, number: int) -> Row:
     if not isinstance(value, dict):
         raise InputError(
             expected="a JSON object in every row",
-            got=f"{short(value)}, in {path}, {unit} {number}",
+            got=f"{short(value)}, in {path}, line {number}",
             remedy="correct or remove the row",
         )
-    return Row(value, f"{path}, {unit} {number}")
+    return Row(value, f"{path}, line {number}")
 
 
 def _table_rows(path: Path, columns: list[str] | None, *, delimiter: str) -> Iterator[Row]:

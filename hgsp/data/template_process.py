@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 #: Limits of one chat: seconds, bytes of memory beyond those of the empty process, and characters written.
-MAX_SECONDS, MAX_MEMORY, MAX_CHARACTERS = 10, 1 << 30, 1 << 24
+MAX_SECONDS, MAX_MEMORY, MAX_CHARACTERS = 10, 1 << 29, 1 << 24
 #: All that the expressions of a template can raise.
 FAILURES = (
     *(TemplateError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, TypeError),
@@ -49,7 +49,7 @@ def _answer(request: Mapping[str, Any], render: Any) -> dict[str, Any]:
             rendered, _ = render([chat], add_generation_prompt=prompts, **request["named"])
             texts += rendered
     except MemoryError:
-        return {"beyond": f"{MAX_MEMORY >> 30} GiB of memory"}
+        return {"beyond": f"{MAX_MEMORY >> 20} MiB of memory"}
     except FAILURES as error:
         return {"error": (str(error) or type(error).__name__)[:200]}
     if sum(map(len, texts)) > MAX_CHARACTERS:

@@ -35,6 +35,8 @@ LOG = logging.getLogger(__name__)
 IGNORED = -100
 MAX_VALIDATION_ROWS, VALIDATION_SHARE = 128, 0.05
 TOKENIZED_AT_ONCE = 1000
+#: Fields of rows that a report names because the training text does not have them.
+MAX_UNUSED_FIELDS = 20
 Item = TypeVar("Item")
 
 
@@ -82,8 +84,8 @@ class TrainingText:
         empty, unused = self.description["empty_samples"], self.description.get("unused_fields")
         warnings = [f"rows skipped because their answers are empty: {empty}"] if empty else []
         if unused:
-            counted = ", ".join(f"{name_of(field)} ({count:,} rows)" for field, count in unused.items())
-            warnings.append(f"fields of the rows that are no part of the training text: {counted}")
+            counted = ", ".join(f"{name_of(field)} ({count:,})" for field, count in unused.items())
+            warnings.append(f"fields that are no part of the training text, with their rows: {counted}")
         if self.description.get("template_prints_date"):
             warnings.append(
                 "the chat template prints today's date: the same rows are another text, with another hash, tomorrow "
@@ -133,7 +135,7 @@ def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
     }
     found = TrainingText(tuple(train), tuple(held_out), description, text)
     for warning in found.warnings:
-        LOG.info("%s", warning)
+        LOG.warning("%s", warning)
     return found
 
 
@@ -171,7 +173,9 @@ def _samples_of_rows(
     ]
     (train, held_out), notes = (samples for samples, _ in parts), Counter(empty=len(passages) - len(answered))
     about_rows = {
-        "unused_fields": dict(Counter(field for passage in passages for field in passage.unused)),
+        "unused_fields": dict(
+            Counter(field for passage in passages for field in passage.unused).most_common(MAX_UNUSED_FIELDS)
+        ),
         "template_prints_date": prints_date(tokenizer) and any(passage.has_special_tokens for passage in passages),
     }
     return text, train, held_out, sum((counts for _, counts in parts), notes), about_rows

@@ -198,6 +198,120 @@ def test_a_chat_that_begins_with_an_answer_is_refused_by_its_number(chatty):
         passage_of(Row({"messages": CHAT[2:]}, "rows.jsonl, line 3"), chatty)
 
 
+TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+WITH_TOOLS = TEMPLATE.replace("{% for", "{% if tools %}{{ tools | tojson }}{% endif %}{% for", 1).replace(
+    "{{ m['content'] }}", "{{ m['content'] or '' }}{{ m['tool_calls'] | tojson if m['tool_calls'] else '' }}"
+)
+
+
+def passage(row, tokenizer):
+    return passage_of(Row(row, "rows.jsonl, line 3"), tokenizer)
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_tools_are_used_where_the_template_can_else_counted(tools, chatty):
+    row = {"messages": CHAT, "tools": tools}
+    assert passage(row, chatty).unused == ("tools",)
+    assert passage(row, chatty).text == passage({"messages": CHAT}, chatty).text
+    chatty.chat_template = WITH_TOOLS
+    assert passage(row, chatty).unused == ()
+    assert '"clock"' in passage(row, chatty).text
+    chatty.chat_template = None
+    assert passage(row, chatty).unused == ("tools",)
+
+
+def test_a_turn_that_calls_a_tool_is_learned_where_the_template_shows_it(chatty):
+    calls = [{"function": {"name": "clock", "arguments": {}}}]
+    row = {"messages": [*CHAT[:2], {"role": "assistant", "content": None, "tool_calls": calls}]}
+    assert passage(row, chatty).unused == ("messages.tool_calls",)
+    chatty.chat_template = WITH_TOOLS
+    found = passage(row, chatty)
+    assert found.unused == ()
+    (learned,) = found.answers
+    assert '"clock"' in found.text[slice(*learned)]
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_a_system_text_beside_a_chat_is_its_first_turn(template, chatty):
+    chatty.chat_template = template
+    row = {"messages": CHAT[1:], "system": "Be brief."}
+    assert passage(row, chatty) == passage({"messages": CHAT}, chatty)
+    assert passage({**row, "messages": CHAT}, chatty).unused == ("system",)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}"),
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE,
+    ],
+)
+def test_a_system_text_that_the_template_ignores_or_refuses_is_counted(template, chatty):
+    chatty.chat_template = template
+    found = passage({"messages": CHAT[1:], "system": "Be brief."}, chatty)
+    assert found.unused == ("system",)
+    assert "brief" not in found.text
+
+
+def test_system_and_history_of_an_instruction_come_before_it_and_its_answers_are_learned(tokenizer):
+    row = {**WITH_INPUT, "system": "Be brief.", "history": [["Hi", "Hello"], ["Bye", ""]]}
+    found = passage(row, tokenizer)
+    assert found.unused == ()
+    assert [found.text[start:end] for start, end in found.answers] == ["Hello", "cat"]
+    assert found.text.startswith("Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello\n\n### Instruction:\nBye")
+    assert found.text.endswith(passage(WITH_INPUT, tokenizer).text)
+    for nothing in (None, "", []):
+        assert passage({**WITH_INPUT, "system": nothing, "history": nothing}, tokenizer) == passage(
+            WITH_INPUT, tokenizer
+        )
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({**ALPACA, "history": [["one"]]}, "pairs of question and answer in 'history'"),
+        ({**ALPACA, "history": "text"}, "an object or a list in 'history'"),
+        ({**ALPACA, "history": [["q", None]]}, r"text in 'history.0\[1\]'"),
+        ({**ALPACA, "system": ["x"]}, "text in 'system'"),
+        ({"messages": CHAT, "tools": "clock"}, "list of objects, or JSON text of one in 'tools'"),
+        ({"messages": CHAT, "tools": ["clock"]}, "in 'tools' of every row"),
+        ({"messages": "[]"}, "list of role and content in 'messages'"),
+        ({"messages": [*CHAT, "Hello"]}, "an object or a list in 'messages.5'"),
+        ({"messages": [*CHAT, {"role": ["user"], "content": "x"}]}, "text in 'messages.5.role'"),
+        ({"messages": [*CHAT, {"role": "user", "content": [{"type": "text"}]}]}, "text in 'messages.5.content'"),
+        ({"messages": [*CHAT, {"role": "user", "content": "\ud83d"}]}, "without halves of surrogate pairs"),
+        ({"messages": CHAT, "tools": [{"name": "\ud83d"}]}, "surrogate"),
+        ({"instruction": "x", "output": "a\0b"}, "without NUL characters in 'output'"),
+    ],
+)
+def test_a_row_that_cannot_be_rendered_is_refused_with_line_and_field(row, words, chatty):
+    chatty.chat_template = "{{ tools[0].name if tools else '' }}" + TEMPLATE
+    with pytest.raises(InputError, match=words) as refusal:
+        passage(row, chatty)
+    assert "rows.jsonl, line 3" in str(refusal.value)
+    assert str(refusal.value).isprintable()
+
+
+def test_fields_that_are_not_used_are_named_and_counted(rows_file, tokenizer):
+    rows = [{**ALPACA, "id": 1, "images": []}, {**ALPACA, "images": ["a.png"], "documents": None}, ALPACA, ALPACA]
+    text = load_training_text(config(rows_file(rows)), tokenizer)
+    assert text.description["unused_fields"] == {"id": 1, "images": 1}
+    assert text.warnings == ["fields that are no part of the training text, with their rows: id (1), images (1)"]
+
+
+@pytest.mark.parametrize("rows", [[{"messages": CHAT}] * 3, [ALPACA] * 3])
+def test_a_template_that_prints_the_date_is_a_warning_where_it_is_used(rows, rows_file, chatty):
+    chatty.chat_template = "{{ strftime_now('%d %B %Y') }}" + TEMPLATE
+    text = load_training_text(config(rows_file(rows)), chatty)
+    assert [warning for warning in text.warnings if "date" in warning] == text.warnings
+    assert len(text.warnings) == ("messages" in rows[0])
+
+
+def test_a_table_of_instructions_is_read(tmp_path, tokenizer):
+    (tmp_path / "rows.CSV").write_text("instruction,output\n" + "Name a colour.,Blue.\n" * 3)
+    assert load_training_text(config(str(tmp_path / "rows.CSV")), tokenizer).description["samples"] == 3
+
+
 def test_a_tokenizer_that_cannot_tell_where_tokens_stand_is_refused(rows_file):
     with pytest.raises(InputError, match=r"a fast tokenizer.*ByT5Tokenizer"):
         load_training_text(config(rows_file([ALPACA])), ByT5Tokenizer())
