@@ -48,7 +48,7 @@ def reserved(*targets: Path) -> Iterator[None]:
 def _lock(place: Path) -> Iterator[None]:
     made = [parent for parent in place.parents if not parent.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0, is_singleton=True)
+    lock = FileLock(_lock_file(place), timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:
@@ -69,17 +69,23 @@ def _lock(place: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
+def _lock_file(place: Path) -> Path:
+    return place.with_name(f".{place.name}.lock")
+
+
 def remove_leftovers(place: Path) -> None:
     """Remove everything that killed runs left beside a result, or put it back where the result itself is missing.
 
-    Nothing is touched while a run holds the name.
+    Nothing is touched while a run holds the name. Only the first of several launched processes removes anything.
     """
+    if process_rank():
+        return
     leftover = re.compile(
         rf"\.{re.escape(place.name)}(\.reconstruction|\.training)?-\w+\.(partial|replaced|removed)"
         rf"|\.[0-9a-f]{{8}}-{re.escape(place.name)}(\.search\.json)?"
     )
     found = sorted(path for path in place.parent.glob(".*-*") if leftover.fullmatch(path.name))
-    if not found:
+    if not found and not _lock_file(place).exists():
         return
     with suppress(InputError, OSError), _lock(place):
         for path in found:
@@ -187,6 +193,7 @@ def check_file_target(target: Path, overwrite: bool, flag: str) -> None:
     Raises:
         InputError: ``target`` exists, is a folder, or its folder is not writable.
     """
+    remove_leftovers(target.resolve())
     if target.is_dir():
         raise InputError(expected=f"{flag} to be a file", got=f"{target}, a folder", remedy="name a file inside it")
     refuse_existing(target, overwrite)
