@@ -134,8 +134,9 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
                 replaced.rename(place)
             raise
         finally:
-            for old in (partial, replaced):
-                shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            if os.path.lexists(place):
+                shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _settle(folder: Path) -> None:
@@ -194,12 +195,11 @@ def check_file_target(target: Path, overwrite: bool, flag: str) -> None:
         InputError: ``target`` exists, is a folder, or its folder is not writable.
     """
     remove_leftovers(target.resolve())
-    if target.is_dir():
-        raise InputError(expected=f"{flag} to be a file", got=f"{target}, a folder", remedy="name a file inside it")
+    if target.exists() and not target.is_file():
+        got = f"{target}, a {'folder' if target.is_dir() else 'pipe or device'}"
+        raise InputError(expected=f"{flag} to be a file", got=got, remedy="name a file inside a folder")
     refuse_existing(target, overwrite)
     refuse_unwritable(target.parent, flag)
-    if target.exists() and not target.is_file():
-        raise InputError(expected=f"{flag} to be a file", got=f"{target}, which is none", remedy="use another name")
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:

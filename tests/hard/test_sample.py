@@ -1,6 +1,7 @@
 """A sample of the suites that `make test-hard` runs whole."""
 
 import os
+import signal
 
 import pytest
 
@@ -17,25 +18,17 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("hard"), ["overwrite", "score"])
 
 
-@pytest.mark.parametrize("name", ["overwrite", "score"])
-def test_killed_at_a_write(world, name):
-    for label, experiment in kills.at_writes(world, name, 3):
-        assert experiment() == [], label
+@pytest.mark.parametrize(("name", "number"), [("overwrite", 60), ("overwrite", 170), ("score", 24)])
+def test_killed_at_a_write(world, name, number):
+    assert kills.kill_at_write(world, name, number) == []
 
 
-def test_killed_at_a_random_moment(world):
-    for label, experiment in kills.at_moments(world, "overwrite", 1):
-        assert experiment() == [], label
-
-
-@pytest.mark.parametrize("fault", [faults.file_size(20_000), faults.open_files(1)], ids=lambda fault: fault.name)
-def test_limits(world, fault):
-    assert faults.disturb(world, "overwrite", fault) == []
+def test_a_limit_on_file_sizes(world):
+    assert faults.disturb(world, "overwrite", faults.file_size(20_000)) == []
 
 
 def test_an_interrupt_and_a_closed_pipe(world):
-    for label, experiment in faults.interrupts(world, "score", 1):
-        assert experiment() == [], label
+    assert faults.interrupt(world, "score", signal.SIGTERM, world.seconds["score"] / 2) == []
     assert faults.close_stdout(world, "score") == []
 
 

@@ -100,6 +100,25 @@ def test_without_an_exchange_the_old_result_comes_back_if_the_new_one_does_not(t
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
 
+def test_a_second_interrupt_loses_no_result_that_was_moved_aside(tmp_path, monkeypatch):
+    target, rename = with_old(tmp_path), Path.rename
+    interrupts = iter([False, True, True])
+
+    def failing(path, goal):
+        if next(interrupts):
+            raise KeyboardInterrupt
+        return rename(path, goal)
+
+    monkeypatch.setattr(result_folders, "exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", failing)
+    with suppress(KeyboardInterrupt), new_folder(target, overwrite=True) as partial:
+        (partial / "new").write_text("new")
+    monkeypatch.undo()
+    with reserved(target):
+        assert [path.name for path in target.iterdir()] == ["pruning_analysis.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
 def test_an_interrupt_after_the_exchange_leaves_the_new_result(tmp_path, monkeypatch):
     target = with_old(tmp_path)
 

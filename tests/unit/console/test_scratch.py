@@ -8,6 +8,7 @@ import pytest
 from hgsp.console import scratch
 from hgsp.console.scratch import ScratchFolder
 from hgsp.environment import lock_of
+from hgsp.errors import InputError
 
 HOLD = """
 import sys
@@ -73,3 +74,10 @@ def test_it_needs_no_locks(tmp_path, monkeypatch):
     with ScratchFolder(tmp_path) as folder:
         assert folder.exists()
     assert [path.name for path in tmp_path.iterdir()] == [".hgsp-abcd1234.scratch"]
+
+
+def test_a_full_folder_for_temporary_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("hgsp.console.disk.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(InputError, match=r"free disk for temporary files; got 10 B.*TMPDIR"):
+        ScratchFolder()
