@@ -141,9 +141,12 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step: readers see the old content or the new one."""
+    """Replace a text file in one step: readers see the old content or the new one.
+
+    Bytes of names that are no text become escapes.
+    """
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "benchmarks")]
 from docs_engines import engines  # noqa: E402
 from docs_flags import flags_page  # noqa: E402
 from docs_methods import method_page, methods_table, read_method  # noqa: E402
+from docs_reliability import RELIABILITY_TABLES  # noqa: E402
 from docs_results import load  # noqa: E402
 from docs_shapes import SHAPE_TABLES  # noqa: E402
 from docs_source import REPOSITORY  # noqa: E402
@@ -31,7 +32,7 @@ __all__ = ["load", "read_method"]
 DOCS = REPOSITORY / "docs"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end of generated -->)", re.DOTALL)
 PARTS: dict[str, Callable[[Path], str]] = {
-    **{name: table.text for name, table in {**TABLES, **SHAPE_TABLES, **SPEED_TABLES}.items()},
+    **{name: table.text for name, table in {**TABLES, **SHAPE_TABLES, **SPEED_TABLES, **RELIABILITY_TABLES}.items()},
     "engines": engines,
     "methods": lambda _: methods_table(),
     "tree": lambda _: "\n".join(["```", *tree(), "```"]),

@@ -11,7 +11,7 @@ from pathlib import Path
 #: From linux/fs.h and fcntl.h, and from sys/stdio.h of macOS.
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 #: Errors of systems and drives that cannot.
-_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
+_CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.EXDEV)
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -146,7 +146,7 @@ def _signals_as_interrupt() -> Iterator[None]:
     def interrupt_again(unraisable: Any) -> None:
         """Raise an interrupt once more that came while Python deleted an object, where it would be lost."""
         if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
-            _thread.interrupt_main()
+            threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would be lost in this very function
         else:
             lost(unraisable)
 

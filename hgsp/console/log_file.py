@@ -40,8 +40,14 @@ class _Terminal(logging.StreamHandler[TextIO]):
 class _File(logging.FileHandler):
     """Writes until the disk is full, which is no reason to lose the run."""
 
+    _is_full = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._is_full:
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        LOG.removeHandler(self)
+        self._is_full = True
         LOG.warning("the log ends here: %s", sys.exc_info()[1])
 
 
@@ -50,7 +56,7 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._to_file = _File(path, encoding="utf-8")
+        self._to_file = _File(path, encoding="utf-8", errors="backslashreplace")
         self._to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._to_terminal = _Terminal()
 

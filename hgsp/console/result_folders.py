@@ -48,7 +48,7 @@ def reserved(*targets: Path) -> Iterator[None]:
 def _lock(place: Path) -> Iterator[None]:
     made = [parent for parent in place.parents if not parent.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0, is_singleton=True)
+    lock = FileLock(_lock_file(place), timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:
@@ -69,17 +69,23 @@ def _lock(place: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
+def _lock_file(place: Path) -> Path:
+    return place.with_name(f".{place.name}.lock")
+
+
 def remove_leftovers(place: Path) -> None:
     """Remove everything that killed runs left beside a result, or put it back where the result itself is missing.
 
-    Nothing is touched while a run holds the name.
+    Nothing is touched while a run holds the name. Only the first of several launched processes removes anything.
     """
+    if process_rank():
+        return
     leftover = re.compile(
         rf"\.{re.escape(place.name)}(\.reconstruction|\.training)?-\w+\.(partial|replaced|removed)"
         rf"|\.[0-9a-f]{{8}}-{re.escape(place.name)}(\.search\.json)?"
     )
     found = sorted(path for path in place.parent.glob(".*-*") if leftover.fullmatch(path.name))
-    if not found:
+    if not found and not _lock_file(place).exists():
         return
     with suppress(InputError, OSError), _lock(place):
         for path in found:
@@ -128,8 +134,9 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
                 replaced.rename(place)
             raise
         finally:
-            for old in (partial, replaced):
-                shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            if os.path.lexists(place):
+                shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _settle(folder: Path) -> None:
@@ -187,12 +194,12 @@ def check_file_target(target: Path, overwrite: bool, flag: str) -> None:
     Raises:
         InputError: ``target`` exists, is a folder, or its folder is not writable.
     """
-    if target.is_dir():
-        raise InputError(expected=f"{flag} to be a file", got=f"{target}, a folder", remedy="name a file inside it")
+    remove_leftovers(target.resolve())
+    if target.exists() and not target.is_file():
+        got = f"{target}, a {'folder' if target.is_dir() else 'pipe or device'}"
+        raise InputError(expected=f"{flag} to be a file", got=got, remedy="name a file inside a folder")
     refuse_existing(target, overwrite)
     refuse_unwritable(target.parent, flag)
-    if target.exists() and not target.is_file():
-        raise InputError(expected=f"{flag} to be a file", got=f"{target}, which is none", remedy="use another name")
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:

@@ -9,9 +9,12 @@ import tempfile
 import weakref
 from pathlib import Path
 
+from hgsp.console.disk import check_free_space
 from hgsp.environment import lock_of, remove_abandoned
 
 PREFIX, SUFFIX = ".hgsp-", ".scratch"
+#: Bytes of a log and a tokenizer, twice.
+TEMPORARY_BYTES = 40_000_000
 _ABANDONED = re.compile(rf"{re.escape(PREFIX)}\w{{8}}{re.escape(SUFFIX)}")
 
 
@@ -22,10 +25,15 @@ class ScratchFolder:
 
     Args:
         parent: created if missing; None is the system's folder for temporary files.
+
+    Raises:
+        InputError: the system's folder is full.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
-        parent = Path(tempfile.gettempdir()) if parent is None else parent
+        if parent is None:
+            parent = Path(tempfile.gettempdir())
+            check_free_space(parent, TEMPORARY_BYTES, "temporary files", "set TMPDIR to a folder on another disk")
         parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(parent, _ABANDONED)
         self.path, lock = _made_in(parent)

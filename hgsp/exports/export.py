@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hgsp.console.checksums import write_checksums
-from hgsp.console.result_folders import new_folder, refuse_unwritable
+from hgsp.console.result_folders import new_folder, refuse_unwritable, remove_leftovers
 from hgsp.errors import InputError
 from hgsp.exports.names import GGUF_TYPES, TARGETS
 from hgsp.exports.result import Exported, ExportOptions
@@ -68,6 +68,7 @@ def export(
 
 def _check_output(target: Path) -> None:
     """Refuse a folder that holds something, before any weights are read."""
+    remove_leftovers(target.resolve())
     refuse_unwritable(target, "--output")
     if target.is_dir() and any(target.iterdir()):
         raise InputError(

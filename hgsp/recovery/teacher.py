@@ -125,6 +125,9 @@ def teacher_outputs(
     """Return the teacher, or its cached top k for each of the sets; neither without a teacher.
 
     The main process writes the caches in ``cache_dir`` while the others wait.
+
+    Raises:
+        InputError: the disk is too small for the caches.
     """
     nothing: list[CachedTeacher | None] = [None] * len(sets)
     if source is None or isinstance(source, Teacher):
@@ -134,6 +137,8 @@ def teacher_outputs(
     folders = [cache_dir / str(number) for number in range(len(sets))]
     missing = [pair for pair in zip(folders, sets, strict=True) if _open_cache(*pair, config) is None]
     if missing and is_main_process():
+        needed = sum(_offsets(samples)[-1] for _, samples in missing) * config.distill_top_k * CACHED_BYTES_PER_TOKEN
+        check_free_space(cache_dir, needed, "--distill_cache", "use a smaller --distill_top_k, or no --distill_cache")
         teacher = load_teacher(config, source, device)
         for folder, samples in missing:
             _write_cache(folder, teacher, samples, config, collator, progress)
@@ -167,15 +172,10 @@ def _write_cache(
     collator: Collator,
     progress: Progress,
 ) -> None:
-    """Run the teacher on every sequence. The description is written last: it makes the cache valid.
-
-    Raises:
-        InputError: not enough disk space.
-    """
+    """Run the teacher on every sequence. The description is written last: it makes the cache valid."""
     folder.mkdir(parents=True, exist_ok=True)
     offsets = _offsets(samples)
     needed = offsets[-1] * config.distill_top_k * CACHED_BYTES_PER_TOKEN
-    check_free_space(folder, needed, "--distill_cache", "use a smaller --distill_top_k, or no --distill_cache")
     LOG.info("teacher cache: top %d of %d tokens, %.2f GiB on disk", config.distill_top_k, offsets[-1], needed / 2**30)
     shape = (offsets[-1], config.distill_top_k)
     values = np.lib.format.open_memmap(folder / "values.npy", "w+", dtype=np.float16, shape=shape)
