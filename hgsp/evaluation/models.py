@@ -21,7 +21,7 @@ from hgsp.evaluation.results import canonical_path, model_identity
 from hgsp.evaluation.tasks import EFFICIENCY, is_text
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
 from hgsp.models.loading import DTYPES, check_positions
-from hgsp.models.places import WEIGHTS, is_folder, refuse_no_model
+from hgsp.models.places import WEIGHTS, is_folder, is_gguf, refuse_no_model
 from hgsp.models.stored_tensors import stored_dtype
 from hgsp.models.tokenizers import check_vocabulary
 
@@ -89,7 +89,7 @@ def _inspected(role: str, name: str) -> ModelUnderTest:
 
 def overflow_warnings(models: Sequence[ModelUnderTest], dtype: str | None) -> list[str]:
     """Warn of models whose activations may exceed 65504, the largest float16: those stored in bfloat16."""
-    own = {model.name: model.config.dtype for model in models} if dtype == "float16" else {}
+    own = {model.name: model.config.dtype for model in models if dtype == "float16" and not is_gguf(model.name)}
     names = [name for name, configured in own.items() if stored_dtype(name, configured) == torch.bfloat16]
     return [f"--dtype float16: {name} is stored in bfloat16 and may overflow; prefer bfloat16" for name in names]
 

@@ -20,6 +20,7 @@ from hgsp.models.families import FAMILIES, Family, family_of
 from hgsp.models.geometry import LayerShape
 from hgsp.models.offload import SafetensorFiles
 from hgsp.models.places import is_file
+from hgsp.models.refusals import refusing
 from hgsp.models.stored_tensors import stored_dtype
 
 #: Settings that exports write; where ``config.json`` lacks one, its architecture's default holds.
@@ -107,16 +108,16 @@ def read_source(path: str | Path) -> ExportSource:
             expected="the folder of a pruned or dense model, with config.json", got=str(path), remedy="check the path"
         )
     found = describe(folder, lambda config: _check_family(config, file))
-    config = {**{key: getattr(found.config, key) for key in _REQUIRED if key not in found.raw}, **found.raw}
-    try:
+    with refusing(lambda error: _wrong_sizes(file, error)):
+        config = {**{key: getattr(found.config, key) for key in _REQUIRED if key not in found.raw}, **found.raw}
         shapes = _shapes_of(config)
-    except ValueError as error:
-        raise InputError(
-            expected=f"the config of a causal language model in {file}",
-            got=one_line(error),
-            remedy="check the file",
-        ) from error
     return ExportSource(folder, config, family_of(found.config), shapes, _queries_per_kv(config), _head_dim(config))
+
+
+def _wrong_sizes(file: Path, error: BaseException) -> InputError:
+    return InputError(
+        expected=f"the config of a causal language model in {file}", got=one_line(error), remedy="check the file"
+    )
 
 
 def _check_family(config: Mapping[str, Any], file: Path) -> None:

@@ -162,9 +162,9 @@ def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: 
     found = describe(path)
     if is_bin(path):
         return _load_bin(Path(path), found, dtype).to(device).eval()
-    if is_gguf(path):
-        return load_gguf(Path(path), dtype or stored_dtype(path, found.config.dtype)).to(device)
     dtype = dtype or stored_dtype(path, found.config.dtype)
+    if is_gguf(path):
+        return load_gguf(Path(path), dtype).to(device)
     return load_complete(path, found.config, found.skeleton, dtype=dtype).to(device).eval()
 
 

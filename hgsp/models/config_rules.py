@@ -70,6 +70,7 @@ TOKEN_IDS: Mapping[str, Rule] = {"bos_token_id": _TOKEN_ID, "pad_token_id": _TOK
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "head_dim"), _SIZE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _SIZE),
+    "num_labels": _integer(0, MAX_LAYERS),  # transformers makes a name for each
     "num_hidden_layers": _integer(1, MAX_LAYERS),
     "max_position_embeddings": _integer(1, MAX_POSITIONS),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "attention_dropout", "partial_rotary_factor"), _SMALL),

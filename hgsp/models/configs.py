@@ -68,14 +68,14 @@ def describe(name: str | Path, check: Callable[[Mapping[str, Any]], None] | None
     refuse_no_model(name)
     refuse_adapter(name)
     raw, place = _raw_config(name)
-    if check is not None:
-        check(raw)
     if str(raw.get("model_type")) in MODEL_TYPES:
         check_settings(raw, place)
+    if check is not None:
+        check(raw)
     read_generation_config(name)
 
     def build(settings: Mapping[str, Any]) -> tuple[Any, Any]:
-        config = _config_object(settings, str(name))
+        config = _config_object(settings, with_revision(name)[0])
         if check is not None:
             check(config.to_dict())
         with torch.device("meta"):
@@ -210,9 +210,8 @@ def _refuse_shadowing(settings_class: type, raw: Mapping[str, Any], place: str) 
 
 def _check_rotary(skeleton: Any) -> None:
     """Check that rotary frequencies, computed from a few settings, are finite."""
-    rotary = getattr(getattr(skeleton, "model", None), "rotary_emb", None)
-    if rotary is not None:
-        for name, buffer in type(rotary)(config=skeleton.config).named_buffers():
+    if skeleton.config.model_type in MODEL_TYPES:
+        for name, buffer in type(skeleton.model.rotary_emb)(config=skeleton.config).named_buffers():
             if not torch.isfinite(buffer).all():
                 raise ValueError(f"rotary frequencies ({name}) that are not finite")
 

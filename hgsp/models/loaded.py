@@ -14,6 +14,7 @@ from hgsp.models.decoder import Decoder
 from hgsp.models.identity import WeightsIdentity, weights_identity
 from hgsp.models.loading import DTYPES, ModelSource, load_dense
 from hgsp.models.offload import SafetensorFiles, load_offloaded
+from hgsp.models.stored_tensors import stored_dtype
 
 LOG = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def load_for_pruning(source: ModelSource, dtype: str, device: str | None, *, off
     Raises:
         InputError: as ``load_dense`` and ``load_offloaded``.
     """
-    stored = source.config.dtype
+    stored = stored_dtype(source.name, source.config.dtype)
     if dtype in ("bfloat16", "float16") and stored in (torch.float32, torch.float16) and stored != DTYPES[dtype]:
         stored_name = str(stored).removeprefix("torch.")
         LOG.info("weights stored in %s are rounded to %s; --dtype %s keeps them", stored_name, dtype, stored_name)

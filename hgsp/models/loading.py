@@ -17,7 +17,7 @@ from hgsp.models.families import check_prunable
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.gguf_files import load_gguf
 from hgsp.models.hub import with_revision
-from hgsp.models.places import is_gguf
+from hgsp.models.places import is_bin, is_gguf
 from hgsp.models.refusals import refusing
 from hgsp.models.stored_tensors import check_stored
 from hgsp.models.weight_checks import (
@@ -57,6 +57,12 @@ def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
     Raises:
         InputError: not found, or a model that cannot be pruned (see ``check_prunable``).
     """
+    if is_bin(name):
+        raise InputError(
+            expected="a model as hub id, folder or .gguf file",
+            got=f"'{name}', a single file of weights",
+            remedy="pass the folder that it was written into",
+        )
     found = describe(name, check_prunable)
     warnings = []
     if not is_gguf(name) and found.raw.get("num_key_value_heads") is None:

@@ -16,10 +16,9 @@ from hgsp.models.configs import read_generation_config
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.loading import DTYPES, ModelSource, single_device
-from hgsp.models.refusals import refusing
 from hgsp.models.stored_tensors import refuse_other_tensors, stored_tensors
 from hgsp.models.weight_checks import refuse_not_finite, refuse_own_head
-from hgsp.models.weight_files import open_weights, refusal_of_files, weights_folder
+from hgsp.models.weight_files import open_weights, weights_folder
 
 
 class SafetensorFiles:
@@ -34,12 +33,14 @@ class SafetensorFiles:
         """Read a tensor in its stored dtype.
 
         Raises:
-            InputError: a value is NaN or infinite.
+            InputError: a type that is not floating-point, or a value that is NaN or infinite.
         """
-        with open_weights(self.tensors[name].file) as tensors:
+        stored = self.tensors[name]
+        stored.check_type(name)
+        with open_weights(stored.file) as tensors:
             tensor: Tensor = tensors.get_tensor(name)
-        if name not in self._checked and tensor.is_floating_point():
-            refuse_not_finite(str(self.tensors[name].file), [(name, tensor)])
+        if name not in self._checked:
+            refuse_not_finite(str(stored.file), [(name, tensor)])
             self._checked.add(name)
         return tensor
 
@@ -109,8 +110,7 @@ def load_offloaded(
         raise InputError(
             expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
         )
-    with refusing(lambda error: refusal_of_files(Path(source.name), error)):
-        files = SafetensorFiles(weights_folder(source.name))
+    files = SafetensorFiles(weights_folder(source.name))
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
     on = single_device(device)

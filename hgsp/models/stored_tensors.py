@@ -39,9 +39,18 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype | None
 
-    @property
-    def is_floating(self) -> bool:
-        return self.dtype in FLOATING.values()
+    def check_type(self, name: str) -> None:
+        """Refuse a type that is not floating-point: integers are quantised weights without their scales.
+
+        Raises:
+            InputError: with the tensor's name.
+        """
+        if self.dtype not in FLOATING.values():
+            raise InputError(
+                expected=f"floating-point weights in {self.file}",
+                got=f"{name} of another type",
+                remedy="start from the bf16 checkpoint and quantise after pruning",
+            )
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -134,12 +143,7 @@ def refuse_other_tensors(name: str | Path, skeleton: Any, stored: Mapping[str, S
         if stored[key].shape != shape:
             found = list(stored[key].shape)
             raise incomplete(name, f"another shape than config.json says: {key} of shape {found}, not {list(shape)}")
-        if not stored[key].is_floating:
-            raise InputError(
-                expected=f"floating-point weights in '{name}'",
-                got=f"{key} of another type",
-                remedy="start from the bf16 checkpoint and quantise after pruning",
-            )
+        stored[key].check_type(key)
     refuse_unplaced_weights(name, stored.keys() - wanted.keys(), skeleton.config)
     return list(wanted)
 
@@ -155,10 +159,10 @@ def stored_dtype(name: str | Path, configured: torch.dtype | None) -> torch.dtyp
     Raises:
         InputError: the files cannot be read.
     """
-    if configured is not None:
-        return configured
     if is_gguf(name):
         return torch.bfloat16
+    if configured is not None:
+        return configured
     if is_bin(name):
         state = read_bin(Path(name))["state_dict"].values()
         tensors: list[tuple[torch.dtype | None, int]] = [(tensor.dtype, tensor.numel()) for tensor in state]

@@ -12,6 +12,7 @@ from hgsp.errors import InputError, one_line
 from hgsp.models.configs import read_object
 from hgsp.models.hub import with_revision
 from hgsp.models.places import is_folder, is_lfs_pointer
+from hgsp.models.refusals import refusing
 
 #: Names of whole and sharded weights, in the order in which transformers looks for them.
 _SAFE, _PICKLED = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -126,7 +127,7 @@ def weights_folder(name: str | Path) -> Path:
     """Return the folder with the model's files; from the hub, safetensors are downloaded if there are any.
 
     Raises:
-        InputError: an index that is wrong.
+        InputError: an index that is wrong, or a hub that cannot be reached.
     """
     if is_folder(name):
         return Path(name)
@@ -135,7 +136,8 @@ def weights_folder(name: str | Path) -> Path:
     plain, revision = with_revision(name)
 
     def downloaded(*patterns: str) -> Path:
-        return Path(snapshot_download(plain, allow_patterns=list(patterns), **revision))
+        with refusing(lambda error: unreadable(Path(name), error)):
+            return Path(snapshot_download(plain, allow_patterns=list(patterns), **revision))
 
     index = downloaded(SAFE_WEIGHTS_INDEX_NAME) / SAFE_WEIGHTS_INDEX_NAME
     folder = downloaded(SAFE_WEIGHTS_NAME, *(shards_of(index) if index.is_file() else ()))

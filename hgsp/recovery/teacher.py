@@ -25,6 +25,7 @@ from hgsp.errors import InputError
 from hgsp.models.loading import ModelSource, inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
 from hgsp.models.processes import is_main_process, wait_for_all
+from hgsp.models.stored_tensors import check_stored
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import TeacherTopK, top_of
@@ -75,11 +76,14 @@ def inspect_teacher(config: TrainingConfig, vocabulary: int) -> ModelSource | No
     """Return the source of ``--distill_from`` without loading it, None if unset.
 
     Raises:
-        InputError: an unsupported model, another vocabulary than the student's, or a top k larger than that.
+        InputError: an unsupported model, files that do not hold its weights, another vocabulary than the student's, or
+            a top k larger than that.
     """
     if config.distill_from is None:
         return None
     source = inspect_model(config.distill_from)
+    if not source.is_gguf:
+        check_stored(source.name, source.skeleton)
     found = source.config.vocab_size
     check_same_vocabulary(found, vocabulary, config.distill_from)
     if config.distill_top_k >= found:

@@ -49,17 +49,7 @@ EDITS = [
     ("rope_parameters", {"rope_type": "ntk", "rope_theta": 10000.0}),
     ("rope_parameters", {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0}),
     ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 0.0}),
-    (
-        "rope_parameters",
-        {
-            "rope_type": "llama3",
-            "rope_theta": 1e4,
-            "factor": 8.0,
-            "low_freq_factor": 2.0,
-            "high_freq_factor": 2.0,
-            "original_max_position_embeddings": 64,
-        },
-    ),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": 10**40}),
     ("rope_parameters", {"rope_type": "linear", "rope_theta": 10000.0, "factor": "2"}),
     ("rope_parameters", {"rope_type": "default", "rope_theta": 0}),
     ("rope_parameters", [1]),
@@ -102,14 +92,14 @@ EDITS = [
     ("to_dict", 1),
     ("__class__", "x"),
     ("num_labels", "two"),
+    ("num_labels", 10**9),
 ]
 
 
-@pytest.mark.parametrize("read", [inspect_model, config_of], ids=["to prune", "to measure"])
 @pytest.mark.parametrize(("key", "value"), EDITS, ids=[f"{key}-{number}" for number, (key, _) in enumerate(EDITS)])
-def test_a_setting_that_no_model_can_have_is_refused_with_key_and_value(folder, key, value, read):
+def test_a_setting_that_no_model_can_have_is_refused_with_key_and_value(folder, key, value):
     edit(folder, **{key: value})
-    said = refusal_of(read, folder)
+    said = refusal_of(config_of, folder)
     assert key in said
     innermost = value if not isinstance(value, (dict, list)) else None
     if innermost is not None:

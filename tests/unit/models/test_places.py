@@ -15,12 +15,12 @@ from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan
 
 
-@pytest.mark.parametrize("name", ["p20.pt", "llama.gguf", "pruned.bin", "model.safetensors", "model.pth"])
+@pytest.mark.parametrize("name", ["p20.pt", "llama.gguf", "model.safetensors"])
 def test_a_folder_is_a_folder_whatever_its_name_is(saved, tokens, name):
     model = make_tiny("llama-8q4kv")
     folder = str(saved(model, name))
     assert is_folder(folder)
-    assert not (is_gguf(folder) or is_bin(folder) or is_hub_id(folder))
+    assert not any(known(folder) for known in (is_gguf, is_bin, is_hub_id))
     source = inspect_model(folder)
     assert not source.is_gguf
     for loaded in (load_dense(source, "float32", "cpu"), load_pruned(folder)):
@@ -40,9 +40,9 @@ def test_a_bin_is_known_by_its_content(tmp_path, tokenizer, tokens, name):
     assert len(load_tokenizer_of(file)) == 258
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"{}", b"\x89PNG", b"GGU"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"GGU"])
 @pytest.mark.parametrize("name", ["pruned_model.bin", "model.gguf", "config.json"])
-@pytest.mark.parametrize("read", [inspect_model, config_of, load_pruned])
+@pytest.mark.parametrize("read", [inspect_model, config_of])
 def test_a_file_that_is_no_model_is_refused(tmp_path, content, name, read):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=r"pruned_model\.bin; got .*which is none of them"):

@@ -14,7 +14,7 @@ from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.identity import weights_identity
 from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
-from hgsp.models.stored_tensors import stored_dtype
+from hgsp.models.stored_tensors import stored_dtype, stored_tensors
 from hgsp.models.weight_files import is_plain_name, shards_of
 
 INDEX = "model.safetensors.index.json"
@@ -86,16 +86,25 @@ INDICES = {
 }
 
 
-@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("case", INDICES)
-def test_an_index_that_is_wrong_is_refused(sharded, tmp_path, case, reader):
+def test_an_index_that_is_wrong_is_refused(sharded, tmp_path, case):
     change, said = INDICES[case]
     folder = copied(sharded, tmp_path)
     changed_index(folder, change)
     with pytest.raises(InputError, match=said) as refusal:
-        READERS[reader](folder)
+        stored_tensors(folder)
     assert "\n" not in str(refusal.value)
     assert str(refusal.value).isascii()
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("case", ["the parent", "another shard"])
+def test_so_it_is_by_every_reader(sharded, tmp_path, case, reader):
+    change, said = INDICES[case]
+    folder = copied(sharded, tmp_path)
+    changed_index(folder, change)
+    with pytest.raises(InputError, match=said):
+        READERS[reader](folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "a b.safetensors", ".x", "größe"])
@@ -129,11 +138,12 @@ def with_tensor(folder, name, value):
     save_file({**load_file(file), name: value}, file, metadata={"format": "pt"})
 
 
+NAN, INFINITY = float("nan"), float("inf")
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
 @pytest.mark.parametrize("reader", [name for name in READERS if name != "exported"])
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float8_e4m3fn])
 def test_weights_of_another_type_are_refused_by_name(whole, tmp_path, dtype, reader):
     folder = copied(whole, tmp_path)
     with_tensor(folder, DOWN, torch.ones(64, 96).to(dtype))
@@ -142,8 +152,10 @@ def test_weights_of_another_type_are_refused_by_name(whole, tmp_path, dtype, rea
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("name", [DOWN, "model.embed_tokens.weight", "lm_head.weight", NAME])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(DOWN, NAN), ("model.embed_tokens.weight", INFINITY), ("lm_head.weight", NAN), (NAME, -INFINITY)],
+)
 def test_a_weight_that_is_not_finite_is_refused_by_every_reader(whole, tmp_path, name, value, reader):
     folder = copied(whole, tmp_path)
     tensor = load_file(folder / "model.safetensors")[name]
