@@ -12,10 +12,13 @@ from hgsp.models.configuration_decilm import DeciLMConfig
 from hgsp.models.vllm_plugin import register
 
 
-def from_vllm(folder: str, tokens: Sequence[int], num_greedy: int, model_impl: str = "auto") -> dict[str, Any]:
+def from_vllm(
+    folder: str, tokens: Sequence[int], num_greedy: int, dtype: str = "float32", model_impl: str = "auto"
+) -> dict[str, Any]:
     """Return the log-probability of every token but the first, and the tokens of a greedy continuation.
 
     Args:
+        dtype: of activations, and of weights that are not quantised.
         model_impl: ``transformers`` is vLLM's Transformers backend.
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -30,7 +33,7 @@ def from_vllm(folder: str, tokens: Sequence[int], num_greedy: int, model_impl: s
     length = len(tokens) + num_greedy + 1
     engine = LLM(
         folder,
-        dtype="float32",
+        dtype=dtype,
         model_impl=model_impl,
         enforce_eager=True,
         max_model_len=length,
