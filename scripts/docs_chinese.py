@@ -95,7 +95,9 @@ CHINESE = {
     "where hgsp is installed, else with --trust-remote-code": "已装 hgsp 时直接读，否则加 --trust-remote-code",
     "in groups of {}": "每 {} 个一组",
     "at any width": "任意宽度",
-    "LoRA, not prefix tuning": "支持 LoRA，不支持前缀微调",
+    "LoRA with default or any target modules, layers that lack one are passed over; not prefix tuning": (
+        "支持 LoRA：默认或任意目标模块，跳过缺少该模块的层；不支持前缀微调"
+    ),
     "the same sizes in every layer": "各层大小相同",
     "a class of Transformers": "Transformers 自带的模型类",
     "attention in every layer": "每层都有注意力",

@@ -120,6 +120,9 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
         parts.append(f"prune {' and '.join(map(_spoken, verdict.changes))}")
     elif form is None:
         parts.append("no flag changes it")
+    closest = form or verdict.engine.forms[0]
+    if not closest.was_run:
+        parts.append(f"by the {closest.checked}, not run")
     if version := installed(verdict.engine):
         parts.append(f"here: {version}")
     return verdict.engine.name, verdict.status, "; ".join(filter(None, parts))

@@ -72,10 +72,13 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
     }
     architecture = next((name for name in (family, "llama", "mistral") if fits[name]), None)
     if architecture is None:
+        step, most = source.queries_per_kv, source.hidden_size // source.head_dim
+        fitting = [str(number) for number in range(step, most + 1, step) if source.hidden_size % number == 0]
+        heads = "" if family == "qwen3" else f"{' or '.join(fitting)} query heads in every layer, "
         raise InputError(
             expected="tensors that a stock architecture has a place for",
             got=f"{family} with biases of {', '.join(sorted(biased))} and {num_queries} query heads",
-            remedy="use another target, another number of KV groups, or a refit that adds no biases",
+            remedy=f"use another target, {heads}or a refit that adds no biases",
         )
     config = {
         **shared_settings(source),
