@@ -63,6 +63,7 @@ class Family:
     """One model family: its name in transformers, the classes of its pruned form, and the parts of its models.
 
     Args:
+        models: that people know the family by.
         model_type: of the dense models; with the prefix "hgsp_", of pruned ones.
         class_prefix: of the classes of pruned models.
         modeling_file: the module of this package that holds those classes.
@@ -83,6 +84,7 @@ class Family:
         real_weights: the model on whose real weights it was tested; empty if on random ones only.
     """
 
+    models: str
     model_type: str
     class_prefix: str
     modeling_file: str = "modeling_hgsp"
@@ -125,6 +127,7 @@ _GEMMA_BLOCKS = {
 
 _ALL = (
     Family(
+        "Llama 2 to 3.3, SmolLM2",
         "llama",
         "HgspLlama",
         attention_types=frozenset({FULL}),
@@ -133,10 +136,13 @@ _ALL = (
         twin="mistral",
         real_weights="SmolLM2 135M",
     ),
-    Family("qwen2", "HgspQwen2", implied_head_dim=True, input_biases=True, real_weights="Qwen2.5 0.5B"),
-    Family("mistral", "HgspMistral", real_weights="SmolLM2 135M as Mistral"),
-    Family("qwen3", "HgspQwen3", qk_norm="head", bias_keys=_ATTENTION_BIAS),
     Family(
+        "Qwen2, Qwen2.5", "qwen2", "HgspQwen2", implied_head_dim=True, input_biases=True, real_weights="Qwen2.5 0.5B"
+    ),
+    Family("Mistral", "mistral", "HgspMistral", real_weights="SmolLM2 135M as Mistral"),
+    Family("Qwen3", "qwen3", "HgspQwen3", qk_norm="head", bias_keys=_ATTENTION_BIAS),
+    Family(
+        "Gemma 2",
         "gemma2",
         "HgspGemma2",
         "modeling_hgsp_gemma",
@@ -148,6 +154,7 @@ _ALL = (
         beyond_llama="norms behind its blocks",
     ),
     Family(
+        "Gemma 3 (text)",
         "gemma3_text",
         "HgspGemma3",
         "modeling_hgsp_gemma",
@@ -160,8 +167,15 @@ _ALL = (
         beyond_llama="norms behind its blocks",
         real_weights="Gemma 3 270M",
     ),
-    Family("ministral", "HgspMinistral", "modeling_hgsp_ministral", beyond_llama="a sliding window in some layers"),
     Family(
+        "Ministral",
+        "ministral",
+        "HgspMinistral",
+        "modeling_hgsp_ministral",
+        beyond_llama="a sliding window in some layers",
+    ),
+    Family(
+        "SmolLM3",
         "smollm3",
         "HgspSmolLM3",
         "modeling_hgsp_smollm3",
@@ -170,6 +184,7 @@ _ALL = (
         beyond_llama="layers without rotary embeddings",
     ),
     Family(
+        "Granite 3 (dense)",
         "granite",
         "HgspGranite",
         "modeling_hgsp_granite",
