@@ -124,6 +124,7 @@ _GEMMA_BLOCKS = {
     "attention": replace(BLOCKS["attention"], post_norm="post_attention_layernorm"),
     "mlp": replace(BLOCKS["mlp"], norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm"),
 }
+_OLMO_BLOCKS = {kind: replace(block, norm=None) for kind, block in _GEMMA_BLOCKS.items()}
 
 _ALL = (
     Family(
@@ -193,6 +194,17 @@ _ALL = (
         logit_divisor="logits_scaling",
         bias_keys=_ALL_BIASES,
         beyond_llama="multipliers of its embedding, blocks and logits",
+    ),
+    Family(
+        "OLMo 2",
+        "olmo2",
+        "HgspOlmo2",
+        "modeling_hgsp_olmo",
+        blocks=_OLMO_BLOCKS,
+        attention_types=frozenset({FULL}),
+        qk_norm="all heads",
+        bias_keys=_ATTENTION_BIAS,
+        beyond_llama="norms behind its blocks",
     ),
 )
 FAMILIES = {family.model_type: family for family in _ALL}
