@@ -26,6 +26,7 @@ COMMANDS = {
     "profile": "time the blocks of a model on this device",
     "export": "write a pruned model in the format of another engine",
     "verify": "check a model's folder against its checksums, plan and dense model",
+    "families": "list the supported architectures",
     "doctor": "tell which engines run a model, and what would change it",
 }
 EPILOG = """

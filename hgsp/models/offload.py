@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.errors import InputError
+from hgsp.models.buffers import make_buffers
 from hgsp.models.configs import read_generation_config
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
@@ -126,5 +127,5 @@ def load_offloaded(
     generation_config = read_generation_config(source.name)
     if generation_config is not None:  # else the skeleton's, made from the config
         model.generation_config = generation_config
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
+    make_buffers(model, on)
     return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
