@@ -20,7 +20,7 @@ from hgsp.evaluation.metrics.ppl import bos_token, window_length
 from hgsp.evaluation.results import canonical_path, model_identity
 from hgsp.evaluation.tasks import EFFICIENCY, is_text
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
-from hgsp.models.loading import DTYPES
+from hgsp.models.loading import DTYPES, check_positions
 from hgsp.models.places import WEIGHTS, is_folder, is_gguf, refuse_no_model
 from hgsp.models.stored_tensors import stored_dtype
 from hgsp.models.tokenizers import check_vocabulary
@@ -47,8 +47,8 @@ def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
     """Return the requested models, dense first.
 
     Raises:
-        InputError: a path does not exist, a folder has no weights, a config cannot be loaded, or a window is longer
-            than a model allows.
+        InputError: a path does not exist, a folder has no weights, a config cannot be loaded, or a window or the
+            prompt of efficiency is longer than a model allows.
     """
     names = {
         DENSE: config.base_model if config.compare else None,
@@ -59,6 +59,8 @@ def models_under_test(config: EvaluationConfig) -> list[ModelUnderTest]:
         if name is not None:
             refuse_missing(name)
     models = [_inspected(role, name) for role, name in names.items() if name is not None]
+    for model in models if EFFICIENCY in config.task_names else ():
+        check_positions(model.config, "--prompt_len plus --decode_len", config.prompt_len + config.decode_len)
     if config.seq_len is not None and any(is_text(task) for task in config.task_names):
         for model, length in itertools.product(models, config.seq_len):
             window_length(model.config, length)

@@ -12,6 +12,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
+from hgsp.console.disk import check_free_space
 from hgsp.errors import InputError
 from hgsp.exports.inventory import Tensors, num_params
 from hgsp.exports.source import ExportSource
@@ -53,7 +54,8 @@ def write_folder(
         InputError: the disk is too full.
     """
     dtype = source.dtype
-    _check_space(folder, num_params(tensors) * dtype.itemsize)
+    needed = num_params(tensors) * dtype.itemsize
+    check_free_space(folder, needed, "the weights", "choose another place with --output")
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.numel * dtype.itemsize,
@@ -63,7 +65,6 @@ def write_folder(
     for file, names in split.filename_to_tensors.items():
         shard = {name: tensors[name].build(source.read, dtype) for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # safetensors creates files that only their owner can read
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
@@ -74,16 +75,6 @@ def write_folder(
     if (source.folder / CHAT_TEMPLATE_DIR).is_dir():
         shutil.copytree(source.folder / CHAT_TEMPLATE_DIR, folder / CHAT_TEMPLATE_DIR)
     return tuple(sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()))
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            expected=f"{needed / 1e9:.2f} GB of free space for the weights",
-            got=f"{free / 1e9:.2f} GB on the disk of {folder.parent}",
-            remedy="free space, or choose another place with --output",
-        )
 
 
 def shared_settings(source: ExportSource) -> dict[str, Any]:

@@ -62,9 +62,17 @@ class ExportSource:
         return bool(self.config.get("tie_word_embeddings", False))
 
     @property
+    def beyond_llama(self) -> str:
+        """The part of the model that formats written for a Llama block have no place for; empty if there is none."""
+        window = self.config.get("sliding_window") if self.config.get("use_sliding_window", True) else None
+        return self.family.beyond_llama or ("" if window is None else f"a sliding window of {window} tokens")
+
+    @property
     def rope(self) -> Mapping[str, Any]:
         """The rope parameters in the form of transformers 5: ``rope_type``, ``rope_theta`` and those of the type."""
         rope = self.config.get("rope_parameters")
+        if rope and "rope_theta" not in rope:  # by layer type
+            rope = rope["full_attention"]
         if rope:
             return {"rope_type": "default", **rope}
         scaling = self.config.get("rope_scaling") or {}

@@ -7,7 +7,6 @@ by transformers instead.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import CHAT_TEMPLATE_DIR
 
+from hgsp.console.scratch import ScratchFolder
 from hgsp.errors import InputError
 from hgsp.models.hub import with_revision
 from hgsp.models.places import HUB_ID, is_bin
@@ -64,10 +64,10 @@ def load_tokenizer_in_bin(path: Path) -> Any:
         InputError: no such file, or one that holds more than tensors and plain values.
     """
     content = read_bin(path)
-    with tempfile.TemporaryDirectory() as folder:
-        write_files(_files_in_bin(content), Path(folder))
-        (Path(folder) / "config.json").write_text(content["config"], encoding="utf-8")
-        tokenizer = read_tokenizer(folder, str(path))
+    with ScratchFolder() as folder:
+        write_files(_files_in_bin(content), folder)
+        (folder / "config.json").write_text(content["config"], encoding="utf-8")
+        tokenizer = read_tokenizer(str(folder), str(path))
     tokenizer.name_or_path = str(path)
     return tokenizer
 
@@ -113,9 +113,9 @@ def _unchanged(tokenizer: Any) -> bool:
 
 
 def _saved(tokenizer: Any) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        _save(tokenizer, Path(folder))
-        return {path.name: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    with ScratchFolder() as folder:
+        _save(tokenizer, folder)
+        return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _save(tokenizer: Any, folder: Path) -> None:

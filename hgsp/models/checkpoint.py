@@ -1,7 +1,8 @@
 """The checkpoint format: a Hugging Face folder, and the same model in one ``pruned_model.bin``.
 
 The folder holds safetensors with stock tensor names, ``config.json`` (``per_layer_config`` where layers differ, and
-then ``modeling_hgsp.py`` beside it), generation config and tokenizer files. The .bin holds tensors and plain values.
+then the files of its classes beside it), generation config and tokenizer files. The .bin holds tensors and plain
+values.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
-from hgsp.models import modeling_hgsp
+from hgsp.models.buffers import make_buffers
 from hgsp.models.carried_files import load_tokenizer_in_bin, write_generation_config, write_tokenizer
 from hgsp.models.configs import ModelDescription, describe, read_generation_config
-from hgsp.models.families import FAMILIES
+from hgsp.models.families import family_of, is_pruned_type
+from hgsp.models.family_classes import auto_map, travelling_files
 from hgsp.models.gguf_files import load_gguf
 from hgsp.models.loading import load_complete
-from hgsp.models.modeling_hgsp import AUTO_CLASSES, FAMILY_CLASSES
 from hgsp.models.places import is_bin, is_gguf
 from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, read_bin
 from hgsp.models.stored_tensors import StoredTensor, refuse_other_tensors, stored_dtype
@@ -74,8 +75,9 @@ def save_streamed(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
-    if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
-        shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
+    if is_pruned_type(skeleton.config.model_type):
+        for file in travelling_files(family_of(skeleton.config)):
+            shutil.copyfile(file, folder / file.name)
     if generation_config is not None:
         write_generation_config(generation_config, tokenizer, folder)
     write_tokenizer(tokenizer, folder)
@@ -88,12 +90,10 @@ def config_as_dict(config: Any) -> dict[str, Any]:
     of transformers 5 without ``hgsp`` reads a llama3 ``rope_scaling`` into a bare config, which fails.
     """
     content: dict[str, Any] = config.to_diff_dict()
-    own_classes = next((classes for classes in FAMILY_CLASSES if type(config) is classes[0]), None)
-    if own_classes is not None:
-        module = modeling_hgsp.__name__.rpartition(".")[2]
-        names = ("AutoConfig", *AUTO_CLASSES)
-        content["auto_map"] = {name: f"{module}.{own.__name__}" for name, own in zip(names, own_classes, strict=True)}
-    elif rope := content.get("rope_parameters"):
+    rope = content.get("rope_parameters")
+    if is_pruned_type(config.model_type):
+        content["auto_map"] = auto_map(family_of(config))
+    elif rope and "rope_theta" in rope:  # else by layer type, which transformers 4 has other keys for
         content["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         content["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
@@ -180,7 +180,7 @@ def _load_bin(path: Path, found: ModelDescription, dtype: torch.dtype | None) ->
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model.load_state_dict(state, assign=True, strict=False)
     model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # float32 buffers that are not in the file
+    make_buffers(model, "cpu")
     generation_config = read_generation_config(path)
     if generation_config is not None:
         model.generation_config = generation_config

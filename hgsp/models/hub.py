@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hgsp.console.flags import option, require
+from hgsp.console.hub_access import ask_hub
 from hgsp.models.places import HUB_ID, exists
 
 
@@ -59,9 +60,15 @@ class UploadConfig:
 
 
 def with_revision(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """Split a model's name into what ``from_pretrained`` takes: the id or path, and keyword arguments."""
+    """Split a model's name into what ``from_pretrained`` takes: the id or path, and keyword arguments.
+
+    Of a hub id it makes sure that the hub answers.
+    """
     text = str(name)
-    if "@" not in text or exists(text) or not HUB_ID.fullmatch(text):
+    if exists(text) or not HUB_ID.fullmatch(text):
+        return text, {}
+    ask_hub()
+    if "@" not in text:
         return text, {}
     plain, _, revision = text.partition("@")
     return plain, {"revision": revision}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from hgsp.errors import InputError
 from hgsp.models.configs import describe
 from hgsp.models.dtypes import DTYPE_NAMES
-from hgsp.models.families import check_prunable
+from hgsp.models.families import check_prunable, family_of
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.gguf_files import load_gguf
 from hgsp.models.hub import with_revision
@@ -67,6 +67,11 @@ def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
     warnings = []
     if not is_gguf(name) and found.raw.get("num_key_value_heads") is None:
         warnings.append("config.json has no num_key_value_heads: taken as multi-head attention (GQA ratio 1)")
+    if not family_of(found.config).prunes_kv_groups:
+        warnings.append(
+            "queries and keys are normalised over all heads, so that removing one would change the others: KV groups "
+            "stay, MLP channels are removed"
+        )
     if dtype == "float16" and found.config.dtype == torch.bfloat16:
         warnings.append("weights stored in bfloat16 are used in float16, whose range is smaller: values may overflow")
     if any(layer.self_attn is None or layer.mlp is None for layer in found.skeleton.model.layers):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.errors import InputError
+from hgsp.models.buffers import make_buffers
 from hgsp.models.configs import read_generation_config
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
@@ -43,6 +44,10 @@ class SafetensorFiles:
             refuse_not_finite(str(stored.file), [(name, tensor)])
             self._checked.add(name)
         return tensor
+
+    def file_of(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self.tensors[name].file
 
     def read_first_row(self, name: str) -> Tensor:
         """Read the first row of a matrix, [1, I], without the rest."""
@@ -122,5 +127,5 @@ def load_offloaded(
     generation_config = read_generation_config(source.name)
     if generation_config is not None:  # else the skeleton's, made from the config
         model.generation_config = generation_config
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
+    make_buffers(model, on)
     return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files

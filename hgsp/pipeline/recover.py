@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hgsp.console.checksums import write_checksums
 from hgsp.console.flags import arguments_of
 from hgsp.console.log_file import LogFile
 from hgsp.console.programs import program
@@ -190,6 +191,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
         report.write_analysis(content, recovery.pruning_report, folder)
         write_model_card(folder, config.pruned_model, Path(config.output_dir), recovery.repo_id)
         write_settings(config, folder / RUN_SETTINGS, recovery.command)
+        write_checksums(folder)
         log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     write_report(Path(config.output_dir))
     report.show_report(content, config)
@@ -213,7 +215,10 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
         if model is not None:
             refuse_missing(model)
     output = Path(config.output_dir)
-    recovery_disk_need(Path(config.pruned_model), output, with_bin=not config.no_bin).check(output, "--output_dir")
+    need = recovery_disk_need(
+        Path(config.pruned_model), output, with_bin=not config.no_bin, trains_all=config.method == "full"
+    )
+    need.check(output, "--output_dir")
     tokenizer = load_tokenizer_of(config.base_model or config.pruned_model)
     for warning in check_vocabulary(model_config.vocab_size, tokenizer):
         LOG.warning("%s", warning)

@@ -27,7 +27,7 @@ class TrainingConfig(TextConfig):
 
     data_path: str = option(
         DEFAULT_INSTRUCTIONS,
-        help="hub id or json/jsonl/parquet file with instruction, messages or text rows; "
+        help="hub id or json/jsonl/csv/parquet file with instruction, messages or text rows; "
         "also a plain text file, wikitext2, ptb, c4 or builtin",
     )
     method: str = option("lora", help="train low-rank adapters, or all parameters", choices=METHODS)
