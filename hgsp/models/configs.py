@@ -71,9 +71,6 @@ def describe(name: str | Path, check: Callable[[Mapping[str, Any]], None] | None
     raw, place = _raw_config(name)
     if str(raw.get("model_type")) in MODEL_TYPES:
         check_settings(raw, place)
-    if check is not None:
-        check(raw)
-    read_generation_config(name)
 
     def build(settings: Mapping[str, Any]) -> tuple[Any, Any]:
         config = _config_object(settings, with_revision(name)[0])
@@ -88,7 +85,10 @@ def describe(name: str | Path, check: Callable[[Mapping[str, Any]], None] | None
         return config, skeleton
 
     with refusing(lambda error: _cannot_become_a_model(raw, place, build, error)):
+        if check is not None:
+            check(raw)  # first: an unsupported model may be one that transformers cannot build
         config, skeleton = build(raw)
+    read_generation_config(name)
     return ModelDescription(raw, config, skeleton)
 
 
@@ -164,7 +164,16 @@ def _raw_config(name: str | Path) -> tuple[dict[str, Any], str]:
                 remedy="pass the folder that holds config.json and the weights",
             )
         raw, place = read_object(file), str(file)
-    return {key: value for key, value in raw.items() if key not in IGNORED_SETTINGS}, place
+    return _without_ignored(raw), place
+
+
+def _without_ignored(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings, and those nested in them, without the ignored ones."""
+    return {
+        key: _without_ignored(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if key not in IGNORED_SETTINGS
+    }
 
 
 def _file_of(name: str | Path, file: str, **if_missing: bool) -> Path | None:

@@ -212,6 +212,13 @@ def test_a_wrong_generation_config_is_refused_by_key(folder, settings):
     assert next(iter(settings)) in refusal_of(describe, folder)
 
 
+@pytest.mark.parametrize("layer_types", [5, [[1]], {"a": 1}, "x"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "x"])
+def test_an_unsupported_model_with_wrong_settings_is_refused(tmp_path, model_type, layer_types):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "layer_types": layer_types}))
+    refusal_of(inspect_model, tmp_path)
+
+
 @pytest.mark.parametrize("content", ["[]", "{", "null", '"x"'])
 def test_a_generation_config_that_is_no_object_is_refused(folder, content):
     (folder / "generation_config.json").write_text(content)
