@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,10 +22,9 @@ from hgsp.environment import write_json
 from hgsp.errors import InputError, NumericalError
 from hgsp.evaluation.tasks import is_text
 from hgsp.models.hub import with_revision
+from hgsp.models.identity import files_sha256
 from hgsp.models.pruned_bin import BIN_NAME
 
-#: Files that decide what a model computes.
-MODEL_FILES = (".safetensors", ".bin", ".gguf", ".model", "config.json", "tokenizer.json", "tokenizer_config.json")
 _REMEDY = "move it away or choose another --output"
 
 
@@ -231,16 +229,10 @@ def canonical_path(name: str) -> str:
 
 
 def model_identity(name: str) -> str:
-    """Identify a model's weights: by sizes and times of local files, or by the cached commit of a hub id."""
+    """Identify a model: by the content of local files, or by the cached commit of a hub id."""
     path = Path(canonical_path(name))
     if path.exists():
-        files: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
-        facts = [
-            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-            for file in files
-            if file.is_file() and file.name.endswith(MODEL_FILES)
-        ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        return files_sha256(path)[:16]
     from huggingface_hub import try_to_load_from_cache
 
     plain, revision = with_revision(name)

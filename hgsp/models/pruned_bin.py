@@ -1,4 +1,4 @@
-"""The file ``pruned_model.bin``: what it is named, and reading it without executing anything."""
+"""The file ``pruned_model.bin``, read without executing anything."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ BIN_NAME = "pruned_model.bin"
 BIN_FORMAT = "hgsp-checkpoint-1"
 #: Names of files in the folder itself, or one folder below it.
 _FILE_NAME = re.compile(r"(?!\.)[\w\-. ]{1,100}(/(?!\.)[\w\-. ]{1,100})?")
-
-
-def is_bin(path: str | Path) -> bool:
-    """Return whether a path names a single file of weights, such as ``pruned_model.bin``."""
-    return str(path).endswith((".bin", ".pt", ".pth"))
 
 
 class BinContent(TypedDict):

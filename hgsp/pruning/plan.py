@@ -14,7 +14,7 @@ from rich.table import Table
 from hgsp.console.json_files import read_json_file
 from hgsp.console.portable_paths import portable
 from hgsp.console.schemas import Count
-from hgsp.environment import install_command
+from hgsp.environment import install_command, write_atomically
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 
@@ -85,7 +85,7 @@ class PrunePlan:
             "provenance": portable(self.provenance),
             "writer_bias": self.writer_bias,
         }
-        path.write_text(json.dumps(content), encoding="utf-8")
+        write_atomically(path, json.dumps(content))
 
     @classmethod
     def read_json(cls, path: Path) -> PrunePlan:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hgsp.console.portable_paths import portable
+from hgsp.environment import replacing
 from hgsp.errors import InputError
 from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
@@ -113,7 +114,7 @@ class Scores:
             "measure": measure,
             "provenance": portable(self.provenance),
         }
-        with path.open("wb") as sink:
+        with replacing(path) as partial, partial.open("wb") as sink:
             np.savez(sink, weight_sample=self.weight_sample, head=np.array(json.dumps(head)), **arrays)
 
     @classmethod
@@ -139,23 +140,24 @@ class Scores:
     def check_belongs_to(self, loaded: LoadedModel) -> None:
         """Refuse scores of another model.
 
-        All weights are compared, by their hashes; between float16 and another dtype, whose rounding leaves no common
-        hash, and for scores of earlier versions, a sample of every Linear is.
+        All weights are compared, by their hashes; for scores of earlier versions without them, a sample of every
+        Linear is.
 
         Raises:
-            InputError: other sizes, or other weights.
+            InputError: other sizes, or other weights; also weights of float32 that one of the two runs rounded to
+                bfloat16 and the other to float16, which leaves nothing to compare.
         """
         self.check_sizes(geometry_of(loaded.model))
-        made = self.provenance.get("weights")
-        same_dtype = self.provenance.get("dtype") == loaded.dtype
-        if made is None or (not same_dtype and "float16" in (self.provenance.get("dtype"), loaded.dtype)):
-            rtol, atol = (0.0, 0.0) if same_dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
+        made, dtype = self.provenance.get("weights"), self.provenance.get("dtype", "")
+        needs_float16 = dtype != loaded.dtype and "float16" in (dtype, loaded.dtype)
+        if made is None or (needs_float16 and "float16_sha256" not in made):
+            rtol, atol = (0.0, 0.0) if dtype == loaded.dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
             belongs = np.allclose(self.weight_sample, weight_sample(loaded), rtol=rtol, atol=atol)
         else:
-            compared = "sha256" if same_dtype else "bfloat16_sha256"
-            belongs = made[compared] == getattr(loaded.identity, compared)
+            belongs = loaded.identity.is_of(made, dtype, loaded.dtype)
         if not belongs:
-            raise self._of_another_model("a model of the same sizes with other weights")
+            rounded = f", or weights that {dtype} and {loaded.dtype} round differently" if needs_float16 else ""
+            raise self._of_another_model(f"a model of the same sizes with other weights{rounded}")
 
     def _of_another_model(self, got: str) -> InputError:
         return InputError(
