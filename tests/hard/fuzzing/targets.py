@@ -20,6 +20,7 @@ from hgsp.console.flags import parse
 from hgsp.console.settings_file import as_arguments, read_settings
 from hgsp.console.state_files import MARKER, _sha256, read_state
 from hgsp.costs.latency import LatencyTable
+from hgsp.data.rows import text_rows
 from hgsp.errors import InputError
 from hgsp.evaluation import reporting
 from hgsp.evaluation.results import Results
@@ -221,8 +222,11 @@ def _rows(suffix: str, seed: bytes) -> Callable[[Path], tuple[Sequence[bytes], R
 
         def run(content: bytes) -> None:
             file.write_bytes(content)
-            for number, row in enumerate(load_rows(str(file)), start=1):
-                passage_of(row, number, tokenizer)
+            if suffix == ".txt":
+                list(text_rows(file, None))
+                return
+            for row in load_rows(str(file)):
+                passage_of(row, tokenizer)
 
         return [seed], run
 
