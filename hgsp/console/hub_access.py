@@ -47,5 +47,5 @@ def _go_offline() -> None:
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
-    if "datasets" in sys.modules:
-        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+    if config := sys.modules.get("datasets.config"):
+        vars(config)["HF_HUB_OFFLINE"] = True

@@ -67,7 +67,7 @@ def is_file(path: str | Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
+def opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
     """Open a text file for reading bytes, decompressed if its name ends in .gz.
 
     Raises:
@@ -88,7 +88,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def numbered_lines(
-    path: Path, stream: io.BufferedReader, newline: str | None, max_line: int | None = None
+    path: Path, stream: io.BufferedReader[Any], newline: str | None, max_line: int | None = None
 ) -> Iterator[tuple[int, str]]:
     """Yield lines of UTF-8 with their ends and their numbers from 1, without a byte order mark.
 
@@ -162,7 +162,7 @@ def refuse_beyond_limits(path: Path, num_bytes: int, size: int) -> None:
         )
 
 
-def _refuse_foreign(path: Path, stream: io.BufferedReader) -> None:
+def _refuse_foreign(path: Path, stream: io.BufferedReader[Any]) -> None:
     head = stream.peek(16)
     for first, kind in FOREIGN.items():
         if head.startswith(first):

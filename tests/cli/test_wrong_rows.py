@@ -1,6 +1,5 @@
 """Rows and texts that cannot be read end every command that reads them in one line, before any work."""
 
-import json
 import shlex
 
 import pytest
@@ -28,11 +27,11 @@ def commands(saved, make, tmp_path):
     prune = ["--base_model", dense, "--results_dir", out, "--output_name", "p"]
     tune = ["--pruned_model", dense, "--output_dir", out]
     ratio = ["--pruning_ratio", "0.2"]
-    good = tmp_path / "good.jsonl"
-    good.write_text(json.dumps({"text": "good"}))
     return {
         "prune": lambda data: run_global_pruning.main([*prune, *ratio, *PRUNE, "--dataset", data]),
-        "prune, then evaluate": lambda data: run_global_pruning.main([*prune, *ratio, *PRUNE, "--eval_tasks", data]),
+        "prune, then evaluate": lambda data: run_global_pruning.main(
+            [*prune, *ratio, *PRUNE, "--dataset", "builtin", "--eval_tasks", data]
+        ),
         "prune and finetune": lambda data: run_global_pruning.main(
             [*prune, *ratio, *PRUNE, "--dataset", "builtin", "--finetune", "--finetune_data_path", data]
         ),

@@ -5,12 +5,11 @@ The harness is imported late: perplexity and efficiency work without it.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,9 +20,9 @@ from hgsp.console.progress import Progress, silent
 from hgsp.data.files import UNREADABLE, is_file, unreadable
 from hgsp.environment import install_command
 from hgsp.errors import InputError, NumericalError
+from hgsp.evaluation.metrics.language_model import language_model
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.models.processes import sum_over_processes
-from hgsp.models.tokenizers import check_token_ids
 
 Row = dict[str, Any]
 
@@ -200,7 +199,7 @@ def run_task(
     """
     from lm_eval import evaluator
 
-    lm = _language_model(model, tokenizer, batch_size, task.spec.name)
+    lm = language_model(model, tokenizer, batch_size, task.spec.name)
     label, total = task.spec.name, _num_sequences(task, limit)
     lm.scored = iter(progress(range(total), label, total))
     found = evaluator.evaluate(
@@ -226,63 +225,6 @@ def _num_sequences(task: HarnessTask, limit: int | None) -> int:
     docs = task.task.eval_docs
     choices = len(task.task.doc_to_choice(docs[0])) if task.task.config.doc_to_choice is not None else 1
     return choices * min(len(docs), limit or len(docs))
-
-
-def _language_model(model: Any, tokenizer: Any, batch_size: int, name: str) -> Any:
-    """Wrap a model for the harness, with a copy of the tokenizer because the harness adds a padding token."""
-    import torch
-    from lm_eval.models.huggingface import HFLM
-
-    num_embeddings = model.get_input_embeddings().weight.shape[0]
-
-    class CountingLM(HFLM):  # type: ignore[misc]
-        """Advance ``scored`` by one for every sequence, and collect the items that had to be truncated."""
-
-        scored: Iterator[int] = iter(())
-        items: Sequence[int] = ()
-        truncated: set[int]
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            self.items = [request.doc_id for request in requests]
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **named: Any) -> Any:
-            for item, (_, context, answer) in zip(self.items, requests, strict=True):
-                if len(answer) > self.max_length:
-                    raise InputError(
-                        expected=f"answers of at most {self.max_length} tokens, the model's positions",
-                        got=f"{len(answer)} in item {item} of {name}",
-                        remedy="choose another task",
-                    )
-                if len(context) + len(answer) > self.max_length + 1:  # the last token is not read, only predicted
-                    self.truncated.add(item)
-            return super()._loglikelihood_tokens(requests, *arguments, **named)
-
-        def tok_encode(self, string: Any, *arguments: Any, **named: Any) -> Any:
-            ids = super().tok_encode(string, *arguments, **named)
-            check_token_ids(max(ids, default=0), num_embeddings, self.tokenizer, f"{name}: {string!r:.80}")
-            return ids
-
-        def _model_call(self, inps: Any, *arguments: Any, **named: Any) -> Any:
-            logits = super()._model_call(inps, *arguments, **named)
-            for _ in range(len(inps)):
-                next(self.scored, None)
-            return logits
-
-    lm = CountingLM(
-        pretrained=model,
-        tokenizer=copy.deepcopy(tokenizer),
-        backend="causal",
-        batch_size=batch_size,
-        trust_remote_code=False,
-    )
-    lm.truncated = set()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        from accelerate import Accelerator
-
-        lm.accelerator = Accelerator(cpu=model.device.type == "cpu")
-        lm._rank, lm._world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return lm
 
 
 def _check_finite(name: str, samples: Sequence[Mapping[str, Any]]) -> None:
