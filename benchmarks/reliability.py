@@ -43,7 +43,7 @@ SUITES = {
     "two at once": "two commands on one result",
     "hostile files": "links, pipes, devices and names",
 }
-#: Counts of ``tests/fuzz``, which are copied into the result if they are there.
+#: Counts of ``make test-hard-fuzz``, which are copied into the result if they are there.
 FUZZ = HERE.parent / "build" / "hard" / "fuzz.json"
 
 #: Every experiment with its suite and stage, for workers that are forked once it is complete.
@@ -78,7 +78,11 @@ def main() -> int:
     show(rows)
     found = {"rows": rows, "seconds": round(time.monotonic() - begun), **provenance()}
     if FUZZ.is_file():
-        found["fuzz"] = json.loads(FUZZ.read_text(encoding="utf-8"))
+        fuzzed = json.loads(FUZZ.read_text(encoding="utf-8"))
+        found["fuzz"] = [
+            {"parser": name, **{key: row[key] for key in ("executions", "refused")}, "problems": len(row["failures"])}
+            for name, row in fuzzed.items()
+        ]
     if options.output is not None:
         options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return int(any(row["problems"] for row in rows))

@@ -1,4 +1,4 @@
-"""Table of docs/RELIABILITY.md: experiments per suite and stage, and those in which anything was wrong."""
+"""Tables of docs/RELIABILITY.md: experiments and executions, and those in which anything was wrong."""
 
 from __future__ import annotations
 
@@ -26,4 +26,13 @@ def _cell(counted: tuple[int, int] | None) -> str:
     return f"{experiments:,}, {problems:,} wrong" if problems else f"{experiments:,}"
 
 
-RELIABILITY_TABLES = {"reliability": Table(("reliability",), ("stage", *SUITES), counts)}
+def fuzzed(found: Result) -> Iterable[Row]:
+    """Yield one row per parser that was fuzzed."""
+    for row in found.get("fuzz", ()):
+        yield row["parser"], f"{row['executions']:,}", f"{row['refused']:,}", f"{row['problems']:,}"
+
+
+RELIABILITY_TABLES = {
+    "reliability": Table(("reliability",), ("stage", *SUITES), counts),
+    "fuzzing": Table(("reliability",), ("parser", "executions", "refused", "wrong"), fuzzed),
+}
