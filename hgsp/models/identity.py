@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hgsp.environment import file_sha256
+from hgsp.models.weight_checks import refuse_not_finite
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,15 @@ class WeightsIdentity:
 
 
 def weights_identity(names: Iterable[str], read: Callable[[str], Tensor]) -> WeightsIdentity:
-    """Hash weights in the order of their names; ``read(name)`` returns one of them."""
+    """Hash weights in the order of their names; ``read(name)`` returns one of them.
+
+    Raises:
+        InputError: a weight is NaN or infinite, which no method would notice that does not compute with it.
+    """
     exact, *rounded = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     for name in sorted(names):
         weight = read(name).detach().cpu()
+        refuse_not_finite("the dtype that they are used in", [(name, weight)])
         header = f"{name} {list(weight.shape)} ".encode()
         exact.update(header + str(weight.dtype).encode())
         exact.update(_bytes_of(weight))

@@ -72,7 +72,8 @@ def calibration(
     """Draw calibration sequences [num_sequences, seq_len] from one text, or as many from each of several.
 
     Args:
-        texts: ``wikitext2``, ``ptb``, ``c4``, ``builtin``, a path to a text, .jsonl or .parquet file, or a ``Text``.
+        texts: ``wikitext2``, ``ptb``, ``c4``, ``builtin``, a path to a text, .jsonl, .csv or .parquet
+            file, or a ``Text``.
         data_dir: folder of local copies; None is the environment variable ``HGSP_DATA_DIR``.
 
     Raises:

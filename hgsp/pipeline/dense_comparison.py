@@ -20,9 +20,10 @@ from hgsp.errors import InputError
 from hgsp.exports.folder_check import LIMIT, check_tokens, log_probs_of
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
-from hgsp.models.hub import HUB_ID, with_revision
+from hgsp.models.hub import with_revision
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.loading import ModelSource, inspect_model
+from hgsp.models.places import HUB_ID
 from hgsp.pipeline.verified_folder import DifferenceError, NotAppliedError, VerifiedFolder
 from hgsp.pruning.masked import MaskedLayers
 from hgsp.pruning.surgery import Surgery

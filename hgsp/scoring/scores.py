@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hgsp.console.portable_paths import portable
+from hgsp.environment import replacing
 from hgsp.errors import InputError
 from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
@@ -27,9 +27,8 @@ from hgsp.scoring.methods import METHODS
 from hgsp.scoring.names import NORMALIZATIONS
 from hgsp.scoring.normalization import LayerImportance, normalize
 from hgsp.scoring.prior import Influence, prior_of
+from hgsp.scoring.scores_file import INFLUENCE_PARTS, SAMPLED_VALUES, SCHEMA, read_scores_file
 
-SCHEMA = 1
-SAMPLED_VALUES = 16
 MAX_DEPTH_SLOPE = 10
 
 
@@ -107,7 +106,7 @@ class Scores:
             f"{index}.{part}": values for index, layer in enumerate(self.by_layer) for part, values in layer.items()
         }
         if self.influence is not None:
-            arrays |= {f"influence.{part}": getattr(self.influence, part) for part in ("layer", "attention", "mlp")}
+            arrays |= {f"influence.{part}": getattr(self.influence, part) for part in INFLUENCE_PARTS}
         measure = None if self.influence is None else self.influence.measure
         head = {
             "schema": SCHEMA,
@@ -115,7 +114,7 @@ class Scores:
             "measure": measure,
             "provenance": portable(self.provenance),
         }
-        with path.open("wb") as sink:
+        with replacing(path) as partial, partial.open("wb") as sink:
             np.savez(sink, weight_sample=self.weight_sample, head=np.array(json.dumps(head)), **arrays)
 
     @classmethod
@@ -125,30 +124,8 @@ class Scores:
         Raises:
             InputError: the file is missing, damaged, or of another schema.
         """
-        try:
-            # opened here because numpy does not close a file that is no archive
-            with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
-                head = json.loads(str(arrays["head"]))
-                if head["schema"] != SCHEMA:
-                    raise KeyError(f"schema {head['schema']}")
-                layers = range(head["num_layers"])
-                by_layer = tuple(
-                    {name.partition(".")[2]: arrays[name] for name in arrays.files if name.startswith(f"{index}.")}
-                    for index in layers
-                )
-                if not all(kind in layer for layer in by_layer for kind in KINDS):
-                    raise KeyError("importances of some layers are missing")
-                influence = None
-                if head["measure"] is not None:
-                    layer, attention, mlp = (arrays[f"influence.{part}"] for part in ("layer", "attention", "mlp"))
-                    influence = Influence(layer, attention, mlp, head["measure"])
-                return cls(by_layer, influence, arrays["weight_sample"], head["provenance"])
-        except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-            raise InputError(
-                expected="--scores to be a scores.npz written by this version",
-                got=f"{path} ({error})",
-                remedy="score the model again",
-            ) from error
+        found = read_scores_file(path)
+        return cls(found.by_layer, found.influence, found.weight_sample, found.provenance)
 
     def check_sizes(self, geometry: Geometry) -> None:
         """Refuse scores of a model of other sizes.
