@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import metadata
-
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -21,17 +20,22 @@ PAGE = REPOSITORY / "docs" / "LICENSES.md"
 PINNED = re.compile(r"^([\w.-]+)==([\w.!+-]+)", re.MULTILINE)
 #: Licences that metadata name in a text of their own -> their SPDX expression.
 SPDX = {
-    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache": "Apache-2.0",
     "Apache 2.0": "Apache-2.0",
     "Apache 2.0 License": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
     "Apache License, Version 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
-    "BSD": "BSD-3-Clause",
+    "BSD 3-Clause License": "BSD-3-Clause",
+    "BSD License": "BSD",
+    "GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.1-or-later",
+    "ISC License": "ISC",
+    "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
-    "Apache": "Apache-2.0",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "PSFL": "PSF-2.0",
     "Python Software Foundation License": "PSF-2.0",
+    "The MIT License (MIT)": "MIT",
 }
 
 
@@ -57,9 +61,9 @@ def licenses_page() -> str:
     lines = [
         "# Licences of dependencies",
         "",
-        "Written by `make docs` from the metadata of the versions in `requirements.lock`. hgsp itself is Apache-2.0 and "
-        "contains none of these packages. Builds of torch for GPUs come with libraries of their makers' own licences. "
-        "`make sbom` writes the same as a CycloneDX bill of materials.",
+        "Written by `make docs` from the metadata of the versions in `requirements.lock`. hgsp itself is Apache-2.0 "
+        "and contains none of these packages. Builds of torch for GPUs come with libraries under their makers' own "
+        "licences. `make sbom` writes the same as a CycloneDX bill of materials.",
     ]
     seen: set[str] = set()
     for title, names in _sections(versions):
@@ -102,13 +106,15 @@ def _closure(requirements: Iterable[str], versions: dict[str, str]) -> set[str]:
 
 
 def license_of(name: str) -> str:
-    """Return the licence of an installed package: its SPDX expression, else a classifier or its own words."""
+    """Return the licence of an installed package: its SPDX expression, else its classifiers, else its own words."""
     about = metadata.metadata(name)
+    if expression := about.get("License-Expression"):
+        return str(expression)
     classifiers = [text.rpartition(" :: ")[2] for text in about.get_all("Classifier") or [] if "License ::" in text]
-    given = (about.get("License") or "").strip().splitlines()
-    texts = [about.get("License-Expression"), *given[:1], *classifiers]
-    text = next((text for text in texts if text and len(text) < 60), "see its files")
-    return SPDX.get(text, text)
+    words = (about.get("License") or "").strip()
+    named = [words] if words in SPDX.values() or words in SPDX else sorted(set(classifiers))
+    named = named or [words.splitlines()[0][:60] if words else "see its files"]
+    return " or ".join(SPDX.get(text, text) for text in named)
 
 
 if __name__ == "__main__":

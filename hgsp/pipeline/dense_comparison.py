@@ -5,6 +5,7 @@ T tokens | H hidden
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hgsp.errors import InputError
 from hgsp.exports.folder_check import LIMIT, check_tokens, log_probs_of
+from hgsp.models.buffers import make_buffers
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
 from hgsp.models.hub import with_revision
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.loading import ModelSource, inspect_model
-from hgsp.models.places import HUB_ID
+from hgsp.models.places import exists, is_folder, is_gguf, is_hub_id
 from hgsp.pipeline.verified_folder import DifferenceError, NotAppliedError, VerifiedFolder
 from hgsp.pruning.masked import MaskedLayers
 from hgsp.pruning.surgery import Surgery
@@ -55,11 +57,11 @@ class DenseComparison:
             raise NotAppliedError("the model was trained after it was pruned")
         if self.named is not None:
             return self.named
-        name = self.folder.report["base_model"]
-        if not Path(name).expanduser().exists() and not _is_cached(name):
+        name = os.path.expanduser(self.folder.report["base_model"])  # noqa: PTH111
+        if not exists(name) and not _is_cached(name):
             raise NotAppliedError(f"the dense model {name} is not on this machine; name it with --base_model")
         try:
-            return inspect_model(str(Path(name).expanduser()) if Path(name).expanduser().exists() else name)
+            return inspect_model(name)
         except InputError as error:
             raise NotAppliedError(f"the dense model of the report: {error}") from error
 
@@ -73,7 +75,7 @@ class DenseComparison:
         """
         dense, refitted = self._dense, self.folder.refitted()
         surgery = Surgery(dense.model, self.folder.plan, read=dense.read)
-        kept = [name for name in self.folder.shapes if not name.startswith(refitted or ("/",))]
+        kept = [name for name in self.folder.names if not name.startswith(refitted or ("/",))]
         try:
             for name in kept:
                 expected = surgery.tensor(name).to(getattr(torch, self._dtype))
@@ -81,7 +83,7 @@ class DenseComparison:
         except DifferenceError:
             self._refuse_another_model()
             raise
-        rest = len(self.folder.shapes) - len(kept)
+        rest = len(self.folder.names) - len(kept)
         names = ", ".join(dict.fromkeys(name.strip(".") for name in refitted))
         return f"{len(kept)} tensors equal it bit by bit" + (f"; {rest} were refitted ({names})" if rest else "")
 
@@ -107,9 +109,9 @@ class DenseComparison:
         """
         if self.folder.refitted():
             raise NotAppliedError("weights were refitted")
-        tokens = check_tokens(self.folder.skeleton.config.vocab_size)
+        tokens = check_tokens(self.folder.model.config.vocab_size)
         masked = self._masked_log_probs(tokens)
-        sliced = log_probs_of(self.folder.path, self.folder.skeleton.config, tokens)
+        sliced = log_probs_of(self.folder.path, self.folder.model.config, tokens)
         difference = (masked - sliced).abs().max().item()
         compared = f"log-probabilities of {len(masked)} tokens, masked dense model beside the sliced one"
         if not difference <= LIMIT:
@@ -120,6 +122,7 @@ class DenseComparison:
         """Return the log-probability of every token but the first, [T-1]; float32 from weights in their own dtype."""
         dense = self._dense.decoder
         model, geometry = dense.model.float(), geometry_of(dense.model)
+        make_buffers(model, "cpu")
         float32 = Decoder(model, _InFloat32(dense))
         masked = MaskedLayers(float32, geometry, self.folder.plan)
         hidden = float32.embed(tokens[None])
@@ -144,12 +147,12 @@ class _InFloat32:
 
 def _has_safetensors(name: str) -> bool:
     """Return whether the weights can stay in their files; those of hub models are taken to be safetensors."""
-    return not name.endswith(".gguf") and (not Path(name).is_dir() or any(Path(name).glob("*.safetensors")))
+    return not is_gguf(name) and (not is_folder(name) or any(Path(name).glob("*.safetensors")))
 
 
 def _is_cached(name: str) -> bool:
     """Return whether config and weights of a hub id are in the cache of huggingface_hub."""
-    if not HUB_ID.fullmatch(name):
+    if not is_hub_id(name):
         return False
     plain, revision = with_revision(name)
     cached = [

@@ -126,7 +126,7 @@ def test_results_of_earlier_versions_are_compared_with_bin_and_dense_model(resul
 def test_weights_that_are_not_finite_are_found(result, verify):
     (result / CHECKSUMS).unlink()
     change_weight(result, float("nan"))
-    assert verify(result)[2] == f"error: {WEIGHTS}: {NAME}[2, 5] is nan\n"
+    assert f"{WEIGHTS}; got 1 NaN or infinite values in {NAME}" in verify(result)[2]
 
 
 def without_tensor(tensors):
@@ -148,9 +148,9 @@ def in_another_dtype(tensors):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_tensor, f"{NAME} is in no file of weights"),
+        (without_tensor, f"1 missing, such as {NAME}"),
         (with_another_tensor, "model.layers.0.mlp.up_proj.bias"),
-        (with_fewer_rows, f"{WEIGHTS}: {NAME} has shape "),
+        (with_fewer_rows, f"{NAME} of shape "),
         (in_another_dtype, f"{WEIGHTS}: {NAME} is torch.float32, and torch.bfloat16 in config.json"),
     ],
 )
