@@ -31,6 +31,10 @@ from hgsp.pruning.masked import MaskedLayers
 from hgsp.pruning.surgery import Surgery
 
 
+class DenseModelError(InputError):
+    """A dense model that the user named and that the folder cannot be compared with."""
+
+
 @dataclass(frozen=True)
 class DenseComparison:
     """The comparison of a pruned folder with its dense model, which is read one layer at a time where it can be.
@@ -44,7 +48,10 @@ class DenseComparison:
     @cached_property
     def _dense(self) -> LoadedModel:
         source = self._source()
-        return load_for_pruning(source, self._dtype, "cpu", offload=_has_safetensors(source.name))
+        try:
+            return load_for_pruning(source, self._dtype, "cpu", offload=_has_safetensors(source.name))
+        except InputError as error:
+            raise self._unusable(source.name, str(error)) from error
 
     @property
     def _dtype(self) -> str:
@@ -63,24 +70,25 @@ class DenseComparison:
         try:
             return inspect_model(name)
         except InputError as error:
-            raise NotAppliedError(f"the dense model of the report: {error}") from error
+            raise self._unusable(name, str(error)) from error
 
     def weights(self) -> str:
         """Compare every tensor that was not refitted with its slice of the dense model, bit by bit.
 
         Raises:
             DifferenceError: with the first element that differs.
-            InputError: the dense model is another one.
-            NotAppliedError: it is not at hand, or the folder holds no pruned model.
+            DenseModelError: the model that the user named is another one, or cannot be loaded.
+            InputError: a tensor of the folder cannot be read, or the plan is not one for the dense model.
+            NotAppliedError: the one of the report is, or it is not at hand, or the folder holds no pruned model.
         """
         dense, refitted = self._dense, self.folder.refitted()
-        surgery = Surgery(dense.model, self.folder.plan, read=dense.read)
         kept = [name for name in self.folder.names if not name.startswith(refitted or ("/",))]
         try:
+            surgery = Surgery(dense.model, self.folder.plan, read=dense.read)
             for name in kept:
                 expected = surgery.tensor(name).to(getattr(torch, self._dtype))
                 self.folder.compare(name, expected, "the dense model")
-        except DifferenceError:
+        except (DifferenceError, InputError):
             self._refuse_another_model()
             raise
         rest = len(self.folder.names) - len(kept)
@@ -91,11 +99,15 @@ class DenseComparison:
         made = self.folder.report["scoring"]
         if "weights" not in made or self._dense.identity.is_of(made["weights"], made["dtype"], self._dtype):
             return
+        raise self._unusable(self._source().name, "its weights differ")
+
+    def _unusable(self, name: str, reason: str) -> Exception:
+        """Return the error about a dense model: a reason not to apply the check if the user did not name it."""
         if self.named is None:
-            raise NotAppliedError(f"{self.folder.report['base_model']} is another model now")
-        raise InputError(
+            return NotAppliedError(f"the dense model {name} of the report cannot be used: {reason}")
+        return DenseModelError(
             expected=f"the dense model that {self.folder.path} was pruned from",
-            got=f"{self.named.name}, whose weights differ",
+            got=f"{name} ({reason})",
             remedy=f"its report names {self.folder.report['base_model']}",
         )
 
@@ -105,12 +117,15 @@ class DenseComparison:
 
         Raises:
             DifferenceError: they differ by more than sums in another order do.
-            NotAppliedError: as ``weights``, or some weights were refitted.
+            NotAppliedError: as ``weights``, or some weights were refitted, or no layer has both blocks.
         """
+        dense = self._dense
         if self.folder.refitted():
             raise NotAppliedError("weights were refitted")
+        if not any(keep.kv_groups and keep.mlp_channels for keep in self.folder.plan.layers):
+            raise NotAppliedError("no layer has both blocks")
         tokens = check_tokens(self.folder.model.config.vocab_size)
-        masked = self._masked_log_probs(tokens)
+        masked = self._masked_log_probs(dense.decoder, tokens)
         sliced = log_probs_of(self.folder.path, self.folder.model.config, tokens)
         difference = (masked - sliced).abs().max().item()
         compared = f"log-probabilities of {len(masked)} tokens, masked dense model beside the sliced one"
@@ -118,9 +133,8 @@ class DenseComparison:
             raise DifferenceError(f"{compared}: they differ by up to {difference:.3g}")
         return f"{compared}: equal within {difference:.1g}"
 
-    def _masked_log_probs(self, tokens: Tensor) -> Tensor:
+    def _masked_log_probs(self, dense: Decoder, tokens: Tensor) -> Tensor:
         """Return the log-probability of every token but the first, [T-1]; float32 from weights in their own dtype."""
-        dense = self._dense.decoder
         model, geometry = dense.model.float(), geometry_of(dense.model)
         make_buffers(model, "cpu")
         float32 = Decoder(model, _InFloat32(dense))

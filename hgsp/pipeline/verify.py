@@ -20,7 +20,7 @@ from hgsp.models.hub_upload import LOCAL_FILES
 from hgsp.models.loading import inspect_model
 from hgsp.models.pruned_bin import BIN_NAME, read_bin
 from hgsp.models.weight_files import pickled_weight_files
-from hgsp.pipeline.dense_comparison import DenseComparison
+from hgsp.pipeline.dense_comparison import DenseComparison, DenseModelError
 from hgsp.pipeline.verified_folder import CONFIG, PLAN, DifferenceError, NotAppliedError, VerifiedFolder
 from hgsp.pruning.surgery import surviving_layers
 
@@ -77,9 +77,9 @@ def _outcome(name: str, check: Callable[[], str]) -> Check:
         return Check(name, NOT_APPLIED, str(reason))
     except DifferenceError as difference:
         return Check(name, DIFFERS, str(difference))
+    except DenseModelError:
+        raise
     except InputError as error:
-        if name == "dense model":
-            raise
         return Check(name, DIFFERS, str(error))
     except DAMAGE as error:
         return Check(name, DIFFERS, f"a damaged file: {type(error).__name__}: {one_line(error)}")
