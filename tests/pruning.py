@@ -4,6 +4,8 @@ import json
 
 from safetensors.torch import load_file
 
+from hgsp.pipeline.verify import DIFFERS, verify_folder
+
 BALANCED = {
     "--pruning_ratio": "0.2",
     "--temperature": "0.0",
@@ -26,3 +28,8 @@ def tensors_of(folder):
 
 def analysis_of(folder):
     return json.loads((folder / "pruning_analysis.json").read_text())
+
+
+def differences_in(folder, base_model):
+    """What `hgsp verify` finds wrong with a result."""
+    return [check for check in verify_folder(folder, str(base_model)) if check.status == DIFFERS]

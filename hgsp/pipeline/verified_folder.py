@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
-from hgsp.models.checkpoint import config_of
-from hgsp.models.families import FAMILIES, LAYER_PREFIX
+from hgsp.models.configs import MODEL_TYPES, ModelDescription, describe, read_object
+from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.offload import SafetensorFiles
+from hgsp.models.stored_tensors import refuse_other_tensors
 from hgsp.pipeline.recovery_report import read_pruning_report
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.surgery import surviving_layers
@@ -52,28 +51,33 @@ class VerifiedFolder:
         return SafetensorFiles(self.path)
 
     @cached_property
-    def skeleton(self) -> Any:
-        """The model that ``config.json`` describes, on the meta device.
+    def model(self) -> ModelDescription:
+        """The model that ``config.json`` describes, without weights.
 
         Raises:
-            NotAppliedError: no config, one of another engine, or weights in another format.
+            InputError: a config that cannot become a model.
+            NotAppliedError: no config, or one of another engine.
         """
         file = self.path / CONFIG
         if not file.is_file():
             raise NotAppliedError(f"no {CONFIG}")
-        model_type = json.loads(file.read_text(encoding="utf-8"))["model_type"]
-        ours = {name for family in FAMILIES.values() for name in (family.model_type, family.pruned_model_type)}
-        if model_type not in ours and not self.report:
+        model_type = read_object(file).get("model_type")
+        if model_type not in MODEL_TYPES and not self.report:
             raise NotAppliedError(f"a model of type {model_type}, the format of another engine")
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config_of(self.path))
+        return describe(self.path)
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the tensors that ``config.json`` asks for by name; a tied head is not stored."""
-        tied = self.skeleton.config.tie_word_embeddings
-        state = self.skeleton.state_dict()
-        return {name: tuple(state[name].shape) for name in state if not (tied and name == "lm_head.weight")}
+    def names(self) -> list[str]:
+        """The names of the stored tensors, which are those that ``config.json`` describes.
+
+        Raises:
+            InputError: tensors that are missing, of another shape, or without a place in the model.
+        """
+        return refuse_other_tensors(self.path, self.model.skeleton, self.files.tensors)
+
+    @property
+    def num_params(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.skeleton.parameters())
 
     @cached_property
     def plan(self) -> PrunePlan:

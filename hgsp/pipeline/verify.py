@@ -19,8 +19,8 @@ from hgsp.models.families import KINDS, LAYER_PREFIX, family_of
 from hgsp.models.hub_upload import LOCAL_FILES
 from hgsp.models.loading import inspect_model
 from hgsp.models.pruned_bin import BIN_NAME, read_bin
-from hgsp.models.weight_checks import refuse_unplaced_weights
-from hgsp.pipeline.dense_comparison import DenseComparison
+from hgsp.models.weight_files import pickled_weight_files
+from hgsp.pipeline.dense_comparison import DenseComparison, DenseModelError
 from hgsp.pipeline.verified_folder import CONFIG, PLAN, DifferenceError, NotAppliedError, VerifiedFolder
 from hgsp.pruning.surgery import surviving_layers
 
@@ -77,9 +77,9 @@ def _outcome(name: str, check: Callable[[], str]) -> Check:
         return Check(name, NOT_APPLIED, str(reason))
     except DifferenceError as difference:
         return Check(name, DIFFERS, str(difference))
+    except DenseModelError:
+        raise
     except InputError as error:
-        if name == "dense model":
-            raise
         return Check(name, DIFFERS, str(error))
     except DAMAGE as error:
         return Check(name, DIFFERS, f"a damaged file: {type(error).__name__}: {one_line(error)}")
@@ -109,30 +109,19 @@ def check_tensors(folder: VerifiedFolder) -> str:
     """Compare names, shapes and dtypes of the stored tensors with ``config.json``, and their values with finite ones.
 
     Raises:
-        DifferenceError: with the first tensor that differs.
-        InputError: weights that cannot be read or have no place in the model.
+        DifferenceError: a tensor of another dtype.
+        InputError: a tensor that is missing, has another shape or no place in the model, or is not finite.
         NotAppliedError: no weights in safetensors that our classes read.
     """
-    config, expected = folder.skeleton.config, folder.shapes
-    if any(folder.path.glob("pytorch_model*.bin")) and not any(folder.path.glob("*.safetensors")):
+    if pickled_weight_files(folder.path):
         raise NotAppliedError("weights that are no safetensors")
-    found = folder.files.shapes
-    for name, shape in expected.items():
-        if name not in found:
-            raise DifferenceError(f"{name} is in no file of weights, though {CONFIG} describes it")
-        if found[name] != shape:
+    dtype = folder.model.config.dtype
+    for name in folder.names:
+        tensor = folder.files.read(name)
+        if folder.report and tensor.dtype != dtype:
             place = folder.files.file_of(name).name
-            raise DifferenceError(f"{place}: {name} has shape {list(found[name])}, and {list(shape)} in {CONFIG}")
-    refuse_unplaced_weights(folder.path, found.keys() - expected.keys(), config)
-    for name in expected:
-        tensor, place = folder.files.read(name), folder.files.file_of(name).name
-        if folder.report and tensor.dtype != config.dtype:
-            raise DifferenceError(f"{place}: {name} is {tensor.dtype}, and {config.dtype} in {CONFIG}")
-        if not tensor.isfinite().all():
-            index = (~tensor.isfinite()).nonzero()[0].tolist()
-            raise DifferenceError(f"{place}: {name}{index} is {tensor[tuple(index)].item()}")
-    parameters = sum(parameter.numel() for parameter in folder.skeleton.parameters())
-    return f"{len(expected)} tensors with {parameters:,} parameters, as in {CONFIG}, all finite"
+            raise DifferenceError(f"{place}: {name} is {tensor.dtype}, and {dtype} in {CONFIG}")
+    return f"{len(folder.names)} tensors with {folder.num_params:,} parameters, as in {CONFIG}, all finite"
 
 
 def check_plan(folder: VerifiedFolder) -> str:
@@ -155,16 +144,15 @@ def check_plan(folder: VerifiedFolder) -> str:
 
 def _check_sizes(folder: VerifiedFolder) -> None:
     """Compare the rows of key and gate projections with the groups that the plan keeps."""
-    family, head_dim = family_of(folder.skeleton.config), folder.skeleton.config.head_dim
-    kept_layers = surviving_layers(folder.plan)
-    if len(kept_layers) != len(folder.skeleton.model.layers):
-        found = len(folder.skeleton.model.layers)
+    family, head_dim = family_of(folder.model.config), folder.model.config.head_dim
+    kept_layers, found = surviving_layers(folder.plan), folder.model.config.num_hidden_layers
+    if len(kept_layers) != found:
         raise DifferenceError(f"{CONFIG} has {found} layers, and the plan keeps {len(kept_layers)}")
     for new, old in enumerate(kept_layers):
         shape = folder.plan.layers[old].shape
         for kind, groups, rows in ((KINDS[0], shape.num_kv_groups, head_dim), (KINDS[1], shape.mlp_width, 1)):
             name = f"{LAYER_PREFIX}{new}.{family.blocks[kind].input_projections[-1]}.weight"
-            stored = folder.shapes[name][0] if name in folder.shapes else 0
+            stored = folder.files.shapes[name][0] if name in folder.names else 0
             if stored != groups * rows:
                 raise DifferenceError(
                     f"{name} has {stored} rows, and {groups * rows} in the plan of layer {old} before pruning"
@@ -173,7 +161,7 @@ def _check_sizes(folder: VerifiedFolder) -> None:
 
 def _check_parameters(folder: VerifiedFolder) -> None:
     """Compare the parameters counted on the model with the report, and what the plan removes with their difference."""
-    counted = sum(parameter.numel() for parameter in folder.skeleton.parameters())
+    counted = folder.num_params
     report, plan = folder.report, folder.plan
     if counted != report["params_after"]:
         raise DifferenceError(f"{CONFIG} has {counted:,} parameters, and {PRUNING_REPORT} {report['params_after']:,}")
@@ -206,7 +194,7 @@ def check_bin(folder: VerifiedFolder) -> str:
     if not path.is_file():
         raise NotAppliedError("no such file")
     content = read_bin(path)
-    if different := sorted(content["state_dict"].keys() ^ folder.shapes.keys()):
+    if different := sorted(content["state_dict"].keys() ^ set(folder.names)):
         raise DifferenceError(f"{different[0]} is in one of {BIN_NAME} and {CONFIG} alone")
     for name, tensor in content["state_dict"].items():
         folder.compare(name, tensor, BIN_NAME)

@@ -10,7 +10,7 @@ from hgsp.models.checkpoint import load_pruned
 from hgsp.pipeline import prune as pipeline
 from hgsp.pruning.plan import PrunePlan
 from hgsp.reconstruction.resume import ResumeState
-from pruning import analysis_of, tensors_of
+from pruning import analysis_of, differences_in, tensors_of
 
 
 def test_reconstruction_replaces_writers_only_and_is_reported(prune):
@@ -142,6 +142,7 @@ def test_whole_blocks_replace_all_of_an_mlp_offloaded_as_resident(prune, family,
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
     loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+    assert not differences_in(folder, folder.parent / family)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -165,6 +166,7 @@ def test_offload_equals_resident(prune, family, dtype):
     assert reports[0]["reconstruction"] == reports[1]["reconstruction"]
     assert any(module["ridge"] is not None for module in reports[0]["reconstruction"]["modules"])
     assert {path.name for path in resident.iterdir()} == {path.name for path in offloaded.iterdir()}
+    assert not differences_in(offloaded, offloaded.parent / family)
 
 
 def test_scores_from_a_file_reconstruct_the_same(prune):
@@ -262,6 +264,7 @@ def test_bias_alone_makes_a_checkpoint_that_loads_everywhere(prune, family):
         assert torch.equal(tensors_of(offloaded)[name], tensor)
         assert torch.equal(in_bin[name], tensor)
         assert torch.equal(loaded[name], tensor)
+    assert not differences_in(folder, folder.parent / family)
 
 
 @pytest.mark.parametrize("again", ["lstsq", "bias"])
@@ -279,3 +282,4 @@ def test_a_model_with_such_biases_is_pruned_again_and_frozen_layers_keep_theirs(
     frozen = {name for name in before if name.startswith("model.layers.0.")}
     assert before["model.layers.0.mlp.down_proj.bias"].any()
     assert all(torch.equal(after[name], before[name]) for name in frozen)
+    assert not differences_in(resident, first)

@@ -9,7 +9,7 @@ from hgsp.console.state_files import read_state
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pruning.plan import PrunePlan
 from hgsp.search.search import SearchState
-from pruning import analysis_of, tensors_of
+from pruning import analysis_of, differences_in, tensors_of
 
 SEARCH = ("--search", "4", "--search_nsamples", "6", "--pruning_ratio", "0.3")
 
@@ -65,6 +65,7 @@ def test_it_composes_and_offloaded_equals_resident(prune, family, flags):
     assert report["params_after"] == sum(tensor.numel() for tensor in expected.values())
     if "--freeze_first_n_layers" in flags:
         assert report["layers"][0]["kept_ratio"] == 1
+    assert not differences_in(resident, resident.parent / family)
 
 
 def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import run_global_pruning
 from conftest import make_tiny
 from hgsp.costs.latency import BlockTimings, LatencyTable, Workload
 from hgsp.models.geometry import geometry_of
-from pruning import BALANCED, analysis_of
+from pruning import BALANCED, analysis_of, differences_in
 
 
 def shapes_of(folder):
@@ -55,6 +55,7 @@ def test_blocks_may_be_emptied_and_the_result_loads(prune, reconstruct):
     assert any(0 in shape for shape in shapes_of(folder))
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == analysis_of(folder)["params_after"]
+    assert not differences_in(folder, folder.parent / "llama-8q4kv")
 
 
 def run(saved, text_file, tmp_path, name, *flags, family="llama-8q4kv"):

@@ -104,6 +104,16 @@ def test_forbidden_arguments_are_never_passed(path):
             assert ast.literal_eval(keywords["weights_only"]) is True
 
 
+@pytest.mark.parametrize("path", OURS, ids=name_of)
+def test_no_other_way_leads_to_code_of_a_hub(path):
+    """Keyword arguments in a dict, settings of a config, and the switch of datasets' own loaders."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.attr] if isinstance(node, ast.Attribute) else []
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = [node.value]
+        assert not {"trust_remote_code", "HF_DATASETS_TRUST_REMOTE_CODE"} & set(names)
+
+
 def test_torch_load_is_never_called_without_weights_only():
     """A pickled model could run code when it is loaded."""
     calls = re.findall(r"torch\.load\([^)]*\)", "\n".join(path.read_text() for path in OURS))

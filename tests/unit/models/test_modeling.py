@@ -3,13 +3,21 @@
 import ast
 import copy
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, DynamicCache
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DynamicCache,
+    LlamaConfig,
+)
 
 from conftest import TINY
 from hgsp.models import modeling_hgsp
@@ -89,6 +97,7 @@ def test_sizes_are_read_where_transformers_keeps_a_plain_dict():
     assert config.intermediate_size == 96
 
 
+@pytest.mark.skipif(not is_dataclass(LlamaConfig), reason="this version of transformers validates no config")
 def test_heads_that_cannot_share_evenly_are_refused_by_layer(pruned):
     settings = pruned.config.to_dict() | {
         "per_layer_config": {1: {"num_attention_heads": 7, "num_key_value_heads": 3, "intermediate_size": 8}}
@@ -131,7 +140,8 @@ def test_training_works_with_and_without_gradient_checkpointing(pruned, tokens):
     for checkpointing in (False, True):
         model = copy.deepcopy(pruned).requires_grad_(True).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+            getattr(model, new if hasattr(model, new) else old)()
         model(tokens, labels=tokens, use_cache=False).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
     plain, checkpointed = gradients
