@@ -23,7 +23,7 @@ from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.checkpoint import BIN_NAME, load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import BLOCKS, FAMILIES, KINDS, OUTPUT_PROJECTIONS, family_of
-from hgsp.models.family_classes import classes_of
+from hgsp.models.family_classes import classes_of, travelling_files
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded
@@ -128,6 +128,9 @@ def test_saved_models_load_bit_equal(model, tokens, tokenizer, tmp_path, plan_of
         loaded = load_pruned(path)
         assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in smaller.state_dict().items())
         assert torch.equal(loaded(tokens).logits, expected)
+    smaller.save_pretrained(tmp_path / "by transformers")
+    carried = {file.name for file in (tmp_path / "by transformers").glob("*.py")}
+    assert carried == {file.name for file in travelling_files(family_of(smaller.config))}
 
 
 @torch.no_grad()
