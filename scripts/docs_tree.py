@@ -32,7 +32,7 @@ def _folder(folder: Path, depth: int) -> Iterator[str]:
 
 
 def _line(name: str, text: str, depth: int) -> str:
-    return f"{'  ' * depth + name:<{COLUMN}}{text}".rstrip()
+    return f"{'  ' * depth + name:<{COLUMN - 1}} {text}".rstrip()
 
 
 def _first_line(path: Path) -> str:

@@ -28,6 +28,8 @@ from transformers import (
     MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -154,6 +156,7 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {**_EIGHT_FOUR, **_ALTERNATING, "use_sliding_window": True, "no_rope_layers": [1, 0, 1], "pad_token_id": None},
     ),
     "olmo2": (Olmo2ForCausalLM, Olmo2Config, {**_EIGHT_FOUR, "pad_token_id": None}),
+    "olmo3": (Olmo3ForCausalLM, Olmo3Config, {**_EIGHT_FOUR, **_ALTERNATING, "pad_token_id": None}),
     "granite": (
         GraniteForCausalLM,
         GraniteConfig,

@@ -48,7 +48,7 @@ def architecture_of(source: ExportSource) -> Architecture:
     if source.beyond_llama:
         raise InputError(
             expected="a Llama, Mistral, Qwen2 or Qwen3 model with full attention for a GGUF file",
-            got=f"{source.family.model_type}, with {source.beyond_llama}",
+            got=f"{source.family.models}, with {source.beyond_llama}",
             remedy="serve the folder with Transformers",
         )
     if not has_head_norms(source):

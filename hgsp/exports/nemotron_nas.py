@@ -183,8 +183,9 @@ def check_nemotron_nas(source: ExportSource) -> None:
     if part := source.beyond_llama or norms:
         raise InputError(
             expected="a Llama, Mistral or Qwen2 model with full attention",
-            got=f"{source.family.model_type}, with {part}, which the nemotron-nas layout has no place for",
-            remedy="vLLM and Transformers read the checkpoint itself; for mlx-lm use --to mlx",
+            got=f"{source.family.models}, with {part}, which the nemotron-nas layout has no place for",
+            remedy="vLLM and Transformers read the checkpoint itself"
+            + ("" if source.beyond_llama else "; for mlx-lm use --to mlx"),
         )
     check_rope(source, ROPE_TYPES)
 

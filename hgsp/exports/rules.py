@@ -98,7 +98,7 @@ def _narrow_qwen2(source: ExportSource) -> str | None:
 
 
 def _beyond_llama(source: ExportSource) -> str | None:
-    return f"{source.family.model_type} with {source.beyond_llama}" if source.beyond_llama else None
+    return f"{source.family.models} with {source.beyond_llama}" if source.beyond_llama else None
 
 
 def _biases(source: ExportSource) -> str | None:

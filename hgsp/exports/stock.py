@@ -84,7 +84,7 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
             got=f"{family.model_type} with biases of {', '.join(sorted(biased))} and {num_queries} query heads",
             remedy=f"use another target, {heads}or a refit that adds no biases",
         )
-    attention_bias, mlp_bias = bool(biased & _ATTENTION), bool(biased & _MLP)
+    has_bias = {"attention": bool(biased & _ATTENTION), "mlp": bool(biased & _MLP)}
     config = {
         **(own_settings(source) if source.beyond_llama else shared_settings(source)),
         "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[architecture.model_type]],
@@ -93,10 +93,10 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
         "num_key_value_heads": shape.num_kv_groups,
         "intermediate_size": shape.mlp_width,
     }
-    has_bias = {"attention": attention_bias, "mlp": mlp_bias}
     config |= {key: has_bias[kind] for kind, key in architecture.bias_keys.items()}
-    no_window = is_llama_block or not source.beyond_llama
-    return config | ({"sliding_window": None} if no_window and SLIDING in architecture.attention_types else {})
+    if SLIDING in architecture.attention_types and not source.beyond_llama:
+        config["sliding_window"] = None
+    return config
 
 
 def own_settings(source: ExportSource) -> dict[str, Any]:

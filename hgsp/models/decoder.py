@@ -118,7 +118,7 @@ class Decoder:
     def residual_multiplier(self) -> float | None:
         """The factor on what every block adds to the residual stream, None in families without one."""
         key = self.family.residual_multiplier
-        return None if key is None else getattr(self.model.config, key)
+        return None if key is None else float(getattr(self.model.config, key))
 
     @property
     def embedding(self) -> Any:
@@ -179,7 +179,8 @@ class Decoder:
 
 def window_of(layer: Any) -> int | None:
     """Return the sliding window of a layer, None without one; layers of a model get the same arguments otherwise."""
-    return getattr(layer.self_attn, "sliding_window", None)
+    window: int | None = getattr(layer.self_attn, "sliding_window", None)
+    return window
 
 
 def _sample(logits_TV: Tensor, generator: torch.Generator) -> Tensor:

@@ -43,7 +43,9 @@ def register() -> None:
     for family in FAMILIES.values():
         try:
             config_class, *model_classes = classes_of(family)
-        except ImportError:  # this version of transformers has no such family
+        except ModuleNotFoundError as error:  # an older transformers without this family
+            if not str(error.name).startswith("transformers.models."):
+                raise
             continue
         transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         config_class.register_for_auto_class()

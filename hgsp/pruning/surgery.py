@@ -274,9 +274,10 @@ def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
         for keep, shape in zip(plan.layers, geometry.shapes, strict=False)
     )
     if differs or not surviving_layers(plan):
-        whole = "" if geometry.prunes_kv_groups else ", with all KV groups of a block or none"
+        whole = "" if geometry.prunes_kv_groups else ", and a block whole or not at all"
         raise InputError(
-            expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps at least one{whole}",
+            expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps at least one"
+            + whole,
             got=f"a plan for {len(plan.layers)} layers",
             remedy="apply the plan to the model it was made from",
         )

@@ -138,8 +138,10 @@ class PairedForward:
     def _watched(self, kind: str, dense: nn.Module, pruned: nn.Module, projection: nn.Linear) -> dict[str, nn.Module]:
         """Return the modules whose inputs ``gather`` reads: the projection, and norms of what projections write."""
         post_norm = self._decoder.family.blocks[kind].post_norm
-        norms = {} if post_norm is None else {"dense": dense, "pruned": pruned}
-        return {"projection": projection} | {name: layer.get_submodule(post_norm) for name, layer in norms.items()}
+        if post_norm is None:
+            return {"projection": projection}
+        norms = {name: layer.get_submodule(post_norm) for name, layer in (("dense", dense), ("pruned", pruned))}
+        return {"projection": projection, **norms}
 
     def _target(self, kind: str, dense: Any, streams: Streams, seen: Mapping[str, Tensor]) -> Target:
         post_norm, multiplier = self._decoder.family.blocks[kind].post_norm, self._decoder.residual_multiplier

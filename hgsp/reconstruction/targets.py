@@ -76,4 +76,5 @@ def normed_target(streams: Streams, norm: Any, dense_output: Tensor, pruned_outp
 
 def gains(norm: Any) -> Tensor:
     """Return the gains of an RMS norm, float32 [H]; some families store them as they are, others minus one."""
-    return norm(torch.ones_like(norm.weight)).float()
+    gains_H: Tensor = norm(torch.ones_like(norm.weight)).float()
+    return gains_H

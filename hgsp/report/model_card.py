@@ -148,9 +148,10 @@ def _protocol(result: Mapping[str, Any]) -> list[Any]:
 
 def _usage(name: str, config: Mapping[str, Any]) -> str:
     own = is_pruned_type(config.get("model_type"))
+    oldest = "5.0" if "modeling_hgsp_" in str(config.get("auto_map")) else "4.54"
     registers = "import hgsp  # registers models whose layers differ in size\n" if own else ""
     note = (
-        "\n\nWithout hgsp, transformers (4.54 or newer) runs `modeling_hgsp.py` of this folder if you pass "
+        f"\n\nWithout hgsp, transformers ({oldest} or newer) runs `modeling_hgsp.py` of this folder if you pass "
         "`trust_remote_code=True`."
         if own
         else "\n\nAll layers have the same size: transformers loads it as it is."

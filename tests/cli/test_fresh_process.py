@@ -69,6 +69,7 @@ def folders(tmp_path, tokenizer, tokens):
         ("ragged", "llama-9q3kv-tied"),
         ("qwen2", "qwen2-14q2kv"),
         ("qwen3", "qwen3-8q2kv"),
+        ("gemma3", "gemma3"),
         ("uniform", "llama-8q4kv"),
     ):
         model = make_tiny(base)
@@ -185,7 +186,7 @@ def test_without_hgsp_trusting_the_folders_own_file_is_enough(python, folders):
         + """
 check("uniform")
 expected["moved"] = expected["qwen2"]
-for folder in ("ragged", "moved", "qwen3"):
+for folder in ("ragged", "moved", "qwen3", "gemma3"):
     model = check(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules")
 model.generate(expected["tokens"], max_new_tokens=2, do_sample=False, pad_token_id=257)

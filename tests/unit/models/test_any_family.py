@@ -23,7 +23,7 @@ from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.checkpoint import BIN_NAME, load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import BLOCKS, FAMILIES, KINDS, OUTPUT_PROJECTIONS, family_of
-from hgsp.models.family_classes import classes_of
+from hgsp.models.family_classes import classes_of, travelling_files
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded
@@ -31,7 +31,7 @@ from hgsp.pruning.masked import MaskedLayers
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.reconstruction.reconstruct import ReconstructionOptions, plan_for, reconstruct
 from hgsp.scoring.methods import METHODS
-from hgsp.scoring.prior import perplexity_influence, prior_of
+from hgsp.scoring.prior import MAX_SKIP_SEQUENCES, perplexity_influence, prior_of
 from hgsp.scoring.score import score_groups
 from plans import mixed_plan, plan_dropping, silenced
 
@@ -128,6 +128,9 @@ def test_saved_models_load_bit_equal(model, tokens, tokenizer, tmp_path, plan_of
         loaded = load_pruned(path)
         assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in smaller.state_dict().items())
         assert torch.equal(loaded(tokens).logits, expected)
+    smaller.save_pretrained(tmp_path / "by transformers")
+    carried = {file.name for file in (tmp_path / "by transformers").glob("*.py")}
+    assert carried == {file.name for file in travelling_files(family_of(smaller.config))}
 
 
 @torch.no_grad()
@@ -214,13 +217,14 @@ def test_every_method_scores_every_group(shared, text, method):
 
 
 def test_the_influence_of_a_block_is_the_perplexity_without_it(shared, text):
-    influence = perplexity_influence(Decoder(shared), text.input_ids)
+    few = text.input_ids[:MAX_SKIP_SEQUENCES]
+    influence = perplexity_influence(Decoder(shared), few)
     silent = copy.deepcopy(shared)
     with torch.no_grad():
         silent.model.layers[1].mlp.down_proj.weight.zero_()
         if silent.model.layers[1].mlp.down_proj.bias is not None:
             silent.model.layers[1].mlp.down_proj.bias.zero_()
-        losses = [m(text.input_ids, labels=text.input_ids).loss.exp().item() for m in (silent, shared)]
+        losses = [m(few, labels=few).loss.exp().item() for m in (silent, shared)]
     assert influence.mlp[1] == pytest.approx(max(losses[0] - losses[1], 0), rel=1e-3, abs=1e-3)
 
 
