@@ -9,7 +9,7 @@ QUANTIZERS := llmcompressor==0.14.* torchao==0.18.* llama-cpp-python==0.3.*
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test test-report test-vllm test-mlx test-quantize test-transformers check lint types format docs clean
+.PHONY: demo demo-model test test-report test-vllm test-mlx test-quantize test-transformers test-hard test-hard-fuzz check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -30,6 +30,12 @@ demo: demo-model
 
 test: $(VENV)/installed
 	$(PYTEST)
+
+# Kills, faults, races and hostile files on a tiny model, in under 40 minutes on two cores: docs/RELIABILITY.md. The
+# counts of the fuzzers in build/hard, if there are any, are copied beside the others.
+test-hard: $(VENV)/installed
+	$(BIN)/python benchmarks/reliability.py --minutes 38 --output benchmarks/results/reliability.json
+	$(BIN)/python scripts/make_docs.py
 
 # Quantisers pin versions of transformers: their tests have an environment of their own. Results are served where
 # VLLM_PYTHON has vLLM.
@@ -81,6 +87,12 @@ test-transformers: $(VENV)/installed
 	done
 	HGSP_TRANSFORMERS=$(subst $(EMPTY) $(EMPTY),:,$(TRANSFORMERS:%=build/transformers/%)) \
 		$(BIN)/python -m pytest tests/e2e/test_transformers_versions.py
+
+# Mutated files and command lines, guided by coverage where atheris installs; counts go to build/hard/fuzz.json.
+test-hard-fuzz: $(VENV)/installed
+	test -d build/atheris || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target build/atheris atheris || echo "no atheris for this Python: mutations are not guided"
+	PYTHONPATH=build/atheris $(BIN)/python tests/hard/fuzzing/run.py
 
 # Format, lint, types and the tests that take seconds.
 check: lint types $(VENV)/installed
