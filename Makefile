@@ -45,12 +45,12 @@ test-hard: test-hard-fuzz
 
 # Quantisers pin versions of transformers: their tests have an environment of their own. Results are served where
 # VLLM_PYTHON has vLLM.
-$(QUANTIZE_VENV)/installed: pyproject.toml
-	test -x $(QUANTIZE_VENV)/bin/python || $(PYTHON) -m venv $(QUANTIZE_VENV)
-	$(QUANTIZE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(QUANTIZERS)
+.venv-quantize/installed: pyproject.toml
+	test -x .venv-quantize/bin/python || $(PYTHON) -m venv .venv-quantize
+	.venv-quantize/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(QUANTIZERS)
 	touch $@
 
-test-quantize: $(QUANTIZE_VENV)/installed
+test-quantize: $(if $(filter .venv-quantize,$(QUANTIZE_VENV)),.venv-quantize/installed)
 	VLLM_PYTHON=$(VLLM_PYTHON) $(QUANTIZE_VENV)/bin/python -m pytest tests/quantize
 
 # Engines have environments of their own, with packages that the library does not need; VLLM_PYTHON=... and
@@ -147,4 +147,4 @@ docs: $(VENV)/installed
 	$(BIN)/python scripts/docs_site.py site
 
 clean:
-	rm -rf $(VENV) $(QUANTIZE_VENV) .venv-vllm .venv-mlx build site *.egg-info
+	rm -rf $(VENV) .venv-quantize .venv-vllm .venv-mlx build site *.egg-info

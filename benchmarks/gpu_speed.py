@@ -64,8 +64,7 @@ def main() -> None:
     num_layers = fitting_layers(config, options.device)
     if not num_layers:
         parser.error("not even one layer of every model fits into the free memory of the GPU")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.touch()  # what cannot be written fails now
+    check_writable(options.output)
     result = provenance() | {"device": device_name(options.device), "num_layers": num_layers}
     say(started, f"{result['device']}: {num_layers} of {config.num_hidden_layers} layers fit")
     config.num_hidden_layers = num_layers
@@ -89,6 +88,15 @@ def main() -> None:
     print(text(result))
 
 
+def check_writable(file: Path) -> None:
+    """Fail now rather than after all the work."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    existed = file.exists()
+    file.open("a").close()
+    if not existed:
+        file.unlink()
+
+
 def say(started: float, line: str) -> None:
     print(f"{time.monotonic() - started:5.0f} s  {line}", file=sys.stderr, flush=True)
 
@@ -105,6 +113,7 @@ def fitting_layers(config: Any, device: str) -> int:
     return max(0, min(config.num_hidden_layers, int(fitting)))
 
 
+@torch.no_grad()
 def compiles(options: argparse.Namespace, started: float) -> bool:
     """Return whether a small model of the same classes can be compiled here; if not, say why."""
     config = config_of("LLaMA-3-8B", **TINY)

@@ -93,7 +93,7 @@ CHINESE = {
     "with trust_remote_code, from {} on": "加 trust_remote_code，{} 及以上",
     "by its Transformers backend": "通过 Transformers 后端",
     "where hgsp is installed, else with --trust-remote-code": "已装 hgsp 时直接读，否则加 --trust-remote-code",
-    "in groups of {}": "每 {} 个一组",
+    "in groups of {}; vLLM serves {} bits on GPUs alone": "每 {} 个一组；vLLM 只在 GPU 上支持 {} 位",
     "at any width": "任意宽度",
     "LoRA with default or any target modules, layers that lack one are passed over; not prefix tuning": (
         "支持 LoRA：默认或任意目标模块，跳过缺少该模块的层；不支持前缀微调"

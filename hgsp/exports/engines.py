@@ -39,7 +39,12 @@ def _stock(use: str, checked: str, *needs: Rule, note: str = "") -> tuple[Form, 
 
 def _in_groups(size: int) -> Form:
     needs = (widths(size), columns(size))
-    return Form(RECIPES, "llm-compressor 0.14, torchao 0.18, CPU", needs, note=f"in groups of {size}")
+    return Form(
+        RECIPES,
+        "llm-compressor 0.14, torchao 0.18, CPU",
+        needs,
+        note=f"in groups of {size}; vLLM serves 8 bits on GPUs alone",
+    )
 
 
 ENGINES = (
