@@ -18,6 +18,7 @@ from hgsp.environment import package_version
 if TYPE_CHECKING:
     from hgsp.exports.divisibility import Divisibility
     from hgsp.exports.sizes import EngineSize
+    from hgsp.exports.source import ExportSource
     from hgsp.exports.verdict import Engine, Verdict
 
 WIDTH = 80
@@ -60,8 +61,10 @@ def doctor(config: DoctorConfig) -> int:
         print(json.dumps({"folder": str(folder), "export": target, "engines": readers}) if config.json else text)
         return 0
     source = read_source(folder)
-    verdicts, sizes = judge_all(source), sizes_of(source, value_bytes_of(source))
-    divisibility = divisibility_of(source)
+    verdicts = judge_all(source)
+    if source.has_experts:
+        return _show_experts(source, verdicts, folder, as_json=config.json)
+    sizes, divisibility = sizes_of(source, value_bytes_of(source)), divisibility_of(source)
     if config.json:
         found = {"folder": str(folder), "model_type": source.config["model_type"], "layers": len(source.shapes)}
         engines = [_as_dict(verdict, folder) for verdict in verdicts]
@@ -72,6 +75,21 @@ def doctor(config: DoctorConfig) -> int:
     print(*_table([_verdict_row(verdict) for verdict in verdicts]), sep="\n", end="\n\n")
     print(*_table([("format", "weights", "KV cache / token", ""), *map(_size_row, sizes)]), sep="\n", end="\n\n")
     print(*_table(_divisors(divisibility)), sep="\n", end="\n\n")
+    print(*_commands(verdicts, folder), sep="\n")
+    return 0
+
+
+def _show_experts(source: ExportSource, verdicts: Sequence[Verdict], folder: Path, *, as_json: bool) -> int:
+    """Print the verdict of every engine on a mixture of experts; sizes and divisors are known of dense models only."""
+    experts = [shape.num_experts for shape in source.shapes]
+    if as_json:
+        found = {"folder": str(folder), "model_type": source.config["model_type"], "layers": len(experts)}
+        print(json.dumps({**found, "experts": experts, "engines": [_as_dict(v, folder) for v in verdicts]}, indent=2))
+        return 0
+    print(
+        f"{folder}: {source.config['model_type']}, {len(experts)} layers of {min(experts)} to {max(experts)} experts\n"
+    )
+    print(*_table([_verdict_row(verdict) for verdict in verdicts]), sep="\n", end="\n\n")
     print(*_commands(verdicts, folder), sep="\n")
     return 0
 

@@ -101,6 +101,10 @@ def _biases(source: ExportSource) -> str | None:
     return "biases" if any(biases_of(source)) else None
 
 
+def _experts(source: ExportSource) -> str | None:
+    return "a mixture of experts, which was not tried here" if source.has_experts else None
+
+
 def _scaled_rope(source: ExportSource) -> str | None:
     kind = source.rope["rope_type"]
     return None if kind == "default" else f"rope type {kind}"
@@ -139,6 +143,8 @@ GGUF_ROPE = Rule("a rope type of llama.cpp", _refused_by(check_rope))
 GGUF_BLOCK = Rule("a block of llama.cpp", _refused_by(architecture_of), "--uniform")
 DECILM = Rule("a Llama block (no Qwen3)", _refused_by(check_nemotron_nas))
 HEADS_IN_HIDDEN = Rule("query heads within the hidden size", _heads_beyond_hidden)
+DENSE = Rule("no experts", _experts)
+EXPERTS = Rule("experts", lambda source: None if source.has_experts else "no experts")
 DEFAULT_ROPE = Rule("no rope scaling", _scaled_rope)
 
 

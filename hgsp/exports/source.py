@@ -38,13 +38,18 @@ class ExportSource:
     head_dim: int
 
     @property
+    def has_experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        return self.family.experts is not None
+
+    @property
     def hidden_size(self) -> int:
         return int(self.config["hidden_size"])
 
     @property
     def is_uniform(self) -> bool:
         """Whether all layers have the same sizes, and no layer lacks a block."""
-        return len(set(self.shapes)) == 1 and min(self.shapes[0].num_kv_groups, self.shapes[0].mlp_width) > 0
+        return len(set(self.shapes)) == 1 and min(self.shapes[0].block_sizes) > 0
 
     @property
     def ties_embeddings(self) -> bool:
@@ -90,7 +95,8 @@ def read_source(path: str | Path) -> ExportSource:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         family = _family_of(config, file)
-        return ExportSource(folder, config, family, _shapes_of(config), _queries_per_kv(config), _head_dim(config))
+        shapes = _shapes_of(config, family.experts is not None)
+        return ExportSource(folder, config, family, shapes, _queries_per_kv(config), _head_dim(config))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             expected=f"the config of a causal language model in {file}",
@@ -119,7 +125,7 @@ def _family_of(config: Mapping[str, Any], file: Path) -> Family:
     return family
 
 
-def _shapes_of(config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
+def _shapes_of(config: Mapping[str, Any], has_experts: bool) -> tuple[LayerShape, ...]:
     per_layer = {int(index): sizes for index, sizes in (config.get("per_layer_config") or {}).items()}
     queries_per_kv = _queries_per_kv(config)
     shapes = []
@@ -130,9 +136,24 @@ def _shapes_of(config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
         num_queries = sizes.get("num_attention_heads", config["num_attention_heads"])
         if "attention" not in skipped and num_queries != num_kv * queries_per_kv:
             raise ValueError(f"layer {index} has {num_queries} query heads for {num_kv} KV heads")
-        width = sizes.get("intermediate_size", config["intermediate_size"])
-        shapes.append(LayerShape(0 if "attention" in skipped else num_kv, 0 if "mlp" in skipped else width))
+        if "mlp" in skipped:
+            mlp = (0, 0)
+        elif has_experts and _is_sparse(config, index):
+            mlp = (0, _num_experts({**config, **sizes}))
+        else:
+            mlp = (sizes.get("intermediate_size", config["intermediate_size"]), 0)
+        shapes.append(LayerShape(0 if "attention" in skipped else num_kv, *mlp))
     return tuple(shapes)
+
+
+def _is_sparse(config: Mapping[str, Any], index: int) -> bool:
+    """Return whether a layer of a mixture of experts has a router; some families mix in plain MLPs."""
+    step = config.get("decoder_sparse_step") or 1
+    return index not in (config.get("mlp_only_layers") or ()) and (index + 1) % step == 0
+
+
+def _num_experts(sizes: Mapping[str, Any]) -> int:
+    return int(sizes["num_local_experts"] if "num_local_experts" in sizes else sizes["num_experts"])
 
 
 def _num_kv(config: Mapping[str, Any]) -> int:

@@ -22,9 +22,13 @@ _PEFT_CONFIG = "peft.config"
 
 
 def _register_classes() -> None:
-    from hgsp.models.modeling_hgsp import register
+    from hgsp.models import modeling_hgsp
 
-    register()
+    modeling_hgsp.register()
+    if modeling_hgsp.VERSION >= (5, 0):  # before, experts were modules of their own
+        from hgsp.models import modeling_hgsp_moe
+
+        modeling_hgsp_moe.register()
 
 
 def _extend_peft() -> None:

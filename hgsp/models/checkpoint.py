@@ -21,12 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
 from hgsp.errors import InputError
-from hgsp.models import modeling_hgsp
+from hgsp.models import modeling_hgsp, modeling_hgsp_moe
 from hgsp.models.carried_files import load_tokenizer_in_bin, write_generation_config, write_tokenizer
-from hgsp.models.families import FAMILIES
+from hgsp.models.expert_files import PartReader, StoredPart, stored_parts
+from hgsp.models.families import FAMILIES, family_of
 from hgsp.models.hub import with_revision
 from hgsp.models.loading import load_complete
 from hgsp.models.modeling_hgsp import AUTO_CLASSES, FAMILY_CLASSES
+from hgsp.models.modeling_hgsp_moe import MOE_CLASSES
 from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, is_bin, read_bin
 from hgsp.models.tokenizers import load_tokenizer
 from hgsp.models.weight_checks import refuse_adapter
@@ -57,8 +59,11 @@ def save_streamed(
         read: returns a tensor by name, in the dtype it is stored in.
         max_shard_bytes: size limit of a file; a larger tensor gets a file of its own.
     """
+    tensors, names = _stored_tensors(skeleton), family_of(skeleton.config).experts
+    parts = {name: StoredPart(name) for name in tensors} if names is None else stored_parts(tensors, names)
+    read = PartReader(parts, read)
     split = split_state_dict_into_shards_factory(
-        _stored_tensors(skeleton),
+        {name: part.of(tensors[part.parameter]) for name, part in parts.items()},
         get_storage_size=lambda tensor: tensor.nbytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_bytes,
@@ -66,14 +71,15 @@ def save_streamed(
     (folder / "config.json").write_text(
         json.dumps(config_as_dict(skeleton.config), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    for file, names in split.filename_to_tensors.items():
-        save_file({name: read(name).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
+    for file, stored in split.filename_to_tensors.items():
+        save_file({name: read(name).contiguous() for name in stored}, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / file)  # safetensors ignores the umask
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
     if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
-        shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
+        for module in (modeling_hgsp,) if names is None else (modeling_hgsp, modeling_hgsp_moe):
+            shutil.copyfile(str(module.__file__), folder / Path(str(module.__file__)).name)
     if generation_config is not None:
         write_generation_config(generation_config, tokenizer, folder)
     write_tokenizer(tokenizer, folder)
@@ -86,11 +92,12 @@ def config_as_dict(config: Any) -> dict[str, Any]:
     of transformers 5 without ``hgsp`` reads a llama3 ``rope_scaling`` into a bare config, which fails.
     """
     content: dict[str, Any] = config.to_diff_dict()
-    own_classes = next((classes for classes in FAMILY_CLASSES if type(config) is classes[0]), None)
+    families = (*FAMILY_CLASSES, *MOE_CLASSES)
+    own_classes = next((classes for classes in families if type(config) is classes[0]), None)
     if own_classes is not None:
-        module = modeling_hgsp.__name__.rpartition(".")[2]
-        names = ("AutoConfig", *AUTO_CLASSES)
-        content["auto_map"] = {name: f"{module}.{own.__name__}" for name, own in zip(names, own_classes, strict=True)}
+        module = own_classes[0].__module__.rpartition(".")[2]
+        names = ("AutoConfig", *AUTO_CLASSES)  # not every family has a sequence classifier
+        content["auto_map"] = {name: f"{module}.{own.__name__}" for name, own in zip(names, own_classes, strict=False)}
     elif rope := content.get("rope_parameters"):
         content["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hgsp.errors import InputError
+from hgsp.models.experts import ExpertNames
 
 LAYER_PREFIX = "model.layers."
 
@@ -48,7 +49,9 @@ class Family:
     """One model family: its names in transformers, the classes of its pruned form, and the parts of its models.
 
     ``attention_types`` are the values of the config's ``layer_types`` that the decoder can build masks for; others are
-    refused. ``logit_softcap`` is the config key of the bound that is applied to the logits by tanh.
+    refused. ``logit_softcap`` is the config key of the bound that is applied to the logits by tanh. ``experts`` are
+    the names of a mixture of experts in checkpoint files, None for dense models. Of ``fixed_kinds`` of groups a layer
+    keeps all or loses the whole block.
     """
 
     model_type: str
@@ -61,6 +64,8 @@ class Family:
     head: str = "lm_head"
     logit_softcap: str | None = None
     attention_types: frozenset[str] = frozenset({"full_attention"})
+    experts: ExpertNames | None = None
+    fixed_kinds: frozenset[str] = frozenset()
 
 
 FAMILIES = {
@@ -68,6 +73,24 @@ FAMILIES = {
     "qwen2": Family("qwen2", "hgsp_qwen2", "HgspQwen2Config", "HgspQwen2ForCausalLM"),
     "mistral": Family("mistral", "hgsp_mistral", "HgspMistralConfig", "HgspMistralForCausalLM"),
     "qwen3": Family("qwen3", "hgsp_qwen3", "HgspQwen3Config", "HgspQwen3ForCausalLM"),
+    "qwen3_moe": Family(
+        "qwen3_moe", "hgsp_qwen3_moe", "HgspQwen3MoeConfig", "HgspQwen3MoeForCausalLM", experts=ExpertNames()
+    ),
+    "olmoe": Family(  # the norms of queries and keys span all heads, so that no head can leave alone
+        "olmoe",
+        "hgsp_olmoe",
+        "HgspOlmoeConfig",
+        "HgspOlmoeForCausalLM",
+        experts=ExpertNames(),
+        fixed_kinds=frozenset({"attention"}),
+    ),
+    "mixtral": Family(
+        "mixtral",
+        "hgsp_mixtral",
+        "HgspMixtralConfig",
+        "HgspMixtralForCausalLM",
+        experts=ExpertNames("block_sparse_moe", "w1", "w3", "w2"),
+    ),
 }
 
 
@@ -124,5 +147,5 @@ def _unsupported(model_type: str, detail: str) -> InputError:
     return InputError(
         expected=f"a supported architecture ({', '.join(FAMILIES)})",
         got=f"unsupported architecture '{model_type}'{detail}",
-        remedy="prune a dense Llama, Qwen2/Qwen2.5, Qwen3 or Mistral model",
+        remedy="prune a Llama, Qwen2/Qwen2.5, Qwen3, Mistral, Qwen3-MoE, OLMoE or Mixtral model",
     )

@@ -24,7 +24,9 @@ def layer_sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
         sizes["num_key_value_heads"] = shape.num_kv_groups
     if shape.mlp_width:
         sizes["intermediate_size"] = shape.mlp_width
-    skipped = [block for block, size in (("attention", shape.num_kv_groups), ("mlp", shape.mlp_width)) if not size]
+    if shape.num_experts:
+        sizes["num_experts"] = shape.num_experts
+    skipped = [block for block, size in zip(("attention", "mlp"), shape.block_sizes, strict=True) if not size]
     return sizes | ({"skip": skipped} if skipped else {})
 
 

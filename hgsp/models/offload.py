@@ -15,34 +15,13 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import LAYER_PREFIX
+from hgsp.models.expert_files import ExpertFiles
+from hgsp.models.families import LAYER_PREFIX, family_of
 from hgsp.models.hub import with_revision
 from hgsp.models.loading import DTYPES, ModelSource, single_device
+from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.models.weight_checks import refuse_own_head, refuse_unplaced_weights
-from hgsp.models.weight_files import open_weights, shards_of, weight_files
-
-
-class SafetensorFiles:
-    """Tensors of a checkpoint folder, read by name. A file is mapped only while a tensor is read."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file_of: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in weight_files(folder):
-            with open_weights(file) as tensors:
-                for name in sorted(tensors.keys()):
-                    self._file_of[name] = file
-                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
-
-    def read(self, name: str) -> Tensor:
-        """Read a tensor in its stored dtype."""
-        with open_weights(self._file_of[name]) as tensors:
-            return tensors.get_tensor(name)
-
-    def read_first_row(self, name: str) -> Tensor:
-        """Read the first row of a matrix, [1, I], without the rest."""
-        with open_weights(self._file_of[name]) as tensors:
-            return tensors.get_slice(name)[:1]
+from hgsp.models.weight_files import shards_of
 
 
 class OffloadedLayers:
@@ -101,7 +80,7 @@ def load_offloaded(
         raise InputError(
             expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
         )
-    files = SafetensorFiles(_local_folder(source.name))
+    files = _files_of(source)
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
     on = single_device(device)
@@ -119,6 +98,12 @@ def load_offloaded(
         model.generation_config = GenerationConfig.from_pretrained(plain, **revision)
     model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
     return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
+
+
+def _files_of(source: ModelSource) -> SafetensorFiles:
+    """Return the tensors of a model folder by their names in the model."""
+    folder, names = _local_folder(source.name), family_of(source.config).experts
+    return SafetensorFiles(folder) if names is None else ExpertFiles(folder, names)
 
 
 def _stored_names(source_name: str, model: Any, files: SafetensorFiles) -> list[str]:

@@ -8,11 +8,12 @@ def register() -> None:
 
     vLLM calls this in each of its processes, by the entry point ``vllm.general_plugins``.
     """
-    from hgsp.models import modeling_hgsp
+    from hgsp.models import modeling_hgsp, modeling_hgsp_moe
 
     modeling_hgsp.register()
+    modeling_hgsp_moe.register()
     import transformers  # last: its first import replaces the module
 
-    for classes in modeling_hgsp.FAMILY_CLASSES:
+    for classes in (*modeling_hgsp.FAMILY_CLASSES, *modeling_hgsp_moe.MOE_CLASSES):
         for own_class in classes:
             setattr(transformers, own_class.__name__, own_class)

@@ -62,7 +62,7 @@ def disk_need(
         (geometry.total_params - (budget.params if budget.target is None else 0)) * value_bytes for budget in budgets
     ]
     once = sum(weights) * (1 + recovers)
-    num_groups = sum(shape.num_kv_groups + shape.mlp_width for shape in geometry.shapes)
+    num_groups = sum(sum(shape.block_sizes) for shape in geometry.shapes)
     other = len(budgets) * (GROUP_BYTES * num_groups + OTHER_BYTES)
     return DiskNeed(once * (1 + with_bin) + other, once * with_bin, free_disk(folder))
 

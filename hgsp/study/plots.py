@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgsp.console.report_schema import DENSE, PRUNED, RECOVERED, TOKEN_PPL
+from hgsp.models.kinds import DENSE_KINDS
 from hgsp.report.axes import log_axis
 from hgsp.study.collect import Quantity, Result
 
@@ -24,7 +25,7 @@ CHARACTER_INCHES, ENTRY_INCHES = 0.085, 0.7
 #: Characters per line of a panel's title.
 TITLE_WIDTH = 40
 #: Kind of group -> axis label, from top to bottom.
-KINDS = {"attention": "KV groups", "mlp": "MLP channels"}
+KINDS = {kind.name: kind.label for kind in DENSE_KINDS}
 
 
 def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -126,13 +127,15 @@ def _ratio_axes(panels: Any, columns: int) -> None:
 
 
 def kept_fractions(folder: Path) -> dict[str, list[float]] | None:
-    """Read the fraction of groups each layer keeps, by kind, from the group table; None if there is none."""
+    """Read the fraction of groups each layer keeps, by kind, from the group table; None without one or with experts."""
     path = folder / "global_group_table.csv"
     if not path.is_file():
         return None
     kept: dict[str, dict[int, list[int]]] = {"attention": defaultdict(list), "mlp": defaultdict(list)}
     with path.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
+            if row["kind"] not in kept:
+                return None
             kept[row["kind"]][int(row["layer"])].append(int(row["kept"]))
     return {kind: [sum(layers[n]) / len(layers[n]) for n in sorted(layers)] for kind, layers in kept.items()}
 
