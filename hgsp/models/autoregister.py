@@ -22,13 +22,10 @@ _PEFT_CONFIG = "peft.config"
 
 
 def _register_classes() -> None:
-    from hgsp.models import modeling_hgsp
+    from hgsp.models import modeling_hgsp, modeling_hgsp_moe
 
     modeling_hgsp.register()
-    if modeling_hgsp.VERSION >= (5, 0):  # before, experts were modules of their own
-        from hgsp.models import modeling_hgsp_moe
-
-        modeling_hgsp_moe.register()
+    modeling_hgsp_moe.register()
 
 
 def _extend_peft() -> None:

@@ -42,6 +42,22 @@ def kind_of_mlp(layer: Any) -> str:
     return "expert" if has_experts(layer) else "mlp"
 
 
+def has_expert_layers(model: nn.Module) -> bool:
+    """Return whether any layer of a model is a mixture of experts, whatever its family."""
+    return any(name.endswith(".experts") for name, _ in model.named_modules())
+
+
+def expert_macs_per_token(model: nn.Module) -> int:
+    """Count the multiply-accumulates of routers and of the experts that a token uses."""
+    found = 0
+    for name, module in model.named_modules():
+        if name.endswith(f".{EXPERTS}"):
+            router: Any = model.get_submodule(f"{name.removesuffix(EXPERTS)}{ROUTER}")
+            per_expert = sum(parameter[0].numel() for parameter in module.parameters())
+            found += router.weight.numel() + router.top_k * per_expert
+    return found
+
+
 def expert_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that experts own a part of, by the names in ``EXPERT_PARTS``; the first dimension is E."""
     experts: Any = layer.get_submodule(EXPERTS)

@@ -26,5 +26,5 @@ def warnings_about_experts(config: PruneConfig) -> list[str]:
     if config.reconstruct != "none":
         found.append("experts keep their weights: --reconstruct refits o_proj, and MLPs of layers without experts")
     if config.finetune:
-        found.append("experts get no LoRA adapters: --finetune trains those of attention, and of MLPs without experts")
+        found.append("experts get no LoRA adapters: --finetune trains those of attention")
     return found

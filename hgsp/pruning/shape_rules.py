@@ -20,13 +20,13 @@ class ShapeRules:
     Args:
         min_kv_groups: at least 1.
         min_mlp_width: channels, at least 1; rounded up to the multiple.
-        min_experts: at least 1; every layer keeps as many as a token uses.
         freeze_first, freeze_last: numbers of layers that stay as they are.
         mlp_multiple_of: channels leave in blocks of this number, so that an MLP that loses channels is left with a
             multiple of it; None is 64 for MLPs of at least 1,024 channels, else 1.
         equal_kv_groups: every layer keeps the same number of KV groups.
         uniform: every layer keeps the same numbers of KV groups and of channels or experts.
         allow_empty_blocks: the attention or the MLP of a layer may leave whole.
+        min_experts: minimum size of a mixture, at least 1; it keeps as many experts as a token uses in any case.
 
     Raises:
         InputError: a minimum size or a multiple below 1, or rules that exclude each other.
@@ -34,13 +34,13 @@ class ShapeRules:
 
     min_kv_groups: int = 1
     min_mlp_width: int = 32
-    min_experts: int = 1
     freeze_first: int = 0
     freeze_last: int = 0
     mlp_multiple_of: int | None = None
     equal_kv_groups: bool = False
     uniform: bool = False
     allow_empty_blocks: bool = False
+    min_experts: int = 1
 
     def __post_init__(self) -> None:
         if min(self.min_kv_groups, self.min_mlp_width, self.min_experts) < 1:
