@@ -75,5 +75,5 @@ def plan_keeping(model: Any, experts: Mapping[int, tuple[int, ...]], kv: Mapping
 
 def uneven_plan(model: Any) -> PrunePlan:
     """Another number of experts in each layer, and fewer KV groups where one may leave alone."""
-    fixed = "attention" in geometry_of(model).fixed_kinds
+    fixed = not geometry_of(model).prunes_kv_groups
     return plan_keeping(model, {0: (1, 4, 6), 2: (0, 2, 3, 5, 7)}, {} if fixed else {0: (0, 2), 1: (1, 2, 3)})

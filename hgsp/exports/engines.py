@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hgsp.exports.rules import (
     ATTENTION,
+    CHECKED_BLOCK,
     DECILM,
     DEFAULT_ROPE,
     EQUAL_GROUPS,
@@ -13,6 +14,7 @@ from hgsp.exports.rules import (
     GGUF_ROPE,
     GROUPS_OF_CONFIG,
     HEADS_IN_HIDDEN,
+    LLAMA_BLOCK,
     NO_BIASES,
     STOCK_CLASS,
     STOCK_EXPORT,
@@ -82,7 +84,7 @@ ENGINES = (
             Form(
                 "vllm serve {folder} --trust-remote-code",
                 "0.32, CPU",
-                (ATTENTION,),
+                (ATTENTION, CHECKED_BLOCK),
                 note="where hgsp is installed, else with --trust-remote-code",
             ),
             Form("vllm serve {folder} --trust-remote-code", "0.32, CPU", (DECILM,), export="decilm"),
@@ -97,7 +99,7 @@ ENGINES = (
             Form(
                 "python -m sglang.launch_server --model-path {folder} --model-impl transformers --trust-remote-code",
                 "source of 0.5.23",
-                (GROUPS_OF_CONFIG,),
+                (GROUPS_OF_CONFIG, CHECKED_BLOCK),
                 note="by its Transformers backend",
             ),
             Form(
@@ -157,7 +159,12 @@ ENGINES = (
         ("mlx-lm",),
         (
             *_stock("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", FULL_QWEN2),
-            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (NO_BIASES, DEFAULT_ROPE), export="mlx"),
+            Form(
+                "mlx_lm.server --model {folder}",
+                "mlx-lm 0.32.2, CPU",
+                (LLAMA_BLOCK, NO_BIASES, DEFAULT_ROPE),
+                export="mlx",
+            ),
             Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (DECILM, HEADS_IN_HIDDEN), export="mlx"),
         ),
     ),

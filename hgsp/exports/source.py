@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from hgsp.errors import InputError, one_line
-from hgsp.models.families import FAMILIES, Family
+from hgsp.models.families import FAMILIES, Family, family_named
 from hgsp.models.geometry import LayerShape
 from hgsp.models.offload import SafetensorFiles
 
@@ -57,9 +57,17 @@ class ExportSource:
         return bool(self.config.get("tie_word_embeddings", False))
 
     @property
+    def beyond_llama(self) -> str:
+        """The part of the model that formats written for a Llama block have no place for; empty if there is none."""
+        window = self.config.get("sliding_window") if self.config.get("use_sliding_window", True) else None
+        return self.family.beyond_llama or ("" if window is None else f"a sliding window of {window} tokens")
+
+    @property
     def rope(self) -> Mapping[str, Any]:
         """The rope parameters in the form of transformers 5: ``rope_type``, ``rope_theta`` and those of the type."""
         rope = self.config.get("rope_parameters")
+        if rope and "rope_theta" not in rope:  # by layer type
+            rope = rope["full_attention"]
         if rope:
             return {"rope_type": "default", **rope}
         scaling = self.config.get("rope_scaling") or {}
@@ -107,10 +115,8 @@ def read_source(path: str | Path) -> ExportSource:
 
 def _family_of(config: Mapping[str, Any], file: Path) -> Family:
     model_type = config.get("model_type")
-    for family in FAMILIES.values():
-        if model_type in (family.model_type, family.pruned_model_type):
-            break
-    else:
+    family = family_named(str(model_type))
+    if family is None:
         raise InputError(
             expected=f"a model of {', '.join(FAMILIES)}, dense or pruned",
             got=f"model_type '{model_type}' in {file}",

@@ -22,10 +22,9 @@ _PEFT_CONFIG = "peft.config"
 
 
 def _register_classes() -> None:
-    from hgsp.models import modeling_hgsp, modeling_hgsp_moe
+    from hgsp.models.family_classes import register
 
-    modeling_hgsp.register()
-    modeling_hgsp_moe.register()
+    register()
 
 
 def _extend_peft() -> None:

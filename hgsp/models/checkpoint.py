@@ -1,7 +1,8 @@
 """The checkpoint format: a Hugging Face folder, and the same model in one ``pruned_model.bin``.
 
 The folder holds safetensors with stock tensor names, ``config.json`` (``per_layer_config`` where layers differ, and
-then ``modeling_hgsp.py`` beside it), generation config and tokenizer files. The .bin holds tensors and plain values.
+then the files of its classes beside it), generation config and tokenizer files. The .bin holds tensors and plain
+values.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
 from hgsp.errors import InputError
-from hgsp.models import modeling_hgsp, modeling_hgsp_moe
+from hgsp.models.buffers import make_buffers
 from hgsp.models.carried_files import load_tokenizer_in_bin, write_generation_config, write_tokenizer
 from hgsp.models.expert_files import PartReader, StoredPart, stored_parts
-from hgsp.models.families import FAMILIES, family_of
+from hgsp.models.families import family_of, is_pruned_type
+from hgsp.models.family_classes import auto_map, travelling_files
 from hgsp.models.hub import with_revision
 from hgsp.models.loading import load_complete
-from hgsp.models.modeling_hgsp import AUTO_CLASSES, FAMILY_CLASSES
-from hgsp.models.modeling_hgsp_moe import MOE_CLASSES
 from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, is_bin, read_bin
 from hgsp.models.tokenizers import load_tokenizer
 from hgsp.models.weight_checks import refuse_adapter
@@ -77,9 +77,9 @@ def save_streamed(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
-    if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
-        for module in (modeling_hgsp,) if names is None else (modeling_hgsp, modeling_hgsp_moe):
-            shutil.copyfile(str(module.__file__), folder / Path(str(module.__file__)).name)
+    if is_pruned_type(skeleton.config.model_type):
+        for file in travelling_files(family_of(skeleton.config)):
+            shutil.copyfile(file, folder / file.name)
     if generation_config is not None:
         write_generation_config(generation_config, tokenizer, folder)
     write_tokenizer(tokenizer, folder)
@@ -92,13 +92,10 @@ def config_as_dict(config: Any) -> dict[str, Any]:
     of transformers 5 without ``hgsp`` reads a llama3 ``rope_scaling`` into a bare config, which fails.
     """
     content: dict[str, Any] = config.to_diff_dict()
-    families = (*FAMILY_CLASSES, *MOE_CLASSES)
-    own_classes = next((classes for classes in families if type(config) is classes[0]), None)
-    if own_classes is not None:
-        module = own_classes[0].__module__.rpartition(".")[2]
-        names = ("AutoConfig", *AUTO_CLASSES)  # not every family has a sequence classifier
-        content["auto_map"] = {name: f"{module}.{own.__name__}" for name, own in zip(names, own_classes, strict=False)}
-    elif rope := content.get("rope_parameters"):
+    rope = content.get("rope_parameters")
+    if is_pruned_type(config.model_type):
+        content["auto_map"] = auto_map(family_of(config))
+    elif rope and "rope_theta" in rope:  # else by layer type, which transformers 4 has other keys for
         content["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         content["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
@@ -182,7 +179,7 @@ def _load_bin(path: Path, dtype: torch.dtype | None) -> Any:
     _check_names(model, state, path)
     model.load_state_dict(state, assign=True, strict=False)
     model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # float32 buffers that are not in the file
+    make_buffers(model, "cpu")
     if content["generation_config"] is not None:
         model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
     return model

@@ -46,7 +46,8 @@ class Geometry:
 
     ``kv_group_params``, ``mlp_channel_params`` and ``expert_params`` are the parameters of one group, biases and the
     router's row included. ``*_extra_params`` are those of a block that belong to no group (norms, output bias) and are
-    removed only with the whole block. A token uses ``experts_per_token``; ``fixed_kinds`` as in ``Family``.
+    removed only with the whole block. ``prunes_kv_groups`` is False where attention is removed whole or not at all. A
+    token uses ``experts_per_token``.
     """
 
     hidden_size: int
@@ -58,10 +59,10 @@ class Geometry:
     attention_extra_params: int
     mlp_extra_params: int
     total_params: int
+    prunes_kv_groups: bool = True
     expert_params: int = 0
     expert_extra_params: int = 0
     experts_per_token: int = 0
-    fixed_kinds: frozenset[str] = frozenset()
 
     @property
     def num_layers(self) -> int:
@@ -159,10 +160,10 @@ def geometry_of(model: nn.Module) -> Geometry:
         attention_extra_params=_params_of_block(full, blocks["attention"]) - attention_groups,
         mlp_extra_params=mlp_extra,
         total_params=sum(parameter.numel() for parameter in causal_lm.parameters()),
+        prunes_kv_groups=family.prunes_kv_groups,
         expert_params=expert_params,
         expert_extra_params=expert_extra,
         experts_per_token=config.num_experts_per_tok if family.experts else 0,
-        fixed_kinds=family.fixed_kinds,
     )
 
 
@@ -200,7 +201,7 @@ def _params_of_groups(layer: Any, block: Block) -> int:
 
 
 def _params_of_block(layer: Any, block: Block) -> int:
-    return _params(layer, block.module, block.norm)
+    return _params(layer, *filter(None, block.parts))
 
 
 def _params(layer: Any, *names: str) -> int:

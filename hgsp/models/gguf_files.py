@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hgsp.environment import install_command
 from hgsp.errors import InputError, one_line
+from hgsp.models.buffers import make_buffers
 from hgsp.models.weight_checks import refuse_incomplete_weights, refuse_unplaced_weights
 
 
@@ -43,7 +44,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Any:
     with torch.device("meta"):
         model = type(loaded)(_plain(loaded.config))
     model.load_state_dict(loaded.state_dict(), assign=True)
-    model.model.rotary_emb = loaded.model.rotary_emb
+    make_buffers(model, "cpu")
     model.tie_weights()
     model.generation_config = loaded.generation_config
     return model.eval()

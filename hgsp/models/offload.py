@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hgsp.errors import InputError
+from hgsp.models.buffers import make_buffers
 from hgsp.models.decoder import Decoder
 from hgsp.models.expert_files import ExpertFiles
 from hgsp.models.families import LAYER_PREFIX, family_of
@@ -96,7 +97,7 @@ def load_offloaded(
     with suppress(OSError):  # without the file, the skeleton's is made from the config
         plain, revision = with_revision(source.name)
         model.generation_config = GenerationConfig.from_pretrained(plain, **revision)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
+    make_buffers(model, on)
     return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
 
 

@@ -89,16 +89,14 @@ class ShapeRules:
         frozen, multiple = self.frozen_layers(geometry.num_layers), self.multiple_for(geometry)
         min_mlp_width = -(-self.min_mlp_width // multiple) * multiple
         minimum = {
-            "attention": self.min_kv_groups,
+            "attention": self.min_kv_groups
+            if geometry.prunes_kv_groups
+            else max(s.num_kv_groups for s in geometry.shapes),
             "mlp": min_mlp_width,
             "expert": max(self.min_experts, geometry.experts_per_token),
         }
-
-        def smallest(shape: LayerShape, kind: str) -> int:
-            return shape.size_of(kind) if kind in geometry.fixed_kinds else min(shape.size_of(kind), minimum[kind])
-
         return tuple(
-            shape if index in frozen else LayerShape(*(smallest(shape, kind) for kind in KIND_NAMED))
+            shape if index in frozen else LayerShape(*(min(shape.size_of(kind), minimum[kind]) for kind in KIND_NAMED))
             for index, shape in enumerate(geometry.shapes)
         )
 

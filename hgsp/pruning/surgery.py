@@ -6,7 +6,7 @@ K kv groups | R query heads per kv group | D head dim | M mlp width | E experts
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hgsp.errors import InputError
+from hgsp.models.buffers import make_buffers
 from hgsp.models.experts import EXPERT_PARTS
 from hgsp.models.families import (
     ATTENTION_INPUTS,
@@ -23,6 +24,7 @@ from hgsp.models.families import (
     LINEARS,
     MLP_INPUTS,
     MLP_OUTPUT,
+    Family,
     family_of,
 )
 from hgsp.models.geometry import Geometry, geometry_of
@@ -156,8 +158,7 @@ def apply_plan(
     pruned.load_state_dict(state, assign=True)
     pruned.config.dtype = pruned.dtype
     pruned.tie_weights()
-    rotary = model.model.rotary_emb
-    pruned.model.rotary_emb = type(rotary)(config=pruned.config).to(rotary.inv_freq.device)
+    make_buffers(pruned, next(model.model.rotary_emb.buffers()).device)
     pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.requires_grad_(False).eval()
     return _dispatched_like(model, pruned)
@@ -202,16 +203,16 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
     shapes = [plan.layers[index].shape for index in surviving_layers(plan)]
     settings = architecture_settings(config)
     settings |= {"num_hidden_layers": len(shapes), "head_dim": geometry.head_dim, "dtype": config.dtype}
-    if settings.get("layer_types"):
-        settings["layer_types"] = [settings["layer_types"][index] for index in surviving_layers(plan)]
+    queries, family = geometry.queries_per_kv, family_of(config)
+    for key in family.per_layer_lists:
+        if settings.get(key):
+            settings[key] = _of_surviving_layers(settings[key], plan)
     if "mlp_only_layers" in settings:
         dense = [not geometry.shapes[index].num_experts for index in surviving_layers(plan)]
         settings |= {
             "mlp_only_layers": [index for index in range(len(shapes)) if dense[index]],
             "decoder_sparse_step": 1,
         }
-    queries = geometry.queries_per_kv
-    family = family_of(config)
     if plan.writer_bias:
         settings["writer_bias"] = True
     sizes = [_stored_keys(config, layer_sizes(shape, queries)) for shape in shapes]
@@ -219,11 +220,13 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
     is_uniform = "skip" not in common and all(of_layer.items() <= common.items() for of_layer in sizes)
     if is_uniform and not settings.get("writer_bias"):
         settings |= common
-        stock = _stock_type(family.model_type, settings)
+        stock = _stock_type(family, settings)
         if stock == "mistral":
             settings.setdefault("sliding_window", None)  # the default of MistralConfig is 4096
         if stock is not None:
             return AutoConfig.for_model(stock, **settings)
+    if "output_router_logits" in settings:
+        settings["output_router_logits"] = False  # the loss that it adds is defined for equal numbers of experts
     settings["per_layer_config"] = dict(enumerate(sizes))
     return AutoConfig.for_model(family.pruned_model_type, **settings)
 
@@ -236,6 +239,17 @@ def _stored_keys(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
 def surviving_layers(plan: PrunePlan) -> list[int]:
     """Return the dense indices of the layers that are not removed; the position is the index in the pruned model."""
     return [index for index in range(len(plan.layers)) if index not in plan.removed_layers]
+
+
+def _of_surviving_layers(values: Sequence[Any], plan: PrunePlan) -> list[Any]:
+    """Return a list with one value per layer for the layers that are left.
+
+    A layer without attention takes the value of the next one with it, so that the first slot of a KV cache, by which
+    transformers counts tokens, is of a type that some layer has.
+    """
+    left = surviving_layers(plan)
+    attends = [index for index in left if plan.layers[index].kv_groups] or left
+    return [values[next((other for other in attends if other >= index), attends[-1])] for index in left]
 
 
 def _slices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
@@ -266,20 +280,17 @@ def _spans(groups: tuple[int, ...], width: int) -> Tensor:
     return (starts + torch.arange(width)).flatten()
 
 
-def _stock_type(model_type: str, settings: dict[str, Any]) -> str | None:
-    """Return the stock architecture that accepts these uniform sizes, None if there is none.
-
-    ``LlamaConfig`` refuses head counts that do not divide the hidden size, even with ``head_dim``. Mistral, which
-    computes the same, accepts them but has no biases.
-    """
-    if model_type != "llama" or settings["hidden_size"] % settings["num_attention_heads"] == 0:
-        return model_type
-    return None if settings.get("attention_bias") or settings.get("mlp_bias") else "mistral"
+def _stock_type(family: Family, settings: dict[str, Any]) -> str | None:
+    """Return the stock architecture that accepts these uniform sizes, None if there is none."""
+    if not family.heads_divide_hidden or settings["hidden_size"] % settings["num_attention_heads"] == 0:
+        return family.model_type
+    return None if settings.get("attention_bias") or settings.get("mlp_bias") else family.twin
 
 
 def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
     differs = len(plan.layers) != geometry.num_layers or any(
-        indices and indices[-1] >= shape.size_of(kind)
+        (indices and indices[-1] >= shape.size_of(kind))
+        or (kind == "attention" and not geometry.prunes_kv_groups and len(indices) not in (0, shape.size_of(kind)))
         for keep, shape in zip(plan.layers, geometry.shapes, strict=False)
         for kind, indices in keep.groups.items()
     )

@@ -38,7 +38,7 @@ from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
-from hgsp.reconstruction.least_squares import Moments, accumulation_dtype, solve
+from hgsp.reconstruction.least_squares import Moments, accumulation_dtype, relative_norm, solve
 from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.reconstruction.paired_forward import PairedForward, num_held_out
 from hgsp.reconstruction.resume import ResumeState
@@ -242,9 +242,9 @@ def _reconstruct_block(
     errors = held_out.relative(held_out.error), held_out.relative(error)
     fits = [ModuleFit(index, OUTPUT_PROJECTIONS[kind], ridge, *errors, changed=ridge is not None)]
     if seed is not None:
-        before, after = fit_block(pruned.mlp, streams.mlp_batches(pruned), seed)
-        errors = held_out.relative(before.energy), held_out.relative(after.energy)
-        fits.append(ModuleFit(index, block, None, *errors, changed=after is not before))
+        before, after = fit_block(streams.mlp_branch(pruned), streams.mlp_batches(pruned), seed)
+        relative = [relative_norm(found.energy, streams.mlp_energy) for found in (before, after)]
+        fits.append(ModuleFit(index, block, None, *relative, changed=after is not before))
         if fits[-1].changed:
             streams.drop_inputs()
     streams.pass_pruned(kind, pruned, projection)

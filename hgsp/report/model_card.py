@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT
-from hgsp.models.families import FAMILIES
+from hgsp.models.families import is_pruned_type
 from hgsp.models.kinds import GROUP_KINDS, kinds_among
 from hgsp.models.model_cards import CARD, hub_id_of, is_own_card, read_card, read_text, signed
 
@@ -154,7 +154,7 @@ def _protocol(result: Mapping[str, Any]) -> list[Any]:
 
 
 def _usage(name: str, config: Mapping[str, Any]) -> str:
-    own = config.get("model_type") in {family.pruned_model_type for family in FAMILIES.values()}
+    own = is_pruned_type(config.get("model_type"))
     registers = "import hgsp  # registers models whose layers differ in size\n" if own else ""
     note = (
         "\n\nWithout hgsp, transformers (4.54 or newer) runs `modeling_hgsp.py` of this folder if you pass "
