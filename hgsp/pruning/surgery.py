@@ -28,7 +28,7 @@ from hgsp.models.families import (
     family_of,
 )
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.models.layer_sizes import architecture_settings, layer_sizes
+from hgsp.models.layer_sizes import architecture_settings, layer_sizes, stored_keys
 from hgsp.models.weight_checks import refuse_missing_weights, refuse_own_head
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 
@@ -215,7 +215,7 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
         }
     if plan.writer_bias:
         settings["writer_bias"] = True
-    sizes = [_stored_keys(config, layer_sizes(shape, queries)) for shape in shapes]
+    sizes = [stored_keys(config, layer_sizes(shape, queries)) for shape in shapes]
     common = {key: value for of_layer in sizes for key, value in of_layer.items()}
     is_uniform = "skip" not in common and all(of_layer.items() <= common.items() for of_layer in sizes)
     if is_uniform and not settings.get("writer_bias"):
@@ -229,11 +229,6 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
         settings["output_router_logits"] = False  # the loss that it adds is defined for equal numbers of experts
     settings["per_layer_config"] = dict(enumerate(sizes))
     return AutoConfig.for_model(family.pruned_model_type, **settings)
-
-
-def _stored_keys(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return sizes by the names that the config stores them by; it may have an attribute of another name for one."""
-    return {config.attribute_map.get(key, key): value for key, value in sizes.items()}
 
 
 def surviving_layers(plan: PrunePlan) -> list[int]:

@@ -93,6 +93,14 @@ def test_the_doctor_names_the_engines_that_read_experts_and_exports_refuse_them(
     assert "mixture of experts" in capsys.readouterr().err
 
 
+def test_a_family_of_experts_that_is_not_known_is_refused_with_the_form_of_its_weights(capsys, tmp_path):
+    settings = {"num_hidden_layers": 2, "num_local_experts": 4, "quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss", **settings}))
+    argv = ["--base_model", str(tmp_path), "--output_name", "pruned", "--pruning_ratio", "0.2"]
+    assert run_global_pruning.main(argv) == 2
+    assert "'gpt_oss' (mixture of experts, its weights in mxfp4)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
