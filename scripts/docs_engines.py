@@ -14,7 +14,7 @@ from hgsp.exports.verdict import Engine, Form
 
 
 def engines(page: Path) -> str:
-    """Return one row for each engine and form in which it reads dense layers of different sizes, else its first form."""
+    """Return a row for each engine and form in which it reads dense layers of different sizes, else its first form."""
     head = ("engine", "reads", "needs", "`--shapes_for`", "checked with")
     return table([said(cell, page) for cell in head], (row for engine in ENGINES for row in _rows(engine, page)))
 
