@@ -100,6 +100,8 @@ CHINESE = {
     "no rope scaling": "不使用 RoPE 缩放",
     "a rope type of llama.cpp": "llama.cpp 支持的 RoPE 类型",
     "a block of llama.cpp": "llama.cpp 支持的层结构",
+    "a Llama block, with or without norms of queries and keys": "Llama 的层结构，可带查询和键的归一化",
+    "a block that its Transformers backend was checked with": "其 Transformers 后端验证过的层结构",
     "a Llama block (no Qwen3)": "Llama 的层结构（Qwen3 不行）",
     "query heads within the hidden size": "查询头总维度不超过隐藏维度",
     "MLP widths in multiples of {}": "MLP 宽度为 {} 的倍数",

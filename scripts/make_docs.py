@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "benchmarks")]
 
 from docs_engines import engines  # noqa: E402
+from docs_families import families  # noqa: E402
 from docs_flags import flags_page  # noqa: E402
 from docs_methods import method_page, methods_table, read_method  # noqa: E402
 from docs_results import load  # noqa: E402
@@ -33,6 +34,7 @@ PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end of generated -->
 PARTS: dict[str, Callable[[Path], str]] = {
     **{name: table.text for name, table in {**TABLES, **SHAPE_TABLES, **SPEED_TABLES}.items()},
     "engines": engines,
+    "families": families,
     "methods": lambda _: methods_table(),
     "tree": lambda _: "\n".join(["```", *tree(), "```"]),
 }

@@ -24,6 +24,8 @@ from transformers import (
     MinistralForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -146,6 +148,7 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         SmolLM3Config,
         {**_EIGHT_FOUR, **_ALTERNATING, "use_sliding_window": True, "no_rope_layers": [1, 0, 1], "pad_token_id": None},
     ),
+    "olmo2": (Olmo2ForCausalLM, Olmo2Config, {**_EIGHT_FOUR, "pad_token_id": None}),
     "granite": (
         GraniteForCausalLM,
         GraniteConfig,

@@ -25,6 +25,7 @@ COMMANDS = {
     "summarize": "tabulate and plot many results",
     "profile": "time the blocks of a model on this device",
     "export": "write a pruned model in the format of another engine",
+    "families": "list the supported architectures",
     "doctor": "tell which engines run a model, and what would change it",
 }
 EPILOG = """

@@ -64,6 +64,7 @@ class Family:
     """One model family: its name in transformers, the classes of its pruned form, and the parts of its models.
 
     Args:
+        models: that people know the family by.
         model_type: of the dense models; with the prefix "hgsp_", of pruned ones.
         class_prefix: of the classes of pruned models.
         modeling_file: the module of this package that holds those classes.
@@ -85,6 +86,7 @@ class Family:
         real_weights: the model on whose real weights it was tested; empty if on random ones only.
     """
 
+    models: str
     model_type: str
     class_prefix: str
     modeling_file: str = "modeling_hgsp"
@@ -125,9 +127,11 @@ _GEMMA_BLOCKS = {
     "attention": replace(BLOCKS["attention"], post_norm="post_attention_layernorm"),
     "mlp": replace(BLOCKS["mlp"], norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm"),
 }
+_OLMO_BLOCKS = {kind: replace(block, norm=None) for kind, block in _GEMMA_BLOCKS.items()}
 
 _ALL = (
     Family(
+        "Llama 2 to 3.3, SmolLM2",
         "llama",
         "HgspLlama",
         attention_types=frozenset({FULL}),
@@ -136,10 +140,13 @@ _ALL = (
         twin="mistral",
         real_weights="SmolLM2 135M",
     ),
-    Family("qwen2", "HgspQwen2", implied_head_dim=True, input_biases=True, real_weights="Qwen2.5 0.5B"),
-    Family("mistral", "HgspMistral", real_weights="SmolLM2 135M as Mistral"),
-    Family("qwen3", "HgspQwen3", qk_norm="head", bias_keys=_ATTENTION_BIAS),
     Family(
+        "Qwen2, Qwen2.5", "qwen2", "HgspQwen2", implied_head_dim=True, input_biases=True, real_weights="Qwen2.5 0.5B"
+    ),
+    Family("Mistral", "mistral", "HgspMistral", real_weights="SmolLM2 135M as Mistral"),
+    Family("Qwen3", "qwen3", "HgspQwen3", qk_norm="head", bias_keys=_ATTENTION_BIAS),
+    Family(
+        "Gemma 2",
         "gemma2",
         "HgspGemma2",
         "modeling_hgsp_gemma",
@@ -151,6 +158,7 @@ _ALL = (
         beyond_llama="norms behind its blocks",
     ),
     Family(
+        "Gemma 3 (text)",
         "gemma3_text",
         "HgspGemma3",
         "modeling_hgsp_gemma",
@@ -163,8 +171,15 @@ _ALL = (
         beyond_llama="norms behind its blocks",
         real_weights="Gemma 3 270M",
     ),
-    Family("ministral", "HgspMinistral", "modeling_hgsp_ministral", beyond_llama="a sliding window in some layers"),
     Family(
+        "Ministral",
+        "ministral",
+        "HgspMinistral",
+        "modeling_hgsp_ministral",
+        beyond_llama="a sliding window in some layers",
+    ),
+    Family(
+        "SmolLM3",
         "smollm3",
         "HgspSmolLM3",
         "modeling_hgsp_smollm3",
@@ -173,6 +188,7 @@ _ALL = (
         beyond_llama="layers without rotary embeddings",
     ),
     Family(
+        "Granite 3 (dense)",
         "granite",
         "HgspGranite",
         "modeling_hgsp_granite",
@@ -183,6 +199,18 @@ _ALL = (
         beyond_llama="multipliers of its embedding, blocks and logits",
     ),
     Family(
+        "OLMo 2",
+        "olmo2",
+        "HgspOlmo2",
+        "modeling_hgsp_olmo",
+        blocks=_OLMO_BLOCKS,
+        attention_types=frozenset({FULL}),
+        qk_norm="all heads",
+        bias_keys=_ATTENTION_BIAS,
+        beyond_llama="norms behind its blocks",
+    ),
+    Family(
+        "Qwen3-MoE",
         "qwen3_moe",
         "HgspQwen3Moe",
         "modeling_hgsp_moe",
@@ -193,6 +221,7 @@ _ALL = (
         experts=ExpertNames(),
     ),
     Family(
+        "OLMoE",
         "olmoe",
         "HgspOlmoe",
         "modeling_hgsp_moe",
@@ -204,6 +233,7 @@ _ALL = (
         experts=ExpertNames(),
     ),
     Family(
+        "Mixtral",
         "mixtral",
         "HgspMixtral",
         "modeling_hgsp_moe",

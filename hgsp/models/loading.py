@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hgsp.errors import InputError, one_line
 from hgsp.models.dtypes import DTYPE_NAMES
-from hgsp.models.families import check_prunable
+from hgsp.models.families import check_prunable, family_of
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.gguf_files import gguf_config, load_gguf
 from hgsp.models.hub import HUB_ID, with_revision
@@ -61,6 +61,11 @@ def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
     warnings = []
     if not name.endswith(".gguf") and raw.get("num_key_value_heads") is None:
         warnings.append("config.json has no num_key_value_heads: taken as multi-head attention (GQA ratio 1)")
+    if not family_of(config).prunes_kv_groups:
+        warnings.append(
+            "queries and keys are normalised over all heads, so that removing one would change the others: KV groups "
+            "stay, MLP channels are removed"
+        )
     if dtype == "float16" and config.dtype == torch.bfloat16:
         warnings.append("weights stored in bfloat16 are used in float16, whose range is smaller: values may overflow")
     with torch.device("meta"):
