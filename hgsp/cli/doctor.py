@@ -18,7 +18,6 @@ from hgsp.environment import package_version
 if TYPE_CHECKING:
     from hgsp.exports.divisibility import Divisibility
     from hgsp.exports.sizes import EngineSize
-    from hgsp.exports.source import ExportSource
     from hgsp.exports.verdict import Engine, Verdict
 
 #: Model types that exports have and checkpoints of ours have not -> the target of the export.
@@ -61,34 +60,21 @@ def doctor(config: DoctorConfig) -> int:
         return 0
     source = read_source(folder)
     verdicts = judge_all(source)
-    if source.has_experts:
-        return _show_experts(source, verdicts, folder, as_json=config.json)
-    sizes, divisibility = sizes_of(source, value_bytes_of(source)), divisibility_of(source)
+    # sizes and divisors are those of dense models
+    sizes = [] if source.has_experts else sizes_of(source, value_bytes_of(source))
+    divisibility = None if source.has_experts else divisibility_of(source)
     if config.json:
         found = {"folder": str(folder), "model_type": source.config["model_type"], "layers": len(source.shapes)}
         engines = [_as_dict(verdict, folder) for verdict in verdicts]
-        found |= {"divisibility": asdict(divisibility), "engines": engines, "sizes": [asdict(size) for size in sizes]}
+        found |= {} if divisibility is None else {"divisibility": asdict(divisibility)}
+        found |= {"engines": engines, "sizes": [asdict(size) for size in sizes]}
         print(json.dumps(found, indent=2))
         return 0
     print(f"{folder}: {source.config['model_type']}, {len(source.shapes)} layers", end="\n\n")
     print(*aligned([_verdict_row(verdict) for verdict in verdicts]), sep="\n", end="\n\n")
-    print(*aligned([("format", "weights", "KV cache / token", ""), *map(_size_row, sizes)]), sep="\n", end="\n\n")
-    print(*aligned(_divisors(divisibility)), sep="\n", end="\n\n")
-    print(*_commands(verdicts, folder), sep="\n")
-    return 0
-
-
-def _show_experts(source: ExportSource, verdicts: Sequence[Verdict], folder: Path, *, as_json: bool) -> int:
-    """Print the verdict of every engine on a mixture of experts; sizes and divisors are known of dense models only."""
-    experts = [shape.num_experts for shape in source.shapes]
-    if as_json:
-        found = {"folder": str(folder), "model_type": source.config["model_type"], "layers": len(experts)}
-        print(json.dumps({**found, "experts": experts, "engines": [_as_dict(v, folder) for v in verdicts]}, indent=2))
-        return 0
-    print(
-        f"{folder}: {source.config['model_type']}, {len(experts)} layers of {min(experts)} to {max(experts)} experts\n"
-    )
-    print(*_table([_verdict_row(verdict) for verdict in verdicts]), sep="\n", end="\n\n")
+    if divisibility is not None:
+        print(*aligned([("format", "weights", "KV cache / token", ""), *map(_size_row, sizes)]), sep="\n", end="\n\n")
+        print(*aligned(_divisors(divisibility)), sep="\n", end="\n\n")
     print(*_commands(verdicts, folder), sep="\n")
     return 0
 

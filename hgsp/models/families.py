@@ -129,6 +129,13 @@ _GEMMA_BLOCKS = {
 }
 _OLMO_BLOCKS = {kind: replace(block, norm=None) for kind, block in _GEMMA_BLOCKS.items()}
 
+_MOE: Mapping[str, Any] = {
+    "modeling_file": "modeling_hgsp_moe",
+    "attention_types": frozenset({FULL}),
+    "beyond_llama": "experts",
+    "experts": ExpertNames(),
+}
+
 _ALL = (
     Family(
         "Llama 2 to 3.3, SmolLM2",
@@ -209,37 +216,12 @@ _ALL = (
         bias_keys=_ATTENTION_BIAS,
         beyond_llama="norms behind its blocks",
     ),
+    Family("Qwen3-MoE", "qwen3_moe", "HgspQwen3Moe", **_MOE, qk_norm="head", bias_keys=_ATTENTION_BIAS),
     Family(
-        "Qwen3-MoE",
-        "qwen3_moe",
-        "HgspQwen3Moe",
-        "modeling_hgsp_moe",
-        attention_types=frozenset({FULL}),
-        qk_norm="head",
-        bias_keys=_ATTENTION_BIAS,
-        beyond_llama="experts",
-        experts=ExpertNames(),
+        "OLMoE", "olmoe", "HgspOlmoe", **_MOE, qk_norm="all heads", implied_head_dim=True, bias_keys=_ATTENTION_BIAS
     ),
     Family(
-        "OLMoE",
-        "olmoe",
-        "HgspOlmoe",
-        "modeling_hgsp_moe",
-        attention_types=frozenset({FULL}),
-        qk_norm="all heads",
-        implied_head_dim=True,
-        bias_keys=_ATTENTION_BIAS,
-        beyond_llama="experts",
-        experts=ExpertNames(),
-    ),
-    Family(
-        "Mixtral",
-        "mixtral",
-        "HgspMixtral",
-        "modeling_hgsp_moe",
-        attention_types=frozenset({FULL}),
-        beyond_llama="experts",
-        experts=ExpertNames("block_sparse_moe", "w1", "w3", "w2"),
+        "Mixtral", "mixtral", "HgspMixtral", **{**_MOE, "experts": ExpertNames("block_sparse_moe", "w1", "w3", "w2")}
     ),
 )
 FAMILIES = {family.model_type: family for family in _ALL}

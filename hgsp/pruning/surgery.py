@@ -290,9 +290,9 @@ def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
         for kind, indices in keep.groups.items()
     )
     if differs or not surviving_layers(plan):
-        whole = "" if geometry.prunes_kv_groups else ", with all KV groups of a block or none"
+        kept = "at least one" + ("" if geometry.prunes_kv_groups else ", with all KV groups of a block or none")
         raise InputError(
-            expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps at least one{whole}",
+            expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps {kept}",
             got=f"a plan for {len(plan.layers)} layers",
             remedy="apply the plan to the model it was made from",
         )
