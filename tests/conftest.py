@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries of the hub are imported, below
+
 import hypothesis
 import pytest
 import torch
@@ -37,6 +39,9 @@ from transformers import (
 
 # Tiny tensors: on a busy machine two threads wait for each other twenty times longer than they compute.
 torch.set_num_threads(1)
+
+# Waiting for the disk takes longer than writing a small file, and no test is about a power failure.
+os.fsync = lambda _descriptor: None
 
 # No deadline: the first example pays for first calls, and a slow machine is no failure of a law.
 hypothesis.settings.register_profile("laws", deadline=None, max_examples=100)

@@ -81,14 +81,13 @@ def doctor(config: DoctorConfig) -> int:
 
 def exported_target(folder: Path) -> str | None:
     """Return the target of the export in a folder; None if it holds no export, or one with a stock model."""
+    from hgsp.models.configs import read_object
+    from hgsp.models.places import is_file, is_folder
+
     config = folder / "config.json"
-    if not config.is_file():
-        return "gguf" if any(folder.glob("*.gguf")) else None
-    try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):  # refused where it is read as a source, with a reason
-        return None
-    return EXPORTED_TYPES.get(model_type)
+    if not is_file(config):
+        return "gguf" if is_folder(folder) and any(folder.glob("*.gguf")) else None
+    return EXPORTED_TYPES.get(str(read_object(config).get("model_type")))
 
 
 def installed(engine: Engine) -> str:
@@ -124,6 +123,9 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
         parts.append(f"prune {' and '.join(map(_spoken, verdict.changes))}")
     elif form is None:
         parts.append("no flag changes it")
+    closest = form or verdict.engine.forms[0]
+    if not closest.was_run:
+        parts.append(f"by the {closest.checked}, not run")
     if version := installed(verdict.engine):
         parts.append(f"here: {version}")
     return verdict.engine.name, verdict.status, "; ".join(filter(None, parts))

@@ -14,7 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.hub_access import ask_hub
 from hgsp.console.nearest import did_you_mean
+from hgsp.data.files import is_file, kind_of
 from hgsp.data.rows import is_plain, text_rows
 from hgsp.errors import InputError
 
@@ -138,18 +140,19 @@ def check_dataset_name(name: str, flag: str, otherwise: str = "check the spellin
     Raises:
         InputError: lists the choices.
     """
-    if canonical_name(name) in DATASET_CHOICES or Path(name).is_file():
+    kind = kind_of(name)
+    if canonical_name(name) in DATASET_CHOICES or kind == "file":
         return
     raise InputError(
-        expected=f"{flag} to be one of {', '.join(DATASET_CHOICES)} or a text, .jsonl or .parquet file",
-        got=f"'{name}'",
+        expected=f"{flag} to be one of {', '.join(DATASET_CHOICES)} or a text, .jsonl, .csv or .parquet file",
+        got=f"'{name}'" + (f", {kind}" if kind else ""),
         remedy=did_you_mean(name, (*DATASET_CHOICES, *ALIASES), otherwise),
     )
 
 
 def dataset_names(value: str) -> tuple[str, ...]:
     """Split a comma-separated list of names and drop duplicates; the path of an existing file is a single name."""
-    if Path(value).is_file():
+    if kind_of(value) == "file":
         return (value,)
     return tuple(dict.fromkeys(canonical_name(name.strip()) for name in value.split(",")))
 
@@ -206,7 +209,7 @@ def _read_text(name: str, use: str, data_dir: str | Path | None) -> Text:
     folder = data_folder(data_dir)
     for file_name, split in source.files[use] if folder is not None else ():
         path = Path(str(folder)) / source.folder / file_name
-        if path.is_file():
+        if is_file(path):
             rows = [source.clean(row) for row in islice(text_rows(path, newline=None), source.max_rows[use])]
             return Text(name, split, file_name, repr(source.join), source.join.join(rows))
     hub_source, split, rows = _from_hub(name, source, use, folder)
@@ -223,6 +226,7 @@ def _from_hub(name: str, source: TextSource, use: str, folder: Path | None) -> t
         f"put {source.folder}/{source.files[use][0][0]} into the folder given by --data_dir or HGSP_DATA_DIR, or go "
         "online with `pip install datasets`; 'builtin' and your own text files work as well"
     )
+    ask_hub()
     try:
         return source.hub_rows(use)
     except ImportError:

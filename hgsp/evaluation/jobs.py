@@ -127,22 +127,26 @@ class HarnessJob:
         metrics = tuple(
             Metric(name, score.value, units[name][0], score.stderr, units[name][1]) for name, score in scores.items()
         )
-        num_items = next(iter(scores.values())).num_items
+        some = next(iter(scores.values()))
+        num_items = some.num_items
         dtype = str(model.dtype).removeprefix("torch.")
         first = "" if num_items == self.loaded.num_items else f"first {num_items} of "
-        summary = f"{first}{self.loaded.num_items} items, {self.loaded.source['split']}, 0-shot, {dtype}"
+        cut = f", {some.truncated} items cut to the last {some.positions} tokens" if some.truncated else ""
+        summary = f"{first}{self.loaded.num_items} items{cut}, {self.loaded.source['split']}, 0-shot, {dtype}"
         protocol = {
             **self.request,
             "harness_task": self.loaded.spec.name,
             "items": num_items,
             "items_in_source": self.loaded.num_items,
+            "truncated_items": some.truncated,
+            "positions": some.positions,
             "dtype": dtype,
             "begins_with_bos": _begins_with_bos(tokenizer),
         }
         source = " ".join(str(self.loaded.source[key])[:64] for key in ("source", "split"))
         description = (
             f"{protocol['harness']}, task {protocol['harness_task']} version {protocol['task_version']}, 0-shot, "
-            f"{source}, {first}{self.loaded.num_items} items, {dtype}, "
+            f"{source}, {first}{self.loaded.num_items} items{cut}, {dtype}, "
             f"{'BOS first (added by the tokenizer)' if protocol['begins_with_bos'] else 'no BOS'}"
         )
         return Measured(metrics, num_items, summary, {**protocol, "description": description})

@@ -95,5 +95,6 @@ def evaluate(
             if measured is not None:
                 details[job.task] = measured
         if EFFICIENCY in names:
-            details[EFFICIENCY] = measure({"model": model}, Workload(), str(model.device), progress)["model"]
+            workload = Workload().within(getattr(model.config, "max_position_embeddings", None))
+            details[EFFICIENCY] = measure({"model": model}, workload, str(model.device), progress)["model"]
     return Evaluation(details)

@@ -8,11 +8,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
+from torch import Tensor
+from transformers import GenerationConfig
 
 from hgsp.console.progress import terminal
 from hgsp.console.report_schema import AFTER, BEFORE
+from hgsp.data.chat_templates import render_chat
 from hgsp.data.texts import EVALUATE, Text, load_text
+from hgsp.errors import InputError
 from hgsp.evaluation.collapse import before_and_after, collapse_warning, has_collapsed
 from hgsp.evaluation.config import CPU_EVAL_WINDOWS, MeasureConfig
 from hgsp.evaluation.metrics.ppl import perplexity, window_length, windows_of
@@ -130,7 +133,7 @@ class PrePostEvaluation:
         prompts = [(prompt, False) for prompt in MORE_PROMPTS] + [(CHAT_PROMPT, True)] * bool(tokenizer.chat_template)
         try:
             texts = greedy_continuations(model, tokenizer, [_token_ids(tokenizer, *prompt) for prompt in prompts])
-        except (*FAILURES, TemplateError) as error:
+        except FAILURES as error:
             self._failed_samples[when] = f"no further greedy samples {when}: {reason_of(error)}"
             return
         known = {entry["prompt"]: entry for entry in self.samples.get("prompts", ())}
@@ -144,14 +147,19 @@ def _token_ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
     if not chat:
         return list(tokenizer(prompt)["input_ids"])
     messages = [{"role": "user", "content": prompt}]
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    (text,) = render_chat(tokenizer, messages, [(None, True)], "the sample")
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @torch.inference_mode()
 def greedy_continuations(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int = SAMPLE_TOKENS
 ) -> list[str]:
-    """Return the greedy continuations of prompts of token ids, padded on the left to one batch."""
+    """Return the greedy continuations of prompts of token ids, padded on the left to one batch.
+
+    Raises:
+        InputError: a prompt that fills the positions of the model, or has a token without an embedding.
+    """
     embeddings, longest = model.get_input_embeddings().weight, max(map(len, prompts))
     check_token_ids(max(map(max, prompts)), embeddings.shape[0], tokenizer, "a prompt")
     # finished rows are fed this id too, so it needs an embedding; their continuations end before it
@@ -159,15 +167,9 @@ def greedy_continuations(
         (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None and i < embeddings.shape[0]), 0
     )
     padding = [longest - len(ids) for ids in prompts]
-    output = model.generate(
-        torch.tensor([[filler] * pad + list(ids) for pad, ids in zip(padding, prompts, strict=True)]).to(
-            embeddings.device
-        ),
-        attention_mask=torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding]).to(embeddings.device),
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=filler,
-    )
+    input_ids = torch.tensor([[filler] * pad + list(ids) for pad, ids in zip(padding, prompts, strict=True)])
+    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding])
+    output = _generated(model, input_ids.to(embeddings.device), mask.to(embeddings.device), max_new_tokens, filler)
     return [str(tokenizer.decode(row[longest:], skip_special_tokens=True)) for row in output]
 
 
@@ -178,15 +180,43 @@ def continuation(sample: str | None) -> str | None:
 
 @torch.inference_mode()
 def greedy_sample(model: Any, tokenizer: Any, prompt: str = PROMPT, max_new_tokens: int = SAMPLE_TOKENS) -> str:
-    """Return the prompt and its greedy continuation."""
+    """Return the prompt and its greedy continuation.
+
+    Raises:
+        InputError: as ``greedy_continuations``.
+    """
     input_ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.get_input_embeddings().weight.device)
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     check_token_ids(int(input_ids.max()), num_embeddings, tokenizer, "the prompt")
-    output = model.generate(
-        input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-    )
+    filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    output = _generated(model, input_ids, torch.ones_like(input_ids), max_new_tokens, filler)
     return str(tokenizer.decode(output[0], skip_special_tokens=True))
+
+
+def _generated(model: Any, input_ids_BT: Tensor, mask_BT: Tensor, max_new_tokens: int, filler: int | None) -> Tensor:
+    """Continue prompts greedily up to the positions of the model; returns prompts and continuations [B, T + new].
+
+    Of the model folder's generation defaults only the ends of texts are used: ``generate`` fills in a repetition
+    penalty or beams from them, also when it is given a generation config.
+    """
+    length = input_ids_BT.shape[1]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and length >= limit:
+        raise InputError(
+            expected=f"a prompt shorter than the model's {limit} positions",
+            got=f"{length} tokens",
+            remedy="the model has too few positions for a sample",
+        )
+    defaults = model.generation_config
+    model.generation_config = GenerationConfig(bos_token_id=defaults.bos_token_id, eos_token_id=defaults.eos_token_id)
+    try:
+        output: Tensor = model.generate(
+            input_ids_BT,
+            attention_mask=mask_BT,
+            do_sample=False,
+            max_new_tokens=max_new_tokens if limit is None else min(max_new_tokens, limit - length),
+            pad_token_id=filler,
+        )
+    finally:
+        model.generation_config = defaults
+    return output

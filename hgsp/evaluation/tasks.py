@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 
+from hgsp.data.files import kind_of
 from hgsp.data.texts import DATASET_CHOICES, dataset_names
 from hgsp.errors import InputError
 
@@ -37,7 +37,7 @@ def parse_tasks(names: str) -> tuple[str, ...]:
             tasks.update(dict.fromkeys(ALIASES[lowered]))
         elif lowered in TASKS:
             tasks[lowered] = None
-        elif Path(name).is_file():
+        elif kind_of(name) == "file":
             tasks[name] = None
         else:
             raise _unknown(name)

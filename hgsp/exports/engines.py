@@ -186,7 +186,15 @@ ENGINES = (
         (Form(RECIPES, "llm-compressor 0.14, torchao 0.18, CPU", note="at any width"),),
     ),
     Engine(
-        "PEFT", ("peft",), (Form("LoraConfig(target_modules='all-linear')", "0.21", note="LoRA, not prefix tuning"),)
+        "PEFT",
+        ("peft",),
+        (
+            Form(
+                "import hgsp; LoraConfig()",
+                "0.21",
+                note="LoRA with default or any target modules, layers that lack one are passed over; not prefix tuning",
+            ),
+        ),
     ),
 )
 

@@ -61,7 +61,7 @@ def planned_source(config: Any, geometry: Geometry, shapes: tuple[LayerShape, ..
 
 def value_bytes_of(source: ExportSource) -> int:
     """Return the bytes of a value in the checkpoint's dtype."""
-    return 4 if str(source.config.get("dtype", source.config.get("torch_dtype"))) == "float32" else 2
+    return source.dtype.itemsize
 
 
 def sizes_of(source: ExportSource, value_bytes: int) -> tuple[EngineSize, ...]:

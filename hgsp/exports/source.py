@@ -5,19 +5,29 @@ R query heads per KV head
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hgsp.errors import InputError, one_line
-from hgsp.models.families import FAMILIES, Family, family_named
-from hgsp.models.geometry import LayerShape
+from hgsp.models.configs import MODEL_TYPES, describe
+from hgsp.models.families import FAMILIES, Family, family_of
+from hgsp.models.geometry import LayerShape, geometry_of
 from hgsp.models.offload import SafetensorFiles
+from hgsp.models.places import is_file
+from hgsp.models.refusals import refusing
+from hgsp.models.stored_tensors import stored_dtype
+
+#: Settings that exports write; where ``config.json`` lacks one, its architecture's default holds.
+_REQUIRED = (
+    *("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"),
+    *("num_hidden_layers", "num_attention_heads"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,16 @@ class ExportSource:
         return {"rope_theta": self.config.get("rope_theta", 10000.0), **scaling, "rope_type": kind}
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the checkpoint.
+
+        Raises:
+            InputError: the config names none, and the files cannot be read.
+        """
+        named = self.config.get("dtype") or self.config.get("torch_dtype")
+        return stored_dtype(self.folder, named and getattr(torch, str(named)))
+
+    @cached_property
     def tensors(self) -> SafetensorFiles:
         """The weights by their names in transformers; ``tensors.shapes`` lists them.
 
@@ -96,27 +116,27 @@ def read_source(path: str | Path) -> ExportSource:
     """
     folder = Path(path)
     file = folder / "config.json"
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(
             expected="the folder of a pruned or dense model, with config.json", got=str(path), remedy="check the path"
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        family = _family_of(config, file)
-        shapes = _shapes_of(config, family.experts is not None)
-        return ExportSource(folder, config, family, shapes, _queries_per_kv(config), _head_dim(config))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            expected=f"the config of a causal language model in {file}",
-            got=one_line(error),
-            remedy="check the file",
-        ) from error
+    found = describe(folder, lambda config: _check_family(config, file))
+    family = family_of(found.config)
+    with refusing(lambda error: _wrong_sizes(file, error)):
+        config = {**{key: getattr(found.config, key) for key in _REQUIRED if key not in found.raw}, **found.raw}
+        shapes = _shapes_of(config) if family.experts is None else geometry_of(found.skeleton).shapes
+    return ExportSource(folder, config, family, shapes, _queries_per_kv(config), _head_dim(config))
 
 
-def _family_of(config: Mapping[str, Any], file: Path) -> Family:
+def _wrong_sizes(file: Path, error: BaseException) -> InputError:
+    return InputError(
+        expected=f"the config of a causal language model in {file}", got=one_line(error), remedy="check the file"
+    )
+
+
+def _check_family(config: Mapping[str, Any], file: Path) -> None:
     model_type = config.get("model_type")
-    family = family_named(str(model_type))
-    if family is None:
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise InputError(
             expected=f"a model of {', '.join(FAMILIES)}, dense or pruned",
             got=f"model_type '{model_type}' in {file}",
@@ -128,10 +148,9 @@ def _family_of(config: Mapping[str, Any], file: Path) -> Family:
             got=f"quantised weights in {file}",
             remedy="export before you quantise",
         )
-    return family
 
 
-def _shapes_of(config: Mapping[str, Any], has_experts: bool) -> tuple[LayerShape, ...]:
+def _shapes_of(config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
     per_layer = {int(index): sizes for index, sizes in (config.get("per_layer_config") or {}).items()}
     queries_per_kv = _queries_per_kv(config)
     shapes = []
@@ -142,24 +161,9 @@ def _shapes_of(config: Mapping[str, Any], has_experts: bool) -> tuple[LayerShape
         num_queries = sizes.get("num_attention_heads", config["num_attention_heads"])
         if "attention" not in skipped and num_queries != num_kv * queries_per_kv:
             raise ValueError(f"layer {index} has {num_queries} query heads for {num_kv} KV heads")
-        if "mlp" in skipped:
-            mlp = (0, 0)
-        elif has_experts and _is_sparse(config, index):
-            mlp = (0, _num_experts({**config, **sizes}))
-        else:
-            mlp = (sizes.get("intermediate_size", config["intermediate_size"]), 0)
-        shapes.append(LayerShape(0 if "attention" in skipped else num_kv, *mlp))
+        width = sizes.get("intermediate_size", config["intermediate_size"])
+        shapes.append(LayerShape(0 if "attention" in skipped else num_kv, 0 if "mlp" in skipped else width))
     return tuple(shapes)
-
-
-def _is_sparse(config: Mapping[str, Any], index: int) -> bool:
-    """Return whether a layer of a mixture of experts has a router; some families mix in plain MLPs."""
-    step = config.get("decoder_sparse_step") or 1
-    return index not in (config.get("mlp_only_layers") or ()) and (index + 1) % step == 0
-
-
-def _num_experts(sizes: Mapping[str, Any]) -> int:
-    return int(sizes["num_local_experts"] if "num_local_experts" in sizes else sizes["num_experts"])
 
 
 def _num_kv(config: Mapping[str, Any]) -> int:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hgsp.errors import InputError
 from hgsp.exports.folder_check import check_log_probs, check_tensors
-from hgsp.exports.hf_folder import check_tokenizer, shared_settings, stored_dtype, write_folder
+from hgsp.exports.hf_folder import check_tokenizer, shared_settings, write_folder
 from hgsp.exports.inventory import Tensors, copied, shapes_of, skeleton_of
 from hgsp.exports.padding import PaddedTensor
 from hgsp.exports.result import Exported, ExportOptions
 from hgsp.exports.source import ExportSource
 from hgsp.exports.uniform import cost_of, largest_shape, nearest_uniform
+from hgsp.models.configs import describe
 from hgsp.models.families import (
     ATTENTION_INPUTS,
     ATTENTION_OUTPUT,
@@ -50,7 +50,7 @@ def export_stock(source: ExportSource, folder: Path, options: ExportOptions) -> 
     files = write_folder(folder, source, tensors, config)
     checks = []
     if options.self_check:
-        stock = AutoConfig.from_pretrained(folder)
+        stock = describe(folder).config
         checks = [check_tensors(folder, tensors, source), *check_log_probs(source, folder, stock, ())]
     renamed = config["model_type"] != source.family.model_type
     notes = (f"written as {config['model_type']}, which computes the same and has these sizes",) if renamed else ()
@@ -75,10 +75,14 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
     divides = source.hidden_size % num_queries == 0
     architecture = next((other for other in (family, *others) if _has_place(other, biased, divides)), None)
     if architecture is None:
+        step, most = source.queries_per_kv, source.hidden_size // source.head_dim
+        fitting = [str(number) for number in range(step, most + 1, step) if source.hidden_size % number == 0]
+        divide = any(other.heads_divide_hidden for other in (family, *others))
+        heads = f"{' or '.join(fitting)} query heads in every layer, " if divide else ""
         raise InputError(
             expected="tensors that a stock architecture has a place for",
             got=f"{family.model_type} with biases of {', '.join(sorted(biased))} and {num_queries} query heads",
-            remedy="use another target, another number of KV groups, or a refit that adds no biases",
+            remedy=f"use another target, {heads}or a refit that adds no biases",
         )
     attention_bias, mlp_bias = bool(biased & _ATTENTION), bool(biased & _MLP)
     config = {
@@ -98,7 +102,7 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
 def own_settings(source: ExportSource) -> dict[str, Any]:
     """Return the keys of ``config.json`` that the checkpoint's family has beyond those of a Llama, and the others."""
     kept = {key: value for key, value in source.config.items() if key not in _OWN_KEYS}
-    return {**kept, "dtype": str(stored_dtype(source)).removeprefix("torch."), "head_dim": source.head_dim}
+    return {**kept, "dtype": str(source.dtype).removeprefix("torch."), "head_dim": source.head_dim}
 
 
 def _has_place(family: Family, biased: set[str], divides: bool) -> bool:

@@ -18,20 +18,23 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
-from hgsp.errors import InputError
 from hgsp.models.buffers import make_buffers
 from hgsp.models.carried_files import load_tokenizer_in_bin, write_generation_config, write_tokenizer
-from hgsp.models.expert_files import PartReader, StoredPart, stored_parts
-from hgsp.models.families import family_of, is_pruned_type
+from hgsp.models.configs import ModelDescription, describe, read_generation_config
+from hgsp.models.expert_files import PartReader
+from hgsp.models.expert_parts import StoredPart, stored_parts
+from hgsp.models.families import experts_of, family_of, is_pruned_type
 from hgsp.models.family_classes import auto_map, travelling_files
-from hgsp.models.hub import with_revision
+from hgsp.models.gguf_files import load_gguf
 from hgsp.models.loading import load_complete
-from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, is_bin, read_bin
+from hgsp.models.places import is_bin, is_gguf
+from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, read_bin
+from hgsp.models.stored_tensors import StoredTensor, refuse_other_tensors, stored_dtype
 from hgsp.models.tokenizers import load_tokenizer
-from hgsp.models.weight_checks import refuse_adapter
+from hgsp.models.weight_checks import refuse_adapter, refuse_not_finite
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
@@ -59,7 +62,7 @@ def save_streamed(
         read: returns a tensor by name, in the dtype it is stored in.
         max_shard_bytes: size limit of a file; a larger tensor gets a file of its own.
     """
-    tensors, names = _stored_tensors(skeleton), family_of(skeleton.config).experts
+    tensors, names = _stored_tensors(skeleton), experts_of(skeleton.config)
     parts = {name: StoredPart(name) for name in tensors} if names is None else stored_parts(tensors, names)
     read = PartReader(parts, read)
     split = split_state_dict_into_shards_factory(
@@ -148,40 +151,44 @@ _MODEL_FILES = {"config.json", "generation_config.json", SAFE_WEIGHTS_INDEX_NAME
 
 
 def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
-    """Load a model from ``pruned_model.bin``, its folder, or any Hugging Face folder or hub id, in eval mode.
+    """Load a model from ``pruned_model.bin``, its folder, a .gguf file, or any Hugging Face folder or hub id.
 
     Args:
         dtype: None keeps the stored one.
 
+    Returns:
+        The model in eval mode.
+
     Raises:
-        InputError: no model, missing weights, or a .bin that holds more than tensors and plain values.
+        InputError: no model, weights that are missing or not finite, or a .bin that holds more than tensors and plain
+            values.
     """
+    refuse_adapter(path, ask_hub=True)
+    found = describe(path)
     if is_bin(path):
-        return _load_bin(Path(path), dtype).to(device).eval()
-    try:
-        model = load_complete(path, dtype=dtype or "auto")
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise _not_a_model(path, error) from error
-    return model.to(device).eval()
+        return _load_bin(Path(path), found, dtype).to(device).eval()
+    dtype = dtype or stored_dtype(path, found.config.dtype)
+    if is_gguf(path):
+        return load_gguf(Path(path), dtype).to(device)
+    return load_complete(path, found.config, found.skeleton, dtype=dtype).to(device).eval()
 
 
-def _load_bin(path: Path, dtype: torch.dtype | None) -> Any:
-    content = read_bin(path)
-    config = AutoConfig.for_model(**json.loads(content["config"]))
-    state = content["state_dict"]
+def _load_bin(path: Path, found: ModelDescription, dtype: torch.dtype | None) -> Any:
+    config, state = found.config, read_bin(path)["state_dict"]
+    stored = {name: StoredTensor(path, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    refuse_other_tensors(path, found.skeleton, stored)
+    refuse_not_finite(f"'{path}'", state.items())
     if dtype is not None:
         config.dtype = dtype
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    _check_names(model, state, path)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model.load_state_dict(state, assign=True, strict=False)
     model.tie_weights()
     make_buffers(model, "cpu")
-    if content["generation_config"] is not None:
-        model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
+    generation_config = read_generation_config(path)
+    if generation_config is not None:
+        model.generation_config = generation_config
     return model
 
 
@@ -189,16 +196,9 @@ def config_of(path: str | Path) -> Any:
     """Return the config of the model that ``load_pruned`` would load, without its weights.
 
     Raises:
-        InputError: no model, or an adapter.
+        InputError: no model, an adapter, or a config that cannot become a model.
     """
-    if is_bin(path):
-        return AutoConfig.for_model(**json.loads(read_bin(Path(path))["config"]))
-    refuse_adapter(path)
-    try:
-        plain, revision = with_revision(path)
-        return AutoConfig.from_pretrained(plain, **revision)
-    except (OSError, ValueError) as error:
-        raise _not_a_model(path, error) from error
+    return describe(path).config
 
 
 def load_tokenizer_of(path: str | Path) -> Any:
@@ -208,24 +208,6 @@ def load_tokenizer_of(path: str | Path) -> Any:
         InputError: there is none.
     """
     return load_tokenizer_in_bin(Path(path)) if is_bin(path) else load_tokenizer(str(path))
-
-
-def _not_a_model(path: str | Path, error: Exception) -> InputError:
-    return InputError(
-        expected=f"{BIN_NAME}, its folder, or a Hugging Face folder or hub id",
-        got=f"'{path}' ({str(error).strip().splitlines()[0][:200]})",
-        remedy="check the path",
-    )
-
-
-def _check_names(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
-    different = state.keys() ^ _stored_tensors(model).keys()
-    if different:
-        raise InputError(
-            expected=f"exactly the model's weights in {path}",
-            got=f"{len(different)} missing or unknown, such as {sorted(different)[0]}",
-            remedy="save the model again",
-        )
 
 
 def _stored_tensors(model: Any) -> dict[str, Tensor]:

@@ -239,6 +239,12 @@ def family_of(config: Any) -> Family:
     return family
 
 
+def experts_of(config: Any) -> ExpertNames | None:
+    """Return the names of experts in the files of a model; None for dense models and those of other families."""
+    family = family_named(str(config.model_type))
+    return None if family is None else family.experts
+
+
 def is_pruned_type(model_type: str | None) -> bool:
     """Return whether a ``model_type`` is one of our classes with a size per layer."""
     return any(model_type == family.pruned_model_type for family in FAMILIES.values())

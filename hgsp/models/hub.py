@@ -5,14 +5,13 @@ A model is named ``owner/name`` or ``owner/name@revision``, the revision being a
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hgsp.console.flags import option, require
-
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+from hgsp.console.hub_access import ask_hub
+from hgsp.models.places import HUB_ID, exists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +60,19 @@ class UploadConfig:
 
 
 def with_revision(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """Split a model's name into what ``from_pretrained`` takes: the id or path, and keyword arguments."""
+    """Split a model's name into what ``from_pretrained`` takes: the id or path, and keyword arguments.
+
+    Of a hub id it makes sure that the hub answers.
+    """
     text = str(name)
-    if "@" not in text or Path(text).exists() or not HUB_ID.fullmatch(text):
+    if exists(text) or not HUB_ID.fullmatch(text):
+        return text, {}
+    ask_hub()
+    if "@" not in text:
         return text, {}
     plain, _, revision = text.partition("@")
     return plain, {"revision": revision}
 
 
 def _can_be_pinned(name: str) -> bool:
-    return bool(HUB_ID.fullmatch(name)) and not ("@" in name or name.endswith(".gguf") or Path(name).exists())
+    return bool(HUB_ID.fullmatch(name)) and not ("@" in name or name.endswith(".gguf") or exists(name))

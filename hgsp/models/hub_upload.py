@@ -15,6 +15,7 @@ from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from hgsp.console.hub_access import ask_hub
 from hgsp.errors import InputError, one_line
 from hgsp.models.model_cards import CARD, HUB_FAILURES, download_card, is_own_card
 from hgsp.models.pruned_bin import BIN_NAME
@@ -68,6 +69,7 @@ def check_upload(repo_id: str) -> str:
 
 
 def _owner_of_token() -> dict[str, Any]:
+    ask_hub()
     try:
         return dict(HfApi().whoami())
     except HUB_FAILURES as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from hgsp.models.hub import HUB_ID
+from hgsp.console.hub_access import ask_hub
+from hgsp.models.places import HUB_ID
 
 CARD = "README.md"
 #: The last line of a model card by hgsp, up to its hash.
@@ -41,6 +42,7 @@ def read_card(name: str) -> str | None:
 
 def download_card(repo_id: str) -> str:
     """Return the model card of a repository; raises an error of ``HUB_FAILURES`` without one."""
+    ask_hub()
     return read_text(Path(hf_hub_download(repo_id, CARD)))
 
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hgsp.errors import InputError
 from hgsp.models.buffers import make_buffers
+from hgsp.models.configs import read_generation_config
 from hgsp.models.decoder import Decoder
 from hgsp.models.expert_files import ExpertFiles
-from hgsp.models.families import LAYER_PREFIX, family_of
-from hgsp.models.hub import with_revision
+from hgsp.models.families import LAYER_PREFIX, experts_of
 from hgsp.models.loading import DTYPES, ModelSource, single_device
 from hgsp.models.safetensor_files import SafetensorFiles
-from hgsp.models.weight_checks import refuse_own_head, refuse_unplaced_weights
-from hgsp.models.weight_files import shards_of
+from hgsp.models.stored_tensors import refuse_other_tensors
+from hgsp.models.weight_checks import refuse_own_head
+from hgsp.models.weight_files import weights_folder
 
 
 class OffloadedLayers:
@@ -81,64 +79,22 @@ def load_offloaded(
         raise InputError(
             expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
         )
-    files = _files_of(source)
+    folder, names = weights_folder(source.name), experts_of(source.config)
+    files = SafetensorFiles(folder) if names is None else ExpertFiles(folder, names)
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
     on = single_device(device)
     held = {
         name: files.read(name).to(on, DTYPES[dtype])
-        for name in _stored_names(source.name, model, files)
+        for name in refuse_other_tensors(source.name, model, files.tensors)
         if not name.startswith(LAYER_PREFIX)
     }
     model.load_state_dict(held, strict=False, assign=True)
     if "lm_head.weight" in held:
         refuse_own_head(model)
     model.tie_weights()
-    with suppress(OSError):  # without the file, the skeleton's is made from the config
-        plain, revision = with_revision(source.name)
-        model.generation_config = GenerationConfig.from_pretrained(plain, **revision)
+    generation_config = read_generation_config(source.name)
+    if generation_config is not None:  # else the skeleton's, made from the config
+        model.generation_config = generation_config
     make_buffers(model, on)
     return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
-
-
-def _files_of(source: ModelSource) -> SafetensorFiles:
-    """Return the tensors of a model folder by their names in the model."""
-    folder, names = _local_folder(source.name), family_of(source.config).experts
-    return SafetensorFiles(folder) if names is None else ExpertFiles(folder, names)
-
-
-def _stored_names(source_name: str, model: Any, files: SafetensorFiles) -> list[str]:
-    """Return the names of the model's tensors in the files; a tied head need not be there.
-
-    Raises:
-        InputError: tensors that are missing, of the wrong shape, or without a parameter in the model.
-    """
-    tied = model.config.tie_word_embeddings
-    wanted = {
-        name: tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if name in files.shapes or not (tied and name == "lm_head.weight")
-    }
-    missing = sorted(wanted.keys() - files.shapes.keys())
-    wrong = [name for name, shape in wanted.items() if files.shapes.get(name, shape) != shape]
-    if missing or wrong:
-        raise InputError(
-            expected=f"every weight of '{source_name}' in its safetensors files, of the shape that config.json says",
-            got=f"{len(missing)} missing, such as {missing[0]}" if missing else f"another shape of {wrong[0]}",
-            remedy="check that the download is complete; config.json and the weights belong together",
-        )
-    refuse_unplaced_weights(source_name, files.shapes.keys() - wanted.keys(), model.config)
-    return list(wanted)
-
-
-def _local_folder(name: str) -> Path:
-    """Return the folder with the model's files; from the hub, only those that are read are downloaded."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    plain, revision = with_revision(name)
-    patterns = [SAFE_WEIGHTS_INDEX_NAME]
-    index = Path(snapshot_download(plain, allow_patterns=patterns, **revision)) / SAFE_WEIGHTS_INDEX_NAME
-    shards = shards_of(index) if index.is_file() else []
-    return Path(snapshot_download(plain, allow_patterns=[SAFE_WEIGHTS_NAME, *shards], **revision))

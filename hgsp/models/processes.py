@@ -64,6 +64,15 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def sum_over_processes(count: int) -> int:
+    """Return the sum of a count over the processes of the group."""
+    if not dist.is_initialized():
+        return count
+    counts = [0] * dist.get_world_size()
+    dist.all_gather_object(counts, count)
+    return sum(counts)
+
+
 def broadcast_from_main(value: Value) -> Value:
     """Return the main process's (picklable) value in every process."""
     if not dist.is_initialized():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.checksums import write_checksums
 from hgsp.console.flags import require
 from hgsp.console.progress import Progress, silent
 from hgsp.console.result_folders import new_folder
@@ -71,7 +72,8 @@ def calibration(
     """Draw calibration sequences [num_sequences, seq_len] from one text, or as many from each of several.
 
     Args:
-        texts: ``wikitext2``, ``ptb``, ``c4``, ``builtin``, a path to a text, .jsonl or .parquet file, or a ``Text``.
+        texts: ``wikitext2``, ``ptb``, ``c4``, ``builtin``, a path to a text, .jsonl, .csv or .parquet
+            file, or a ``Text``.
         data_dir: folder of local copies; None is the environment variable ``HGSP_DATA_DIR``.
 
     Raises:
@@ -268,6 +270,7 @@ def save(model: Any, tokenizer: Any, folder: str | Path, *, overwrite: bool = Fa
         )
     with new_folder(target, overwrite) as partial:
         save_pruned(model, tokenizer, partial, with_bin=with_bin)
+        write_checksums(partial)
     return target
 
 

@@ -45,8 +45,8 @@ class ScoringConfig(TextConfig, HubConfig):
     )
     dataset: str = option(
         "wikitext2",
-        help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl or .parquet file; of a comma list, "
-        "each text gives the same number of sequences",
+        help="calibration text: wikitext2, ptb, c4, builtin, or a text, .jsonl, .csv or .parquet file; of a comma "
+        "list, each text gives the same number of sequences",
     )
     labels: str = option(
         Recipe.labels,

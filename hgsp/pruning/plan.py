@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from hgsp.console.json_files import read_json_file
 from hgsp.console.portable_paths import portable
-from hgsp.environment import install_command
+from hgsp.console.schemas import Count
+from hgsp.environment import install_command, write_atomically
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 from hgsp.models.kinds import DENSE_KINDS, GROUP_KINDS, GroupKind, kinds_among
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 class LayerKeep:
     """Sorted dense indices of the groups that one layer keeps. All empty: the layer is removed whole."""
 
-    kv_groups: tuple[int, ...]
-    mlp_channels: tuple[int, ...]
-    experts: tuple[int, ...] = ()
+    kv_groups: tuple[Count, ...]
+    mlp_channels: tuple[Count, ...]
+    experts: tuple[Count, ...] = ()
 
     @property
     def shape(self) -> LayerShape:
@@ -43,13 +45,6 @@ class LayerKeep:
         return {
             kind.kept: self.groups[kind.name] for kind in GROUP_KINDS if kind in DENSE_KINDS or self.groups[kind.name]
         }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Sequence[int]]) -> LayerKeep:
-        """Return the groups of ``as_json``."""
-        return cls(
-            *(tuple(content[kind.kept] if kind in DENSE_KINDS else content.get(kind.kept, ())) for kind in GROUP_KINDS)
-        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,11 +63,11 @@ class PrunePlan:
     """
 
     layers: tuple[LayerKeep, ...]
-    budget_params: int
-    removed_params: int
+    budget_params: Count
+    removed_params: Count
     provenance: Mapping[str, Any] = field(default_factory=dict)
     writer_bias: bool = False
-    geometry: Geometry | None = field(default=None, compare=False)
+    geometry: Geometry | None = field(default=None, compare=False, metadata={"stored": False})
 
     def __post_init__(self) -> None:
         if self.removed_params > self.budget_params:
@@ -103,15 +98,18 @@ class PrunePlan:
             "provenance": portable(self.provenance),
             "writer_bias": self.writer_bias,
         }
-        path.write_text(json.dumps(content), encoding="utf-8")
+        write_atomically(path, json.dumps(content))
 
     @classmethod
     def read_json(cls, path: Path) -> PrunePlan:
-        """Read a file of ``write_json``; the plan does not know the dense model's geometry."""
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        layers = tuple(map(LayerKeep.from_json, raw["layers"]))
-        writer_bias = raw.get("writer_bias", False)
-        return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"], writer_bias)
+        """Read a file of ``write_json``; the plan does not know the dense model's geometry.
+
+        Raises:
+            InputError: no file, or one that is no plan; names the field.
+        """
+        return read_json_file(
+            path, cls, "a plan written by this tool", "restore the file, or select again from the scores"
+        )
 
     def __repr__(self) -> str:
         share = "" if self.geometry is None else f" ({shares_of(self.removed_params, self.geometry)})"

@@ -41,7 +41,7 @@ from hgsp.reconstruction.block_fit import fit_block
 from hgsp.reconstruction.least_squares import Moments, accumulation_dtype, relative_norm, solve
 from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.reconstruction.paired_forward import PairedForward, num_held_out
-from hgsp.reconstruction.resume import ResumeState
+from hgsp.reconstruction.resume import ModuleFit, ResumeState
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,6 @@ class ReconstructionOptions:
             raise InputError(
                 expected="a reconstruction method", got=f"'{self.method}'", remedy=f"use one of {', '.join(methods)}"
             )
-
-
-@dataclass(frozen=True)
-class ModuleFit:
-    """The fit of one output projection, or of one whole MLP. ``layer`` is its index in the dense model.
-
-    ``ridge`` is None if least squares kept the old weights, and for an MLP. Errors are held out: norm of e over the
-    norm of the dense block's output, None where that is zero. ``changed``: whether there are new weights.
-    """
-
-    layer: int
-    module: str
-    ridge: float | None
-    error_before: float | None
-    error_after: float | None
-    changed: bool
 
 
 @dataclass(frozen=True, repr=False)
@@ -165,7 +149,7 @@ def reconstruct(
                     done = None if resume is None else resume.fits(index)
                     if index in options.frozen or done is not None:
                         streams.pass_layer(dense, pruned)
-                        modules += [ModuleFit(**fit) for fit in done or ()]
+                        modules += done or ()
                         continue
                     fits: list[ModuleFit] = []
                     for kind in KINDS:
@@ -175,7 +159,7 @@ def reconstruct(
                     if resume is None:
                         tensors.update(new)
                     else:
-                        resume.add(index, [asdict(fit) for fit in fits], new)
+                        resume.add(index, fits, new)
                     modules += fits
     return Reconstruction(tensors, tuple(modules), calibration, options.method)
 

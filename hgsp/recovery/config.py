@@ -11,6 +11,7 @@ from hgsp.data.config import TextConfig
 from hgsp.environment import install_command, launched_processes
 from hgsp.errors import InputError
 from hgsp.models.dtypes import DTYPE_NAMES
+from hgsp.models.places import is_gguf
 
 METHODS = ("lora", "full")
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -27,7 +28,7 @@ class TrainingConfig(TextConfig):
 
     data_path: str = option(
         DEFAULT_INSTRUCTIONS,
-        help="hub id or json/jsonl/parquet file with instruction, messages or text rows; "
+        help="hub id or json/jsonl/csv/parquet file with instruction, messages or text rows; "
         "also a plain text file, wikitext2, ptb, c4 or builtin",
     )
     method: str = option("lora", help="train low-rank adapters, or all parameters", choices=METHODS)
@@ -134,7 +135,7 @@ class TrainingConfig(TextConfig):
         alone = [name for name in ("distill_cache", "distill_offload") if getattr(self, name)]
         given = self.distill_from is not None or not alone
         require(given, "--distill_from", "given with " + " and ".join(f"--{name}" for name in alone), None)
-        offloads_gguf = self.distill_offload and str(self.distill_from).endswith(".gguf")
+        offloads_gguf = self.distill_offload and is_gguf(str(self.distill_from))
         require(not offloads_gguf, "--distill_from", "a safetensors folder with --distill_offload", self.distill_from)
 
 

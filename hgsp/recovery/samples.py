@@ -21,6 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from hgsp.data.calibration import tokenize
+from hgsp.data.chat_templates import prints_date
+from hgsp.data.fields import name_of
+from hgsp.data.files import kind_of
 from hgsp.data.rows import is_plain
 from hgsp.data.texts import CALIBRATE, DATASET_CHOICES, Text, canonical_name, load_text
 from hgsp.errors import InputError
@@ -32,6 +35,8 @@ LOG = logging.getLogger(__name__)
 IGNORED = -100
 MAX_VALIDATION_ROWS, VALIDATION_SHARE = 128, 0.05
 TOKENIZED_AT_ONCE = 1000
+#: Fields of rows that a report names because the training text does not have them.
+MAX_UNUSED_FIELDS = 20
 Item = TypeVar("Item")
 
 
@@ -76,8 +81,17 @@ class TrainingText:
     @property
     def warnings(self) -> list[str]:
         """Warnings for the report."""
-        empty = self.description["empty_samples"]
-        return [f"rows skipped because their answers are empty: {empty}"] if empty else []
+        empty, unused = self.description["empty_samples"], self.description.get("unused_fields")
+        warnings = [f"rows skipped because their answers are empty: {empty}"] if empty else []
+        if unused:
+            counted = ", ".join(f"{name_of(field)} ({count:,})" for field, count in unused.items())
+            warnings.append(f"fields that are no part of the training text, with their rows: {counted}")
+        if self.description.get("template_prints_date"):
+            warnings.append(
+                "the chat template prints today's date: the same rows are another text, with another hash, tomorrow "
+                "(--resume then refuses it)"
+            )
+        return warnings
 
 
 def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
@@ -95,16 +109,17 @@ def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
         )
     plain = _is_plain_text(config.data_path)
     everything = plain or config.train_on_inputs or config.distill_from is not None
+    about_rows: dict[str, Any] = {}
     if plain:
         text, train, held_out, notes = _samples_of_text(config, tokenizer)
     else:
-        text, train, held_out, notes = _samples_of_rows(config, tokenizer, everything=everything)
+        text, train, held_out, notes, about_rows = _samples_of_rows(config, tokenizer, everything=everything)
     _refuse_empty(train, config, notes)
     num_samples = len(train) + len(held_out)
     if config.packing:
         train, held_out = pack(train, config.cutoff_len), pack(held_out, config.cutoff_len)
     description = {
-        "source": Path(config.data_path).name if Path(config.data_path).exists() else config.data_path,
+        "source": Path(config.data_path).name if kind_of(config.data_path) else config.data_path,
         "samples": num_samples,
         "empty_samples": notes["empty"],
         "cut_samples": notes["cut"],
@@ -116,8 +131,12 @@ def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
         "cutoff_len": config.cutoff_len,
         "packed": config.packing,
         "learned": "every token" if everything else "answers",
+        **about_rows,
     }
-    return TrainingText(tuple(train), tuple(held_out), description, text)
+    found = TrainingText(tuple(train), tuple(held_out), description, text)
+    for warning in found.warnings:
+        LOG.warning("%s", warning)
+    return found
 
 
 def _samples_of_text(config: TrainingConfig, tokenizer: Any) -> tuple[Text, list[Sample], list[Sample], Counter[str]]:
@@ -136,15 +155,15 @@ def _samples_of_text(config: TrainingConfig, tokenizer: Any) -> tuple[Text, list
 
 def _samples_of_rows(
     config: TrainingConfig, tokenizer: Any, *, everything: bool
-) -> tuple[Text, list[Sample], list[Sample], Counter[str]]:
-    """Tokenize rows that have an answer; ``everything`` learns their prompts too."""
+) -> tuple[Text, list[Sample], list[Sample], Counter[str], dict[str, Any]]:
+    """Tokenize rows that have an answer; ``everything`` learns their prompts too. The last part is for the report."""
     if not tokenizer.is_fast:
         raise InputError(
             expected="a fast tokenizer, which returns the offsets of tokens",
             got=type(tokenizer).__name__,
             remedy="add the fast tokenizer (tokenizer.json) to the model, or train on a text file",
         )
-    passages = [passage_of(row, number, tokenizer) for number, row in enumerate(load_rows(config.data_path))]
+    passages = [passage_of(row, tokenizer) for row in load_rows(config.data_path)]
     content = "\n\n".join(passage.text for passage in passages)
     text = Text(config.data_path, "train", config.data_path, repr("\n\n"), content)
     answered = [passage for passage in passages if passage.answers]
@@ -153,7 +172,13 @@ def _samples_of_rows(
         for part in _split(answered, config)
     ]
     (train, held_out), notes = (samples for samples, _ in parts), Counter(empty=len(passages) - len(answered))
-    return text, train, held_out, sum((counts for _, counts in parts), notes)
+    about_rows = {
+        "unused_fields": dict(
+            Counter(field for passage in passages for field in passage.unused).most_common(MAX_UNUSED_FIELDS)
+        ),
+        "template_prints_date": prints_date(tokenizer) and any(passage.has_special_tokens for passage in passages),
+    }
+    return text, train, held_out, sum((counts for _, counts in parts), notes), about_rows
 
 
 def tokenize_passages(
@@ -195,8 +220,7 @@ def pack(samples: Sequence[Sample], length: int) -> list[Sample]:
 
 
 def _is_plain_text(data_path: str) -> bool:
-    path = Path(data_path)
-    return canonical_name(data_path) in DATASET_CHOICES or (path.is_file() and is_plain(path))
+    return canonical_name(data_path) in DATASET_CHOICES or (kind_of(data_path) == "file" and is_plain(Path(data_path)))
 
 
 def _sample(

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT
+from hgsp.environment import write_atomically
 from hgsp.models.families import is_pruned_type
 from hgsp.models.kinds import GROUP_KINDS, kinds_among
 from hgsp.models.model_cards import CARD, hub_id_of, is_own_card, read_card, read_text, signed
@@ -45,7 +46,7 @@ def write_model_card(folder: Path, parent: str, target: Path, repo_id: str | Non
         _limits(pruning, recovery),
     ]
     text = f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
-    (folder / CARD).write_text(signed(text), encoding="utf-8", newline="\n")
+    write_atomically(folder / CARD, signed(text))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,13 @@ class Workload:
     decode_len: int = 16
     repeats: int = 5
     batch_sizes: tuple[int, ...] = BATCH_SIZES
+
+    def within(self, positions: int | None) -> Workload:
+        """Return the workload shortened to the positions of a model (None = any number)."""
+        if positions is None:
+            return self
+        decode_len = min(self.decode_len, max(1, positions - 1))
+        return replace(self, prompt_len=min(self.prompt_len, max(1, positions - decode_len)), decode_len=decode_len)
 
 
 @torch.inference_mode()

@@ -16,11 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.hub_access import ask_hub
 from hgsp.console.progress import Progress, silent
-from hgsp.data.rows import UNREADABLE, not_rows
+from hgsp.data.files import UNREADABLE, is_file, unreadable
 from hgsp.environment import install_command
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.half_precision import fp32_matmul_fallback
+from hgsp.models.processes import sum_over_processes
 from hgsp.models.tokenizers import check_token_ids
 
 Row = dict[str, Any]
@@ -75,11 +77,16 @@ class HarnessTask:
 
 @dataclass(frozen=True)
 class Score:
-    """The value of a metric over ``num_items`` items, and its standard error (None for one item)."""
+    """The value of a metric over ``num_items`` items, and its standard error (None for one item).
+
+    ``truncated``: items of which the model saw the end alone, because they have more tokens than its ``positions``.
+    """
 
     value: float
     stderr: float | None
     num_items: int
+    truncated: int = 0
+    positions: int = 0
 
 
 def harness_version() -> str:
@@ -135,7 +142,7 @@ def load_task(spec: HarnessSpec, data_dir: str | Path | None) -> HarnessTask:
 def _local_file(spec: HarnessSpec, data_dir: str | Path | None) -> tuple[Path, LocalFile] | None:
     for local in spec.files if data_dir is not None else ():
         path = Path(str(data_dir)) / local.name
-        if path.is_file():
+        if is_file(path):
             return path, local
     return None
 
@@ -149,10 +156,7 @@ def _from_file(manager: Any, spec: HarnessSpec, path: Path, local: LocalFile) ->
     except InputError:
         raise
     except (AttributeError, *UNREADABLE) as error:
-        expected = f"rows of {spec.name} as docs/DATA.md has them"
-        raise not_rows(
-            path, expected, error, "download the file again, or move it away to use the rows of the hub"
-        ) from error
+        raise unreadable(path, error, f"rows of {spec.name} as docs/DATA.md has them") from error
 
 
 def _on_rows(spec: HarnessSpec, local: LocalFile, rows: list[Row]) -> dict[str, Any]:
@@ -170,6 +174,7 @@ def _on_rows(spec: HarnessSpec, local: LocalFile, rows: list[Row]) -> dict[str, 
 
 
 def _from_hub(manager: Any, spec: HarnessSpec, data_dir: str | Path | None) -> Any:
+    ask_hub()
     try:
         return manager.load([spec.name])
     except (OSError, ValueError, RuntimeError) as error:
@@ -191,7 +196,7 @@ def run_task(
 
     Raises:
         NumericalError: a log-likelihood is not finite.
-        InputError: a token of an item has no row in the embedding.
+        InputError: a token of an item has no row in the embedding, or an answer alone exceeds the model's positions.
     """
     from lm_eval import evaluator
 
@@ -201,6 +206,7 @@ def run_task(
     found = evaluator.evaluate(
         lm, {"tasks": {task.spec.name: task.task}}, limit=limit, bootstrap_iters=0, log_samples=True
     )
+    truncated = sum_over_processes(len(lm.truncated))
     if found is None:
         return None
     samples = found["samples"][task.spec.name]
@@ -209,7 +215,9 @@ def run_task(
     scores = {}
     for metric, (name, _, _) in task.spec.metrics.items():
         items = [float(sample[metric]) for sample in samples]
-        scores[name] = Score(float(values[f"{metric},none"]), _stderr(metric, items), len(items))
+        scores[name] = Score(
+            float(values[f"{metric},none"]), _stderr(metric, items), len(items), truncated, lm.max_length
+        )
     return scores
 
 
@@ -228,12 +236,27 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int, name: str) -> A
     num_embeddings = model.get_input_embeddings().weight.shape[0]
 
     class CountingLM(HFLM):  # type: ignore[misc]
-        """Advance ``scored`` by one for every sequence."""
+        """Advance ``scored`` by one for every sequence, and collect the items that had to be truncated."""
 
         scored: Iterator[int] = iter(())
+        items: Sequence[int] = ()
+        truncated: set[int]
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            self.items = [request.doc_id for request in requests]
             return super().loglikelihood(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests: Any, *arguments: Any, **named: Any) -> Any:
+            for item, (_, context, answer) in zip(self.items, requests, strict=True):
+                if len(answer) > self.max_length:
+                    raise InputError(
+                        expected=f"answers of at most {self.max_length} tokens, the model's positions",
+                        got=f"{len(answer)} in item {item} of {name}",
+                        remedy="choose another task",
+                    )
+                if len(context) + len(answer) > self.max_length + 1:  # the last token is not read, only predicted
+                    self.truncated.add(item)
+            return super()._loglikelihood_tokens(requests, *arguments, **named)
 
         def tok_encode(self, string: Any, *arguments: Any, **named: Any) -> Any:
             ids = super().tok_encode(string, *arguments, **named)
@@ -246,7 +269,14 @@ def _language_model(model: Any, tokenizer: Any, batch_size: int, name: str) -> A
                 next(self.scored, None)
             return logits
 
-    lm = CountingLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch_size)
+    lm = CountingLM(
+        pretrained=model,
+        tokenizer=copy.deepcopy(tokenizer),
+        backend="causal",
+        batch_size=batch_size,
+        trust_remote_code=False,
+    )
+    lm.truncated = set()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from accelerate import Accelerator
 

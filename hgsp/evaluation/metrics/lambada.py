@@ -15,7 +15,7 @@ from hgsp.evaluation.metrics.harness import HarnessSpec, LocalFile, Row
 
 def read_lambada(path: Path) -> list[Row]:
     """Read one ``{"text": ...}`` per line, as ``EleutherAI/lambada_openai`` has it."""
-    return [{"text": row["text"]} for row in read_rows(path)]
+    return [{"text": row.text("text")} for row in read_rows(path)]
 
 
 LAMBADA = HarnessSpec(

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hgsp.data.rows import read_rows
+from hgsp.data.fields import Row as SourceRow
+from hgsp.data.rows import read_rows, text_rows
+from hgsp.errors import InputError
 from hgsp.evaluation.metrics.harness import HarnessSpec, LocalFile, Row
 
 ACC = {"acc": ("acc", "", True)}
@@ -18,19 +20,35 @@ BOTH = {**ACC, "acc_norm": ("acc_norm", "", True)}
 
 def read_boolq(path: Path) -> list[Row]:
     """Read the official ``dev.jsonl``; ``answer`` true/false becomes ``label`` 1/0."""
-    return [{"passage": r["passage"], "question": r["question"], "label": int(r["answer"])} for r in read_rows(path)]
+    return [{**_texts(row, "passage", "question"), "label": _truth(row, "answer")} for row in read_rows(path)]
 
 
 def read_piqa(path: Path) -> list[Row]:
     """Read the official ``valid.jsonl`` and the ``valid-labels.lst`` beside it."""
-    labels = path.with_name(path.name.replace(".jsonl", "-labels.lst")).read_text(encoding="utf-8-sig").split()
-    return [{**row, "label": int(label)} for row, label in zip(read_rows(path), labels, strict=True)]
+    beside = path.with_name(path.name.replace(".jsonl", "-labels.lst"))
+    labels = [line.strip() for line in text_rows(beside, newline=None) if line.strip()]
+    rows = read_rows(path)
+    if len(labels) != len(rows) or set(labels) - {"0", "1"}:
+        raise InputError(
+            expected=f"0 or 1 in {beside} for each of the {len(rows)} rows of {path}",
+            got=f"{len(labels)} lines with {', '.join(sorted(set(labels))[:4])}",
+            remedy="download both files again",
+        )
+    return [
+        {**_texts(row, "goal", "sol1", "sol2"), "label": int(label)} for row, label in zip(rows, labels, strict=True)
+    ]
 
 
 def read_hellaswag(path: Path) -> list[Row]:
     """Read the official fields, which the harness turns into query and choices."""
-    columns = ("ctx_a", "ctx_b", "activity_label", "endings", "label")
-    return [{column: row[column] for column in columns} for row in read_rows(path)]
+    return [
+        {
+            **_texts(row, "ctx_a", "ctx_b", "activity_label"),
+            "endings": row.texts("endings"),
+            "label": row.choice("label", _indices(row, "endings")),
+        }
+        for row in read_rows(path)
+    ]
 
 
 def read_processed_hellaswag(path: Path) -> list[Row]:
@@ -38,20 +56,40 @@ def read_processed_hellaswag(path: Path) -> list[Row]:
 
     The only difference found to the harness: it writes two full stops where a title ends in one, in 1 of 84 endings.
     """
-    return [{"query": r["query"], "choices": r["choices"], "label": str(r["gold"])} for r in read_rows(path)]
+    return [
+        {
+            **_texts(row, "query"),
+            "choices": row.texts("choices"),
+            "label": row.choice("gold", _indices(row, "choices")),
+        }
+        for row in read_rows(path)
+    ]
 
 
 def read_winogrande(path: Path) -> list[Row]:
     """Read the official ``dev.jsonl``."""
-    return [{column: row[column] for column in ("sentence", "option1", "option2", "answer")} for row in read_rows(path)]
+    return [
+        {**_texts(row, "sentence", "option1", "option2"), "answer": row.choice("answer", ("1", "2"))}
+        for row in read_rows(path)
+    ]
 
 
 def read_arc(path: Path) -> list[Row]:
     """Read the official AI2 layout; the list of choices becomes parallel lists."""
-    return [
-        {"question": r["question"]["stem"], "choices": _columns(r["question"]["choices"]), "answerKey": r["answerKey"]}
-        for r in read_rows(path)
-    ]
+    rows = []
+    for row in read_rows(path):
+        question = row.nested("question")
+        choices = question.nested("choices")
+        listed = [_texts(choices.nested(index), "text", "label") for index in choices]
+        columns = {key: [choice[key] for choice in listed] for key in ("text", "label")}
+        rows.append(
+            {
+                "question": question.text("stem"),
+                "choices": columns,
+                "answerKey": row.choice("answerKey", columns["label"]),
+            }
+        )
+    return rows
 
 
 def read_openbookqa(path: Path) -> list[Row]:
@@ -59,8 +97,18 @@ def read_openbookqa(path: Path) -> list[Row]:
     return [{"question_stem": row.pop("question"), **row} for row in read_arc(path)]
 
 
-def _columns(choices: list[Mapping[str, str]]) -> dict[str, list[str]]:
-    return {key: [choice[key] for choice in choices] for key in ("text", "label")}
+def _texts(row: SourceRow, *fields: str) -> Row:
+    return {field: row.text(field) for field in fields}
+
+
+def _truth(row: SourceRow, field: str) -> int:
+    if row.get(field) not in (True, False):
+        raise row.refusal(field, "true or false")
+    return int(row[field])
+
+
+def _indices(row: SourceRow, field: str) -> list[str]:
+    return [str(index) for index in range(len(row.texts(field)))]
 
 
 _PROCESSED = {"process_docs": None}

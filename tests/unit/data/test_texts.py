@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -259,7 +260,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_file_that_is_not_what_its_name_says_is_refused_in_one_line(tmp_path, name):
     (tmp_path / name).write_bytes(BROKEN[name])
-    with pytest.raises(InputError, match="UTF-8 text, or rows with a 'text' field") as refusal:
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / name))) as refusal:
         load_text(str(tmp_path / name), EVALUATE)
     assert "\n" not in str(refusal.value)
 

@@ -271,6 +271,71 @@ def test_the_protocol_says_whether_the_model_sees_a_bos_first(local, make, token
     assert ("BOS first" if adds else "no BOS") in found.protocol["description"]
 
 
+def test_items_longer_than_the_model_are_counted_beside_the_number(local, make, tokenizer):
+    """One byte is one token: the contexts have 21 to 22 bytes, the answers 2 to 21."""
+    found = {}
+    for positions in (16, 26, 512):
+        job = HarnessJob("arc_easy", load_task(ZERO_SHOT["arc_easy"], local), MeasurementOptions())
+        found[positions] = job.run(make("llama-8q4kv", max_position_embeddings=positions), tokenizer)
+    lengths = [
+        max(len(f"Question: {s}\nAnswer: {choice['text']}".encode()) for choice in listed) - 1
+        for s, listed in zip(SENTENCES, CHOICES, strict=True)
+    ]
+    for positions, measured in found.items():
+        expected = sum(length > positions for length in lengths)
+        assert (measured.protocol["truncated_items"], measured.protocol["positions"]) == (expected, positions)
+        words = f"{expected} items cut to the last {positions} tokens"
+        assert (words in measured.summary) is (words in measured.protocol["description"]) is (expected > 0)
+    assert found[512].protocol["truncated_items"] == 0
+
+
+def test_answers_longer_than_the_model_are_refused(local, make, tokenizer):
+    model = make("llama-8q4kv", max_position_embeddings=8)
+    with pytest.raises(InputError, match="answers of at most 8 tokens"):
+        run_task(load_task(ZERO_SHOT["arc_easy"], local), model, tokenizer, batch_size=2, limit=None)
+
+
+#: Rows of tasks with one wrong field in line 2, and the field.
+WRONG_FIELDS = {
+    "boolq": ({"question": "q", "passage": "p", "answer": True}, {"answer": "yes"}, "answer"),
+    "piqa": ({"goal": "g", "sol1": "a", "sol2": "b"}, {"sol2": None}, "sol2"),
+    "hellaswag": (
+        {"ctx_a": "a", "ctx_b": "b", "activity_label": "c", "endings": ["x", "y"], "label": 1},
+        {"label": 2},
+        "label",
+    ),
+    "winogrande": ({"sentence": "a _ b", "option1": "x", "option2": "y", "answer": "1"}, {"answer": "3"}, "answer"),
+    "arc_easy": (
+        {"question": {"stem": "s", "choices": CHOICES[0]}, "answerKey": "A"},
+        {"answerKey": "E"},
+        "answerKey",
+    ),
+    "arc_challenge": (
+        {"question": {"stem": "s", "choices": CHOICES[0]}, "answerKey": "A"},
+        {"question": {"stem": "s", "choices": [{"text": "red"}]}},
+        "question.choices.0.label",
+    ),
+    "openbookqa": (
+        {"question": {"stem": "s", "choices": CHOICES[0]}, "answerKey": "A"},
+        {"question": {"stem": "\ud83d", "choices": CHOICES[0]}},
+        "question.stem",
+    ),
+    "lambada": ({"text": "t"}, {"text": ["t"]}, "text"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FIELDS)
+def test_a_wrong_field_is_refused_with_its_file_and_line(name, local):
+    row, change, field = WRONG_FIELDS[name]
+    path = local / SPECS[name].files[0].name
+    path.write_text(json_lines([row, {**row, **change}]))
+    (local / "tasks/piqa_valid-labels.lst").write_text("0\n1\n")
+    with pytest.raises(InputError) as refusal:
+        load_task(SPECS[name], local)
+    assert f"in '{field}' of every row" in str(refusal.value)
+    assert f"{path}, line 2;" in str(refusal.value)
+
+
 def test_the_tokenizer_is_left_as_it_was(local, model, tokenizer):
     assert tokenizer.pad_token is None
     run_task(load_task(LAMBADA, local), model, tokenizer, batch_size=2, limit=1)
@@ -326,7 +391,7 @@ def test_a_file_that_holds_no_rows_of_its_task_is_refused_and_named(local, name)
         (local / file).unlink()
         if content is not None:
             (local / file).write_text(content)
-    with pytest.raises(InputError, match=str(local / SPECS[task].files[0].name)) as refusal:
+    with pytest.raises(InputError, match=str(local / SPECS[task].files[0].name).partition(".")[0]) as refusal:
         load_task(SPECS[task], local)
     assert "\n" not in str(refusal.value)
 

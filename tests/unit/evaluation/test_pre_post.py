@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from hgsp.errors import InputError
 from hgsp.evaluation.collapse import COLLAPSE_FACTOR, before_and_after, has_collapsed
 from hgsp.evaluation.config import MeasureConfig
 from hgsp.evaluation.pre_post import (
@@ -106,3 +107,74 @@ def test_a_chat_template_that_fails_is_a_warning(make, tokenizer, template):
         "no further greedy samples before",
         "no further greedy samples after",
     ]
+
+
+#: Generation defaults that model folders have; none of them may change a measurement.
+DEFAULTS = {
+    "repetition_penalty": 1.8,
+    "num_beams": 4,
+    "do_sample": True,
+    "temperature": 0.01,
+    "no_repeat_ngram_size": 1,
+    "suppress_tokens": [32, 97, 101, 116],
+    "min_new_tokens": 20,
+    "max_length": 3,
+    "forced_bos_token_id": 5,
+    "stop_strings": ["a"],
+    "num_return_sequences": 2,
+    "prompt_lookup_num_tokens": 3,
+    "guidance_scale": 2.0,
+    "cache_implementation": "static",
+    "output_scores": True,
+    "return_dict_in_generate": True,
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_sample_is_greedy_whatever_the_generation_defaults_of_the_folder(name, make, tokenizer):
+    model = make("llama-8q4kv")
+    prompts = [tokenizer(text)["input_ids"] for text in ("a", "another prompt")]
+    expected = greedy_sample(model, tokenizer, "a", 12), greedy_continuations(model, tokenizer, prompts, 12)
+    setattr(model.generation_config, name, DEFAULTS[name])
+    before = model.generation_config
+    assert (greedy_sample(model, tokenizer, "a", 12), greedy_continuations(model, tokenizer, prompts, 12)) == expected
+    assert model.generation_config is before
+
+
+def test_a_sample_still_ends_where_the_folder_ends_texts(make, tokenizer):
+    model = make("llama-8q4kv")
+    (text,) = greedy_continuations(model, tokenizer, [[97]], 8)
+    model.generation_config.eos_token_id = [257, tokenizer(text)["input_ids"][2]]
+    (shorter,) = greedy_continuations(model, tokenizer, [[97]], 8)
+    assert len(shorter) < len(text)
+    assert text.startswith(shorter)
+
+
+def test_a_sample_respects_the_positions_of_the_model(make, tokenizer):
+    model = make("llama-8q4kv", max_position_embeddings=16)
+    longest = []
+    model.register_forward_pre_hook(
+        lambda _, __, named: longest.append(int(named["position_ids"].max())), with_kwargs=True
+    )
+    greedy_sample(model, tokenizer, "ten tokens")
+    greedy_continuations(model, tokenizer, [[97], [97] * 12])
+    assert max(longest) == 14  # the last token is predicted and not read
+    for prompts in ([[97] * 16], [[97], [97] * 40]):
+        with pytest.raises(InputError, match="a prompt shorter than the model's 16 positions"):
+            greedy_continuations(model, tokenizer, prompts)
+
+
+def test_a_model_of_few_positions_is_measured_with_a_warning_about_the_sample(make, tokenizer):
+    measure = PrePostEvaluation(MeasureConfig(eval_tasks="builtin", eval_max_windows=1), offloaded=False)
+    measure.before(make("llama-8q4kv", max_position_embeddings=16), tokenizer)
+    assert measure.samples["before"] is None
+    assert measure.results["before"]["builtin"]["seq_len"] == 16
+
+
+def test_a_chat_template_without_end_is_a_warning(make, tokenizer, monkeypatch):
+    chats = copy.deepcopy(tokenizer)
+    chats.chat_template = "{{ 'a' * 10**12 }}"
+    measure, model = PrePostEvaluation(QUICK, offloaded=False), make("llama-8q4kv")
+    measure.before(model, chats)
+    measure.after(model, chats)
+    assert "512 MiB of memory" in measure.warnings[0]

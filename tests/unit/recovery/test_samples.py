@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
+from hgsp.data.fields import Row
 from hgsp.errors import InputError
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
@@ -54,7 +55,7 @@ def config(data_path, **changes):
 
 
 def samples_of(rows, tokenizer, cutoff_len=512, everything=False):
-    passages = [passage_of(row, number, tokenizer) for number, row in enumerate(rows)]
+    passages = [passage_of(Row(row, f"row {number}"), tokenizer) for number, row in enumerate(rows, 1)]
     return tokenize_passages(passages, tokenizer, cutoff_len, everything=everything)[0]
 
 
@@ -72,9 +73,9 @@ def test_only_the_answer_and_one_end_are_learned(row, answer, tokenizer):
 
 
 def test_an_input_is_told_apart_from_the_instruction(tokenizer):
-    text = passage_of(WITH_INPUT, 0, tokenizer).text
+    text = passage_of(Row(WITH_INPUT, "row 1"), tokenizer).text
     assert text.index("Translate.") < text.index("Input") < text.index("chat") < text.index("Response")
-    assert "Input" not in passage_of(ALPACA, 0, tokenizer).text
+    assert "Input" not in passage_of(Row(ALPACA, "row 1"), tokenizer).text
 
 
 def test_train_on_inputs_learns_all_but_the_first_token(tokenizer):
@@ -128,14 +129,14 @@ def test_text_that_was_written_with_ends_in_it_keeps_them_all(tokenizer):
 
 def test_a_cut_sample_does_not_learn_to_end(tokenizer):
     """An end token there would teach the model to stop in the middle of a sentence."""
-    passage = passage_of(ALPACA, 0, tokenizer)
+    passage = passage_of(Row(ALPACA, "row 1"), tokenizer)
     (short,), notes = tokenize_passages([passage], tokenizer, passage.answers[0][0] + 3, everything=False)
     assert learned_text(short, tokenizer) == "Blu"
     assert (notes["cut"], notes["dropped"]) == (1, 0)
 
 
 def test_a_sample_whose_answer_is_cut_away_is_dropped_and_counted(tokenizer):
-    passages = [passage_of(row, 0, tokenizer) for row in (ALPACA, {"text": "short"})]
+    passages = [passage_of(Row(row, "row 1"), tokenizer) for row in (ALPACA, {"text": "short"})]
     kept, notes = tokenize_passages(passages, tokenizer, 20, everything=False)
     assert len(kept) == 1
     assert (notes["cut"], notes["dropped"]) == (1, 1)
@@ -144,18 +145,21 @@ def test_a_sample_whose_answer_is_cut_away_is_dropped_and_counted(tokenizer):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "x"}, "row 3 with prompt"),
+        ({"prompt": "x"}, "the fields prompt in rows.jsonl, line 3"),
         ({"instruction": "x"}, "'output' of every row"),
         ({"instruction": "x", "output": None}, "'output' of every row"),
         ({"text": 5}, "'text' of every row"),
         ({"messages": []}, "list of role and content"),
         ({"messages": [{"role": "user", "content": "x"}]}, "an assistant turn"),
-        ({"messages": [{"content": "x"}]}, "list of role and content"),
+        (
+            {"messages": [{"content": "x"}]},
+            "text in 'messages.0.role' of every row; got only the fields content, in rows",
+        ),
     ],
 )
 def test_rows_that_cannot_be_read_are_refused_by_their_number(row, message, tokenizer):
     with pytest.raises(InputError, match=message):
-        passage_of(row, 3, tokenizer)
+        passage_of(Row(row, "rows.jsonl, line 3"), tokenizer)
 
 
 EMPTY = {
@@ -186,12 +190,126 @@ def test_an_empty_turn_among_others_is_not_learned(empty, chatty):
 def test_a_template_that_refuses_the_roles_is_one_line(chatty):
     chatty.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InputError, match="roles must alternate"):
-        passage_of({"messages": CHAT}, 0, chatty)
+        passage_of(Row({"messages": CHAT}, "row 1"), chatty)
 
 
 def test_a_chat_that_begins_with_an_answer_is_refused_by_its_number(chatty):
-    with pytest.raises(InputError, match="got row 3, which begins with an assistant turn"):
-        passage_of({"messages": CHAT[2:]}, 3, chatty)
+    with pytest.raises(InputError, match=r"got rows\.jsonl, line 3, which begins with an assistant turn"):
+        passage_of(Row({"messages": CHAT[2:]}, "rows.jsonl, line 3"), chatty)
+
+
+TOOLS = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
+WITH_TOOLS = TEMPLATE.replace("{% for", "{% if tools %}{{ tools | tojson }}{% endif %}{% for", 1).replace(
+    "{{ m['content'] }}", "{{ m['content'] or '' }}{{ m['tool_calls'] | tojson if m['tool_calls'] else '' }}"
+)
+
+
+def passage(row, tokenizer):
+    return passage_of(Row(row, "rows.jsonl, line 3"), tokenizer)
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+def test_tools_are_used_where_the_template_can_else_counted(tools, chatty):
+    row = {"messages": CHAT, "tools": tools}
+    assert passage(row, chatty).unused == ("tools",)
+    assert passage(row, chatty).text == passage({"messages": CHAT}, chatty).text
+    chatty.chat_template = WITH_TOOLS
+    assert passage(row, chatty).unused == ()
+    assert '"clock"' in passage(row, chatty).text
+    chatty.chat_template = None
+    assert passage(row, chatty).unused == ("tools",)
+
+
+def test_a_turn_that_calls_a_tool_is_learned_where_the_template_shows_it(chatty):
+    calls = [{"function": {"name": "clock", "arguments": {}}}]
+    row = {"messages": [*CHAT[:2], {"role": "assistant", "content": None, "tool_calls": calls}]}
+    assert passage(row, chatty).unused == ("messages.tool_calls",)
+    chatty.chat_template = WITH_TOOLS
+    found = passage(row, chatty)
+    assert found.unused == ()
+    (learned,) = found.answers
+    assert '"clock"' in found.text[slice(*learned)]
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_a_system_text_beside_a_chat_is_its_first_turn(template, chatty):
+    chatty.chat_template = template
+    row = {"messages": CHAT[1:], "system": "Be brief."}
+    assert passage(row, chatty) == passage({"messages": CHAT}, chatty)
+    assert passage({**row, "messages": CHAT}, chatty).unused == ("system",)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        TEMPLATE.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}"),
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE,
+    ],
+)
+def test_a_system_text_that_the_template_ignores_or_refuses_is_counted(template, chatty):
+    chatty.chat_template = template
+    found = passage({"messages": CHAT[1:], "system": "Be brief."}, chatty)
+    assert found.unused == ("system",)
+    assert "brief" not in found.text
+
+
+def test_system_and_history_of_an_instruction_come_before_it_and_its_answers_are_learned(tokenizer):
+    row = {**WITH_INPUT, "system": "Be brief.", "history": [["Hi", "Hello"], ["Bye", ""]]}
+    found = passage(row, tokenizer)
+    assert found.unused == ()
+    assert [found.text[start:end] for start, end in found.answers] == ["Hello", "cat"]
+    assert found.text.startswith("Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello\n\n### Instruction:\nBye")
+    assert found.text.endswith(passage(WITH_INPUT, tokenizer).text)
+    for nothing in (None, "", []):
+        assert passage({**WITH_INPUT, "system": nothing, "history": nothing}, tokenizer) == passage(
+            WITH_INPUT, tokenizer
+        )
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({**ALPACA, "history": [["one"]]}, "pairs of question and answer in 'history'"),
+        ({**ALPACA, "history": "text"}, "an object or a list in 'history'"),
+        ({**ALPACA, "history": [["q", None]]}, r"text in 'history.0\[1\]'"),
+        ({**ALPACA, "system": ["x"]}, "text in 'system'"),
+        ({"messages": CHAT, "tools": "clock"}, "list of objects, or JSON text of one in 'tools'"),
+        ({"messages": CHAT, "tools": ["clock"]}, "in 'tools' of every row"),
+        ({"messages": "[]"}, "list of role and content in 'messages'"),
+        ({"messages": [*CHAT, "Hello"]}, "an object or a list in 'messages.5'"),
+        ({"messages": [*CHAT, {"role": ["user"], "content": "x"}]}, "text in 'messages.5.role'"),
+        ({"messages": [*CHAT, {"role": "user", "content": [{"type": "text"}]}]}, "text in 'messages.5.content'"),
+        ({"messages": [*CHAT, {"role": "user", "content": "\ud83d"}]}, "without halves of surrogate pairs"),
+        ({"messages": CHAT, "tools": [{"name": "\ud83d"}]}, "surrogate"),
+        ({"instruction": "x", "output": "a\0b"}, "without NUL characters in 'output'"),
+    ],
+)
+def test_a_row_that_cannot_be_rendered_is_refused_with_line_and_field(row, words, chatty):
+    chatty.chat_template = "{{ tools[0].name if tools else '' }}" + TEMPLATE
+    with pytest.raises(InputError, match=words) as refusal:
+        passage(row, chatty)
+    assert "rows.jsonl, line 3" in str(refusal.value)
+    assert str(refusal.value).isprintable()
+
+
+def test_fields_that_are_not_used_are_named_and_counted(rows_file, tokenizer):
+    rows = [{**ALPACA, "id": 1, "images": []}, {**ALPACA, "images": ["a.png"], "documents": None}, ALPACA, ALPACA]
+    text = load_training_text(config(rows_file(rows)), tokenizer)
+    assert text.description["unused_fields"] == {"id": 1, "images": 1}
+    assert text.warnings == ["fields that are no part of the training text, with their rows: id (1), images (1)"]
+
+
+@pytest.mark.parametrize("rows", [[{"messages": CHAT}] * 3, [ALPACA] * 3])
+def test_a_template_that_prints_the_date_is_a_warning_where_it_is_used(rows, rows_file, chatty):
+    chatty.chat_template = "{{ strftime_now('%d %B %Y') }}" + TEMPLATE
+    text = load_training_text(config(rows_file(rows)), chatty)
+    assert [warning for warning in text.warnings if "date" in warning] == text.warnings
+    assert len(text.warnings) == ("messages" in rows[0])
+
+
+def test_a_table_of_instructions_is_read(tmp_path, tokenizer):
+    (tmp_path / "rows.CSV").write_text("instruction,output\n" + "Name a colour.,Blue.\n" * 3)
+    assert load_training_text(config(str(tmp_path / "rows.CSV")), tokenizer).description["samples"] == 3
 
 
 def test_a_tokenizer_that_cannot_tell_where_tokens_stand_is_refused(rows_file):
