@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from hgsp.models.expert_parts import StoredPart, is_fused, parameters_of
+from hgsp.models.expert_parts import StoredPart, fused_tensors, is_fused, parameters_of
 from hgsp.models.experts import GATE_UP, ExpertNames
+from hgsp.models.families import experts_of
 from hgsp.models.safetensor_files import SafetensorFiles
 
 
@@ -36,6 +38,7 @@ class ExpertFiles(SafetensorFiles):
     def __init__(self, folder: Path, names: ExpertNames) -> None:
         super().__init__(folder)
         self._parts = parameters_of(self.tensors, names)
+        self.shapes = {name: tensor.shape for name, tensor in fused_tensors(self.tensors, names).items()}
 
     def read(self, name: str) -> Tensor:
         """Read a tensor in its stored dtype; of experts, one matrix at a time into one tensor.
@@ -61,3 +64,9 @@ class ExpertFiles(SafetensorFiles):
         parts = self._parts[name]
         first = super().read_first_row(parts[0])
         return first if is_fused(name, parts) or first.ndim == 2 else first[0, :1]
+
+
+def files_of(folder: Path, config: Any) -> SafetensorFiles:
+    """Return the tensors of a checkpoint folder by their names in the model that ``config`` describes."""
+    names = experts_of(config)
+    return SafetensorFiles(folder) if names is None else ExpertFiles(folder, names)

@@ -14,8 +14,8 @@ from hgsp.errors import InputError
 from hgsp.models.buffers import make_buffers
 from hgsp.models.configs import read_generation_config
 from hgsp.models.decoder import Decoder
-from hgsp.models.expert_files import ExpertFiles
-from hgsp.models.families import LAYER_PREFIX, experts_of
+from hgsp.models.expert_files import files_of
+from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.loading import DTYPES, ModelSource, single_device
 from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.models.stored_tensors import refuse_other_tensors
@@ -79,8 +79,7 @@ def load_offloaded(
         raise InputError(
             expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
         )
-    folder, names = weights_folder(source.name), experts_of(source.config)
-    files = SafetensorFiles(folder) if names is None else ExpertFiles(folder, names)
+    files = files_of(weights_folder(source.name), source.config)
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
     on = single_device(device)

@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.models.checkpoint import config_of
+from hgsp.models.expert_files import files_of
 from hgsp.models.families import FAMILIES, LAYER_PREFIX
-from hgsp.models.offload import SafetensorFiles
+from hgsp.models.kinds import GROUP_KINDS
+from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.pipeline.recovery_report import read_pruning_report
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.surgery import surviving_layers
@@ -49,7 +51,7 @@ class VerifiedFolder:
 
     @cached_property
     def files(self) -> SafetensorFiles:
-        return SafetensorFiles(self.path)
+        return files_of(self.path, self.skeleton.config)
 
     @cached_property
     def skeleton(self) -> Any:
@@ -92,7 +94,7 @@ class VerifiedFolder:
     def reported_layers(self) -> Iterator[LayerKeep]:
         """Yield the groups that every dense layer keeps, as the report has them."""
         for layer in self.report["layers"]:
-            yield LayerKeep(tuple(layer["kept_kv_groups"]), tuple(layer["kept_mlp_channels"]))
+            yield LayerKeep(*(tuple(layer.get(f"kept_{kind.kept}", ())) for kind in GROUP_KINDS))
 
     def refitted(self) -> tuple[str, ...]:
         """Return the beginnings of the names of all tensors that a reconstruction changed."""

@@ -58,6 +58,7 @@ def test_experts_channels_and_kv_groups_leave_under_one_budget(prune, capsys):
     assert [entry["num_experts"] for entry in report["layers"]] == [8, 0, 8]
     assert any("experts keep their weights" in warning for warning in report["warnings"])
     assert "experts of 8" in capsys.readouterr().out
+    assert main(["verify", str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert "KV groups and MLP channels and experts kept by layer" in page
     assert "MLP channels and experts are gone" in (folder / "README.md").read_text()
