@@ -9,19 +9,19 @@ from docs_chinese import is_chinese, said
 from docs_source import table
 
 from hgsp.exports.engines import ENGINES
-from hgsp.exports.rules import UNIFORM, Rule
+from hgsp.exports.rules import EXPERTS, UNIFORM, Rule
 from hgsp.exports.verdict import Engine, Form
 
 
 def engines(page: Path) -> str:
-    """Return one row for each engine and form in which it reads layers of different sizes, else its first form."""
+    """Return a row for each engine and form in which it reads dense layers of different sizes, else its first form."""
     head = ("engine", "reads", "needs", "`--shapes_for`", "checked with")
     return table([said(cell, page) for cell in head], (row for engine in ENGINES for row in _rows(engine, page)))
 
 
 def _rows(engine: Engine, page: Path) -> Iterable[tuple[str, ...]]:
     comma = "，" if is_chinese(page) else ", "
-    for form in [form for form in engine.forms if UNIFORM not in form.needs] or engine.forms[:1]:
+    for form in [form for form in engine.forms if not {UNIFORM, EXPERTS} & {*form.needs}] or engine.forms[:1]:
         reads = f"`--to {form.export}`" if form.export else said("the folder", page)
         reads += f"{comma}{said(form.note, page)}" if form.note else ""
         preset = f"`{engine.preset}`" if engine.preset else ""

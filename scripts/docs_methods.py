@@ -17,6 +17,7 @@ KINDS = {
     "WeightMethod": "the saliency of single weights, summed over a group",
     "ColumnMethod": "the saliency of the columns that read a group, combined over them",
     "MaskMethod": "the statistic that serves as the importance of groups",
+    "OutputMethod": "the importance of groups from statistics of their outputs",
     "GroupMethod": "the importance of whole groups",
 }
 #: The section of a module's docstring that the index quotes.

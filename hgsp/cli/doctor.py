@@ -59,18 +59,22 @@ def doctor(config: DoctorConfig) -> int:
         print(json.dumps({"folder": str(folder), "export": target, "engines": readers}) if config.json else text)
         return 0
     source = read_source(folder)
-    verdicts, sizes = judge_all(source), sizes_of(source, value_bytes_of(source))
-    divisibility = divisibility_of(source)
+    verdicts = judge_all(source)
+    # sizes and divisors are those of dense models
+    sizes = [] if source.has_experts else sizes_of(source, value_bytes_of(source))
+    divisibility = None if source.has_experts else divisibility_of(source)
     if config.json:
         found = {"folder": str(folder), "model_type": source.config["model_type"], "layers": len(source.shapes)}
         engines = [_as_dict(verdict, folder) for verdict in verdicts]
-        found |= {"divisibility": asdict(divisibility), "engines": engines, "sizes": [asdict(size) for size in sizes]}
+        found |= {} if divisibility is None else {"divisibility": asdict(divisibility)}
+        found |= {"engines": engines, "sizes": [asdict(size) for size in sizes]}
         print(json.dumps(found, indent=2))
         return 0
     print(f"{folder}: {source.config['model_type']}, {len(source.shapes)} layers", end="\n\n")
     print(*aligned([_verdict_row(verdict) for verdict in verdicts]), sep="\n", end="\n\n")
-    print(*aligned([("format", "weights", "KV cache / token", ""), *map(_size_row, sizes)]), sep="\n", end="\n\n")
-    print(*aligned(_divisors(divisibility)), sep="\n", end="\n\n")
+    if divisibility is not None:
+        print(*aligned([("format", "weights", "KV cache / token", ""), *map(_size_row, sizes)]), sep="\n", end="\n\n")
+        print(*aligned(_divisors(divisibility)), sep="\n", end="\n\n")
     print(*_commands(verdicts, folder), sep="\n")
     return 0
 

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from hgsp.console.columns import aligned
 from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse
+
+if TYPE_CHECKING:
+    from hgsp.models.families import Family
 
 HEAD = ("model_type", "models", "removes", "refits", "trains", "exports", "tested on")
 ON_SCREEN = ("model_type", "removes", "exports", "tested on")
@@ -57,14 +60,20 @@ def family_rows() -> list[tuple[str, ...]]:
         (
             family.model_type,
             family.models,
-            "KV groups, channels" if family.prunes_kv_groups else "channels",
-            "toward the output before its norm" if family.blocks["mlp"].post_norm else "yes",
-            "yes",
-            ", ".join(targets_of(family)),
+            ("KV groups, " if family.prunes_kv_groups else "") + ("experts" if family.experts else "channels"),
+            _refits(family),
+            "attention" if family.experts else "yes",
+            ", ".join(targets_of(family)) or "none",
             family.real_weights or "random weights",
         )
         for family in FAMILIES.values()
     ]
+
+
+def _refits(family: Family) -> str:
+    if family.experts:
+        return "attention"
+    return "toward the output before its norm" if family.blocks["mlp"].post_norm else "yes"
 
 
 if __name__ == "__main__":

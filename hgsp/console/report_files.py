@@ -61,8 +61,10 @@ class LayerReport(TypedDict, total=False):
     layer: _Index
     kept_kv_groups: list[Count]
     kept_mlp_channels: list[Count]
+    kept_experts: list[Count]
     num_kv_groups: Count
     num_mlp_channels: Count
+    num_experts: Count
     kept_ratio: NonNegative
     prior_mode: str
 

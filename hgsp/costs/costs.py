@@ -1,7 +1,8 @@
 """Costs: the units in which the ranking counts a group, and in which budgets are stated.
 
 Every cost is that of one group in each block (attention, MLP) of the dense model, float64 [L, 2], without the fixed
-part that a block has whatever its size. A cost of 0 means that removing such groups saves nothing of this unit.
+part that a block has whatever its size; the groups of an MLP are channels or experts. A cost of 0 means that removing
+such groups saves nothing of this unit.
 
 L layers | K kv groups | R query heads per kv group | D head dim | H hidden
 """
@@ -16,8 +17,8 @@ import numpy as np
 from hgsp.costs.latency import Floats, LatencyTable, Workload
 from hgsp.costs.names import COST_NAMES
 from hgsp.errors import InputError
-from hgsp.models.families import KINDS
 from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.models.kinds import KIND_NAMED
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ Cost = Callable[[Geometry, CostOptions], Floats]
 
 def params(geometry: Geometry, _options: CostOptions) -> Floats:
     """Return the parameters of a group, biases included."""
-    return _everywhere(geometry, *(geometry.params_per_group(kind) for kind in KINDS))
+    return _of_blocks(geometry, {kind: geometry.params_per_group(kind) for kind in KIND_NAMED})
 
 
 def bytes_of_weights(geometry: Geometry, options: CostOptions) -> Floats:
@@ -53,16 +54,17 @@ def bytes_of_weights(geometry: Geometry, options: CostOptions) -> Floats:
 def macs(geometry: Geometry, options: CostOptions) -> Floats:
     """Return the multiply-accumulates of a group for one token: linear weights, and attention to the context.
 
-    2HD(R+1) + 2RD * context for a KV group, 3H for an MLP channel.
+    2HD(R+1) + 2RD * context for a KV group, 3H for an MLP channel. An expert saves H, its row of the router: a token
+    uses as many experts as before.
     """
     hidden, head_dim, queries = geometry.hidden_size, geometry.head_dim, geometry.queries_per_kv
     attention = 2 * hidden * head_dim * (queries + 1) + 2 * queries * head_dim * options.context_length
-    return _everywhere(geometry, attention, 3 * hidden)
+    return _of_blocks(geometry, {"attention": attention, "mlp": 3 * hidden, "expert": hidden})
 
 
 def kv_bytes(geometry: Geometry, options: CostOptions) -> Floats:
-    """Return the bytes that one token adds to the KV cache of a group: 0 for MLP channels."""
-    return _everywhere(geometry, 2 * geometry.head_dim * options.value_bytes, 0)
+    """Return the bytes that one token adds to the KV cache of a group: 0 for MLP channels and experts."""
+    return _of_blocks(geometry, {"attention": 2 * geometry.head_dim * options.value_bytes, "mlp": 0, "expert": 0})
 
 
 def latency(geometry: Geometry, options: CostOptions) -> Floats:
@@ -99,5 +101,5 @@ def kv_cache_bytes(geometry: Geometry, shapes: Sequence[LayerShape], value_bytes
     return geometry.kv_cache_bytes_per_token(tuple(shapes), value_bytes)
 
 
-def _everywhere(geometry: Geometry, attention: int, mlp: int) -> Floats:
-    return np.tile(np.array([attention, mlp], dtype=np.float64), (geometry.num_layers, 1))
+def _of_blocks(geometry: Geometry, costs: Mapping[str, int]) -> Floats:
+    return np.array([[costs[kind.name] for kind in shape.kinds] for shape in geometry.shapes], dtype=np.float64)

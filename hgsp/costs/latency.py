@@ -141,9 +141,10 @@ class LatencyTable:
         """Refuse a model of another geometry.
 
         Raises:
-            InputError: another hidden size, head dim or number of queries per KV head, or a layer larger than the
-                largest one measured.
+            InputError: another hidden size, head dim or number of queries per KV head, a layer larger than the largest
+                one measured, or a mixture of experts.
         """
+        refuse_experts(geometry)
         own = (self.hidden_size, self.head_dim, self.queries_per_kv)
         given = (geometry.hidden_size, geometry.head_dim, geometry.queries_per_kv)
         largest = self.kv_groups[-1], max(widths[-1] for widths in self.mlp_widths.values())
@@ -204,6 +205,20 @@ class LatencyTable:
             for context_length, context_weight in contexts.items():
                 timings = self.timings[Workload(workload.phase, batch_size, context_length)]
                 yield timings, batch_weight * context_weight
+
+
+def refuse_experts(geometry: Geometry) -> None:
+    """Refuse a mixture of experts, whose seconds depend on how tokens are routed rather than on its size.
+
+    Raises:
+        InputError: a layer has experts.
+    """
+    if geometry.experts_per_token:
+        raise InputError(
+            expected="a model without experts, whose blocks have seconds of their own",
+            got=f"{max(shape.num_experts for shape in geometry.shapes)} experts in a layer",
+            remedy="state budgets of such models as --pruning_ratio, --target_bytes or --target_kv_bytes",
+        )
 
 
 def never_falling(values: Sequence[float]) -> Floats:

@@ -8,6 +8,7 @@ from hgsp.exports.rules import (
     DECILM,
     DEFAULT_ROPE,
     EQUAL_GROUPS,
+    EXPERTS,
     FULL_QWEN2,
     GGUF_BLOCK,
     GGUF_ROPE,
@@ -51,7 +52,7 @@ ENGINES = (
     Engine(
         "Transformers + hgsp",
         ("transformers",),
-        (Form("import hgsp; AutoModelForCausalLM.from_pretrained('{folder}')", "5.23"),),
+        (Form("import hgsp; AutoModelForCausalLM.from_pretrained('{folder}')", "5.23", experts=True),),
     ),
     Engine(
         "Transformers",
@@ -59,9 +60,22 @@ ENGINES = (
         (
             _stock("AutoModelForCausalLM.from_pretrained('{folder}')", "4.54 to 5.23")[0],
             Form(
+                "AutoModelForCausalLM.from_pretrained('{folder}')",
+                "5.23",
+                (EXPERTS, UNIFORM, STOCK_CLASS),
+                experts=True,
+            ),
+            Form(
                 "AutoModelForCausalLM.from_pretrained('{folder}', trust_remote_code=True)",
                 "4.54 to 5.23",
                 note="with trust_remote_code, from 4.54 on",
+            ),
+            Form(
+                "AutoModelForCausalLM.from_pretrained('{folder}', trust_remote_code=True)",
+                "5.23",
+                (EXPERTS,),
+                note="with trust_remote_code, from 5 on",
+                experts=True,
             ),
         ),
         "stock",

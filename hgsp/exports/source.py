@@ -17,7 +17,7 @@ from torch import Tensor
 from hgsp.errors import InputError, one_line
 from hgsp.models.configs import MODEL_TYPES, describe
 from hgsp.models.families import FAMILIES, Family, family_of
-from hgsp.models.geometry import LayerShape
+from hgsp.models.geometry import LayerShape, geometry_of
 from hgsp.models.offload import SafetensorFiles
 from hgsp.models.places import is_file
 from hgsp.models.refusals import refusing
@@ -48,13 +48,18 @@ class ExportSource:
     head_dim: int
 
     @property
+    def has_experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        return self.family.experts is not None
+
+    @property
     def hidden_size(self) -> int:
         return int(self.config["hidden_size"])
 
     @property
     def is_uniform(self) -> bool:
         """Whether all layers have the same sizes, and no layer lacks a block."""
-        return len(set(self.shapes)) == 1 and min(self.shapes[0].num_kv_groups, self.shapes[0].mlp_width) > 0
+        return len(set(self.shapes)) == 1 and min(self.shapes[0].block_sizes) > 0
 
     @property
     def ties_embeddings(self) -> bool:
@@ -116,10 +121,11 @@ def read_source(path: str | Path) -> ExportSource:
             expected="the folder of a pruned or dense model, with config.json", got=str(path), remedy="check the path"
         )
     found = describe(folder, lambda config: _check_family(config, file))
+    family = family_of(found.config)
     with refusing(lambda error: _wrong_sizes(file, error)):
         config = {**{key: getattr(found.config, key) for key in _REQUIRED if key not in found.raw}, **found.raw}
-        shapes = _shapes_of(config)
-    return ExportSource(folder, config, family_of(found.config), shapes, _queries_per_kv(config), _head_dim(config))
+        shapes = _shapes_of(config) if family.experts is None else geometry_of(found.skeleton).shapes
+    return ExportSource(folder, config, family, shapes, _queries_per_kv(config), _head_dim(config))
 
 
 def _wrong_sizes(file: Path, error: BaseException) -> InputError:

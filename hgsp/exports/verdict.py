@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hgsp.exports.rules import Rule
+from hgsp.exports.rules import DENSE, Rule
 from hgsp.exports.source import ExportSource
 
 
@@ -19,6 +19,7 @@ class Form:
         wants: rules without which it runs with a ``loss``.
         export: target of ``hgsp export`` that writes the form; empty if the checkpoint is the form.
         note: for the reader of a verdict.
+        experts: whether mixtures of experts were tried too.
     """
 
     use: str
@@ -28,6 +29,7 @@ class Form:
     loss: str = ""
     export: str = ""
     note: str = ""
+    experts: bool = False
 
     @property
     def was_run(self) -> bool:
@@ -93,7 +95,7 @@ class Verdict:
 
 def judge(engine: Engine, source: ExportSource) -> Verdict:
     """Return the verdict of one engine on a checkpoint."""
-    lacks = [(form, _violations(form.needs, source)) for form in engine.forms]
+    lacks = [(form, _violations(form.needs if form.experts else (DENSE, *form.needs), source)) for form in engine.forms]
     met = [form for form, findings in lacks if not findings]
     if met:
         return Verdict(engine, met[0], _violations(met[0].wants, source), tuple(met[1:]))

@@ -24,7 +24,9 @@ from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 from hgsp.models.buffers import make_buffers
 from hgsp.models.carried_files import load_tokenizer_in_bin, write_generation_config, write_tokenizer
 from hgsp.models.configs import ModelDescription, describe, read_generation_config
-from hgsp.models.families import family_of, is_pruned_type
+from hgsp.models.expert_files import PartReader
+from hgsp.models.expert_parts import StoredPart, stored_parts
+from hgsp.models.families import experts_of, family_of, is_pruned_type
 from hgsp.models.family_classes import auto_map, travelling_files
 from hgsp.models.gguf_files import load_gguf
 from hgsp.models.loading import load_complete
@@ -60,8 +62,11 @@ def save_streamed(
         read: returns a tensor by name, in the dtype it is stored in.
         max_shard_bytes: size limit of a file; a larger tensor gets a file of its own.
     """
+    tensors, names = _stored_tensors(skeleton), experts_of(skeleton.config)
+    parts = {name: StoredPart(name) for name in tensors} if names is None else stored_parts(tensors, names)
+    read = PartReader(parts, read)
     split = split_state_dict_into_shards_factory(
-        _stored_tensors(skeleton),
+        {name: part.of(tensors[part.parameter]) for name, part in parts.items()},
         get_storage_size=lambda tensor: tensor.nbytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_bytes,
@@ -69,8 +74,8 @@ def save_streamed(
     (folder / "config.json").write_text(
         json.dumps(config_as_dict(skeleton.config), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
-    for file, names in split.filename_to_tensors.items():
-        save_file({name: read(name).contiguous() for name in names}, folder / file, metadata={"format": "pt"})
+    for file, stored in split.filename_to_tensors.items():
+        save_file({name: read(name).contiguous() for name in stored}, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / "config.json", folder / file)  # safetensors ignores the umask
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}

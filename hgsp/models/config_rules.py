@@ -70,6 +70,11 @@ TOKEN_IDS: Mapping[str, Rule] = {"bos_token_id": _TOKEN_ID, "pad_token_id": _TOK
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "head_dim"), _SIZE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _SIZE),
+    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"), _SIZE),
+    "decoder_sparse_step": _integer(1, MAX_LAYERS),
+    "mlp_only_layers": Rule(
+        "a list of layers", lambda value: isinstance(value, list) and all(type(item) is int for item in value)
+    ),
     "num_labels": _integer(0, MAX_LAYERS),  # transformers makes a name for each
     "num_hidden_layers": _integer(1, MAX_LAYERS),
     "max_position_embeddings": _integer(1, MAX_POSITIONS),
@@ -83,10 +88,13 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("architectures", "layer_types"), _STRINGS),
 }
 
+#: Names of the number of experts.
+EXPERTS = ("num_experts", "num_local_experts")
 #: Blocks that a layer of a pruned model may lack.
 _BLOCKS = ("attention", "mlp")
 _PER_LAYER: Mapping[str, Rule] = {
     **{key: RULES[key] for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size")},
+    **{key: RULES[key] for key in EXPERTS},
     "skip": Rule(
         f"a list of {' and '.join(_BLOCKS)}",
         lambda value: isinstance(value, list) and all(block in _BLOCKS for block in value),
@@ -111,6 +119,7 @@ def check_settings(raw: Mapping[str, Any], place: str) -> None:
             _check_rope(raw[key], key, place)
     _check_layers(raw, place)
     _check_heads(raw, place)
+    _check_experts(raw, place)
 
 
 def check_rules(settings: Mapping[str, Any], rules: Mapping[str, Rule], place: str, prefix: str = "") -> None:
@@ -172,6 +181,7 @@ def _check_layers(raw: Mapping[str, Any], place: str) -> None:
         check_rules(sizes, _PER_LAYER, place, f"per_layer_config.{index}.")
         if "attention" not in (sizes.get("skip") or ()):
             _check_division({**raw, **sizes}, place)
+        _check_experts({**raw, **sizes}, place, f"per_layer_config.{index}.")
 
 
 def _check_heads(raw: Mapping[str, Any], place: str) -> None:
@@ -181,6 +191,13 @@ def _check_heads(raw: Mapping[str, Any], place: str) -> None:
     if head_dim is None and hidden and heads and (hidden % heads or hidden // heads % 2):
         raise wrong_setting(place, "num_attention_heads", f"a divisor of hidden_size {hidden} into even parts", heads)
     _check_division(raw, place)
+
+
+def _check_experts(raw: Mapping[str, Any], place: str, prefix: str = "") -> None:
+    used = raw.get("num_experts_per_tok") or 0
+    for key in EXPERTS:
+        if raw.get(key) is not None and raw[key] < used:
+            raise wrong_setting(place, f"{prefix}{key}", f"at least num_experts_per_tok {used}", raw[key])
 
 
 def _check_division(raw: Mapping[str, Any], place: str) -> None:

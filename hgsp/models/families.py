@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hgsp.errors import InputError
+from hgsp.models.experts import ExpertNames
 from hgsp.models.unsupported import reason_against
 
 LAYER_PREFIX = "model.layers."
@@ -81,6 +82,7 @@ class Family:
         heads_divide_hidden: the stock config refuses numbers of heads that do not divide the hidden size.
         twin: another family that computes the same with any number of heads, but has no biases.
         beyond_llama: the part that formats written for a Llama block have no place for; empty if there is none.
+        experts: names of a mixture of experts in checkpoint files; None for dense models.
         real_weights: the model on whose real weights it was tested; empty if on random ones only.
     """
 
@@ -105,6 +107,7 @@ class Family:
     heads_divide_hidden: bool = False
     twin: str | None = None
     beyond_llama: str = ""
+    experts: ExpertNames | None = None
     real_weights: str = ""
 
     @property
@@ -125,6 +128,13 @@ _GEMMA_BLOCKS = {
     "mlp": replace(BLOCKS["mlp"], norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm"),
 }
 _OLMO_BLOCKS = {kind: replace(block, norm=None) for kind, block in _GEMMA_BLOCKS.items()}
+
+_MOE: Mapping[str, Any] = {
+    "modeling_file": "modeling_hgsp_moe",
+    "attention_types": frozenset({FULL}),
+    "beyond_llama": "experts",
+    "experts": ExpertNames(),
+}
 
 _ALL = (
     Family(
@@ -215,6 +225,13 @@ _ALL = (
         bias_keys=_ATTENTION_BIAS,
         beyond_llama="norms behind its blocks",
     ),
+    Family("Qwen3-MoE", "qwen3_moe", "HgspQwen3Moe", **_MOE, qk_norm="head", bias_keys=_ATTENTION_BIAS),
+    Family(
+        "OLMoE", "olmoe", "HgspOlmoe", **_MOE, qk_norm="all heads", implied_head_dim=True, bias_keys=_ATTENTION_BIAS
+    ),
+    Family(
+        "Mixtral", "mixtral", "HgspMixtral", **{**_MOE, "experts": ExpertNames("block_sparse_moe", "w1", "w3", "w2")}
+    ),
 )
 FAMILIES = {family.model_type: family for family in _ALL}
 
@@ -229,6 +246,12 @@ def family_of(config: Any) -> Family:
     if family is None:
         raise _unsupported(config.to_dict())
     return family
+
+
+def experts_of(config: Any) -> ExpertNames | None:
+    """Return the names of experts in the files of a model; None for dense models and those of other families."""
+    family = family_named(str(config.model_type))
+    return None if family is None else family.experts
 
 
 def is_pruned_type(model_type: str | None) -> bool:

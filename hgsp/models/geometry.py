@@ -1,6 +1,6 @@
 """Sizes of a model in groups and parameters, read from its modules.
 
-K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width
+K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width | E experts
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hgsp.errors import InputError
+from hgsp.models.experts import expert_parameters, has_experts
 from hgsp.models.families import Block, family_of
+from hgsp.models.kinds import GROUP_KINDS, KIND_NAMED, GroupKind, kinds_among
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,19 +19,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Size of one decoder layer in KV groups and SwiGLU channels; 0 if the layer has no such block."""
+    """Size of one decoder layer in groups of every kind; its MLP has channels or experts, 0 of both if it has none."""
 
     num_kv_groups: int
     mlp_width: int
+    num_experts: int = 0
+
+    @property
+    def kinds(self) -> tuple[GroupKind, GroupKind]:
+        """The kinds of the groups that attention and MLP consist of."""
+        return KIND_NAMED["attention"], KIND_NAMED["expert" if self.num_experts else "mlp"]
+
+    @property
+    def block_sizes(self) -> tuple[int, int]:
+        """The numbers of groups of attention and MLP."""
+        return self.num_kv_groups, self.num_experts or self.mlp_width
+
+    def size_of(self, kind: str) -> int:
+        """Return the number of groups of one kind."""
+        return int(getattr(self, KIND_NAMED[kind].size))
 
 
 @dataclass(frozen=True)
 class Geometry:
     """Sizes and parameter counts of a model. Tied embeddings count once.
 
-    ``kv_group_params`` and ``mlp_channel_params`` are the parameters of one group, biases included. ``*_extra_params``
-    are those of a block that belong to no group (norms, output bias) and are removed only with the whole block.
-    ``prunes_kv_groups`` is False where attention is removed whole or not at all.
+    ``kv_group_params``, ``mlp_channel_params`` and ``expert_params`` are the parameters of one group, biases and the
+    router's row included. ``*_extra_params`` are those of a block that belong to no group (norms, output bias) and are
+    removed only with the whole block. ``prunes_kv_groups`` is False where attention is removed whole or not at all. A
+    token uses ``experts_per_token``.
     """
 
     hidden_size: int
@@ -42,10 +60,18 @@ class Geometry:
     mlp_extra_params: int
     total_params: int
     prunes_kv_groups: bool = True
+    expert_params: int = 0
+    expert_extra_params: int = 0
+    experts_per_token: int = 0
 
     @property
     def num_layers(self) -> int:
         return len(self.shapes)
+
+    @property
+    def kinds(self) -> tuple[GroupKind, ...]:
+        """The kinds of groups that the model consists of."""
+        return kinds_among({kind.name for shape in self.shapes for kind in shape.kinds if shape.size_of(kind.name)})
 
     def columns_per_group(self, kind: str) -> int:
         """Return the number of output-projection columns that belong to one group."""
@@ -53,13 +79,37 @@ class Geometry:
 
     def params_per_group(self, kind: str) -> int:
         """Return the number of parameters of one group."""
-        return self.kv_group_params if kind == "attention" else self.mlp_channel_params
+        return self._params_of_kinds[kind][0]
+
+    def extra_params(self, kind: str) -> int:
+        """Return the parameters of a block of such groups that belong to none of them."""
+        return self._params_of_kinds[kind][1]
+
+    @property
+    def smallest_group_params(self) -> int:
+        """The parameters of a group of the smallest kind; of channels where the model has any."""
+        return self.mlp_channel_params or min(self.kv_group_params, self.expert_params)
+
+    @property
+    def params_per_token(self) -> int:
+        """The parameters that a token uses: all but those of the experts that it is not routed to."""
+        idle = sum(max(0, shape.num_experts - self.experts_per_token) for shape in self.shapes)
+        return self.total_params - idle * self.expert_params
+
+    @property
+    def _params_of_kinds(self) -> dict[str, tuple[int, int]]:
+        """Parameters of one group, and of a block beside its groups, by kind."""
+        return {
+            "attention": (self.kv_group_params, self.attention_extra_params),
+            "mlp": (self.mlp_channel_params, self.mlp_extra_params),
+            "expert": (self.expert_params, self.expert_extra_params),
+        }
 
     def layer_params(self, shape: LayerShape) -> int:
         """Count the parameters of a layer of this shape. A block without groups has none."""
-        attention = shape.num_kv_groups * self.kv_group_params + self.attention_extra_params
-        mlp = shape.mlp_width * self.mlp_channel_params + self.mlp_extra_params
-        return attention * (shape.num_kv_groups > 0) + mlp * (shape.mlp_width > 0)
+        params = self._params_of_kinds
+        sizes = ((shape.size_of(kind.name), *params[kind.name]) for kind in GROUP_KINDS)
+        return sum(size * group + extra for size, group, extra in sizes if size)
 
     @property
     def decoder_params(self) -> int:
@@ -97,27 +147,53 @@ def geometry_of(model: nn.Module) -> Geometry:
         )
     family = family_of(config)
     blocks = family.blocks
-    attention_groups, mlp_groups = (_params_of_groups(full, blocks[kind]) for kind in ("attention", "mlp"))
+    attention_groups = _params_of_groups(full, blocks["attention"])
+    channel_params, mlp_extra = _mlp_params(layers, blocks["mlp"])
+    expert_params, expert_extra = _expert_params(layers, blocks["mlp"])
     return Geometry(
         hidden_size=config.hidden_size,
         head_dim=head_dim,
         queries_per_kv=num_queries // num_kv,
         shapes=tuple(_shape_of(layer) for layer in layers),
         kv_group_params=attention_groups // num_kv,
-        mlp_channel_params=mlp_groups // full.mlp.gate_proj.out_features,
+        mlp_channel_params=channel_params,
         attention_extra_params=_params_of_block(full, blocks["attention"]) - attention_groups,
-        mlp_extra_params=_params_of_block(full, blocks["mlp"]) - mlp_groups,
+        mlp_extra_params=mlp_extra,
         total_params=sum(parameter.numel() for parameter in causal_lm.parameters()),
         prunes_kv_groups=family.prunes_kv_groups,
+        expert_params=expert_params,
+        expert_extra_params=expert_extra,
+        experts_per_token=config.num_experts_per_tok if family.experts else 0,
     )
+
+
+def _mlp_params(layers: Any, block: Block) -> tuple[int, int]:
+    """Count the parameters of a channel, and of an MLP beside its channels; 0 in models without such layers."""
+    layer = next((layer for layer in layers if layer.mlp is not None and not has_experts(layer)), None)
+    if layer is None:
+        return 0, 0
+    groups = _params_of_groups(layer, block)
+    return groups // layer.mlp.gate_proj.out_features, _params_of_block(layer, block) - groups
+
+
+def _expert_params(layers: Any, block: Block) -> tuple[int, int]:
+    """Count the parameters of an expert, and of a mixture beside its experts; 0 in dense models."""
+    layer = next((layer for layer in layers if layer.mlp is not None and has_experts(layer)), None)
+    if layer is None:
+        return 0, 0
+    parameters = expert_parameters(layer).values()
+    groups = sum(parameter.numel() for parameter in parameters)
+    return sum(parameter[0].numel() for parameter in parameters), _params_of_block(layer, block) - groups
 
 
 def _shape_of(layer: Any) -> LayerShape:
     attention, mlp = layer.self_attn, layer.mlp
-    return LayerShape(
-        0 if attention is None else attention.k_proj.out_features // attention.head_dim,
-        0 if mlp is None else mlp.gate_proj.out_features,
-    )
+    num_kv = 0 if attention is None else attention.k_proj.out_features // attention.head_dim
+    if mlp is None:
+        return LayerShape(num_kv, 0)
+    if has_experts(layer):
+        return LayerShape(num_kv, 0, len(layer.mlp.gate.weight))
+    return LayerShape(num_kv, mlp.gate_proj.out_features)
 
 
 def _params_of_groups(layer: Any, block: Block) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hgsp.models.geometry import LayerShape
@@ -24,8 +24,15 @@ def layer_sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
         sizes["num_key_value_heads"] = shape.num_kv_groups
     if shape.mlp_width:
         sizes["intermediate_size"] = shape.mlp_width
-    skipped = [block for block, size in (("attention", shape.num_kv_groups), ("mlp", shape.mlp_width)) if not size]
+    if shape.num_experts:
+        sizes["num_experts"] = shape.num_experts
+    skipped = [block for block, size in zip(("attention", "mlp"), shape.block_sizes, strict=True) if not size]
     return sizes | ({"skip": skipped} if skipped else {})
+
+
+def stored_keys(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return sizes by the names that a config stores them by; it may have an attribute of another name for one."""
+    return {config.attribute_map.get(key, key): value for key, value in sizes.items()}
 
 
 def sizes_per_layer(shapes: Sequence[LayerShape], queries_per_kv: int) -> dict[int, dict[str, Any]]:

@@ -46,9 +46,10 @@ class LoadedModel:
         return self.files.read(name).to(DTYPES[self.dtype])
 
     def read_first_row(self, name: str) -> Tensor:
-        """Return the first row of a weight matrix, [1, I], in ``dtype``."""
+        """Return the first row of a weight matrix, or of the first of several, [1, I], in ``dtype``."""
         if self.files is None:
-            return self.read(name)[:1]
+            weight = self.read(name)
+            return weight.view(-1, weight.shape[-1])[:1]
         return self.files.read_first_row(name).to(DTYPES[self.dtype])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,44 +14,13 @@ from hgsp.errors import InputError
 from hgsp.models.buffers import make_buffers
 from hgsp.models.configs import read_generation_config
 from hgsp.models.decoder import Decoder
+from hgsp.models.expert_files import files_of
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.loading import DTYPES, ModelSource, single_device
-from hgsp.models.stored_tensors import refuse_other_tensors, stored_tensors
-from hgsp.models.weight_checks import refuse_not_finite, refuse_own_head
-from hgsp.models.weight_files import open_weights, weights_folder
-
-
-class SafetensorFiles:
-    """Tensors of a checkpoint folder, read by name. A file is mapped only while a tensor is read."""
-
-    def __init__(self, folder: Path) -> None:
-        self._checked = set[str]()
-        self.tensors = stored_tensors(folder)
-        self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        """Read a tensor in its stored dtype.
-
-        Raises:
-            InputError: a type that is not floating-point, or a value that is NaN or infinite.
-        """
-        stored = self.tensors[name]
-        stored.check_type(name)
-        with open_weights(stored.file) as tensors:
-            tensor: Tensor = tensors.get_tensor(name)
-        if name not in self._checked:
-            refuse_not_finite(str(stored.file), [(name, tensor)])
-            self._checked.add(name)
-        return tensor
-
-    def file_of(self, name: str) -> Path:
-        """Return the file that holds a tensor."""
-        return self.tensors[name].file
-
-    def read_first_row(self, name: str) -> Tensor:
-        """Read the first row of a matrix, [1, I], without the rest."""
-        with open_weights(self.tensors[name].file) as tensors:
-            return tensors.get_slice(name)[:1]
+from hgsp.models.safetensor_files import SafetensorFiles
+from hgsp.models.stored_tensors import refuse_other_tensors
+from hgsp.models.weight_checks import refuse_own_head
+from hgsp.models.weight_files import weights_folder
 
 
 class OffloadedLayers:
@@ -111,7 +79,7 @@ def load_offloaded(
         raise InputError(
             expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
         )
-    files = SafetensorFiles(weights_folder(source.name))
+    files = files_of(weights_folder(source.name), source.config)
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
     on = single_device(device)

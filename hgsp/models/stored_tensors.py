@@ -14,6 +14,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hgsp.errors import InputError
 from hgsp.models.configs import MODEL_TYPES
+from hgsp.models.expert_parts import fused_tensors
+from hgsp.models.families import experts_of
 from hgsp.models.places import is_bin, is_gguf
 from hgsp.models.pruned_bin import read_bin
 from hgsp.models.refusals import refusing
@@ -133,6 +135,8 @@ def refuse_other_tensors(name: str | Path, skeleton: Any, stored: Mapping[str, S
         InputError: tensors that are missing, of the wrong shape, of a type that is not floating-point, or without a
             parameter in the model.
     """
+    if (names := experts_of(skeleton.config)) is not None:
+        stored = fused_tensors(stored, names)
     tied = skeleton.config.tie_word_embeddings
     wanted = {
         key: tuple(tensor.shape)

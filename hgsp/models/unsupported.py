@@ -16,7 +16,8 @@ def reason_against(raw_config: Mapping[str, Any]) -> tuple[str, str]:
     text = raw_config.get("text_config")
     inner = text if isinstance(text, Mapping) else raw_config
     if inner.get("num_local_experts") or inner.get("num_experts") or "moe" in str(inner.get("model_type")):
-        return " (mixture of experts)", ""
+        quantised = (inner.get("quantization_config") or {}).get("quant_method")
+        return f" (mixture of experts{f', its weights in {quantised}' if quantised else ''})", ""
     if inner.get("num_kv_shared_layers"):
         return (
             f" (the last {inner['num_kv_shared_layers']} layers read keys and values of earlier ones, and removing a "

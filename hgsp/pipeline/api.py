@@ -150,16 +150,20 @@ class Scores:
         return cls(groups, geometry_of(model))
 
     def _repr_html_(self) -> str:
+        kinds = self.geometry.kinds
         cells = [
-            (index, f"{layer['attention'].sum():.4g}", f"{layer['mlp'].sum():.4g}")
+            (index, *(f"{layer[kind.name].sum():.4g}" if kind.name in layer else "" for kind in kinds))
             for index, layer in enumerate(self.groups.by_layer)
         ]
-        head = "<tr><th>layer</th><th>importance of KV groups</th><th>of MLP channels</th></tr>"
+        first, *others = (kind.label for kind in kinds)
+        head = (
+            f"<tr><th>layer</th><th>importance of {first}</th>{''.join(f'<th>of {name}</th>' for name in others)}</tr>"
+        )
         rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in cells)
         return f"<table><caption>{self!r}</caption>{head}{rows}</table>"
 
     def __repr__(self) -> str:
-        num_groups = sum(len(layer["attention"]) + len(layer["mlp"]) for layer in self.groups.by_layer)
+        num_groups = sum(sum(shape.block_sizes) for shape in self.geometry.shapes)
         return f"Scores({self.groups.method}: {num_groups:,} groups in {self.geometry.num_layers} layers)"
 
 

@@ -168,9 +168,15 @@ class ShapeConfig:
     min_mlp_width: int = option(
         32, help="MLP channels every layer keeps unless removed whole", type=int, range="at least 1"
     )
+    min_experts: int = option(
+        1,
+        help="experts every layer with a router keeps unless removed whole; never fewer than a token uses",
+        type=int,
+        range="at least 1",
+    )
 
     def __post_init__(self) -> None:
-        require_counts(self, "min_kv_groups", "min_mlp_width")
+        require_counts(self, "min_kv_groups", "min_mlp_width", "min_experts")
         if self.mlp_multiple_of is not None:
             require_counts(self, "mlp_multiple_of")
         for name in ("freeze_first_n_layers", "freeze_last_n_layers"):
@@ -182,6 +188,7 @@ class ShapeConfig:
         return {
             "min_kv_groups": self.min_kv_groups,
             "min_mlp_width": self.min_mlp_width,
+            "min_experts": self.min_experts,
             "freeze_first": self.freeze_first_n_layers,
             "freeze_last": self.freeze_last_n_layers,
             "mlp_multiple_of": self.mlp_multiple_of,

@@ -13,6 +13,7 @@ from hgsp.console.log_file import show
 from hgsp.console.tables import WIDTH, format_number, new_table
 from hgsp.environment import in_gib
 from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.models.kinds import GROUP_KINDS
 from hgsp.pipeline.hints import flags_in, hint
 from hgsp.pipeline.next_steps import after_pruning
 from hgsp.pipeline.request import Request
@@ -34,7 +35,9 @@ def show_result(request: Request, content: Mapping[str, Any], target: Path, told
         if warning not in told:
             LOG.warning("%s", warning)
     show(closing_table(content))
-    after = [LayerShape(len(layer["kept_kv_groups"]), len(layer["kept_mlp_channels"])) for layer in content["layers"]]
+    after = [
+        LayerShape(*(len(layer.get(f"kept_{kind.kept}", ())) for kind in GROUP_KINDS)) for layer in content["layers"]
+    ]
     LOG.info("%s", layer_summary(request.geometry, after))
     verdict = content["verdict"]
     LOG.info(
@@ -91,18 +94,19 @@ def _asked(report: Mapping[str, Any]) -> str:
 
 
 def layer_summary(geometry: Geometry, after: Sequence[LayerShape]) -> str:
-    """Return the kept KV groups and MLP channels of every layer, in columns that fit ``WIDTH``.
+    """Return the kept groups of every kind and layer, in columns that fit ``WIDTH``.
 
     Args:
         after: sizes of every dense layer after pruning.
     """
-    pairs = [(str(shape.num_kv_groups), str(shape.mlp_width)) for shape in after]
-    wide = [max(len(pair[side]) for pair in pairs) for side in (0, 1)]
-    digits = len(str(len(pairs) - 1))
-    cells = [f"{index:{digits}}: {kv:>{wide[0]}} {mlp:>{wide[1]}}" for index, (kv, mlp) in enumerate(pairs)]
+    sizes = [[str(shape.size_of(kind.name)) for kind in geometry.kinds] for shape in after]
+    wide = [max(map(len, column)) for column in zip(*sizes, strict=True)]
+    digits = len(str(len(sizes) - 1))
+    padded = (" ".join(size.rjust(width) for size, width in zip(row, wide, strict=True)) for row in sizes)
+    cells = [f"{index:{digits}}: {row}" for index, row in enumerate(padded)]
     columns = max(1, (WIDTH + 3) // (len(cells[0]) + 3))
     rows = -(-len(cells) // columns)
     lines = ["   ".join(cells[row::rows]) for row in range(rows)]  # layers read down the columns
-    most_kv = max(shape.num_kv_groups for shape in geometry.shapes)
-    most_mlp = max(shape.mlp_width for shape in geometry.shapes)
-    return "\n".join([f"kept in each layer: KV groups of {most_kv}, MLP channels of {most_mlp:,}", *lines])
+    most = (max(shape.size_of(kind.name) for shape in geometry.shapes) for kind in geometry.kinds)
+    named = ", ".join(f"{kind.label} of {size:,}" for kind, size in zip(geometry.kinds, most, strict=True))
+    return "\n".join([f"kept in each layer: {named}", *lines])

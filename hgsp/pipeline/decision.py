@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hgsp.models.families import KINDS
+from hgsp.costs.costs import CostOptions, params
 from hgsp.models.geometry import Geometry
 from hgsp.pipeline.recipes import Recipe
 from hgsp.pruning.budget import Budget
@@ -43,10 +43,8 @@ class SelectionOptions:
         """Return the cost saved when a whole block leaves, [L, 2]."""
         if self.block_costs is not None:
             return self.block_costs
-        sizes_LK = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes], dtype=np.float64)
-        if self.group_costs is not None:
-            return self.group_costs * sizes_LK
-        return sizes_LK * [geometry.params_per_group(kind) for kind in KINDS]
+        sizes_LK = np.array([shape.block_sizes for shape in geometry.shapes], dtype=np.float64)
+        return sizes_LK * (params(geometry, CostOptions()) if self.group_costs is None else self.group_costs)
 
 
 @dataclass(frozen=True)

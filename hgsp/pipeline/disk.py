@@ -79,7 +79,7 @@ def disk_need(
 
 def scores_bytes(geometry: Geometry) -> int:
     """Return the disk that scores, group table and plan take."""
-    return GROUP_BYTES * sum(shape.num_kv_groups + shape.mlp_width for shape in geometry.shapes)
+    return GROUP_BYTES * sum(sum(shape.block_sizes) for shape in geometry.shapes)
 
 
 def refitted_params(geometry: Geometry, method: str) -> int:

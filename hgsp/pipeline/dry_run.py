@@ -41,21 +41,23 @@ def dry_run_table(request: Request, plan: PrunePlan | None = None) -> Table:
     geometry: Geometry = request.geometry
     value_bytes = DTYPES[request.config.dtype].itemsize
     shapes = geometry.shapes if plan is None else tuple(keep.shape for keep in plan.layers)
-    headings = ("layer", "KV groups", "MLP channels", "parameters", "bytes", "KV bytes/token")
+    kinds = geometry.kinds
+    headings = ("layer", *(kind.label for kind in kinds), "parameters", "bytes", "KV bytes/token")
     table = new_table(_title(request, plan), *headings)
     for index, (dense, shape) in enumerate(zip(geometry.shapes, shapes, strict=True)):
-        num_kv, width = f"{shape.num_kv_groups}", f"{shape.mlp_width:,}"
+        sizes = [f"{shape.size_of(kind.name):,}" for kind in kinds]
         if plan is not None:
-            num_kv, width = f"{num_kv} of {dense.num_kv_groups}", f"{width} of {dense.mlp_width:,}"
+            sizes = [f"{size} of {dense.size_of(kind.name):,}" for size, kind in zip(sizes, kinds, strict=True)]
         kv_bytes = geometry.kv_cache_bytes_per_token((shape,), value_bytes)
         params = geometry.layer_params(shape)
-        table.add_row(f"{index}", num_kv, width, f"{params:,}", f"{params * value_bytes:,}", f"{kv_bytes:,}")
+        table.add_row(f"{index}", *sizes, f"{params:,}", f"{params * value_bytes:,}", f"{kv_bytes:,}")
     other = geometry.total_params - geometry.decoder_params
-    table.add_row("rest", "", "", f"{other:,}", f"{other * value_bytes:,}", "0")
-    for label, sizes in (("all", shapes),) if plan is None else (("kept", shapes), ("dense", geometry.shapes)):
-        total = other + sum(map(geometry.layer_params, sizes))
-        kv_bytes = geometry.kv_cache_bytes_per_token(sizes, value_bytes)
-        table.add_row(label, "", "", f"{total:,}", f"{total * value_bytes:,}", f"{kv_bytes:,}")
+    blank = [""] * len(kinds)
+    table.add_row("rest", *blank, f"{other:,}", f"{other * value_bytes:,}", "0")
+    for label, layers in (("all", shapes),) if plan is None else (("kept", shapes), ("dense", geometry.shapes)):
+        total = other + sum(map(geometry.layer_params, layers))
+        kv_bytes = geometry.kv_cache_bytes_per_token(layers, value_bytes)
+        table.add_row(label, *blank, f"{total:,}", f"{total * value_bytes:,}", f"{kv_bytes:,}")
     return table
 
 

@@ -31,7 +31,7 @@ from hgsp.pipeline.request import Request
 from hgsp.reconstruction.block_fit import STEP_TOKENS, num_epochs
 
 #: Forward passes that scoring a token costs (docs/MEMORY.md; a backward pass is two).
-PASSES = {"taylor": 3.3, "taylor_2nd": 5.6, "fisher": 2.4, "fisher_token": 3.6, "wanda": 0.9, "flap": 0.7}
+PASSES = {"taylor": 3.3, "taylor_2nd": 5.6, "fisher": 2.4, "fisher_token": 3.6, "wanda": 0.9, "flap": 0.7, "reap": 1.5}
 #: Operations of one least-squares solution, as multiples of the cubed number of inputs.
 SOLVE_FACTOR = 5.0
 #: Operations of ``--reconstruct blocks`` per MLP parameter, token and epoch: forward, backward and the optimizer.
@@ -99,7 +99,7 @@ def seconds_of_stages(
         num_results: pruned models that are made.
         empties_blocks: whether plans with emptied blocks are tried.
     """
-    per_token = 2 * geometry.total_params / (EFFICIENCY * speed.half)
+    per_token = 2 * geometry.params_per_token / (EFFICIENCY * speed.half)
     score = recipe.rounds * PASSES.get(recipe.importance_method, 0.0) * per_token * _tokens(calibrations.scoring)
     whole_blocks = search = reconstruct = 0.0
     if calibrations.search is not None:
@@ -171,7 +171,7 @@ def peak_bytes(request: Request, calibrations: Calibrations, eval_seq_len: int |
 
 def scoring_states(config: ScoringConfig, geometry: Geometry) -> int:
     """Return how many layers' inputs are kept while scores are measured."""
-    states = 2 if config.importance_method in ("wanda", "flap") else geometry.num_layers + 1
+    states = 2 if config.importance_method in ("wanda", "flap", "reap") else geometry.num_layers + 1
     return 2 * round(states**0.5) if config.use_gradient_checkpointing else states
 
 

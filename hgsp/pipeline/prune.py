@@ -36,6 +36,7 @@ from hgsp.pipeline.results import write_result
 from hgsp.pipeline.saved_scores import load_scores, overruled_settings
 from hgsp.pipeline.speed import SpeedReport
 from hgsp.pruning.budget import Budget
+from hgsp.pruning.plan import PrunePlan
 from hgsp.report.model_card import write_model_card
 from hgsp.report.page import write_report
 from hgsp.scoring.scores import Scores
@@ -114,12 +115,18 @@ def _dry_run(request: Request, scores: Scores | None) -> None:
     config = request.config
     if scores is None or config.rounds > 1:
         show(dry_run_table(request))
-        show(engine_table(request))
+        _show_engines(request)
         return
     for budget in request.budgets:
         decision = decide(scores, request.geometry, request.selection(budget), config.recipe)
         show(dry_run_table(request, decision.plan))
-        show(engine_table(request, decision.plan))
+        _show_engines(request, decision.plan)
+
+
+def _show_engines(request: Request, plan: PrunePlan | None = None) -> None:
+    """Print the sizes in the formats of engines, which are known of models without experts."""
+    if not request.geometry.experts_per_token:
+        show(engine_table(request, plan))
 
 
 def _read_texts(run: _Run) -> None:

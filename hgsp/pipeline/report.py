@@ -12,6 +12,7 @@ from hgsp.evaluation.collapse import before_and_after, has_collapsed
 from hgsp.evaluation.pre_post import continuation
 from hgsp.evaluation.verdict import Verdict, judge
 from hgsp.models.geometry import Geometry
+from hgsp.models.kinds import DENSE_KINDS, GROUP_KINDS
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.decision import PruningDecision
 from hgsp.pipeline.request import Request
@@ -86,14 +87,13 @@ def _verdict(
 
 
 def _layers(geometry: Geometry, decision: PruningDecision) -> list[dict[str, Any]]:
-    """Return an entry per dense layer."""
+    """Return an entry per dense layer; those of models with experts have the keys of all kinds."""
+    kinds = GROUP_KINDS if geometry.experts_per_token else DENSE_KINDS
     return [
         {
             "layer": index,
-            "kept_kv_groups": list(keep.kv_groups),
-            "kept_mlp_channels": list(keep.mlp_channels),
-            "num_kv_groups": dense.num_kv_groups,
-            "num_mlp_channels": dense.mlp_width,
+            **{f"kept_{kind.kept}": list(keep.groups[kind.name]) for kind in kinds},
+            **{kind.dense_key: dense.size_of(kind.name) for kind in kinds},
             "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
             "prior_mode": mode,
         }

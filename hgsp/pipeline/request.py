@@ -18,6 +18,7 @@ from hgsp.pipeline.budgets import budgets_of, cost_per_group, read_profile
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import SelectionOptions
 from hgsp.pipeline.disk import DiskNeed, disk_need
+from hgsp.pipeline.experts import refuse_for_experts, warnings_about_experts
 from hgsp.pipeline.stages import Resources
 from hgsp.pruning.budget import Budget
 from hgsp.pruning.shape_rules import ShapeRules
@@ -79,6 +80,8 @@ class Request:
         config, found = self.config, list(self.source.warnings)
         if config.uniform and config.search:
             found.append("no budget search: --uniform leaves it nothing to choose")
+        if self.geometry.experts_per_token:
+            found += warnings_about_experts(config)
         found += bf16_warnings(self.device, config.dtype)
         if self.profile is not None:
             found += self.profile[0].warnings(device_name(self.device), config.dtype)
@@ -145,6 +148,8 @@ def prepare(config: PruneConfig) -> Request:
     shape_rules = ShapeRules(**config.shape_settings)
     geometry = source.geometry
     shape_rules.check_equal_layers(geometry)
+    if geometry.experts_per_token:
+        refuse_for_experts(config)
     profile = read_profile(config, geometry)
     budgets = budgets_of(config, geometry, shape_rules, config.dtype, profile)
     max_positions = getattr(source.config, "max_position_embeddings", None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hgsp.console.progress import Progress, Timings, silent
@@ -203,7 +203,7 @@ def _reconstructed(
 
 def _fingerprint(dense: LoadedModel, plan: PrunePlan, options: ReconstructionOptions, calibration: Calibration) -> str:
     """Hash everything that reconstructed weights depend on."""
-    kept = [asdict(keep) for keep in plan.layers]
+    kept = [keep.as_json() for keep in plan.layers]
     settings = [options.method, options.batch_size, sorted(options.frozen), dense.dtype]
     text = json.dumps([kept, settings, calibration.sha256, calibration.seed, dense.identity.sha256])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.models.configs import MODEL_TYPES, ModelDescription, describe, read_object
+from hgsp.models.expert_files import files_of
 from hgsp.models.families import LAYER_PREFIX
-from hgsp.models.offload import SafetensorFiles
+from hgsp.models.kinds import GROUP_KINDS
+from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.models.stored_tensors import refuse_other_tensors
 from hgsp.pipeline.recovery_report import read_pruning_report
 from hgsp.pruning.plan import LayerKeep, PrunePlan
@@ -48,7 +50,7 @@ class VerifiedFolder:
 
     @cached_property
     def files(self) -> SafetensorFiles:
-        return SafetensorFiles(self.path)
+        return files_of(self.path, self.model.config)
 
     @cached_property
     def model(self) -> ModelDescription:
@@ -96,7 +98,7 @@ class VerifiedFolder:
     def reported_layers(self) -> Iterator[LayerKeep]:
         """Yield the groups that every dense layer keeps, as the report has them."""
         for layer in self.report["layers"]:
-            yield LayerKeep(tuple(layer["kept_kv_groups"]), tuple(layer["kept_mlp_channels"]))
+            yield LayerKeep(*(tuple(layer.get(f"kept_{kind.kept}", ())) for kind in GROUP_KINDS))
 
     def refitted(self) -> tuple[str, ...]:
         """Return the beginnings of the names of all tensors that a reconstruction changed."""

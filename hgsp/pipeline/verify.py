@@ -15,6 +15,7 @@ from hgsp.console.checksums import CHECKSUMS, read_checksums
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.environment import file_sha256
 from hgsp.errors import InputError, one_line
+from hgsp.models.experts import ROUTER
 from hgsp.models.families import KINDS, LAYER_PREFIX, family_of
 from hgsp.models.hub_upload import LOCAL_FILES
 from hgsp.models.loading import inspect_model
@@ -143,15 +144,17 @@ def check_plan(folder: VerifiedFolder) -> str:
 
 
 def _check_sizes(folder: VerifiedFolder) -> None:
-    """Compare the rows of key and gate projections with the groups that the plan keeps."""
+    """Compare the rows of value and up projections and of routers with the groups that the plan keeps."""
     family, head_dim = family_of(folder.model.config), folder.model.config.head_dim
     kept_layers, found = surviving_layers(folder.plan), folder.model.config.num_hidden_layers
     if len(kept_layers) != found:
         raise DifferenceError(f"{CONFIG} has {found} layers, and the plan keeps {len(kept_layers)}")
     for new, old in enumerate(kept_layers):
         shape = folder.plan.layers[old].shape
-        for kind, groups, rows in ((KINDS[0], shape.num_kv_groups, head_dim), (KINDS[1], shape.mlp_width, 1)):
-            name = f"{LAYER_PREFIX}{new}.{family.blocks[kind].input_projections[-1]}.weight"
+        attention, mlp = (family.blocks[kind].input_projections[-1] for kind in KINDS)
+        sizes = ((attention, shape.num_kv_groups, head_dim), (mlp, shape.mlp_width, 1), (ROUTER, shape.num_experts, 1))
+        for linear, groups, rows in sizes:
+            name = f"{LAYER_PREFIX}{new}.{linear}.weight"
             stored = folder.files.shapes[name][0] if name in folder.names else 0
             if stored != groups * rows:
                 raise DifferenceError(
@@ -175,11 +178,11 @@ def _check_group_table(folder: VerifiedFolder) -> None:
     if not path.is_file():
         return
     layers = folder.plan.layers
-    kept = [(set(keep.kv_groups), set(keep.mlp_channels)) for keep in layers]
+    kept = [{kind: set(groups) for kind, groups in keep.groups.items()} for keep in layers]
     with path.open(encoding="utf-8", newline="") as source:
         for row in csv.DictReader(source):
             layer, kind, group = int(row["layer"]), row["kind"], int(row["group"])
-            if (row["kept"] == "1") != (group in kept[layer][KINDS.index(kind)]):
+            if (row["kept"] == "1") != (group in kept[layer][kind]):
                 raise DifferenceError(f"{GROUP_TABLE} and {PLAN} differ in layer {layer}, {kind} group {group}")
 
 

@@ -54,7 +54,7 @@ class Budget:
     def plan(self, geometry: Geometry, select: Select) -> PrunePlan:
         """Return the plan of the smallest budget that reaches the target, or of all the parameters without one.
 
-        The budget is bisected to the parameters of one MLP channel.
+        The budget is bisected to the parameters of one MLP channel, or of the smallest group without channels.
 
         Raises:
             InputError: the plan of the largest budget does not reach the target.
@@ -65,7 +65,7 @@ class Budget:
         if not self.target.is_reached(_shapes(plan)):
             raise unreachable(self.target, _shapes(plan))
         below, reaching = -1, self.params
-        while reaching - below > geometry.mlp_channel_params:
+        while reaching - below > geometry.smallest_group_params:
             middle = (below + reaching) // 2
             candidate = select(middle)
             if self.target.is_reached(_shapes(candidate)):
@@ -93,7 +93,7 @@ def unreachable(target: Target, smallest: Sequence[LayerShape]) -> InputError:
     return InputError(
         expected=f"--{target.name} within {target.reached(smallest):.4g}, which the smallest shapes reach",
         got=f"{target.asked:.4g}",
-        remedy="ask for less, lower --min_kv_groups or --min_mlp_width, or freeze fewer layers",
+        remedy="ask for less, lower --min_kv_groups, --min_mlp_width or --min_experts, or freeze fewer layers",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from hgsp.console.schemas import Count
 from hgsp.environment import install_command, write_atomically
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.models.kinds import DENSE_KINDS, GROUP_KINDS, GroupKind, kinds_among
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,14 +25,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerKeep:
-    """Sorted dense indices of the groups that one layer keeps. Both empty: the layer is removed whole."""
+    """Sorted dense indices of the groups that one layer keeps. All empty: the layer is removed whole."""
 
     kv_groups: tuple[Count, ...]
     mlp_channels: tuple[Count, ...]
+    experts: tuple[Count, ...] = ()
 
     @property
     def shape(self) -> LayerShape:
-        return LayerShape(len(self.kv_groups), len(self.mlp_channels))
+        return LayerShape(*map(len, self.groups.values()))
+
+    @property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """The indices of every kind, by its name."""
+        return {kind.name: getattr(self, kind.kept) for kind in GROUP_KINDS}
+
+    def as_json(self) -> dict[str, tuple[int, ...]]:
+        """Return the indices by their keys in a plan; experts are left out where there are none."""
+        return {
+            kind.kept: self.groups[kind.name] for kind in GROUP_KINDS if kind in DENSE_KINDS or self.groups[kind.name]
+        }
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,7 +77,7 @@ class PrunePlan:
                 remedy="select again from the scores",
             )
         for index, keep in enumerate(self.layers):
-            for name, indices in (("kv_groups", keep.kv_groups), ("mlp_channels", keep.mlp_channels)):
+            for name, indices in keep.as_json().items():
                 if list(indices) != sorted(set(indices)) or (indices and indices[0] < 0):
                     raise InputError(
                         expected=f"sorted, distinct, non-negative {name} in layer {index}",
@@ -79,7 +92,7 @@ class PrunePlan:
 
     def write_json(self, path: Path) -> None:
         content = {
-            "layers": [asdict(keep) for keep in self.layers],
+            "layers": [keep.as_json() for keep in self.layers],
             "budget_params": self.budget_params,
             "removed_params": self.removed_params,
             "provenance": portable(self.provenance),
@@ -113,16 +126,16 @@ class PrunePlan:
         return captured.get().rstrip()
 
     def table(self) -> Table:
-        """Return the kept KV groups, MLP channels and share of parameters of every layer."""
+        """Return the kept groups of every kind and the share of parameters of every layer."""
         table = Table(title=repr(self))
-        for heading in HEADINGS:
+        for heading in self._headings:
             table.add_column(heading, justify="right")
         for row in self._rows():
             table.add_row(*row)
         return table
 
     def plot(self) -> Figure:
-        """Draw the kept share of KV groups and MLP channels over the layers.
+        """Draw the kept share of the groups of every kind over the layers that have such groups.
 
         Raises:
             InputError: matplotlib is missing, or the plan does not know the dense model's geometry.
@@ -142,41 +155,44 @@ class PrunePlan:
         figure = Figure(figsize=(8, 3), layout="constrained")
         axes = figure.subplots()
         pairs = list(zip(self.layers, self.geometry.shapes, strict=True))
-        for label, shares in (
-            ("KV groups", [_share(len(keep.kv_groups), dense.num_kv_groups) for keep, dense in pairs]),
-            ("MLP channels", [_share(len(keep.mlp_channels), dense.mlp_width) for keep, dense in pairs]),
-        ):
-            axes.plot(range(len(shares)), shares, marker="o", label=label)
+        for kind in self._kinds:
+            sizes = [(keep.shape.size_of(kind.name), dense.size_of(kind.name)) for keep, dense in pairs]
+            shares = {index: _share(*size) for index, size in enumerate(sizes) if size[1] or kind in DENSE_KINDS}
+            axes.plot(shares.keys(), shares.values(), marker="o", label=kind.label)
         axes.set(xlabel="layer", ylabel="kept", ylim=(0, 1.05), title=repr(self))
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.legend()
         return figure
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{heading}</th>" for heading in HEADINGS)
+        head = "".join(f"<th>{heading}</th>" for heading in self._headings)
         rows = ("".join(f"<td>{cell}</td>" for cell in row) for row in self._rows())
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table><caption>{self!r}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
-    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
-        """Cells under ``HEADINGS``; the dense sizes are left out where they are unknown."""
+    @property
+    def _kinds(self) -> tuple[GroupKind, ...]:
+        """The kinds of groups of the dense model, or where it is unknown, of those that are kept."""
+        if self.geometry is not None:
+            return self.geometry.kinds
+        return kinds_among({name for keep in self.layers for name, indices in keep.groups.items() if indices})
+
+    @property
+    def _headings(self) -> tuple[str, ...]:
+        return ("layer", *(kind.label for kind in self._kinds), "parameters kept")
+
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        """Cells under the headings; the dense sizes are left out where they are unknown."""
         for index, keep in enumerate(self.layers):
             kept = keep.shape
+            sizes = [kept.size_of(kind.name) for kind in self._kinds]
             if self.geometry is None:
-                yield str(index), str(kept.num_kv_groups), str(kept.mlp_width), ""
+                yield str(index), *map(str, sizes), ""
                 continue
             dense = self.geometry.shapes[index]
             share = _share(self.geometry.layer_params(kept), self.geometry.layer_params(dense))
-            yield (
-                str(index),
-                f"{kept.num_kv_groups} of {dense.num_kv_groups}",
-                f"{kept.mlp_width} of {dense.mlp_width}",
-                f"{share:.1%}",
-            )
-
-
-#: Of the table of a plan.
-HEADINGS = ("layer", "KV groups", "MLP channels", "parameters kept")
+            cells = (f"{size} of {dense.size_of(kind.name)}" for size, kind in zip(sizes, self._kinds, strict=True))
+            yield str(index), *cells, f"{share:.1%}"
 
 
 def shares_of(params: int, geometry: Geometry) -> str:

@@ -1,10 +1,11 @@
-"""Selection: groups of all layers and both kinds are dropped in ascending order of score until the budget is spent.
+"""Selection: groups of all layers and kinds are dropped in ascending order of score until the budget is spent.
 
 G groups | U units, groups that leave together | L layers. Budget and costs are in parameters.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry
+from hgsp.models.kinds import GROUP_KINDS
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.units import Mask, Units, attention_ranked_below, protected_units, units_of
-from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, Ints
+from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, Ints, block_of
 
-#: A block of one layer: (layer, ``ATTENTION`` or ``MLP``).
+#: A block of one layer: (layer, ``ATTENTION`` or ``MLP``, be it of channels or of experts).
 BlockIndex = tuple[int, int]
 
 
@@ -34,7 +36,8 @@ def select_groups(
     """Drop groups in ascending order of score, skipping those that exceed the rest of the budget.
 
     The unspent rest is less than the cost of a block of MLP channels (``ShapeRules.mlp_multiple_of``) if any selection
-    achieves that; of uniform plans, less than a block in every layer. Ties: earlier layer first, attention first, lower
+    achieves that, and of a KV group or an expert in models without channels; of uniform plans, less than a block in
+    every layer. Ties: earlier layer first, attention first, lower
     index first.
 
     Args:
@@ -55,7 +58,7 @@ def select_groups(
         collapsed = _collapsed_layers(table, geometry, kept, shape_rules, epsilon, removed, budget_params)
         if not collapsed:
             break
-        removed |= {(layer, kind) for layer in collapsed for kind in (ATTENTION, MLP)}
+        removed |= {(layer, block) for layer in collapsed for block in (ATTENTION, MLP)}
         kept = _select(table, geometry, budget_params, shape_rules, removed)
     layers = _layers_of(table, kept, geometry.num_layers)
     removed_params = sum(
@@ -68,10 +71,10 @@ def select_groups(
 def kept_mask(table: GroupTable, plan: PrunePlan) -> Mask:
     """Return the mask of the table's rows that the plan keeps, bool [G]."""
     kept = np.zeros(len(table), dtype=bool)
-    start = np.searchsorted(table.layer * 2 + table.kind, np.arange(2 * len(plan.layers)))
+    start = np.searchsorted(table.block, np.arange(2 * len(plan.layers)))
     for index, keep in enumerate(plan.layers):
-        kept[start[2 * index + ATTENTION] + np.array(keep.kv_groups, dtype=np.int64)] = True
-        kept[start[2 * index + MLP] + np.array(keep.mlp_channels, dtype=np.int64)] = True
+        for block, indices in ((ATTENTION, keep.kv_groups), (MLP, keep.experts or keep.mlp_channels)):
+            kept[start[2 * index + block] + np.array(indices, dtype=np.int64)] = True
     return kept
 
 
@@ -90,7 +93,7 @@ def _select(
 ) -> Mask:
     """Return the mask [G] of kept groups, with ``removed`` blocks removed first and the rest of the budget spent."""
     units = units_of(table, geometry, shape_rules)
-    gone = np.isin(units.layer * 2 + units.kind, [2 * layer + kind for layer, kind in removed])
+    gone = np.isin(units.layer * 2 + block_of(units.kind), [2 * layer + block for layer, block in removed])
     remaining = budget - _block_params(geometry, removed)
     if shape_rules.has_equal_layers:
         kept = _equal_layers(units, gone, remaining, shape_rules)
@@ -134,8 +137,9 @@ def _exchange_channels_for_a_kv_group(units: Units, candidates: Ints, kept: Mask
 def _equal_layers(units: Units, gone: Mask, remaining: int, shape_rules: ShapeRules) -> Mask:
     """Return the mask [U] of the units that stay when every layer drops the same number of KV groups.
 
-    Every number is tried, and the rest of the budget is spent on channels, the same number in every layer where the
-    rules ask for it. Among the plans that spend the budget, that with the lowest sum of importance dropped is chosen.
+    Every number is tried, and the rest of the budget is spent on channels or experts, the same number in every layer
+    where the rules ask for it. Among the plans that spend the budget, that with the lowest sum of importance dropped is
+    chosen.
     """
     loss, last = units.score * units.cost, ~gone & units.is_last
     plans = []
@@ -151,33 +155,32 @@ def _equal_layers(units: Units, gone: Mask, remaining: int, shape_rules: ShapeRu
             kept = _drop_greedily(units, kept, ~kept | units.is_last | (units.kind == ATTENTION), rest)
             rest -= int(units.cost[before & ~kept].sum())
         plans.append((rest, float(loss[~gone & ~kept].sum()), kept))
-    step = units.cost[(units.kind == MLP) & ~units.is_last & ~gone]
+    step = units.cost[(units.kind != ATTENTION) & ~units.is_last & ~gone]
     tolerance = (int(step.max()) if len(step) else 0) * (int(last.sum()) // 2 if shape_rules.uniform else 1)
     spending = min(rest for rest, _, _ in plans) + tolerance
     return min((plan for plan in plans if plan[0] <= spending), key=lambda plan: plan[1])[2]
 
 
 def _drop_ranks(units: Units, kept: Mask, remaining: int) -> tuple[Mask, int]:
-    """Drop the first channels of every layer while they fit; return the mask [U] and the rest of the budget."""
-    channels = kept & (units.kind == MLP)
-    highest = int(units.rank[channels & units.is_last].min())
+    """Drop the first units of every MLP while they fit; return the mask [U] and the rest of the budget."""
+    in_mlp = kept & (units.kind != ATTENTION)
+    highest = int(units.rank[in_mlp & units.is_last].min())
     for rank in range(highest):
-        cost = int(units.cost[channels & (units.rank == rank)].sum())
+        cost = int(units.cost[in_mlp & (units.rank == rank)].sum())
         if cost > remaining:
             break
-        kept = kept & ~(channels & (units.rank == rank))
+        kept = kept & ~(in_mlp & (units.rank == rank))
         remaining -= cost
     return kept, remaining
 
 
 def _block_params(geometry: Geometry, blocks: Collection[BlockIndex]) -> int:
     """Count the parameters of blocks of the dense model."""
-    emptied = {(layer, ATTENTION): {"num_kv_groups": 0} for layer in range(geometry.num_layers)}
-    emptied |= {(layer, MLP): {"mlp_width": 0} for layer in range(geometry.num_layers)}
     total = 0
-    for layer, kind in blocks:
+    for layer, block in blocks:
         shape = geometry.shapes[layer]
-        total += geometry.layer_params(shape) - geometry.layer_params(replace(shape, **emptied[layer, kind]))
+        emptied = replace(shape, **{shape.kinds[block].size: 0})
+        total += geometry.layer_params(shape) - geometry.layer_params(emptied)
     return total
 
 
@@ -194,9 +197,9 @@ def _collapsed_layers(
     whole = np.array([geometry.layer_params(shape) for shape in geometry.shapes])
     dropped = np.bincount(table.layer, weights=table.cost * ~kept, minlength=geometry.num_layers)
     kept_ratio = 1 - dropped / whole
-    blocks = set((table.layer * 2 + table.kind)[kept].tolist())
+    blocks = set(table.block[kept].tolist())
     complete = {layer for layer in range(geometry.num_layers) if {2 * layer + ATTENTION, 2 * layer + MLP} <= blocks}
-    removed_layers = {layer for layer, kind in removed if (layer, MLP + ATTENTION - kind) in removed}
+    removed_layers = {layer for layer, block in removed if (layer, MLP + ATTENTION - block) in removed}
     touchable = set(range(geometry.num_layers)) - shape_rules.frozen_layers(geometry.num_layers)
     spent = _block_params(geometry, removed)
     collapsed: list[int] = []
@@ -210,13 +213,8 @@ def _collapsed_layers(
 
 
 def _layers_of(table: GroupTable, kept: Mask, num_layers: int) -> tuple[LayerKeep, ...]:
-    indices: dict[tuple[int, int], Ints] = {}
-    bounds = np.searchsorted(table.layer * 2 + table.kind, np.arange(2 * num_layers + 1))
-    for layer in range(num_layers):
-        for kind in (ATTENTION, MLP):
-            block = slice(bounds[2 * layer + kind], bounds[2 * layer + kind + 1])
-            indices[layer, kind] = table.group[block][kept[block]]
-    return tuple(
-        LayerKeep(tuple(indices[layer, ATTENTION].tolist()), tuple(indices[layer, MLP].tolist()))
-        for layer in range(num_layers)
-    )
+    number = table.layer * len(GROUP_KINDS) + table.kind
+    bounds = np.searchsorted(number, np.arange(len(GROUP_KINDS) * num_layers + 1))
+    blocks = (slice(first, stop) for first, stop in itertools.pairwise(bounds))
+    indices = [tuple(table.group[block][kept[block]].tolist()) for block in blocks]
+    return tuple(LayerKeep(*layer) for layer in zip(*[iter(indices)] * len(GROUP_KINDS), strict=True))

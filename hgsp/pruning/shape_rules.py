@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
+from hgsp.models.kinds import KIND_NAMED
 from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, RATIO_PHRASES
 
 #: Of all parameters; the largest step between two plans whose layers all have the same width.
@@ -23,8 +24,9 @@ class ShapeRules:
         mlp_multiple_of: channels leave in blocks of this number, so that an MLP that loses channels is left with a
             multiple of it; None is 64 for MLPs of at least 1,024 channels, else 1.
         equal_kv_groups: every layer keeps the same number of KV groups.
-        uniform: every layer keeps the same numbers of KV groups and of channels.
+        uniform: every layer keeps the same numbers of KV groups and of channels or experts.
         allow_empty_blocks: the attention or the MLP of a layer may leave whole.
+        min_experts: minimum size of a mixture, at least 1; it keeps as many experts as a token uses in any case.
 
     Raises:
         InputError: a minimum size or a multiple below 1, or rules that exclude each other.
@@ -38,12 +40,13 @@ class ShapeRules:
     equal_kv_groups: bool = False
     uniform: bool = False
     allow_empty_blocks: bool = False
+    min_experts: int = 1
 
     def __post_init__(self) -> None:
-        if self.min_kv_groups < 1 or self.min_mlp_width < 1:
+        if min(self.min_kv_groups, self.min_mlp_width, self.min_experts) < 1:
             raise InputError(
-                expected="minimum sizes of at least one KV group and one MLP channel",
-                got=f"{self.min_kv_groups} and {self.min_mlp_width}",
+                expected="minimum sizes of at least one KV group, one MLP channel and one expert",
+                got=f"{self.min_kv_groups}, {self.min_mlp_width} and {self.min_experts}",
                 remedy="use epsilon to remove layers whole, or allow empty blocks",
             )
         if self.mlp_multiple_of is not None and self.mlp_multiple_of < 1:
@@ -85,12 +88,15 @@ class ShapeRules:
         """Return the smallest shape of every layer whose blocks all stay."""
         frozen, multiple = self.frozen_layers(geometry.num_layers), self.multiple_for(geometry)
         min_mlp_width = -(-self.min_mlp_width // multiple) * multiple
-        min_kv_groups = [
-            min(shape.num_kv_groups, self.min_kv_groups) if geometry.prunes_kv_groups else shape.num_kv_groups
-            for shape in geometry.shapes
-        ]
+        minimum = {
+            "attention": self.min_kv_groups
+            if geometry.prunes_kv_groups
+            else max(s.num_kv_groups for s in geometry.shapes),
+            "mlp": min_mlp_width,
+            "expert": max(self.min_experts, geometry.experts_per_token),
+        }
         return tuple(
-            shape if index in frozen else LayerShape(min_kv_groups[index], min(shape.mlp_width, min_mlp_width))
+            shape if index in frozen else LayerShape(*(min(shape.size_of(kind), minimum[kind]) for kind in KIND_NAMED))
             for index, shape in enumerate(geometry.shapes)
         )
 
@@ -131,6 +137,6 @@ def budget_for_ratio(geometry: Geometry, ratio: float, shape_rules: ShapeRules, 
         raise InputError(
             expected=f"a ratio of at most {highest:.4f} of {RATIO_PHRASES[ratio_of]}",
             got=f"{ratio}",
-            remedy="lower --pruning_ratio, --min_kv_groups or --min_mlp_width, or freeze fewer layers",
+            remedy="lower --pruning_ratio, --min_kv_groups, --min_mlp_width or --min_experts, or freeze fewer layers",
         )
     return budget

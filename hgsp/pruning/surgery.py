@@ -1,6 +1,6 @@
 """Surgery: the tensors and the config of the pruned model that a plan makes of a dense one.
 
-K kv groups | R query heads per kv group | D head dim | M mlp width
+K kv groups | R query heads per kv group | D head dim | M mlp width | E experts
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hgsp.errors import InputError
 from hgsp.models.buffers import make_buffers
+from hgsp.models.experts import EXPERT_PARTS
 from hgsp.models.families import (
     ATTENTION_INPUTS,
     ATTENTION_OUTPUT,
@@ -27,7 +28,7 @@ from hgsp.models.families import (
     family_of,
 )
 from hgsp.models.geometry import Geometry, geometry_of
-from hgsp.models.layer_sizes import architecture_settings, layer_sizes, sizes_per_layer
+from hgsp.models.layer_sizes import architecture_settings, layer_sizes, stored_keys
 from hgsp.models.weight_checks import refuse_missing_weights, refuse_own_head
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 
@@ -88,13 +89,13 @@ class Surgery:
         new_index, _, inner = name.removeprefix(LAYER_PREFIX).partition(".")
         old_index, slices = self._slices[int(new_index)]
         tensor = self._read(f"{LAYER_PREFIX}{old_index}.{inner}")
-        dim, indices = slices.get(inner.rpartition(".")[0], (None, None))
+        dim, indices = slices.get(_owner(inner), (None, None))
         if dim is None or indices is None or dim >= tensor.ndim:  # norms, and the bias of an output projection
             return tensor
         return tensor.index_select(dim, indices.to(tensor.device))
 
     def zero_padded(self, old_index: int, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the Linears of one layer of the pruned model in their dense shapes, with zeros for dropped groups.
+        """Return the matrices of one layer of the pruned model in their dense shapes, with zeros for dropped groups.
 
         They are zero throughout in removed layers and blocks, and include the biases that the plan adds.
 
@@ -102,16 +103,15 @@ class Surgery:
             dense: the tensors of the dense layer, by their names in it.
         """
         new_index = self._new_index_of.get(old_index)
-        linears = {name: tensor for name, tensor in dense.items() if name.rpartition(".")[0] in LINEARS}
+        linears = {name: tensor for name, tensor in dense.items() if _owner(name) in (*LINEARS, *EXPERT_PARTS)}
         linears |= {name: dense[name.replace(".bias", ".weight")][:, 0] * 0 for name in self.added_biases}
         return {name: self._zero_padded(new_index, name, tensor) for name, tensor in linears.items()}
 
     def _zero_padded(self, new_index: int | None, name: str, dense: Tensor) -> Tensor:
-        linear = name.rpartition(".")[0]
         padded = torch.zeros_like(dense)
         if new_index is None:
             return padded
-        dim, indices = self._slices[new_index][1][linear]
+        dim, indices = self._slices[new_index][1][_owner(name)]
         if not len(indices):
             return padded
         indices = indices.to(dense.device)
@@ -207,17 +207,27 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
     for key in family.per_layer_lists:
         if settings.get(key):
             settings[key] = _of_surviving_layers(settings[key], plan)
+    if "mlp_only_layers" in settings:
+        dense = [not geometry.shapes[index].num_experts for index in surviving_layers(plan)]
+        settings |= {
+            "mlp_only_layers": [index for index in range(len(shapes)) if dense[index]],
+            "decoder_sparse_step": 1,
+        }
     if plan.writer_bias:
         settings["writer_bias"] = True
-    is_uniform = len(set(shapes)) == 1 and shapes[0].num_kv_groups and shapes[0].mlp_width
+    sizes = [stored_keys(config, layer_sizes(shape, queries)) for shape in shapes]
+    common = {key: value for of_layer in sizes for key, value in of_layer.items()}
+    is_uniform = "skip" not in common and all(of_layer.items() <= common.items() for of_layer in sizes)
     if is_uniform and not settings.get("writer_bias"):
-        settings |= layer_sizes(shapes[0], queries)
+        settings |= common
         stock = _stock_type(family, settings)
         if stock == "mistral":
             settings.setdefault("sliding_window", None)  # the default of MistralConfig is 4096
         if stock is not None:
             return AutoConfig.for_model(stock, **settings)
-    settings["per_layer_config"] = sizes_per_layer(shapes, queries)
+    if "output_router_logits" in settings:
+        settings["output_router_logits"] = False  # the loss that it adds is defined for equal numbers of experts
+    settings["per_layer_config"] = dict(enumerate(sizes))
     return AutoConfig.for_model(family.pruned_model_type, **settings)
 
 
@@ -238,7 +248,7 @@ def _of_surviving_layers(values: Sequence[Any], plan: PrunePlan) -> list[Any]:
 
 
 def _slices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
-    """Return the dimension of every Linear that is sliced, and the indices that it keeps."""
+    """Return the dimension of every matrix that is sliced, and the indices that it keeps."""
     per_kv, per_query = geometry.head_dim, geometry.columns_per_group("attention")
     query_rows, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
     channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
@@ -250,7 +260,13 @@ def _slices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tens
         ATTENTION_OUTPUT: (1, query_rows),
         **dict.fromkeys(MLP_INPUTS, (0, channels)),
         MLP_OUTPUT: (1, channels),
+        **dict.fromkeys(EXPERT_PARTS, (0, torch.tensor(keep.experts, dtype=torch.int64))),
     }
+
+
+def _owner(name: str) -> str:
+    """Return the Linear that a parameter belongs to, or the parameter itself where it is none's."""
+    return name.removesuffix(".weight").removesuffix(".bias")
 
 
 def _spans(groups: tuple[int, ...], width: int) -> Tensor:
@@ -268,16 +284,15 @@ def _stock_type(family: Family, settings: dict[str, Any]) -> str | None:
 
 def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
     differs = len(plan.layers) != geometry.num_layers or any(
-        (keep.kv_groups and keep.kv_groups[-1] >= shape.num_kv_groups)
-        or (not geometry.prunes_kv_groups and len(keep.kv_groups) not in (0, shape.num_kv_groups))
-        or (keep.mlp_channels and keep.mlp_channels[-1] >= shape.mlp_width)
+        (indices and indices[-1] >= shape.size_of(kind))
+        or (kind == "attention" and not geometry.prunes_kv_groups and len(indices) not in (0, shape.size_of(kind)))
         for keep, shape in zip(plan.layers, geometry.shapes, strict=False)
+        for kind, indices in keep.groups.items()
     )
     if differs or not surviving_layers(plan):
-        whole = "" if geometry.prunes_kv_groups else ", and a block whole or not at all"
+        kept = "at least one" + ("" if geometry.prunes_kv_groups else ", with all KV groups of a block or none")
         raise InputError(
-            expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps at least one"
-            + whole,
+            expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps {kept}",
             got=f"a plan for {len(plan.layers)} layers",
             remedy="apply the plan to the model it was made from",
         )

@@ -1,6 +1,6 @@
-"""Units of the selection: groups that leave together. A KV group is alone, channels come in blocks of one layer.
+"""Units of the selection: groups that leave together. KV groups and experts are alone, channels come in blocks.
 
-G groups | U units | B = 2 L blocks (layer, kind)
+G groups | U units | B = 2 L blocks (layer, attention or MLP)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hgsp.models.geometry import Geometry
+from hgsp.models.kinds import GROUP_KINDS
 from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.scoring.groups import ATTENTION, MLP, Floats, GroupTable, Ints
 
@@ -53,7 +54,7 @@ def units_of(table: GroupTable, geometry: Geometry, shape_rules: ShapeRules) -> 
     last unit. The others leave in blocks of the rules' multiple of channels; the first one is smaller where their
     number is no multiple.
     """
-    block = table.layer * 2 + table.kind
+    block = table.block
     order = np.lexsort((table.group, table.score, block))
     sizes_B, step_B, leaving_B = _sizes(geometry, shape_rules)
     first_B = np.cumsum(sizes_B) - sizes_B
@@ -69,7 +70,7 @@ def units_of(table: GroupTable, geometry: Geometry, shape_rules: ShapeRules) -> 
     is_last = np.append(np.diff(block[order][starts]) != 0, True)
     cost = np.add.reduceat(table.cost[order], starts)
     if shape_rules.allow_empty_blocks:  # what belongs to no group leaves with the block's last unit
-        extra = np.array([geometry.attention_extra_params, geometry.mlp_extra_params])
+        extra = np.array([geometry.extra_params(kind.name) for kind in GROUP_KINDS])
         cost = cost + is_last * extra[kind]
     score = np.add.reduceat(table.score[order], starts) / counts
     return Units(layer, kind, step_of_rank[starts], score, cost, is_last, of_group)
@@ -77,11 +78,10 @@ def units_of(table: GroupTable, geometry: Geometry, shape_rules: ShapeRules) -> 
 
 def _sizes(geometry: Geometry, shape_rules: ShapeRules) -> tuple[Ints, Ints, Ints]:
     """Return, for every block [B], its groups, the groups of a unit, and the groups beyond the minimum size."""
-    sizes = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes])
-    smallest = shape_rules.smallest_shapes(geometry)
-    minimum = np.array([(shape.num_kv_groups, shape.mlp_width) for shape in smallest])
+    sizes = np.array([shape.block_sizes for shape in geometry.shapes])
+    minimum = np.array([shape.block_sizes for shape in shape_rules.smallest_shapes(geometry)])
     step = np.ones_like(sizes)
-    step[:, MLP] = shape_rules.multiple_for(geometry)
+    step[:, MLP] = [1 if shape.num_experts else shape_rules.multiple_for(geometry) for shape in geometry.shapes]
     return sizes.ravel(), step.ravel(), (sizes - minimum).ravel()
 
 

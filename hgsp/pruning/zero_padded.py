@@ -1,17 +1,19 @@
 """The pruned model in the dense model's shapes, with zeros for dropped rows and columns, to be scored again.
 
-Such a layer computes what the pruned layer computes, with reconstructed tensors if there are any. Every group keeps its
+Such a layer computes what the pruned layer computes, with reconstructed tensors if there are any, and with a router
+that chooses among the kept experts alone. Every group keeps its
 row in the group table; a dropped one has importance 0 with every method that reads weights or activations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import nn
 
 from hgsp.models.decoder import Decoder
+from hgsp.models.experts import routed_among
 from hgsp.pruning.surgery import Surgery
 
 
@@ -29,8 +31,10 @@ class ZeroPaddedLayers:
             _set_parameters(
                 module, {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in padded.items()}
             )
+            kept = self._surgery.plan.layers[index].experts
             try:
-                yield module
+                with routed_among(module, kept) if kept else nullcontext():
+                    yield module
             finally:
                 _set_parameters(module, {name: dense.get(name) for name in padded})
 

@@ -71,9 +71,12 @@ class PairedForward:
         """Run one block of the dense model alone."""
         self._pass_block(kind, dense, self._dense)
 
-    def pass_pruned(self, kind: str, pruned: nn.Module, projection: nn.Linear) -> None:
-        """Run one block of the pruned model, whose output projection may be another one than in ``gather``."""
-        if self._projection_inputs is None:
+    def pass_pruned(self, kind: str, pruned: nn.Module, projection: nn.Linear | None) -> None:
+        """Run one block of the pruned model, whose output projection may be another one than in ``gather``.
+
+        None is a block that was not gathered.
+        """
+        if projection is None or self._projection_inputs is None:
             self._pass_block(kind, pruned, self._pruned)
             return
         inputs_NTS = self._projection_inputs.open(0)

@@ -50,7 +50,8 @@ class ReconstructionOptions:
 
     Args:
         method: "lstsq" refits ``o_proj`` and ``down_proj`` by least squares, "blocks" all weights of an MLP after that
-            (``fit_block``), "bias" nothing but the biases that the plan adds (arXiv:2312.11983).
+            (``fit_block``), neither those of experts; "bias" nothing but the biases that the plan adds
+            (arXiv:2312.11983).
         batch_size: sequences per call of a layer.
         spill_dir: folder for activations, [sequences, tokens, H] twice, and on a CPU the inputs of one output
             projection; None keeps them in memory.
@@ -199,12 +200,14 @@ def _reconstruct_block(
 ) -> list[ModuleFit]:
     """Refit one output projection and, with a seed, the whole MLP, and run the block of both models.
 
-    Returns an empty list if the pruned layer has no such block.
+    Returns an empty list if the pruned layer has no such block, or one of experts, which keep their weights.
     """
     block, _, name = OUTPUT_PROJECTIONS[kind].partition(".")
     projection = getattr(getattr(pruned, block), name, None)
     if projection is None:
         streams.pass_dense(kind, dense)
+        if getattr(pruned, block) is not None:
+            streams.pass_pruned(kind, pruned, None)
         return []
     fit = Moments(projection, accumulation_dtype(projection.weight.device), bias_only=bias_only)
     held_out = Moments(projection, torch.float32, bias_only=bias_only)

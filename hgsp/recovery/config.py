@@ -14,7 +14,8 @@ from hgsp.models.dtypes import DTYPE_NAMES
 from hgsp.models.places import is_gguf
 
 METHODS = ("lora", "full")
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+PROJECTIONS = (*ATTENTION_PROJECTIONS, "gate_proj", "up_proj", "down_proj")
 REPORTERS = ("none", "tensorboard", "wandb", "trackio")
 DEFAULT_INSTRUCTIONS = "yahma/alpaca-cleaned"
 

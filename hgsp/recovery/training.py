@@ -19,11 +19,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from hgsp.console.progress import Progress, silent
 from hgsp.environment import launched_processes
+from hgsp.errors import InputError
+from hgsp.models.experts import has_expert_layers
 from hgsp.models.half_precision import emulated_dtypes, fp32_matmul_fallback
 from hgsp.models.loading import ModelSource
 from hgsp.recovery.callbacks import EvaluateLast, ProgressCallback, StopOnNonFinite
 from hgsp.recovery.collator import Collator
-from hgsp.recovery.config import TrainingConfig, steps_per_update
+from hgsp.recovery.config import ATTENTION_PROJECTIONS, TrainingConfig, steps_per_update
 from hgsp.recovery.losses import Objective, TeacherTopK
 from hgsp.recovery.resume import TEACHER_CACHE
 from hgsp.recovery.samples import Sample, TrainingText
@@ -83,10 +85,29 @@ def add_adapters(model: Any, config: TrainingConfig) -> Any:
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_target_modules),
+        target_modules=adapter_targets(model, config.lora_target_modules),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, lora, autocast_adapter_dtype=True)
+
+
+def adapter_targets(model: Any, chosen: Sequence[str]) -> list[str]:
+    """Return the projections that get an adapter: in a mixture of experts those of attention, which are Linears.
+
+    Raises:
+        InputError: none of the chosen projections is left.
+    """
+    if not has_expert_layers(model):
+        return list(chosen)
+    attention = [name for name in chosen if name in ATTENTION_PROJECTIONS]
+    if not attention:
+        raise InputError(
+            expected=f"--lora_target_modules with some of {', '.join(ATTENTION_PROJECTIONS)} for a mixture of experts",
+            got=" ".join(chosen),
+            remedy="experts are no Linears and get no adapters",
+        )
+    LOG.warning("experts get no adapters: %s of attention do", ", ".join(attention))
+    return attention
 
 
 def num_updates(num_sequences: int, config: TrainingConfig, processes: int) -> int:

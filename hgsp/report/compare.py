@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hgsp.console.report_schema import ROLES, TOKEN_PPL
 from hgsp.errors import InputError
+from hgsp.models.kinds import GROUP_KINDS, KIND_NAMED
 from hgsp.report.axes import integer_axis, names_axis, value_axis
 from hgsp.report.charts import STYLES, Box, Panel, Series, draw, legend_of
 from hgsp.report.content import Figure, LeftOut, Page, Section, Table, Text
@@ -156,16 +157,19 @@ def _shown(label: str, measured: Measured | None) -> str:
 
 def _layer_section(runs: Runs) -> Section:
     """Return a heat map of the groups kept: a row for each run, a column for each layer."""
-    kept: dict[str, dict[str, dict[int, float]]] = {"KV groups kept": {}, "MLP channels kept": {}}
+    kept: dict[str, dict[str, dict[int, float]]] = {f"{kind.label} kept": {} for kind in GROUP_KINDS}
     for name, sources in runs.items():
         try:
             counts = dense_counts(sources)
         except LeftOut:
             continue  # it has no row
-        for kind, key, panel in zip(counts, ("kept_kv_groups", "kept_mlp_channels"), kept.values(), strict=True):
-            layers = sources.of_pruning()["layers"]
-            panel[name] = {entry["layer"]: len(entry[key]) / max(1, counts[kind][entry["layer"]]) for entry in layers}
-    if not kept["MLP channels kept"]:
+        for kind in map(KIND_NAMED.__getitem__, counts):
+            kept[f"{kind.label} kept"][name] = {
+                entry["layer"]: len(entry[f"kept_{kind.kept}"]) / max(1, counts[kind.name][entry["layer"]])
+                for entry in sources.of_pruning()["layers"]
+            }
+    kept = {title: by_run for title, by_run in kept.items() if by_run}
+    if not kept:
         raise LeftOut("no run has a pruning report with the sizes of its layers")
     panels = [_heat_panel(title, by_run) for title, by_run in kept.items()]
     title = "Groups kept by layer"

@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from hgsp.models.kinds import GROUP_KINDS, KIND_NAMED, GroupKind, kinds_among
 from hgsp.report.axes import Axis, integer_axis, linear_axis, log_axis, value_axis
 from hgsp.report.charts import Box, Panel, Series, draw, legend_of
 from hgsp.report.content import Figure, LeftOut, Section, Table, Text
 from hgsp.report.formats import percent, significant
 from hgsp.report.sources import GroupColumns, Sources, read_group_table
 
-#: Kind of group -> its name on a chart, and the style of its series.
-KINDS = {"attention": ("KV groups", "s0"), "mlp": ("MLP channels", "s1")}
 #: KV heads up to which each is a cell of its own; more are one cell for each layer.
 MAX_CELLS = 16
 #: Bins of a distribution.
@@ -25,32 +24,26 @@ DenseCounts = Mapping[int, int]
 
 
 def layer_section(sources: Sources) -> Section:
-    """Return the map of kept KV groups and MLP widths by layer."""
+    """Return the map of the kept groups of every kind by layer."""
     report = sources.of_pruning()
     layers = report["layers"]
     counts = dense_counts(sources)
-    kept = {
-        "attention": {entry["layer"]: entry["kept_kv_groups"] for entry in layers},
-        "mlp": {entry["layer"]: entry["kept_mlp_channels"] for entry in layers},
-    }
-    indices = sorted(kept["mlp"])
-    panels = [
-        _kv_panel(indices, kept["attention"], counts["attention"]),
-        _mlp_panel(indices, kept["mlp"], counts["mlp"]),
-    ]
+    kinds = tuple(map(KIND_NAMED.__getitem__, counts))
+    kept = {kind.name: {entry["layer"]: entry[f"kept_{kind.kept}"] for entry in layers} for kind in kinds}
+    indices = sorted(kept["attention"])
+    panels = [_panel(kind, indices, kept[kind.name], counts[kind.name]) for kind in kinds]
     rows = [
         (
             str(layer),
-            f"{len(kept['attention'][layer])} of {counts['attention'][layer]}",
-            f"{len(kept['mlp'][layer]):,} of {counts['mlp'][layer]:,}",
+            *(f"{len(kept[kind.name][layer]):,} of {counts[kind.name][layer]:,}" for kind in kinds),
             percent(next(entry["kept_ratio"] for entry in layers if entry["layer"] == layer)),
         )
         for layer in indices
     ]
-    title = "KV groups and MLP channels kept by layer"
+    title = f"{' and '.join(kind.label for kind in kinds)} kept by layer"
     legend = [("cell", "kept (the darker, the more of the layer)"), ("removed", "removed")]
     note = "A KV group is one key/value head with its query heads. Layers are those of the dense model."
-    table = Table(("layer", "KV groups", "MLP channels", "parameters kept"), rows)
+    table = Table(("layer", *(kind.label for kind in kinds), "parameters kept"), rows)
     return Section("Layers", (Figure(title, draw(title, panels, legend), table, note),))
 
 
@@ -62,13 +55,19 @@ def dense_counts(sources: Sources) -> dict[str, dict[int, int]]:
     """
     layers = sources.of_pruning()["layers"]
     if layers and "num_kv_groups" in layers[0]:
-        names = {"attention": "num_kv_groups", "mlp": "num_mlp_channels"}
-        return {kind: {entry["layer"]: entry[name] for entry in layers} for kind, name in names.items()}
+        present = {kind.name for kind in GROUP_KINDS for entry in layers if entry.get(kind.dense_key)}
+        return {kind.name: {entry["layer"]: entry[kind.dense_key] for entry in layers} for kind in kinds_among(present)}
     table = read_group_table(sources.folder)
     return {
         kind: {entry["layer"]: int(columns.layers.get(entry["layer"], [0])[0]) for entry in layers}
         for kind, columns in table.items()
     }
+
+
+def _panel(kind: GroupKind, indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts: DenseCounts) -> Panel:
+    if kind.name == "attention":
+        return _kv_panel(indices, kept, counts)
+    return _bars_panel(indices, kept, counts, kind.label)
 
 
 def _kv_panel(indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts: DenseCounts) -> Panel:
@@ -86,10 +85,6 @@ def _kv_panel(indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts:
             boxes.append(Box(style, _cell(layer), _cell(group), note))
     x = integer_axis("layer", indices[0], indices[-1])
     return Panel(x, integer_axis("KV group", 0, max(most - 1, 0)), boxes=boxes, height=max(70, 22 * most))
-
-
-def _mlp_panel(indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts: DenseCounts) -> Panel:
-    return _bars_panel(indices, kept, counts, "MLP channels")
 
 
 def _bars_panel(indices: Sequence[int], kept: Mapping[int, Sequence[int]], counts: DenseCounts, name: str) -> Panel:
@@ -122,10 +117,10 @@ def score_section(sources: Sources) -> Section:
     threshold = every[removed] if 0 < removed < len(every) else None
     axis = log_axis("score", positive)
     panels = [
-        _histogram(columns, axis, threshold if threshold and threshold > 0 else None, KINDS[kind][0])
+        _histogram(columns, axis, threshold if threshold and threshold > 0 else None, KIND_NAMED[kind].label)
         for kind, columns in table.items()
     ]
-    rows = [row for kind, columns in table.items() for row in _quantiles(columns, KINDS[kind][0])]
+    rows = [row for kind, columns in table.items() for row in _quantiles(columns, KIND_NAMED[kind].label)]
     title = "Scores of kept and removed groups"
     note = (
         "Score = importance per removed parameter × prior, as in global_group_table.csv. Dashed: the score below which "
@@ -181,7 +176,9 @@ def prior_section(sources: Sources) -> Section:
     if all(prior == 1 for by_layer in priors.values() for prior in by_layer.values()):
         raise LeftOut("no prior was used (--temperature 0)")
     series = [
-        Series(KINDS[kind][0], KINDS[kind][1], [(float(layer), prior) for layer, prior in by_layer.items()])
+        Series(
+            KIND_NAMED[kind].label, KIND_NAMED[kind].style, [(float(layer), prior) for layer, prior in by_layer.items()]
+        )
         for kind, by_layer in priors.items()
         if by_layer
     ]
@@ -192,9 +189,9 @@ def prior_section(sources: Sources) -> Section:
     title = f"Prior by layer, H-GSP temperature {scoring['temperature']:g}{slope}"
     panel = Panel(integer_axis("layer", layers[0], layers[-1]), value_axis("prior", values), series)
     rows = [
-        (str(layer), *(significant(priors[kind][layer]) if layer in priors[kind] else "" for kind in KINDS))
+        (str(layer), *(significant(priors[kind][layer]) if layer in priors[kind] else "" for kind in priors))
         for layer in layers
     ]
-    table_of_priors = Table(("layer", *(name for name, _ in KINDS.values())), rows)
+    table_of_priors = Table(("layer", *(KIND_NAMED[kind].label for kind in priors)), rows)
     text = Text("The prior multiplies scores: groups of a layer with a high prior are kept longer.")
     return Section("Prior", (Figure(title, draw(title, [panel], legend_of(series)), table_of_priors), text))

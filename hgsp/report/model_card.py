@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.environment import write_atomically
 from hgsp.models.families import is_pruned_type
+from hgsp.models.kinds import GROUP_KINDS, kinds_among
 from hgsp.models.model_cards import CARD, hub_id_of, is_own_card, read_card, read_text, signed
 
 #: Entries of the base model's metadata that hold for a smaller model too.
@@ -88,8 +89,15 @@ def _title(parent: str, metadata: ModelCardData, pruning: Mapping[str, Any], rec
     done = f", then recovered by {_training(recovery)}" if recovery else ""
     return (
         f"# {base}, {removed}\n\n{link}, structurally pruned with hgsp{done}. Whole KV groups (a KV head with its "
-        f"query heads) and MLP channels are gone, {of_decoder} of the decoder layers: tensors are smaller, not masked."
+        f"query heads) and {_of_mlps(pruning)} are gone, {of_decoder} of the decoder layers: tensors are smaller, "
+        "not masked."
     )
+
+
+def _of_mlps(pruning: Mapping[str, Any]) -> str:
+    """Return the kinds of groups that the MLPs of the dense model consist of."""
+    present = {kind.name for kind in GROUP_KINDS for entry in pruning["layers"] if entry.get(kind.dense_key)}
+    return " and ".join(kind.label for kind in kinds_among(present) if kind.block == "mlp")
 
 
 def _training(recovery: Mapping[str, Any]) -> str:

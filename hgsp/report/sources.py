@@ -19,6 +19,7 @@ from hgsp.console.report_schema import (
     RECOVERY_REPORT,
 )
 from hgsp.errors import InputError, one_line
+from hgsp.models.kinds import GROUP_KINDS, kinds_among
 from hgsp.report.content import LeftOut
 
 GROUP_TABLE, LOSS_CURVE = "global_group_table.csv", "loss_curve.csv"
@@ -122,7 +123,7 @@ def read_group_table(folder: Path) -> dict[str, GroupColumns]:
     path = folder / GROUP_TABLE
     if not path.is_file():
         raise LeftOut(f"this folder has no {GROUP_TABLE}")
-    kinds = {"attention": GroupColumns(), "mlp": GroupColumns()}
+    kinds = {kind.name: GroupColumns() for kind in GROUP_KINDS}
     with _readable(path), path.open(newline="", encoding="utf-8") as lines:
         rows = csv.reader(lines, strict=True)
         layer, kind, prior, score, kept = map(next(rows, []).index, ("layer", "kind", "prior", "score", "kept"))
@@ -133,7 +134,8 @@ def read_group_table(folder: Path) -> dict[str, GroupColumns]:
             counts = columns.layers.setdefault(int(row[layer]), [0, 0, _finite(row[prior])])
             counts[0] += 1
             counts[1] += is_kept
-    return kinds
+    present = {name for name, columns in kinds.items() if columns.layers}
+    return {kind.name: kinds[kind.name] for kind in kinds_among(present)}
 
 
 @contextmanager

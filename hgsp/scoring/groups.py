@@ -1,6 +1,7 @@
-"""The table of all groups: one row per KV group and per SwiGLU channel of the dense model.
+"""The table of all groups: one row per KV group, SwiGLU channel and expert of the dense model.
 
-Rows are ordered by layer, attention before MLP, then group index.
+Rows are ordered by layer, attention before MLP, then group index. Factors and costs are the same for all groups of a
+block, and are given as arrays [L, 2]: attention, MLP.
 
 G groups of all layers | L layers
 """
@@ -16,11 +17,14 @@ import numpy.typing as npt
 
 from hgsp.environment import replacing
 from hgsp.errors import NumericalError
-from hgsp.models.families import KINDS
 from hgsp.models.geometry import Geometry
+from hgsp.models.kinds import GROUP_KINDS
 
-ATTENTION, MLP = 0, 1
+#: Kinds of groups by their position in ``GROUP_KINDS``; the first two are the numbers of the blocks of a layer too.
+ATTENTION, MLP, EXPERT = range(len(GROUP_KINDS))
 CSV_COLUMNS = ("layer", "kind", "group", "importance", "cost", "base_score", "prior", "score", "kept")
+#: Block of a layer that groups of a kind belong to.
+_BLOCK_OF_KIND = np.array([("attention", "mlp").index(kind.block) for kind in GROUP_KINDS])
 
 #: Factor on scores of groups whose removal saves nothing; scores stay far below the largest float64.
 UNSAVING = 1e60
@@ -29,8 +33,13 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
+def block_of(kind: Ints) -> Ints:
+    """Return the block of a layer that groups of these kinds belong to: ``ATTENTION`` or ``MLP``."""
+    return np.asarray(_BLOCK_OF_KIND[kind], dtype=np.int64)
+
+
 def depth_profile(num_layers: int, kind: int, power: int) -> Floats:
-    """Return a function of depth for one kind of group and 0 for the other, [L, 2] float64.
+    """Return a function of depth for one block of every layer and 0 for the other, [L, 2] float64.
 
     It is depth ** power minus its mean over the layers, with depth from -1 to 1; 1 everywhere for power 0.
     """
@@ -76,18 +85,23 @@ class GroupTable:
     def __len__(self) -> int:
         return len(self.layer)
 
+    @property
+    def block(self) -> Ints:
+        """The block of every group, 2 * layer + ``ATTENTION`` or ``MLP``."""
+        return self.layer * 2 + block_of(self.kind)
+
     def __repr__(self) -> str:
         num_layers, params = int(self.layer[-1]) + 1, int(self.cost.sum())
         return f"GroupTable({len(self):,} groups in {num_layers} layers, {params:,} parameters)"
 
     def with_prior(self, prior_LK: Floats) -> GroupTable:
         """Return the table with the prior of an array [L, 2] (attention, MLP) and scores multiplied by it."""
-        prior = prior_LK[self.layer, self.kind]
+        prior = self._of_blocks(prior_LK)
         return replace(self, prior=prior, score=self.base_score * prior)
 
     def reweighted(self, factor_LK: Floats) -> GroupTable:
         """Return the table with priors and scores multiplied by an array [L, 2] (attention, MLP)."""
-        factor = factor_LK[self.layer, self.kind]
+        factor = self._of_blocks(factor_LK)
         return replace(self, prior=self.prior * factor, score=self.score * factor)
 
     def with_cost(self, cost_LK: Floats) -> GroupTable:
@@ -97,9 +111,13 @@ class GroupTable:
             cost_LK: of one group in each block (attention, MLP), [L, 2]. Groups that cost nothing score ``UNSAVING``
                 times their score per parameter, so that they leave after all others.
         """
-        cost = cost_LK[self.layer, self.kind]
+        cost = self._of_blocks(cost_LK)
         factor = np.divide(self.cost, cost, out=np.full(len(self), UNSAVING), where=cost > 0)
         return replace(self, base_score=self.base_score * factor, score=self.score * factor)
+
+    def _of_blocks(self, values_LK: Floats) -> Floats:
+        """Return the value of every group's block, [G]."""
+        return values_LK.ravel()[self.block]
 
     def with_depth_slope(self, slope: float) -> GroupTable:
         """Return the table with MLP scores multiplied by e^-slope in the first layer, rising to e^slope in the last.
@@ -115,7 +133,7 @@ class GroupTable:
 
     def write_csv(self, path: Path, kept: npt.NDArray[np.bool_]) -> None:
         """Write one row per group with the columns ``CSV_COLUMNS``; ``kept`` is a mask [G]."""
-        kinds = [KINDS[kind] for kind in self.kind.tolist()]
+        kinds = [GROUP_KINDS[kind].name for kind in self.kind.tolist()]
         columns = (self.layer, kinds, self.group, self.importance, self.cost, self.base_score, self.prior, self.score)
         as_lists = [column if isinstance(column, list) else column.tolist() for column in columns]
         # an 8B model has half a million rows, and no value needs quoting
@@ -137,7 +155,7 @@ def build_group_table(
     """Build the table from the importances of every layer.
 
     Args:
-        importance: ``{"attention": [K], "mlp": [M]}`` per layer, float64, any common unit.
+        importance: ``{"attention": [K], "mlp": [M]}`` per layer, or "expert" [E] for "mlp", float64, any common unit.
         geometry: of the dense model; gives the cost of each group.
         base_importance: normalized importances for the base score; default: ``importance``.
 
@@ -146,7 +164,9 @@ def build_group_table(
     """
     layers, kinds, groups, values, bases, costs = [], [], [], [], [], []
     for index, by_kind in enumerate(importance):
-        for kind, name in enumerate(KINDS):
+        for kind, name in enumerate(kind.name for kind in GROUP_KINDS):
+            if name not in by_kind:
+                continue
             block = np.asarray(by_kind[name], dtype=np.float64)
             layers.append(np.full(len(block), index))
             kinds.append(np.full(len(block), kind))
@@ -171,7 +191,7 @@ def build_group_table(
 def _require_finite(name: str, values: Floats, layer: Ints, kind: Ints) -> None:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        where = f"layer {layer[bad[0]]}, {KINDS[kind[bad[0]]]}"
+        where = f"layer {layer[bad[0]]}, {GROUP_KINDS[kind[bad[0]]].name}"
         raise NumericalError(
             f"{name} of {len(bad)} groups is not finite, first in {where}; use --dtype bfloat16 or float32"
         )

@@ -10,13 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from hgsp.models.families import KINDS
 from hgsp.models.geometry import Geometry
+from hgsp.models.kinds import KIND_NAMED
 from hgsp.scoring.groups import Floats
 
-#: Importance of one layer's groups: "attention" [K] and "mlp" [M], float64. Methods that score all seven Linears add
-#: the share of the output projections alone as "attention.output" and "mlp.output".
+#: Importance of one layer's groups: "attention" [K] and "mlp" [M] or "expert" [E], float64. Methods that score all
+#: weights add the share of the output projections alone as "attention.output" and "mlp.output" or "expert.output".
 LayerImportance = Mapping[str, Floats]
+
+
+def kinds_in(importance: LayerImportance) -> list[str]:
+    """Return the kinds of the groups of one layer: of its attention, and of its MLP."""
+    return [kind for kind in KIND_NAMED if kind in importance]
 
 
 def _none(importance: Floats, output: Floats, group_params: int) -> Floats:
@@ -63,11 +68,14 @@ def normalize(importance: Sequence[LayerImportance], geometry: Geometry, name: s
         name: a key of ``NORMALIZERS``.
 
     Returns:
-        "attention" [K] and "mlp" [M] of every layer, float64.
+        "attention" [K] and "mlp" [M] or "expert" [E] of every layer, float64.
     """
     normalizer = NORMALIZERS[name]
-    params = {kind: geometry.params_per_group(kind) for kind in KINDS}
+    params = {kind: geometry.params_per_group(kind) for kind in KIND_NAMED}
     return [
-        {kind: normalizer(layer[kind], layer.get(f"{kind}.output", layer[kind]), params[kind]) for kind in params}
+        {
+            kind: normalizer(layer[kind], layer.get(f"{kind}.output", layer[kind]), params[kind])
+            for kind in kinds_in(layer)
+        }
         for layer in importance
     ]

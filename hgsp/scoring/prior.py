@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hgsp.layerwise.distributed import sum_over_processes
 from hgsp.layerwise.walk import ForwardPass
 from hgsp.models.decoder import Decoder
+from hgsp.models.experts import EXPERTS, has_experts
 from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.scoring.groups import Floats
@@ -90,7 +91,7 @@ def _angle_sum(before_BTH: Tensor, after_BTH: Tensor) -> Tensor:
 
 
 def prior_of(influence: Influence, temperature: float, tau: float | None) -> tuple[Floats, list[str]]:
-    """Return the factor ``B ** temperature`` of every (layer, kind), [L, 2] float64, and the mode of each layer.
+    """Return the factor ``B ** temperature`` of every (layer, block), [L, 2] float64, and the mode of each layer.
 
     ``B = ln(1 + I_layer)`` if ``I_layer < tau`` (mode "layer"), else ``ln(1 + I_block)`` (mode "block"). ``tau`` None
     is the 25th percentile of ``I_layer``; 0 always gives "block", inf always "layer".
@@ -121,8 +122,8 @@ def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
         with decoder.layer(index) as module:
             started = {
                 (index, "layer"): unskipped,
-                (index, "attention"): _call_without(decoder, module, OUTPUT_PROJECTIONS["attention"], unskipped),
-                (index, "mlp"): _call_without(decoder, module, OUTPUT_PROJECTIONS["mlp"], unskipped),
+                (index, "attention"): _call_without(decoder, module, "attention", unskipped),
+                (index, "mlp"): _call_without(decoder, module, "mlp", unskipped),
             }
             variants = {key: decoder.call(module, hidden) for key, hidden in variants.items()} | started
     tokens = input_ids.shape[0] * (input_ids.shape[1] - 1)
@@ -136,9 +137,10 @@ def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
     return Influence(layer, attention, mlp, "perplexity")
 
 
-def _call_without(decoder: Decoder, module: nn.Module, linear: str, hidden: Tensor) -> Tensor:
-    """Return the output of a layer, [B, T, H], with zeros as the output of one Linear."""
-    handle = module.get_submodule(linear).register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
+def _call_without(decoder: Decoder, module: nn.Module, block: str, hidden: Tensor) -> Tensor:
+    """Return the output of a layer, [B, T, H], with zeros as the output of one block."""
+    last = EXPERTS if block == "mlp" and has_experts(module) else OUTPUT_PROJECTIONS[block]
+    handle = module.get_submodule(last).register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
     try:
         return decoder.call(module, hidden)
     finally:

@@ -1,29 +1,29 @@
-"""Importance of groups, from statistics of single Linears gathered layer by layer.
+"""Importance of groups, from statistics of single matrices gathered layer by layer.
 
-K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width | L layers | N sequences | T tokens
+H hidden | N sequences | T tokens | B sequences of a batch
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
-from hgsp.errors import InputError, not_finite
+from hgsp.errors import InputError
 from hgsp.layerwise.distributed import own_share, sum_over_processes
 from hgsp.layerwise.walk import LayerWalk, Objective
-from hgsp.models.decoder import Decoder, weight_not_finite
-from hgsp.models.families import ATTENTION_OUTPUT, KINDS, LINEARS, MLP_OUTPUT, OUTPUT_PROJECTIONS
-from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.models.decoder import Decoder
+from hgsp.models.experts import has_experts
+from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS, OUTPUT_PROJECTIONS
+from hgsp.models.geometry import geometry_of
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.scoring.methods import ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod, method_named
+from hgsp.scoring.folding import layer_importance
+from hgsp.scoring.methods import Method, WeightMethod, method_named
 from hgsp.scoring.names import LABELS
 from hgsp.scoring.normalization import LayerImportance
 from hgsp.scoring.prior import CosineInfluence, Influence
@@ -35,6 +35,8 @@ from hgsp.scoring.statistics import (
     gather_backward,
     gather_forward,
 )
+
+ATTENTION_LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _score_weights(decoder: Decoder, method: Method, seed: int) -> tuple[LayerIm
     geometry, found = geometry_of(decoder.model), []
     for index in range(decoder.num_layers):
         with decoder.layer(index) as module:
-            found.append(_layer_importance(method, LayerStatistics(index, module), geometry, seed))
+            found.append(layer_importance(method, LayerStatistics(index, module), geometry, seed))
     return tuple(found)
 
 
@@ -146,16 +148,16 @@ def _score_by_walking(
             with cosine.watching(layer_pass) if cosine else nullcontext():
                 linears = _linears(layer_pass.module, method)
                 needs = method.needs & FORWARD_STATISTICS
-                statistics = gather_forward(layer_pass, linears, needs, share, seq_len)
+                statistics = gather_forward(layer_pass, linears, needs, share, seq_len, group_columns)
             if not backward:
-                found[layer_pass.index] = _layer_importance(method, statistics, geometry, seed)
+                found[layer_pass.index] = layer_importance(method, statistics, geometry, seed)
         if backward:
             objective = None if labels == "text" else _loss_of_drawn_labels(walk, seed + share.rows.start)
             for back in progress(walk.backward(objective), f"{method.name} scores", decoder.num_layers):
                 linears = _linears(back.module, method)
                 needs = method.needs & BACKWARD_STATISTICS
                 statistics = gather_backward(back, linears, needs, share, seq_len, group_columns)
-                found[back.index] = _layer_importance(method, statistics, geometry, seed)
+                found[back.index] = layer_importance(method, statistics, geometry, seed)
                 del statistics  # else the gradients of two layers are in memory
     influence = cosine.influence(share.num_sequences * seq_len) if cosine else None
     loss = None
@@ -174,83 +176,8 @@ def _loss_of_drawn_labels(walk: LayerWalk, first_seed: int) -> Objective:
     return objective
 
 
-def fold_weights(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> dict[str, Tensor]:
-    """Sum per-weight saliency over everything that is removed with a group.
-
-    Query heads of KV head k are rows k*R*D to (k+1)*R*D, the order of ``repeat_kv``.
-
-    Args:
-        saliency: returns float32 [O, I] for the name of a Linear, and [O] for its bias under ``name + ".bias"``, zeros
-            if it has none.
-
-    Returns:
-        "attention" [K] and "mlp" [M], float64, and the share of the output projection in each, "attention.output" and
-        "mlp.output".
-    """
-
-    def rows(name: str) -> Tensor:
-        return _float64_sum(saliency(name), 1) + saliency(f"{name}.bias").cpu().double()
-
-    def columns(name: str) -> Tensor:
-        return _float64_sum(saliency(name), 0)
-
-    attention_inputs_K = (
-        rows("self_attn.q_proj").view(K, R * D).sum(1)
-        + rows("self_attn.k_proj").view(K, D).sum(1)
-        + rows("self_attn.v_proj").view(K, D).sum(1)
-    )
-    attention_output_K = columns("self_attn.o_proj").view(K, R * D).sum(1)
-    mlp_output_M = columns("mlp.down_proj")
-    return {
-        "attention": attention_inputs_K + attention_output_K,
-        "mlp": rows("mlp.gate_proj") + rows("mlp.up_proj") + mlp_output_M,
-        "attention.output": attention_output_K,
-        "mlp.output": mlp_output_M,
-    }
-
-
-def _layer_importance(method: Method, statistics: LayerStatistics, geometry: Geometry, seed: int) -> LayerImportance:
-    shape = geometry.shapes[statistics.index]
-    K, R, D = shape.num_kv_groups, geometry.queries_per_kv, geometry.head_dim
-    linears: dict[str, Any] = {name: statistics.module.get_submodule(name) for name in LINEARS}
-
-    if isinstance(method, GroupMethod):
-        generator = torch.Generator().manual_seed(seed + statistics.index)
-        sizes = {"attention": K, "mlp": shape.mlp_width}
-        importance = {kind: method.groups(sizes[kind], geometry.params_per_group(kind), generator) for kind in KINDS}
-    elif isinstance(method, ColumnMethod):
-        columns = {
-            name: method.columns(linears[name].weight, statistics.values.get(name, {})).cpu().double()
-            for name in OUTPUT_PROJECTIONS.values()
-        }
-        attention_K = columns[ATTENTION_OUTPUT].unflatten(0, (K, R * D)).sum(1)
-        importance = {"attention": attention_K, "mlp": columns[MLP_OUTPUT]}
-    elif isinstance(method, MaskMethod):
-        importance = {
-            kind: statistics.values[name][method.statistic].cpu().double() for kind, name in OUTPUT_PROJECTIONS.items()
-        }
-    else:
-
-        def saliency(key: str) -> Tensor:
-            name = key.removesuffix(".bias")
-            parameter = linears[name].bias if key.endswith(".bias") else linears[name].weight
-            if parameter is None:
-                return linears[name].weight.new_zeros(len(linears[name].weight), dtype=torch.float32)
-            return method.saliency(parameter, statistics.values.get(key, {}))
-
-        importance = fold_weights(saliency, K, R, D)
-    for kind in KINDS:
-        if not importance[kind].isfinite().all():
-            where = weight_not_finite(statistics.module)
-            raise not_finite("weight" if where else f"{method.name} importance", statistics.index, where or kind)
-    return {kind: values.numpy() for kind, values in importance.items()}
-
-
-def _float64_sum(values: Tensor, dim: int) -> Tensor:
-    """Return the sum over one dimension, float64 on the CPU; torch adds float32 pairwise, precise enough here."""
-    return values.sum(dim).cpu().double()
-
-
 def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:
+    """Return the Linears of a layer that the method scores; weights of experts are none."""
     names = LINEARS if isinstance(method, WeightMethod) else OUTPUT_PROJECTIONS.values()
-    return {name: cast(nn.Linear, module.get_submodule(name)) for name in names}
+    present = (name for name in names if name in ATTENTION_LINEARS or not has_experts(module))
+    return {name: cast(nn.Linear, module.get_submodule(name)) for name in present}

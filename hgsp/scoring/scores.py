@@ -19,13 +19,14 @@ from torch import Tensor
 from hgsp.console.portable_paths import portable
 from hgsp.environment import replacing
 from hgsp.errors import InputError
-from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
+from hgsp.models.experts import EXPERT_PARTS, ROUTER
+from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LAYER_PREFIX, LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.scoring.groups import GroupTable, build_group_table
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.names import NORMALIZATIONS
-from hgsp.scoring.normalization import LayerImportance, normalize
+from hgsp.scoring.normalization import LayerImportance, kinds_in, normalize
 from hgsp.scoring.prior import Influence, prior_of
 from hgsp.scoring.scores_file import INFLUENCE_PARTS, SAMPLED_VALUES, SCHEMA, read_scores_file
 
@@ -34,7 +35,7 @@ MAX_DEPTH_SLOPE = 10
 
 @dataclass(frozen=True)
 class RankingOptions:
-    """How importances become one order over all layers and both kinds of group.
+    """How importances become one order over all layers and kinds of group.
 
     Args:
         normalization: a key of ``NORMALIZERS``, or "auto" for that of the importance method.
@@ -71,7 +72,7 @@ class RankingOptions:
 class Scores:
     """Importance of every group, the influence of layers and blocks if measured, and the provenance of both.
 
-    ``weight_sample`` [L, 7, 16] float32, the first weights of every Linear, is compared where hashes cannot be.
+    ``weight_sample`` [L, 7, 16] float32, the first weights of every matrix, is compared where hashes cannot be.
     """
 
     by_layer: tuple[LayerImportance, ...]
@@ -80,7 +81,7 @@ class Scores:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        num_groups = sum(len(layer[kind]) for layer in self.by_layer for kind in KINDS)
+        num_groups = sum(len(layer[kind]) for layer in self.by_layer for kind in kinds_in(layer))
         influence = "no influence" if self.influence is None else f"{self.influence.measure} influence"
         method = self.provenance.get("importance_method", "unknown method")
         return f"Scores({method}, {num_groups:,} groups in {len(self.by_layer)} layers, {influence})"
@@ -133,15 +134,15 @@ class Scores:
         Raises:
             InputError: names the model that was scored.
         """
-        sizes = [(len(layer["attention"]), len(layer["mlp"])) for layer in self.by_layer]
-        if sizes != [(shape.num_kv_groups, shape.mlp_width) for shape in geometry.shapes]:
+        sizes = [{kind: len(layer[kind]) for kind in kinds_in(layer)} for layer in self.by_layer]
+        if sizes != [{kind.name: shape.size_of(kind.name) for kind in shape.kinds} for shape in geometry.shapes]:
             raise self._of_another_model("a model of other sizes")
 
     def check_belongs_to(self, loaded: LoadedModel) -> None:
         """Refuse scores of another model.
 
         All weights are compared, by their hashes; for scores of earlier versions without them, a sample of every
-        Linear is.
+        matrix is.
 
         Raises:
             InputError: other sizes, or other weights; also weights of float32 that one of the two runs rounded to
@@ -199,10 +200,25 @@ class Scores:
 
 
 def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
-    """Return the first weights of every Linear of a loaded model, [L, 7, 16] float32, rounded to the model's dtype."""
-    names = (f"{LAYER_PREFIX}{index}.{name}.weight" for index in range(loaded.decoder.num_layers) for name in LINEARS)
+    """Return the first weights of every matrix of a loaded model, [L, 7, 16] float32, rounded to the model's dtype.
+
+    A mixture of experts has three in place of an MLP's: the router, and the two of its first expert.
+    """
+    parameters = dict(loaded.model.named_parameters())
+    names = (
+        f"{LAYER_PREFIX}{index}.{name}"
+        for index in range(loaded.decoder.num_layers)
+        for name in (_SAMPLED_EXPERTS if f"{LAYER_PREFIX}{index}.{ROUTER}.weight" in parameters else _SAMPLED)
+    )
     values = [_first_values(loaded.read_first_row(name)) for name in names]
     return np.stack(values).reshape(-1, len(LINEARS), SAMPLED_VALUES)
+
+
+_SAMPLED = tuple(f"{name}.weight" for name in LINEARS)
+_SAMPLED_EXPERTS = tuple(
+    name if name in EXPERT_PARTS and name != ROUTER else f"{name}.weight"
+    for name in (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *EXPERT_PARTS)
+)
 
 
 def _first_values(rows: Tensor) -> npt.NDArray[np.float32]:

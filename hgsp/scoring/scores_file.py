@@ -1,6 +1,6 @@
 """The file of scores: arrays beside JSON text, checked against their schema when they are read.
 
-L layers | K kv groups | M mlp width
+L layers | K kv groups | M mlp width | E experts
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hgsp.console.json_files import json_object
 from hgsp.console.schemas import OneOf, Positive, Sha256, checked
 from hgsp.errors import InputError, one_line
-from hgsp.models.families import KINDS, LINEARS
+from hgsp.models.families import LINEARS
 from hgsp.scoring.names import LABELS, LAYER_IMPORTANCES
 from hgsp.scoring.normalization import LayerImportance
 from hgsp.scoring.npz_files import Array, read_npz
@@ -98,7 +98,8 @@ def _influence_of(arrays: dict[str, Array], num_layers: int, measure: str) -> In
 def _layer_of(arrays: dict[str, Array], index: int) -> LayerImportance:
     """Take the importances of one layer out of the arrays of a file; those of the outputs are optional."""
     layer = {}
-    for kind in KINDS:
+    mlp = "expert" if f"{index}.expert" in arrays else "mlp"
+    for kind in ("attention", mlp):
         layer[kind] = _importance(arrays, f"{index}.{kind}", (None,))
         if f"{index}.{kind}.output" in arrays:
             layer[f"{kind}.output"] = _importance(arrays, f"{index}.{kind}.output", layer[kind].shape)

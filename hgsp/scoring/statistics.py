@@ -4,12 +4,17 @@ All are float32 and independent of the batch size: sums over calibration tokens 
 processes and divides by their count. A mask is a factor on all input columns of a group; its gradient at a token is the
 sum over these columns of input times input gradient, and for a sequence the sum over its tokens.
 
-B batch | T tokens of a sequence | I in_features | O out_features | G groups
+The matrices of experts have one more dimension in front, [E]. A token that the router does not send to an expert is an
+input of zeros to it, and the input of its output projection is multiplied by the router's weight.
+
+B batch | T tokens of a sequence | I in_features | O out_features | G groups | E experts
 
 | name                   | shape  | meaning                                                                 | pass     |
 |------------------------|--------|-------------------------------------------------------------------------|----------|
 | ``input_sq``           | [I]    | mean over tokens of the squared input of a Linear                       | forward  |
 | ``input_mean``         | [I]    | mean over tokens of that input                                          | forward  |
+| ``output_norm``        | [G]    | mean over tokens of the norm of a group's output                        | forward  |
+| ``reached``            | [G]    | fraction of the tokens that reach a group: all, or those routed to it   | forward  |
 | ``grad``               | [O, I] | gradient of the calibration loss, mean over sequences of token means    | backward |
 | ``grad_sq``            | [O, I] | mean over sequences of the squared gradient of one sequence's mean loss | backward |
 | ``mask_grad_sq``       | [G]    | mean over sequences of the squared gradient of a mask, of the same loss | backward |
@@ -19,9 +24,9 @@ B batch | T tokens of a sequence | I in_features | O out_features | G groups
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +35,12 @@ from hgsp.errors import not_finite
 from hgsp.layerwise.distributed import Share, sum_over_processes
 from hgsp.layerwise.walk import BackwardPass, ForwardPass
 from hgsp.models.decoder import watch_inputs, weight_not_finite
+from hgsp.models.experts import EXPERTS, RoutedCall, expert_parameters, has_experts, watch_experts
+from hgsp.scoring.expert_statistics import output_norms, sums_of_experts, watch_mask_gradients
 
-FORWARD_STATISTICS = frozenset({"input_sq", "input_mean"})
+INPUT_STATISTICS = frozenset({"input_sq", "input_mean"})
+OUTPUT_STATISTICS = frozenset({"output_norm", "reached"})
+FORWARD_STATISTICS = INPUT_STATISTICS | OUTPUT_STATISTICS
 WEIGHT_GRADIENTS = frozenset({"grad", "grad_sq"})
 MASK_GRADIENTS = frozenset({"mask_grad_sq", "mask_grad_token_sq"})
 BACKWARD_STATISTICS = WEIGHT_GRADIENTS | MASK_GRADIENTS
@@ -71,9 +80,17 @@ class LayerStatistics:
 
 
 def gather_forward(
-    layer_pass: ForwardPass, linears: Mapping[str, nn.Linear], needs: frozenset[str], share: Share, seq_len: int
+    layer_pass: ForwardPass,
+    linears: Mapping[str, nn.Linear],
+    needs: frozenset[str],
+    share: Share,
+    seq_len: int,
+    group_columns: Mapping[str, int],
 ) -> LayerStatistics:
-    """Run one layer forward and gather input statistics of the given Linears.
+    """Run one layer forward and gather statistics of the given Linears, and of its experts if it has any.
+
+    Args:
+        group_columns: columns per group of every Linear that has outputs of groups.
 
     Raises:
         NumericalError: a statistic is not finite.
@@ -86,11 +103,20 @@ def gather_forward(
             statistics.add(name, "input_sq", tokens.square().sum(0))
         if "input_mean" in needs:
             statistics.add(name, "input_mean", tokens.sum(0))
+        if needs & OUTPUT_STATISTICS:
+            norms_G = output_norms(tokens, linears[name].weight, group_columns[name])
+            statistics.add(name, "output_norm", norms_G)
+            statistics.add(name, "reached", torch.full_like(norms_G, len(tokens)))
 
-    with watch_inputs(linears, observe):
+    def observe_experts(experts: Any, call: RoutedCall) -> None:
+        for key, found in sums_of_experts(experts, call, needs).items():
+            for name, amount in found.items():
+                statistics.add(key, name, amount)
+
+    watched = watch_experts(layer_pass.module, observe_experts) if needs else nullcontext()
+    with watch_inputs(linears, observe), watched:
         layer_pass.run()
-    tokens = share.num_sequences * seq_len
-    statistics.finish({"input_sq": tokens, "input_mean": tokens})
+    statistics.finish(dict.fromkeys(FORWARD_STATISTICS, share.num_sequences * seq_len))
     return statistics
 
 
@@ -102,7 +128,7 @@ def gather_backward(
     seq_len: int,
     group_columns: Mapping[str, int],
 ) -> LayerStatistics:
-    """Run one layer backward and gather gradient statistics of the given Linears.
+    """Run one layer backward and gather gradient statistics of the given Linears, and of its experts if it has any.
 
     Args:
         layer_pass: with batches of one sequence if ``grad_sq`` is needed, whose gradients are squared before the mean.
@@ -112,7 +138,10 @@ def gather_backward(
         NumericalError: a statistic is not finite.
     """
     statistics = LayerStatistics(layer_pass.index, layer_pass.module)
-    parameters = {} if not needs & WEIGHT_GRADIENTS else _parameters_of(linears)
+    parameters: dict[str, nn.Parameter] = {}
+    if needs & WEIGHT_GRADIENTS:
+        parameters = _parameters_of(linears)
+        parameters |= expert_parameters(layer_pass.module) if has_experts(layer_pass.module) else {}
     mean_token = 1.0 / (seq_len - 1)  # gradients of the walk are of SUMS over tokens
 
     def observe(name: str, input_BTI: Tensor) -> None:
@@ -120,16 +149,28 @@ def gather_backward(
 
         def on_gradient(gradient_BTI: Tensor) -> None:
             product_BTI = values_BTI.float() * gradient_BTI.float()
-            mask_grad_BTG = product_BTI.unflatten(2, (-1, group_columns[name])).sum(3)
-            if "mask_grad_sq" in needs:
-                statistics.add(name, "mask_grad_sq", mask_grad_BTG.sum(1).square().sum(0), mean_token**2)
-            if "mask_grad_token_sq" in needs:
-                statistics.add(name, "mask_grad_token_sq", mask_grad_BTG.square().sum((0, 1)), mean_token**2)
+            add_mask_gradients(name, product_BTI.unflatten(2, (-1, group_columns[name])).sum(3))
 
         if needs & MASK_GRADIENTS and input_BTI.requires_grad:
             input_BTI.register_hook(on_gradient)
 
-    with watch_inputs(linears, observe), _requiring_gradients(parameters):
+    def add_mask_gradients(name: str, mask_grad_BTG: Tensor) -> None:
+        if "mask_grad_sq" in needs:
+            statistics.add(name, "mask_grad_sq", mask_grad_BTG.sum(1).square().sum(0), mean_token**2)
+        if "mask_grad_token_sq" in needs:
+            statistics.add(name, "mask_grad_token_sq", mask_grad_BTG.square().sum((0, 1)), mean_token**2)
+
+    def observe_experts(experts: Any, call: RoutedCall) -> None:
+        if needs & MASK_GRADIENTS and call.weights.requires_grad:
+            watch_mask_gradients(
+                experts, call, lambda grad_NE: add_mask_gradients(EXPERTS, grad_NE.unflatten(0, (-1, seq_len)))
+            )
+
+    with (
+        watch_inputs(linears, observe),
+        watch_experts(layer_pass.module, observe_experts),
+        _requiring_gradients(parameters),
+    ):
         for gradients in layer_pass.run(list(parameters.values())):
             for key, gradient in zip(parameters, gradients, strict=True):
                 if "grad" in needs:

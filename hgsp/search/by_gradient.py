@@ -24,7 +24,7 @@ from hgsp.pruning.masked import MaskedLayers
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.select import kept_mask
 from hgsp.pruning.units import Mask
-from hgsp.scoring.groups import ATTENTION, MLP, Floats
+from hgsp.scoring.groups import ATTENTION, EXPERT, MLP, Floats
 from hgsp.scoring.statistics import frozen_parameters
 from hgsp.search.kl import DivergenceFromDense
 from hgsp.search.search import SearchProblem
@@ -108,20 +108,25 @@ class GradientProposals:
 def _gain_per_param(problem: SearchProblem, plan: PrunePlan, masks: MaskedLayers) -> Floats:
     """Return the decrease of the summed divergence per parameter added to every block, [L, 2]."""
     table, kept = problem.table, kept_mask(problem.table, plan)
-    bounds = np.searchsorted(table.layer * 2 + table.kind, np.arange(2 * problem.geometry.num_layers + 1))
+    bounds = np.searchsorted(table.block, np.arange(2 * problem.geometry.num_layers + 1))
     gain_LK = np.empty((problem.geometry.num_layers, 2))
     for block, (first, stop) in enumerate(itertools.pairwise(bounds)):
-        layer, kind = divmod(block, 2)
+        layer, side = divmod(block, 2)
         rows = slice(first, stop)
-        near = _near_threshold(table.score[rows], kept[rows])
-        gradient_G = masks.gradients[layer, kind].double().numpy()
-        gain_LK[layer, kind] = -(gradient_G[near] / table.cost[rows][near]).mean()
+        near = _near_threshold(table.score[rows], kept[rows], routed=table.kind[first] == EXPERT)
+        gradient_G = masks.gradients[layer, side].double().numpy()
+        gain_LK[layer, side] = -(gradient_G[near] / table.cost[rows][near]).mean()
     return gain_LK
 
 
-def _near_threshold(score_G: Floats, kept_G: Mask) -> Sequence[int]:
-    """Return the indices of the kept groups with the lowest scores and of the dropped ones with the highest."""
+def _near_threshold(score_G: Floats, kept_G: Mask, *, routed: bool) -> Sequence[int]:
+    """Return the indices of the kept groups with the lowest scores and of the dropped ones with the highest.
+
+    Args:
+        routed: no token reaches a dropped group, so that the kept ones alone have a gradient.
+    """
     band = max(1, round(BAND * len(score_G)))
     order = np.argsort(score_G, kind="stable")
     is_kept = kept_G[order]
-    return np.concatenate([order[is_kept][:band], order[~is_kept][-band:]]).tolist()
+    dropped = order[~is_kept][-band:]
+    return np.concatenate([order[is_kept][:band], dropped[: 0 if routed and is_kept.any() else None]]).tolist()

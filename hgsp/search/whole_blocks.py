@@ -126,10 +126,9 @@ def block_importance(table: GroupTable, group_costs: Floats | None = None) -> Fl
     Args:
         group_costs: that the table's scores are divided by, [L, 2]; None is parameters.
     """
-    cost = table.cost if group_costs is None else group_costs[table.layer, table.kind]
+    cost = table.cost if group_costs is None else group_costs.ravel()[table.block]
     num_layers = int(table.layer[-1]) + 1
-    block = table.layer * len(KINDS) + table.kind
-    sums = np.bincount(block, weights=table.score * cost, minlength=num_layers * len(KINDS))
+    sums = np.bincount(table.block, weights=table.score * cost, minlength=num_layers * len(KINDS))
     return np.asarray(sums.reshape(num_layers, len(KINDS)), dtype=np.float64)
 
 

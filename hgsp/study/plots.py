@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hgsp.console.report_schema import DENSE, PRUNED, RECOVERED, TOKEN_PPL
+from hgsp.models.kinds import DENSE_KINDS
 from hgsp.report.axes import log_axis
 from hgsp.report.content import LeftOut
 from hgsp.report.sources import GROUP_TABLE, read_group_table
@@ -28,7 +29,7 @@ CHARACTER_INCHES, ENTRY_INCHES = 0.085, 0.7
 #: Characters per line of a panel's title.
 TITLE_WIDTH = 40
 #: Kind of group -> axis label, from top to bottom.
-KINDS = {"attention": "KV groups", "mlp": "MLP channels"}
+KINDS = {kind.name: kind.label for kind in DENSE_KINDS}
 
 
 def lines_of(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -130,12 +131,14 @@ def _ratio_axes(panels: Any, columns: int) -> None:
 
 
 def kept_fractions(folder: Path) -> dict[str, list[float]] | None:
-    """Read the fraction of groups each layer keeps, by kind, from the group table; None if there is none."""
+    """Read the fraction of groups each layer keeps, by kind, from the group table; None without one or with experts."""
     try:
         table = read_group_table(folder)
     except LeftOut as reason:
         if (folder / GROUP_TABLE).exists():
             LOG.warning("%s: %s", folder, reason)
+        return None
+    if table.keys() != KINDS.keys():
         return None
     return {
         kind: [columns.layers[n][1] / columns.layers[n][0] for n in sorted(columns.layers)]

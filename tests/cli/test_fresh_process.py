@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import REPOSITORY, make_tiny
+from experts import make_moe, uneven_plan
 from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.plan import LayerKeep
@@ -63,17 +64,18 @@ def python(tmp_path):
 
 @pytest.fixture
 def folders(tmp_path, tokenizer, tokens):
-    """``ragged``, ``qwen2`` and ``qwen3``: layers differ; ``uniform``: not; ``expected.pt``: the logits of each."""
+    """``uniform``: all layers have the same size; in the others they differ. ``expected.pt``: the logits of each."""
     expected = {"tokens": tokens}
     for name, base in (
         ("ragged", "llama-9q3kv-tied"),
         ("qwen2", "qwen2-14q2kv"),
         ("qwen3", "qwen3-8q2kv"),
         ("gemma3", "gemma3"),
+        ("experts", "qwen3-moe-mixed"),
         ("uniform", "llama-8q4kv"),
     ):
-        model = make_tiny(base)
-        plan = mixed_plan(model)
+        model = make_moe(base) if name == "experts" else make_tiny(base)
+        plan = uneven_plan(model) if name == "experts" else mixed_plan(model)
         if name == "uniform":  # three KV groups: six query heads, which LlamaConfig refuses at hidden size 64
             plan = plan_of(geometry_of(model), [LayerKeep((0, 1, 3), tuple(range(40)))] * 3)
         pruned = apply_plan(model, plan)
@@ -150,7 +152,7 @@ def test_a_fresh_process_loads_bit_equal_wherever_the_bin_was_moved(python, fold
         "import hgsp\n"
         + COMPARE
         + """
-for folder in ("ragged", "qwen2", "qwen3", "uniform"):
+for folder in ("ragged", "qwen2", "qwen3", "experts", "uniform"):
     check(folder)
 from hgsp.models.checkpoint import load_pruned
 model = load_pruned("moved/other.bin")
@@ -186,7 +188,7 @@ def test_without_hgsp_trusting_the_folders_own_file_is_enough(python, folders):
         + """
 check("uniform")
 expected["moved"] = expected["qwen2"]
-for folder in ("ragged", "moved", "qwen3", "gemma3"):
+for folder in ("ragged", "moved", "qwen3", "gemma3", "experts"):
     model = check(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules")
 model.generate(expected["tokens"], max_new_tokens=2, do_sample=False, pad_token_id=257)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from hgsp.console.progress import Progress, silent
+from hgsp.models.experts import expert_macs_per_token
 
 BATCH_SIZES = (1, 16)
 
@@ -71,13 +72,15 @@ class Workload:
 def static_costs(model: Any) -> Static:
     """Count a causal LM's parameters (tied ones once), bytes, KV cache and multiply-accumulates per token.
 
-    The KV cache is that of a real forward pass. Linear MACs include the head, but not the embedding lookup.
+    The KV cache is that of a real forward pass. Linear MACs include the head and the experts that a token uses, but not
+    the embedding lookup.
     """
     parameters = list(model.parameters())
     num_tokens = 4
     output = model(input_ids=_prompt(model, 1, num_tokens), use_cache=True, logits_to_keep=1)
     kv_bytes = sum(tensor.nbytes for tensor in _cache_tensors(output.past_key_values))
     linear_macs = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    linear_macs += expert_macs_per_token(model)
     return Static(
         parameters=sum(parameter.numel() for parameter in parameters),
         weight_bytes=sum(parameter.nbytes for parameter in parameters),

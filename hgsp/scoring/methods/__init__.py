@@ -6,13 +6,14 @@ from hgsp.scoring.methods.fisher_token import FISHER_TOKEN
 from hgsp.scoring.methods.flap import FLAP
 from hgsp.scoring.methods.magnitude import MAGNITUDE
 from hgsp.scoring.methods.random import RANDOM
+from hgsp.scoring.methods.reap import REAP
 from hgsp.scoring.methods.taylor import TAYLOR
 from hgsp.scoring.methods.taylor_2nd import TAYLOR_2ND
-from hgsp.scoring.methods.types import ColumnMethod, GroupMethod, MaskMethod, Method, WeightMethod
+from hgsp.scoring.methods.types import ColumnMethod, GroupMethod, MaskMethod, Method, OutputMethod, WeightMethod
 from hgsp.scoring.methods.wanda import WANDA
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (TAYLOR, TAYLOR_2ND, FISHER, FISHER_TOKEN, WANDA, FLAP, MAGNITUDE, RANDOM)
+    method.name: method for method in (TAYLOR, TAYLOR_2ND, FISHER, FISHER_TOKEN, WANDA, FLAP, REAP, MAGNITUDE, RANDOM)
 }
 
 
@@ -29,4 +30,13 @@ def method_named(method: Method | str) -> Method:
     return METHODS[method]
 
 
-__all__ = ["METHODS", "ColumnMethod", "GroupMethod", "MaskMethod", "Method", "WeightMethod", "method_named"]
+__all__ = [
+    "METHODS",
+    "ColumnMethod",
+    "GroupMethod",
+    "MaskMethod",
+    "Method",
+    "OutputMethod",
+    "WeightMethod",
+    "method_named",
+]

@@ -13,10 +13,10 @@ from torch import Generator, Tensor
 
 @dataclass(frozen=True)
 class WeightMethod:
-    """Saliency of every weight of all seven Linears, summed over the weights that are removed with a group.
+    """Saliency of every weight of all matrices of a layer, summed over the weights that are removed with a group.
 
     ``saliency(parameter, statistics)`` takes a weight [O, I] or a bias [O], whose input counts as 1, and the statistics
-    named in ``needs`` (``hgsp/scoring/statistics.py``), and returns float32 of the same shape.
+    named in ``needs`` (``hgsp/scoring/statistics.py``), and returns float32 of the same shape. Experts come one by one.
     """
 
     name: str
@@ -27,7 +27,7 @@ class WeightMethod:
 
 @dataclass(frozen=True)
 class ColumnMethod:
-    """Saliency of the columns of ``o_proj`` and ``down_proj``, summed over the columns of a group.
+    """Saliency of the columns of ``o_proj`` and every ``down_proj``, summed over the columns of a group.
 
     ``columns(weight, statistics)`` takes a weight [O, I] and returns float32 [I].
     """
@@ -50,6 +50,20 @@ class MaskMethod:
     def needs(self) -> frozenset[str]:
         return frozenset({self.statistic})
 
+    def groups(self, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Return the importance of the groups of one block, float32 [G]."""
+        return statistics[self.statistic]
+
+
+@dataclass(frozen=True)
+class OutputMethod:
+    """Importance from statistics [G] of the outputs of groups: ``groups(statistics)`` returns float32 [G]."""
+
+    name: str
+    needs: frozenset[str]
+    groups: Callable[[Mapping[str, Tensor]], Tensor]
+    normalization: str = "none"
+
 
 @dataclass(frozen=True)
 class GroupMethod:
@@ -61,4 +75,4 @@ class GroupMethod:
     normalization: str = "none"
 
 
-Method = WeightMethod | ColumnMethod | MaskMethod | GroupMethod
+Method = WeightMethod | ColumnMethod | MaskMethod | OutputMethod | GroupMethod

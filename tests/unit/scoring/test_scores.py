@@ -304,7 +304,7 @@ def test_scoring_leaves_requires_grad_as_it_was(model, monkeypatch, method, erro
         parameter.requires_grad_(wanted[name])
     parameters = dict(model.named_parameters())
     if error:
-        monkeypatch.setattr("hgsp.scoring.score._layer_importance", Mock(side_effect=error))
+        monkeypatch.setattr("hgsp.scoring.score.layer_importance", Mock(side_effect=error))
         with pytest.raises(error):
             score_groups(Decoder(model), method, TEXT)
     else:

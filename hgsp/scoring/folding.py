@@ -1,0 +1,156 @@
+"""Folding: the importance of the groups of one layer, from statistics and saliencies of its matrices.
+
+K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width | E experts | O outputs | I inputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hgsp.errors import not_finite
+from hgsp.models.decoder import weight_not_finite
+from hgsp.models.experts import DOWN, EXPERTS, GATE_UP, ROUTER, expert_parameters, has_experts
+from hgsp.models.families import (
+    ATTENTION_INPUTS,
+    ATTENTION_OUTPUT,
+    LINEARS,
+    MLP_OUTPUT,
+)
+from hgsp.models.geometry import Geometry
+from hgsp.scoring.methods import ColumnMethod, GroupMethod, MaskMethod, Method, OutputMethod, WeightMethod
+from hgsp.scoring.normalization import LayerImportance, kinds_in
+from hgsp.scoring.statistics import LayerStatistics
+
+
+def layer_importance(method: Method, statistics: LayerStatistics, geometry: Geometry, seed: int) -> LayerImportance:
+    """Return the importance of the groups of one layer, float64.
+
+    Raises:
+        NumericalError: an importance is not finite; the message names the layer, and a weight or the kind of group.
+    """
+    if isinstance(method, GroupMethod):
+        generator = torch.Generator().manual_seed(seed + statistics.index)
+        shape = geometry.shapes[statistics.index]
+        importance = {
+            kind.name: method.groups(shape.size_of(kind.name), geometry.params_per_group(kind.name), generator)
+            for kind in shape.kinds
+        }
+    elif isinstance(method, ColumnMethod):
+        importance = _columns(method, statistics, geometry)
+    elif isinstance(method, (MaskMethod, OutputMethod)):
+        importance = {
+            kind: method.groups(statistics.values[name]).cpu().double()
+            for kind, name in _outputs(statistics.module).items()
+        }
+    else:
+        importance = _weights(method, statistics, geometry)
+    for kind in kinds_in(importance):
+        if not importance[kind].isfinite().all():
+            where = weight_not_finite(statistics.module)
+            raise not_finite("weight" if where else f"{method.name} importance", statistics.index, where or kind)
+    return {kind: values.numpy() for kind, values in importance.items()}
+
+
+def _outputs(module: Any) -> dict[str, str]:
+    """Return the kind of the groups of either block, and the name of its output projection, or of the experts."""
+    return {"attention": ATTENTION_OUTPUT} | ({"expert": EXPERTS} if has_experts(module) else {"mlp": MLP_OUTPUT})
+
+
+def _columns(method: ColumnMethod, statistics: LayerStatistics, geometry: Geometry) -> dict[str, Tensor]:
+    """Score the columns of output projections, and add those of a group."""
+    module = statistics.module
+
+    def of_linear(name: str) -> Tensor:
+        linear: Any = module.get_submodule(name)
+        return method.columns(linear.weight, statistics.values.get(name, {})).cpu().double()
+
+    attention_KC = of_linear(ATTENTION_OUTPUT).unflatten(0, (-1, geometry.columns_per_group("attention")))
+    importance = {"attention": attention_KC.sum(1)}
+    if not has_experts(module):
+        return importance | {"mlp": of_linear(MLP_OUTPUT)}
+    down_EHM, values = expert_parameters(module)[DOWN], statistics.values.get(DOWN, {})
+    experts = [
+        _float64_sum(method.columns(down_EHM[index], _of_expert(values, index)), 0) for index in range(len(down_EHM))
+    ]
+    return importance | {"expert": torch.stack(experts)}
+
+
+def _weights(method: WeightMethod, statistics: LayerStatistics, geometry: Geometry) -> dict[str, Tensor]:
+    """Score single weights, and add those of a group."""
+    module = statistics.module
+    present = (*ATTENTION_INPUTS, ATTENTION_OUTPUT) if has_experts(module) else LINEARS
+    linears: dict[str, Any] = {name: module.get_submodule(name) for name in present}
+
+    def saliency(key: str) -> Tensor:
+        name = key.removesuffix(".bias")
+        parameter = linears[name].bias if key.endswith(".bias") else linears[name].weight
+        if parameter is None:
+            return linears[name].weight.new_zeros(len(linears[name].weight), dtype=torch.float32)
+        return method.saliency(parameter, statistics.values.get(key, {}))
+
+    R, D = geometry.queries_per_kv, geometry.head_dim
+    importance = fold_attention(saliency, geometry.shapes[statistics.index].num_kv_groups, R, D)
+    if not has_experts(module):
+        return importance | fold_mlp(saliency)
+    parameters = expert_parameters(module)
+
+    def of_expert(name: str, index: int) -> Tensor:
+        return method.saliency(parameters[name][index], _of_expert(statistics.values.get(name, {}), index))
+
+    router_E = _float64_sum(method.saliency(parameters[ROUTER], statistics.values.get(ROUTER, {})), 1)
+    return importance | fold_experts(of_expert, router_E)
+
+
+def _of_expert(values: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Return the statistics of the matrix of one expert."""
+    return {name: value[index] for name, value in values.items()}
+
+
+def fold_attention(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> dict[str, Tensor]:
+    """Sum per-weight saliency over everything that is removed with a KV group.
+
+    Query heads of KV head k are rows k*R*D to (k+1)*R*D, the order of ``repeat_kv``.
+
+    Args:
+        saliency: returns float32 [O, I] for the name of a Linear, and [O] for its bias under ``name + ".bias"``, zeros
+            if it has none.
+
+    Returns:
+        "attention" [K], float64, and the share of the output projection in it, "attention.output".
+    """
+    query, key, value = (_rows(saliency, name) for name in ATTENTION_INPUTS)
+    inputs_K = query.view(K, R * D).sum(1) + key.view(K, D).sum(1) + value.view(K, D).sum(1)
+    output_K = _float64_sum(saliency(ATTENTION_OUTPUT), 0).view(K, R * D).sum(1)
+    return {"attention": inputs_K + output_K, "attention.output": output_K}
+
+
+def fold_mlp(saliency: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """Sum per-weight saliency over everything that is removed with a channel, as ``fold_attention``: "mlp" [M]."""
+    output_M = _float64_sum(saliency(MLP_OUTPUT), 0)
+    inputs_M = _rows(saliency, "mlp.gate_proj") + _rows(saliency, "mlp.up_proj")
+    return {"mlp": inputs_M + output_M, "mlp.output": output_M}
+
+
+def fold_experts(saliency: Callable[[str, int], Tensor], router_E: Tensor) -> dict[str, Tensor]:
+    """Sum per-weight saliency over everything that is removed with an expert: "expert" [E], and its output's share.
+
+    Args:
+        saliency: returns float32 [2M, H] for ``GATE_UP`` and an expert, and [H, M] for ``DOWN``.
+        router_E: of the router's rows, float64 [E].
+    """
+    output_E = torch.stack([saliency(DOWN, index).sum().cpu().double() for index in range(len(router_E))])
+    inputs_E = torch.stack([saliency(GATE_UP, index).sum().cpu().double() for index in range(len(router_E))])
+    return {"expert": router_E + inputs_E + output_E, "expert.output": output_E}
+
+
+def _rows(saliency: Callable[[str], Tensor], name: str) -> Tensor:
+    return _float64_sum(saliency(name), 1) + saliency(f"{name}.bias").cpu().double()
+
+
+def _float64_sum(values: Tensor, dim: int) -> Tensor:
+    """Return the sum over one dimension, float64 on the CPU; torch adds float32 pairwise, precise enough here."""
+    return values.sum(dim).cpu().double()

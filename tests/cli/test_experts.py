@@ -1,0 +1,117 @@
+"""The commands on mixtures of experts, from a saved model to its reports."""
+
+import csv
+import json
+
+import pytest
+
+import run_global_pruning
+from experts import make_moe
+from hgsp.cli.main import main
+from hgsp.models.checkpoint import load_pruned
+from pruning import analysis_of
+
+QUICK = {
+    "--nsamples": "4",
+    "--seq_len": "32",
+    "--dtype": "float32",
+    "--device": "cpu",
+    "--min_mlp_width": "8",
+    "--temperature": "0",
+}
+
+
+@pytest.fixture
+def prune(saved, text_file, tmp_path):
+    """``prune(model, *flags)`` returns the exit code and the result folder."""
+
+    def run(model, *flags):
+        argv = {"--base_model": saved(model, "dense"), "--output_name": "pruned", "--results_dir": tmp_path / "results"}
+        argv |= {**QUICK, "--dataset": text_file}
+        parts = [str(part) for pair in argv.items() for part in pair]
+        return run_global_pruning.main([*parts, *flags]), tmp_path / "results" / "pruned"
+
+    return run
+
+
+def kept_by_kind(folder):
+    kept = {}
+    with (folder / "global_group_table.csv").open() as lines:
+        for row in csv.DictReader(lines):
+            kept.setdefault(row["kind"], []).append(int(row["kept"]))
+    return kept
+
+
+def test_experts_channels_and_kv_groups_leave_under_one_budget(prune, capsys):
+    flags = ("--pruning_ratio", "0.35", "--importance_method", "fisher", "--score_normalization", "rank")
+    refit = ("--reconstruct", "lstsq", "--reconstruct_nsamples", "8", "--skip_evaluation")
+    code, folder = prune(make_moe("qwen3-moe-mixed"), *flags, *refit)
+    assert code == 0
+    kept, report = kept_by_kind(folder), analysis_of(folder)
+    assert {kind: len(values) for kind, values in kept.items()} == {"attention": 12, "mlp": 96, "expert": 16}
+    assert all(0 < sum(values) < len(values) for values in kept.values())
+    model = load_pruned(folder)
+    assert report["params_after"] == sum(parameter.numel() for parameter in model.parameters())
+    assert [len(layer["kept_experts"]) for layer in report["layers"]] == [
+        len(layer.mlp.gate.weight) if hasattr(layer.mlp, "experts") else 0 for layer in model.model.layers
+    ]
+    assert [entry["num_experts"] for entry in report["layers"]] == [8, 0, 8]
+    assert any("experts keep their weights" in warning for warning in report["warnings"])
+    assert "experts of 8" in capsys.readouterr().out
+    assert main(["verify", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "KV groups and MLP channels and experts kept by layer" in page
+    assert "MLP channels and experts are gone" in (folder / "README.md").read_text()
+
+
+def test_offload_writes_the_same_model(prune):
+    model = make_moe("mixtral")
+    flags = ("--pruning_ratio", "0.3", "--importance_method", "reap", "--skip_evaluation", "--overwrite")
+    _, folder = prune(model, *flags)
+    expected = {name: tensor.clone() for name, tensor in load_pruned(folder).state_dict().items()}
+    code, folder = prune(model, *flags, "--offload")
+    assert code == 0
+    for path in (folder, folder / "pruned_model.bin"):
+        found = load_pruned(path).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(bool((found[name] == expected[name]).all()) for name in expected)
+
+
+def test_the_doctor_names_the_engines_that_read_experts_and_exports_refuse_them(prune, capsys):
+    _, folder = prune(
+        make_moe("olmoe"), "--pruning_ratio", "0.3", "--importance_method", "magnitude", "--skip_evaluation"
+    )
+    capsys.readouterr()
+    assert main(["doctor", str(folder), "--json"]) == 0
+    found = {engine["engine"]: engine for engine in json.loads(capsys.readouterr().out)["engines"]}
+    assert [name for name, engine in found.items() if engine["status"] == "runs"] == [
+        "Transformers + hgsp",
+        "Transformers",
+    ]
+    assert main(["doctor", str(folder)]) == 0
+    assert "a mixture of experts" in capsys.readouterr().out
+    assert main(["export", str(folder), "--to", "gguf"]) == 2
+    assert "mixture of experts" in capsys.readouterr().err
+
+
+def test_a_family_of_experts_that_is_not_known_is_refused_with_the_form_of_its_weights(capsys, tmp_path):
+    settings = {"num_hidden_layers": 2, "num_local_experts": 4, "quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss", **settings}))
+    argv = ["--base_model", str(tmp_path), "--output_name", "pruned", "--pruning_ratio", "0.2"]
+    assert run_global_pruning.main(argv) == 2
+    assert "'gpt_oss' (mixture of experts, its weights in mxfp4)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--reconstruct", "bias"), "experts have no bias"),
+        (("--min_experts", "0"), "min_experts"),
+        (("--pruning_ratio", "0.9"), "at most"),
+    ],
+)
+def test_what_experts_exclude_is_refused_before_anything_is_written(prune, capsys, flags, reason):
+    code, folder = prune(make_moe("qwen3-moe"), "--pruning_ratio", "0.2", *flags)
+    assert code == 2
+    assert reason in capsys.readouterr().err
+    assert not folder.exists()

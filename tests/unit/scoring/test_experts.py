@@ -1,0 +1,206 @@
+"""Importances of experts against a slow reference, and selection over all kinds of groups under one budget."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from experts import make_moe
+from hgsp.data.calibration import Calibration
+from hgsp.errors import InputError
+from hgsp.models.decoder import Decoder
+from hgsp.models.geometry import geometry_of
+from hgsp.models.loaded import LoadedModel
+from hgsp.pruning.select import kept_mask, select_groups
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
+from hgsp.scoring.groups import build_group_table
+from hgsp.scoring.methods import METHODS
+from hgsp.scoring.score import ScoringOptions, score_groups
+from hgsp.scoring.score_model import score_model
+from hgsp.scoring.scores import RankingOptions, Scores
+
+NAMES = ("qwen3-moe-mixed", "olmoe", "mixtral")
+#: Float32 sums in another order than in the reference.
+ROUNDING = 1e-4
+TEXT = Calibration(torch.randint(0, 256, (3, 12), generator=torch.Generator().manual_seed(3)), "random", 3)
+
+
+def mean_loss(model, ids):
+    logits = model(ids[None]).logits[0]
+    return torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
+
+
+def expert_calls(model, ids):
+    """Return the arguments of the experts of every layer that has some, for one sequence."""
+    calls = {}
+    handles = [
+        layer.mlp.experts.register_forward_pre_hook(lambda _module, args, index=index: calls.__setitem__(index, args))
+        for index, layer in enumerate(model.model.layers)
+        if hasattr(layer.mlp, "experts")
+    ]
+    model(ids[None])
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+def outputs(experts, index, hidden):
+    """Return the inner activations and the output of one expert for one token."""
+    gate, up = linear(hidden, experts.gate_up_proj[index]).chunk(2)
+    inner = torch.nn.functional.silu(gate) * up
+    return inner, linear(inner, experts.down_proj[index])
+
+
+def reference(name, model):
+    """Compute importances of experts token by token, and by autograd over the whole graph."""
+    found = {}
+    if name in ("fisher", "fisher_token", "taylor", "taylor_2nd"):
+        return by_gradient(name, copy.deepcopy(model).requires_grad_(True))
+    tokens = TEXT.input_ids.numel()
+    for index, layer in enumerate(model.model.layers):
+        if not hasattr(layer.mlp, "experts"):
+            continue
+        experts, router = layer.mlp.experts, layer.mlp.gate.weight
+        norms, reached = torch.zeros(8), torch.zeros(8)
+        inner, squares = torch.zeros(8, 24), torch.zeros(8, 24)
+        inputs, all_inputs = torch.zeros(8, 64), torch.zeros(64)
+        for ids in TEXT.input_ids:
+            hidden, chosen, weights = expert_calls(model, ids)[index]
+            for token in range(len(ids)):
+                all_inputs += hidden[token] ** 2 / tokens
+                for expert, weight in zip(chosen[token].tolist(), weights[token], strict=True):
+                    middle, output = outputs(experts, expert, hidden[token])
+                    norms[expert] += weight * output.norm()
+                    reached[expert] += 1
+                    inner[expert] += weight * middle / tokens
+                    squares[expert] += (weight * middle) ** 2 / tokens
+                    inputs[expert] += hidden[token] ** 2 / tokens
+        down, gate_up = experts.down_proj, experts.gate_up_proj
+        found[index] = {
+            "reap": norms / reached.clamp(min=1),
+            "flap": ((squares - inner**2) * down.square().sum(1)).sum(1),
+            "magnitude": router.abs().sum(1) + gate_up.abs().sum((1, 2)) + down.abs().sum((1, 2)),
+            "wanda": (router.abs() * all_inputs.sqrt()).sum(1)
+            + (gate_up.abs() * inputs.sqrt()[:, None]).sum((1, 2))
+            + (down.abs() * squares.sqrt()[:, None]).sum((1, 2)),
+        }[name]
+    return found
+
+
+def by_gradient(name, model):
+    sparse = {index: layer.mlp for index, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")}
+    masks = {index: torch.ones(12, 8, requires_grad=True) for index in sparse}  # one for each token and expert
+
+    def masked(index):
+        def hook(_module, args):
+            hidden, chosen, weights = args
+            return hidden, chosen, weights * masks[index].gather(1, chosen)
+
+        return hook
+
+    for index, block in sparse.items():
+        block.experts.register_forward_pre_hook(masked(index))
+    weights = {
+        index: (block.gate.weight, block.experts.gate_up_proj, block.experts.down_proj)
+        for index, block in sparse.items()
+    }
+    squares, summed = {index: torch.zeros(8) for index in sparse}, {}
+    for ids in TEXT.input_ids:
+        loss = mean_loss(model, ids)
+        gradients = torch.autograd.grad(loss, [*masks.values(), *(w for own in weights.values() for w in own)])
+        for number, index in enumerate(sparse):
+            mask_TE = gradients[number]
+            squares[index] += (mask_TE.sum(0) ** 2 if name == "fisher" else (mask_TE**2).sum(0)) / len(TEXT.input_ids)
+            own = gradients[len(sparse) + 3 * number : len(sparse) + 3 * number + 3]
+            summed.setdefault(index, []).append(own)
+    if name.startswith("fisher"):
+        return squares
+    found = {}
+    for index in sparse:
+        parts = []
+        for part, weight in enumerate(weights[index]):
+            grads = torch.stack([own[part] for own in summed[index]])
+            saliency = (weight * grads.mean(0)).abs()
+            if name == "taylor_2nd":
+                saliency = saliency + weight**2 * grads.square().mean(0) / 2
+            parts.append(saliency.flatten(1).sum(1))
+        found[index] = sum(parts).detach()
+    return found
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "random"])
+@pytest.mark.parametrize("name", NAMES)
+def test_experts_are_scored_as_by_the_slow_reference(name, method):
+    model = make_moe(name)
+    found = score_groups(Decoder(model), method, TEXT, options=ScoringOptions(batch_size=2))
+    with torch.set_grad_enabled(method in ("fisher", "fisher_token", "taylor", "taylor_2nd")):
+        expected = reference(method, model)
+    assert len(expected) == (2 if name == "qwen3-moe-mixed" else 3)
+    for index, importance in expected.items():
+        assert found.by_layer[index].keys() >= {"attention", "expert"}
+        assert "mlp" not in found.by_layer[index]
+        np.testing.assert_allclose(found.by_layer[index]["expert"], importance, rtol=ROUNDING, atol=1e-9)
+
+
+def test_an_expert_that_no_token_reaches_has_importance_zero():
+    statistics = {"output_norm": torch.tensor([0.0, 2.0]), "reached": torch.tensor([0.0, 0.5])}
+    assert METHODS["reap"].groups(statistics).tolist() == [0.0, 4.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_of_experts_survive_their_file_and_know_their_model(name, tmp_path):
+    loaded = LoadedModel(Decoder(make_moe(name)), None, "float32")
+    scores = score_model(loaded, "fisher", TEXT, base_model=name, layer_importance="cosine")
+    scores.write(tmp_path / "scores.npz")
+    again = Scores.read(tmp_path / "scores.npz")
+    again.check_belongs_to(loaded)
+    geometry = geometry_of(loaded.model)
+    options = RankingOptions(temperature=1.0)
+    assert np.array_equal(again.ranked(geometry, options)[0].score, scores.ranked(geometry, options)[0].score)
+    with pytest.raises(InputError, match="other weights"):
+        again.check_belongs_to(LoadedModel(Decoder(make_moe(name, seed=1)), None, "float32"))
+
+
+def table_of(model, method="random"):
+    geometry = geometry_of(model)
+    return build_group_table(score_groups(Decoder(model), method, TEXT).by_layer, geometry), geometry
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rules", [ShapeRules(min_mlp_width=4), ShapeRules(min_mlp_width=4, min_experts=5)])
+def test_one_budget_covers_all_kinds_and_every_layer_keeps_enough_experts(name, rules):
+    model = make_moe(name)
+    table, geometry = table_of(model)
+    assert table.cost.sum() == geometry.decoder_params - sum(
+        geometry.extra_params(kind.name) for shape in geometry.shapes for kind in shape.kinds
+    )
+    most = geometry.decoder_params - rules.smallest_params(geometry)
+    for budget in (most // 3, most):
+        plan = select_groups(table, geometry, budget, rules)
+        assert 0 <= budget - plan.removed_params < max(geometry.kv_group_params, geometry.expert_params)
+        assert kept_mask(table, plan).sum() == sum(sum(keep.shape.block_sizes) for keep in plan.layers)
+        for keep, shape in zip(plan.layers, geometry.shapes, strict=True):
+            assert len(keep.experts) >= min(shape.num_experts, max(2, rules.min_experts))
+    assert len(plan.layers[0].experts) == max(2, rules.min_experts)
+    if name == "olmoe":  # its norms of queries and keys span all heads
+        assert all(len(keep.kv_groups) == 4 for keep in plan.layers)
+
+
+def test_uniform_plans_keep_the_same_experts_in_number_and_a_mixed_model_is_refused():
+    table, geometry = table_of(make_moe("mixtral"))
+    rules = ShapeRules(uniform=True)
+    plan = select_groups(table, geometry, budget_for_ratio(geometry, 0.3, rules), rules)
+    assert len({keep.shape for keep in plan.layers}) == 1
+    assert 2 <= len(plan.layers[0].experts) < 8
+    mixed_table, mixed = table_of(make_moe("qwen3-moe-mixed"))
+    with pytest.raises(InputError, match="same sizes"):
+        select_groups(mixed_table, mixed, 0, rules)
+
+
+def test_a_layer_may_lose_its_experts_whole_where_that_is_allowed():
+    table, geometry = table_of(make_moe("mixtral"))
+    rules = ShapeRules(allow_empty_blocks=True)
+    plan = select_groups(table, geometry, geometry.decoder_params - rules.smallest_params(geometry), rules)
+    assert {len(keep.experts) for keep in plan.layers} == {0, 2}
