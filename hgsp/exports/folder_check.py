@@ -23,7 +23,8 @@ from hgsp.exports.source import ExportSource
 from hgsp.models.configs import describe
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import ModelSource
-from hgsp.models.offload import SafetensorFiles, load_offloaded
+from hgsp.models.offload import load_offloaded
+from hgsp.models.safetensor_files import SafetensorFiles
 
 #: Largest accepted difference of log-probabilities in float32. Sums in another order differ by some 1e-5, a misplaced
 #: head by more than 0.1.

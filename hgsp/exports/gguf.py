@@ -18,7 +18,7 @@ from hgsp.exports.gguf_rope import add_rope, check_rope
 from hgsp.exports.gguf_tokenizer import Vocabulary, add_vocabulary, read_vocabulary
 from hgsp.exports.result import Exported, ExportOptions
 from hgsp.exports.source import ExportSource
-from hgsp.models.families import check_prunable
+from hgsp.models.prunable import check_prunable
 
 #: Values that share scales in the K-quants, along a row, and in the types that take their place for other rows.
 K_QUANT_BLOCK, SMALL_BLOCK = 256, 32

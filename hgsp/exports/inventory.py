@@ -8,7 +8,7 @@ from typing import Any
 from hgsp.exports.padding import PaddedTensor, Part
 from hgsp.exports.source import ExportSource
 from hgsp.models.configs import describe
-from hgsp.models.families import check_prunable
+from hgsp.models.prunable import check_prunable
 from hgsp.models.stored_tensors import refuse_other_tensors
 
 Tensors = Mapping[str, PaddedTensor]

@@ -18,9 +18,9 @@ from hgsp.errors import InputError, one_line
 from hgsp.models.configs import MODEL_TYPES, describe
 from hgsp.models.families import FAMILIES, Family, family_of
 from hgsp.models.geometry import LayerShape, geometry_of
-from hgsp.models.offload import SafetensorFiles
 from hgsp.models.places import is_file
 from hgsp.models.refusals import refusing
+from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.models.stored_tensors import stored_dtype
 
 #: Settings that exports write; where ``config.json`` lacks one, its architecture's default holds.

@@ -13,7 +13,8 @@ from torch import Tensor
 from hgsp.models.decoder import Decoder
 from hgsp.models.identity import WeightsIdentity, weights_identity
 from hgsp.models.loading import DTYPES, ModelSource, load_dense
-from hgsp.models.offload import SafetensorFiles, load_offloaded
+from hgsp.models.offload import load_offloaded
+from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.models.stored_tensors import stored_dtype
 
 LOG = logging.getLogger(__name__)

@@ -13,11 +13,12 @@ from transformers import AutoModelForCausalLM
 from hgsp.errors import InputError
 from hgsp.models.configs import describe
 from hgsp.models.dtypes import DTYPE_NAMES
-from hgsp.models.families import check_prunable, family_of
+from hgsp.models.families import family_of
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.gguf_files import load_gguf
 from hgsp.models.hub import with_revision
 from hgsp.models.places import is_bin, is_gguf
+from hgsp.models.prunable import check_prunable
 from hgsp.models.refusals import refusing
 from hgsp.models.stored_tensors import check_stored
 from hgsp.models.weight_checks import (

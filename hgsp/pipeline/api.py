@@ -18,10 +18,10 @@ from hgsp.errors import InputError
 from hgsp.models.checkpoint import save_pruned
 from hgsp.models.decoder import Decoder, eval_mode
 from hgsp.models.devices import resolve_device
-from hgsp.models.families import check_prunable
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.models.loading import inspect_model, load_dense
+from hgsp.models.prunable import check_prunable
 from hgsp.models.tokenizers import check_token_ids, load_own_tokenizer
 from hgsp.pipeline.decision import SelectionOptions, decide
 from hgsp.pipeline.recipes import Recipe
