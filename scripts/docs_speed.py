@@ -60,6 +60,20 @@ def latency(found: Result) -> Iterable[Row]:
         yield dtype, workload, f"{statistics.median(sizes):.1%}", f"{max(sizes):.1%}", within
 
 
+def targets(found: Result) -> Iterable[Row]:
+    """Yield the plans for each target speed: ranking, size, speeds and perplexity."""
+    for row in found["rows"]:
+        emptied = f" ({row['emptied']} emptied)" if row["emptied"] else ""
+        speeds = f"{row['predicted']:.2f} ×", f"{row['measured']:.2f} ×"
+        yield (
+            f"{row['target']:g} ×",
+            row["setting"] + emptied,
+            f"{row['reached_ratio']:.1%}",
+            *speeds,
+            number(row["ppl"]),
+        )
+
+
 SPEED_TABLES = {
     "speed_transformers": speed_table("speed_smollm2", "transformers bf16"),
     "speed_f16": speed_table("speed_smollm2", "llama.cpp f16"),
@@ -74,5 +88,11 @@ SPEED_TABLES = {
         ("latency_smollm2",),
         ("dtype", "workload", "median error", "largest error", "within 10%"),
         latency,
+    ),
+    "speed_targets": Table(
+        ("speed_targets_smollm2",),
+        ("target", "ranked by", "removed", "predicted", "measured", "WikiText-2 perplexity"),
+        targets,
+        OF_ALL,
     ),
 }
