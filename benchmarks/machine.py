@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,5 +36,8 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
+    """Return the output of git; empty where it is not installed."""
+    if shutil.which("git") is None:
+        return ""
     run = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
     return run.stdout.strip()

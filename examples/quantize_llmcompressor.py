@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Quantise a dense or pruned checkpoint for vLLM with llm-compressor: GPTQ in 4 bits, or FP8.
+"""Quantise a dense or pruned checkpoint for vLLM with llm-compressor: GPTQ in 4 or 8 bits, or FP8.
 
 python examples/quantize_llmcompressor.py FOLDER OUTPUT --scheme gptq --group_size 64 --text wiki.train.raw
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder")
     parser.add_argument("output")
     parser.add_argument("--scheme", choices=["gptq", "fp8"], default="gptq")
+    parser.add_argument("--bits", type=int, choices=[4, 8], default=4, help="of a weight, for gptq")
     parser.add_argument("--group_size", type=int, default=64, help="input channels that share a scale, for gptq")
     parser.add_argument("--text", help="file to calibrate on, for gptq")
     parser.add_argument("--nsamples", type=int, default=128)
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         ids = tokenizer(Path(options.text).read_text(encoding="utf-8"))["input_ids"]
         starts = range(0, min(len(ids) - options.seq_len, options.nsamples * options.seq_len), options.seq_len)
-        quantize_gptq(model, [ids[start : start + options.seq_len] for start in starts], options.group_size)
+        rows = [ids[start : start + options.seq_len] for start in starts]
+        quantize_gptq(model, rows, options.bits, options.group_size)
     model.save_pretrained(options.output, save_compressed=True)
     tokenizer.save_pretrained(options.output)
 
@@ -51,13 +53,13 @@ def quantize_fp8(model: Any) -> None:
     oneshot(model=model, recipe=QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]))
 
 
-def quantize_gptq(model: Any, rows: list[list[int]], group_size: int) -> None:
-    """Quantise weights to 4 bits with a scale per group, layer by layer."""
+def quantize_gptq(model: Any, rows: list[list[int]], bits: int, group_size: int) -> None:
+    """Quantise weights to integers with a scale per group, layer by layer; activations keep their dtype."""
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier
 
-    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": group_size}
+    weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": group_size}
     oneshot(
         model=model,
         dataset=Dataset.from_list([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]),

@@ -5,6 +5,7 @@ Importing this file costs no torch.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -140,22 +141,110 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file in one step: readers see the old content or the new one."""
+    """Replace a text file in one step: readers see the old content or the new one.
+
+    Bytes of names that are no text become escapes.
+    """
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a hidden sibling of ``path`` to write, which replaces it on success and is removed on failure."""
+    """Yield a hidden sibling of ``path`` to write, which replaces it on success and is removed on failure.
+
+    The new content is on disk before it gets the name, and has the permissions of the user's umask. A symbolic link is
+    replaced, not followed. Siblings that killed processes left are removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    leftover = re.compile(rf"\.[0-9a-f]{{8}}-{re.escape(path.name)}")
+    remove_abandoned(path.parent, leftover)
     partial = path.with_name(f".{secrets.token_hex(4)}-{path.name}")  # keeps the suffix, which numpy looks at
+    lock = None
     try:
+        partial.touch(exist_ok=False)
+        lock = lock_of(partial, wait=True)
         yield partial
+        partial.chmod(0o666 & ~umask())  # safetensors ignores the umask
+        sync(partial)
         partial.replace(path)
+        sync(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power failure, where the system can tell."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # some network drives cannot
+            raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(descriptor)
+
+
+def reserve_space(path: Path, num_bytes: int) -> None:
+    """Give a file all its blocks on the disk, so that no write to its mapping can fail later (SIGBUS).
+
+    The file is created if it is missing.
+
+    Raises:
+        OSError: the disk is too full, or the file would be larger than the user may write.
+    """
+    with path.open("ab") as sink:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(sink.fileno(), 0, max(1, num_bytes))
+            elif shutil.disk_usage(path.parent).free < num_bytes:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            else:
+                sink.truncate(num_bytes)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def lock_of(path: Path, *, wait: bool) -> int | None:
+    """Return a descriptor that locks a file or folder until it is closed or its process ends.
+
+    None if another process holds the lock or has removed the file, and where there are no such locks (Windows, some
+    network drives).
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def remove_abandoned(parent: Path, name: re.Pattern[str]) -> None:
+    """Remove this user's files and folders of such names that no living process holds the lock of."""
+    with suppress(PermissionError), os.scandir(parent) as entries:
+        found = [Path(entry.path) for entry in entries if name.fullmatch(entry.name) and not entry.is_symlink()]
+        for path in found:
+            if (lock := lock_of(path, wait=False)) is None:
+                continue
+            try:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            finally:
+                os.close(lock)
 
 
 def file_sha256(path: Path) -> str:

@@ -5,7 +5,7 @@ class InputError(ValueError):
     """Bad input or an impossible request. Raised before anything expensive or written; exit code 2."""
 
     def __init__(self, *, expected: str, got: object, remedy: str) -> None:
-        self.got = str(got)
+        self.expected, self.got = expected, str(got)
         super().__init__(f"expected {expected}; got {got}; {remedy}")
 
 

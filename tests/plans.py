@@ -40,7 +40,7 @@ def plan_dropping(model: Any, kv: Drop | None = None, mlp: Drop | None = None, l
 
 
 def mixed_plan(model: Any, seed: int = 0) -> PrunePlan:
-    """Random MLP channels leave every layer, another number in each; where there are several KV groups, some leave."""
+    """Random MLP channels leave every layer, another number in each; where KV groups may leave, some do."""
     geometry = geometry_of(model)
     generator = torch.Generator().manual_seed(seed)
 
@@ -51,7 +51,10 @@ def mixed_plan(model: Any, seed: int = 0) -> PrunePlan:
         geometry,
         (
             LayerKeep(
-                subset(shape.num_kv_groups, max(1, shape.num_kv_groups - index % 3)),
+                subset(
+                    shape.num_kv_groups,
+                    max(1, shape.num_kv_groups - index % 3) if geometry.prunes_kv_groups else shape.num_kv_groups,
+                ),
                 subset(shape.mlp_width, shape.mlp_width // 2 + 3 * index),
             )
             for index, shape in enumerate(geometry.shapes)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hgsp.console.columns import aligned
 from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import option, parse
 from hgsp.environment import package_version
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from hgsp.exports.sizes import EngineSize
     from hgsp.exports.verdict import Engine, Verdict
 
-WIDTH = 80
 #: Model types that exports have and checkpoints of ours have not -> the target of the export.
 EXPORTED_TYPES = {"nemotron-nas": "decilm", "openelm": "mlx"}
 
@@ -69,23 +68,22 @@ def doctor(config: DoctorConfig) -> int:
         print(json.dumps(found, indent=2))
         return 0
     print(f"{folder}: {source.config['model_type']}, {len(source.shapes)} layers", end="\n\n")
-    print(*_table([_verdict_row(verdict) for verdict in verdicts]), sep="\n", end="\n\n")
-    print(*_table([("format", "weights", "KV cache / token", ""), *map(_size_row, sizes)]), sep="\n", end="\n\n")
-    print(*_table(_divisors(divisibility)), sep="\n", end="\n\n")
+    print(*aligned([_verdict_row(verdict) for verdict in verdicts]), sep="\n", end="\n\n")
+    print(*aligned([("format", "weights", "KV cache / token", ""), *map(_size_row, sizes)]), sep="\n", end="\n\n")
+    print(*aligned(_divisors(divisibility)), sep="\n", end="\n\n")
     print(*_commands(verdicts, folder), sep="\n")
     return 0
 
 
 def exported_target(folder: Path) -> str | None:
     """Return the target of the export in a folder; None if it holds no export, or one with a stock model."""
+    from hgsp.models.configs import read_object
+    from hgsp.models.places import is_file, is_folder
+
     config = folder / "config.json"
-    if not config.is_file():
-        return "gguf" if any(folder.glob("*.gguf")) else None
-    try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):  # refused where it is read as a source, with a reason
-        return None
-    return EXPORTED_TYPES.get(model_type)
+    if not is_file(config):
+        return "gguf" if is_folder(folder) and any(folder.glob("*.gguf")) else None
+    return EXPORTED_TYPES.get(str(read_object(config).get("model_type")))
 
 
 def installed(engine: Engine) -> str:
@@ -121,6 +119,9 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
         parts.append(f"prune {' and '.join(map(_spoken, verdict.changes))}")
     elif form is None:
         parts.append("no flag changes it")
+    closest = form or verdict.engine.forms[0]
+    if not closest.was_run:
+        parts.append(f"by the {closest.checked}, not run")
     if version := installed(verdict.engine):
         parts.append(f"here: {version}")
     return verdict.engine.name, verdict.status, "; ".join(filter(None, parts))
@@ -157,17 +158,6 @@ def _commands(verdicts: Sequence[Verdict], folder: Path) -> list[str]:
 
 def _use(use: str, export: str, folder: Path) -> str:
     return use.replace("{folder}", f"{folder}-{export}" if export else str(folder))
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align columns; the last is wrapped so that no line is longer than ``WIDTH``."""
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
-    lines = []
-    for row in rows:
-        head = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + "  "
-        first, *others = textwrap.wrap(row[-1], WIDTH - len(head), break_on_hyphens=False) or [""]
-        lines += [f"{head}{first}".rstrip(), *(" " * len(head) + part for part in others)]
-    return lines
 
 
 if __name__ == "__main__":

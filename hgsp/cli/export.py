@@ -48,9 +48,13 @@ def export(config: ExportConfig, command: str) -> int:
     from hgsp.exports.export import export as write_export
 
     written = write_export(
-        config.checkpoint, config.to, config.output, gguf_type=config.type, self_check=not config.no_check
+        config.checkpoint,
+        config.to,
+        config.output,
+        gguf_type=config.type,
+        self_check=not config.no_check,
+        finish=lambda folder: write_settings(config, folder / RUN_SETTINGS, command),
     )
-    write_settings(config, written.folder / RUN_SETTINGS, command)
     print(f"exported: {written.folder}")
     for file in written.exported.files:
         print(f"  {file} ({(written.folder / file).stat().st_size:,} bytes)")

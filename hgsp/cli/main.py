@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from hgsp.console.exit_codes import fail
+from hgsp.console.exit_codes import fail, run_guarded
 from hgsp.console.nearest import did_you_mean
 
 #: Subcommand -> purpose. Each is a module of ``hgsp.cli`` with a ``main`` and its OPTIONS.
@@ -25,6 +25,8 @@ COMMANDS = {
     "summarize": "tabulate and plot many results",
     "profile": "time the blocks of a model on this device",
     "export": "write a pruned model in the format of another engine",
+    "verify": "check a model's folder against its checksums, plan and dense model",
+    "families": "list the supported architectures",
     "doctor": "tell which engines run a model, and what would change it",
 }
 EPILOG = """
@@ -43,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         complete()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_guarded(lambda: _dispatch(arguments))
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
         print("usage: hgsp COMMAND [flags]\n")

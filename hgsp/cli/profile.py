@@ -90,7 +90,7 @@ def profile(config: ProfileConfig, command: str) -> int:
     from rich.console import Console
 
     from hgsp.console.progress import terminal
-    from hgsp.console.result_folders import check_file_target
+    from hgsp.console.result_folders import check_file_target, reserved
     from hgsp.costs.profile import ProfileOptions
     from hgsp.costs.profile import profile as measure
     from hgsp.costs.tables import describe
@@ -111,9 +111,10 @@ def profile(config: ProfileConfig, command: str) -> int:
     )
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    table = measure(config.model, source.config, source.geometry, options, progress=terminal)
-    table.write(target)
-    write_settings(config, settings_beside(target), command)
+    with reserved(target):
+        table = measure(config.model, source.config, source.geometry, options, progress=terminal)
+        write_settings(config, settings_beside(target), command)
+        table.write(target)
     console = Console(width=min(80, Console().width), markup=False, emoji=False)
     for shown in describe(table, source.geometry):
         console.print(shown)

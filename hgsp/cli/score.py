@@ -11,7 +11,6 @@ from pathlib import Path
 from hgsp.console.exit_codes import quiet_libraries, run_guarded
 from hgsp.console.flags import parse
 from hgsp.console.settings_file import command_line, settings_beside, write_settings
-from hgsp.environment import replacing
 from hgsp.pipeline.config import ScoreConfig
 
 LOG = logging.getLogger("hgsp")
@@ -34,8 +33,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "hgsp score") -> int:
 def score(config: ScoreConfig, command: str) -> int:
     """Score the model and write one file; the influence of layers and blocks is always measured."""
     quiet_libraries()
+    from hgsp.console.disk import check_free_space
     from hgsp.console.progress import terminal
-    from hgsp.console.result_folders import check_file_target, refuse_unwritable
+    from hgsp.console.result_folders import check_file_target, refuse_unwritable, reserved
     from hgsp.data.calibration import build_calibration
     from hgsp.data.texts import CALIBRATE, load_text
     from hgsp.models.devices import resolve_device
@@ -43,7 +43,9 @@ def score(config: ScoreConfig, command: str) -> int:
     from hgsp.models.loading import check_positions, inspect_model
     from hgsp.models.processes import is_main_process, join_processes, leave_processes
     from hgsp.models.tokenizers import check_token_ids, load_own_tokenizer
-    from hgsp.pipeline import stages
+    from hgsp.pipeline import forecast, stages
+    from hgsp.pipeline.calibrations import Calibrations
+    from hgsp.pipeline.disk import scores_bytes
 
     target = Path(config.output)
     check_file_target(target, config.overwrite, "--output")
@@ -59,22 +61,25 @@ def score(config: ScoreConfig, command: str) -> int:
         LOG.warning("%s", warning)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
     check_token_ids(int(calibration.input_ids.max()), source.config.vocab_size, tokenizer, calibration.source)
-    join_processes(device)
-    scores = stages.score(
-        load_for_pruning(source, config.dtype, device, offload=config.offload),
-        config.recipe,
-        calibration,
-        stages.Resources(config.batch_size, config.use_gradient_checkpointing, spill_dir),
-        base_model=config.base_model,
-        seed=config.seed,
-        progress=terminal,
-    )
-    is_main = is_main_process()
-    leave_processes()
+    check_free_space(target.parent, scores_bytes(source.geometry), "the scores", "choose another --output")
+    forecast.check_spill(config, source.geometry, Calibrations(scoring=calibration))
+    with reserved(target):
+        join_processes(device)
+        scores = stages.score(
+            load_for_pruning(source, config.dtype, device, offload=config.offload),
+            config.recipe,
+            calibration,
+            stages.Resources(config.batch_size, config.use_gradient_checkpointing, spill_dir),
+            base_model=config.base_model,
+            seed=config.seed,
+            progress=terminal,
+        )
+        is_main = is_main_process()
+        leave_processes()
+        if is_main:
+            write_settings(config, settings_beside(target), command)
+            scores.write(target)
     if is_main:
-        with replacing(target) as partial:
-            scores.write(partial)
-        write_settings(config, settings_beside(target), command)
         print(f"scores: {target}")
         made_from = shlex.join(["--base_model", config.base_model, "--scores", str(target)])
         print(f"next: hgsp cut {made_from} --pruning_ratio 0.2 --output_name NAME")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
-from hgsp.environment import install_command, write_atomically
+from hgsp.environment import install_command, replacing, write_atomically
 from hgsp.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def draw(results: Sequence[Result], output: Path) -> list[str]:
         if figure is None:
             print(f"no {name}: {missing}")
         else:
-            figure.savefig(output / name, dpi=130)
+            with replacing(output / name) as partial:
+                figure.savefig(partial, dpi=130)
             drawn.append(name)
     return drawn
 

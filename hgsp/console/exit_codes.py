@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import io
 import logging
@@ -12,8 +13,9 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from hgsp.errors import InputError, NumericalError
+from hgsp.errors import InputError, NumericalError, one_line
 
 OUT_OF_MEMORY = (
     "no partial output is left behind. Try, in this order: --batch_size 1, --use_gradient_checkpointing, a smaller "
@@ -21,15 +23,34 @@ OUT_OF_MEMORY = (
     "magnitude (no data)"
 )
 
+GOING_ON = "Nothing is half-written; the same command starts again, or resumes where it saved its state"
+
 #: Errors that are the environment's, and their remedies: full disks, quotas, limits, permissions, failing devices.
 OS_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space or write to another disk"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space or write to another disk"),
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f) or write to another disk",
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit on open files (ulimit -n)"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change the permissions or use another folder"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk or the network drive"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), "move it away or use another name"),
     errno.ENAMETOOLONG: "use a shorter name",
     errno.ENOMEM: "free memory",
 }
+#: Parts of messages by which libraries report the operating system's errors as others, and the errors.
+_MESSAGES = {
+    "no space left": errno.ENOSPC,
+    "disk quota": errno.EDQUOT,
+    "file too large": errno.EFBIG,
+    "too many open files": errno.EMFILE,
+    "permission denied": errno.EACCES,
+    "read-only file system": errno.EROFS,
+    "input/output error": errno.EIO,
+    "cannot allocate memory": errno.ENOMEM,
+    "can't start new thread": errno.ENOMEM,
+    "failed to map segment": errno.ENOMEM,
+    "pytorchstreamwriter failed": errno.ENOSPC,  # torch.save does not pass on why a write failed
+}
+_MEMORY = ("out of memory", "can't allocate", "bad_alloc")
 
 
 def run_guarded(
@@ -47,16 +68,14 @@ def run_guarded(
         interrupted: message, printed on Ctrl-C.
 
     Raises:
-        RuntimeError: any that is not an out-of-memory error; it is a bug and keeps its traceback.
+        RuntimeError: any that the environment did not cause; it is a bug and keeps its traceback.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a Windows pipe has a code page without most of Unicode
         sys.stdout.reconfigure(errors="backslashreplace")
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, so that libraries show no bars beside ours
     try:
         with _signals_as_interrupt():
-            code = run()
-            sys.stdout.flush()  # a closed pipe shows here, and not when Python ends
-            return code
+            return _flushed(run)
     except InputError as error:
         return fail(2, str(error))
     except NumericalError as error:
@@ -66,21 +85,50 @@ def run_guarded(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         return 1
-    except OSError as error:
-        if error.errno in OS_REMEDIES:
-            place = f" ({error.filename})" if error.filename else ""
-            return fail(1, f"{error.strerror}{place}; {OS_REMEDIES[error.errno]}")
+    except (OSError, MemoryError, RuntimeError, ImportError, *_safetensors_errors()) as error:
+        message = _environment_failure(error, out_of_memory)
+        if message is None:
+            raise
+        return fail(1, message)
+
+
+def _flushed(run: Callable[[], int]) -> int:
+    """Run a command; a closed pipe shows here, and not when Python ends."""
+    try:
+        code = run()
+    except SystemExit:  # of argparse, after --help
+        sys.stdout.flush()
         raise
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
-            first = str(error).splitlines()[0] if str(error) else "MemoryError"
-            return fail(1, f"out of memory ({first}); {out_of_memory}")
-        raise
+    sys.stdout.flush()
+    return code
+
+
+def _safetensors_errors() -> tuple[type[Exception], ...]:
+    """Return the error of safetensors, if the command has come as far as importing it."""
+    module = sys.modules.get("safetensors")
+    return () if module is None else (module.SafetensorError,)
+
+
+def _environment_failure(error: BaseException, out_of_memory: str) -> str | None:
+    """Return the line about a failure that the environment caused; None for a bug."""
+    text = one_line(error)
+    if isinstance(error, MemoryError) or any(part in str(error).lower() for part in _MEMORY):
+        return f"out of memory ({text}); {out_of_memory}"
+    number = getattr(error, "errno", None)
+    if number not in OS_REMEDIES:
+        number = next((found for part, found in _MESSAGES.items() if part in str(error).lower()), None)
+    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    if number is not None:
+        return f"{os.strerror(number)}{place}; {OS_REMEDIES[number]}. {GOING_ON}"
+    if isinstance(error, OSError) or type(error) in _safetensors_errors():
+        return f"{text}; check the disk, and that nothing else changes these files. {GOING_ON}"
+    return None
 
 
 def fail(code: int, message: str) -> int:
     """Print an error line to stderr and return the exit code."""
-    print(f"error: {message}", file=sys.stderr)
+    line = "\\n".join(message.splitlines())  # names of files may contain line breaks
+    print(f"error: {line}", file=sys.stderr)
     return code
 
 
@@ -93,9 +141,20 @@ def _signals_as_interrupt() -> Iterator[None]:
     # a command that was started with nohup ignores SIGHUP, and shall go on to
     signals = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    lost = sys.unraisablehook
+
+    def interrupt_again(unraisable: Any) -> None:
+        """Raise an interrupt once more that came while Python deleted an object, where it would be lost."""
+        if unraisable.exc_type is not None and issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would be lost in this very function
+        else:
+            lost(unraisable)
+
+    sys.unraisablehook = interrupt_again
     try:
         yield
     finally:
+        sys.unraisablehook = lost
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -104,7 +104,14 @@ def _layers(options: type, arguments: Sequence[str], prog: str | None) -> tuple[
 
 
 def _found(options: type, arguments: Sequence[str], prog: str | None) -> dict[str, Any]:
-    """Return ``--config`` and the presets on a command line."""
+    """Return ``--config`` and the presets on a command line.
+
+    Raises:
+        InputError: an argument that is no text, which most libraries cannot open a file by.
+    """
+    for word in map(str, arguments):
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise InputError(expected="arguments in UTF-8", got=ascii(word), remedy="rename the file or folder")
     finder = Parser(prog=prog, description="")
     add_config(finder)
     for name, choices in presets_of(options).items():

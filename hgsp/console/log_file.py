@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -28,9 +29,26 @@ class _Terminal(logging.StreamHandler[TextIO]):
         self.setFormatter(logging.Formatter("%(message)s"))
         self.addFilter(lambda record: not getattr(record, "file_only", False))
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Go on without a terminal: nobody reads the lines of a closed one."""
+
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stderr
+
+
+class _File(logging.FileHandler):
+    """Writes until the disk is full, which is no reason to lose the run."""
+
+    _is_full = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._is_full:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        self._is_full = True
+        LOG.warning("the log ends here: %s", sys.exc_info()[1])
 
 
 class LogFile:
@@ -38,7 +56,7 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._to_file = logging.FileHandler(path, encoding="utf-8")
+        self._to_file = _File(path, encoding="utf-8", errors="backslashreplace")
         self._to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._to_terminal = _Terminal()
 
@@ -55,13 +73,15 @@ class LogFile:
     ) -> None:
         for handler in (self._to_file, self._to_terminal):
             LOG.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # of a full disk, or a closed terminal
+                handler.close()
         level, LOG.propagate = self._before
         LOG.setLevel(level)
 
     def copy_to(self, path: Path) -> None:
         """Copy the log so far."""
-        self._to_file.flush()
+        with suppress(OSError):
+            self._to_file.flush()
         with replacing(path) as partial:
             shutil.copyfile(self._path, partial)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hgsp.console.exchange import exchange
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
-from hgsp.environment import process_rank, umask
+from hgsp.environment import process_rank, sync, umask
 from hgsp.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def reserved(*targets: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for place in sorted({target.resolve() for target in targets}):
             stack.enter_context(_lock(place))
-            _tidy_up(place)
+            remove_leftovers(place)
         yield
 
 
@@ -47,7 +48,7 @@ def reserved(*targets: Path) -> Iterator[None]:
 def _lock(place: Path) -> Iterator[None]:
     made = [parent for parent in place.parents if not parent.exists()]
     place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0, is_singleton=True)
+    lock = FileLock(_lock_file(place), timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:
@@ -68,25 +69,47 @@ def _lock(place: Path) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _tidy_up(place: Path) -> None:
-    """Remove what killed runs left beside a result, or put it back where the result itself is missing."""
-    leftover = re.compile(rf"\.{re.escape(place.name)}(\.reconstruction|\.training)?-\w+\.(partial|replaced|removed)")
-    for path in sorted(place.parent.glob(".*-*.*")):
-        if not leftover.fullmatch(path.name):
-            continue
-        if path.suffix == ".replaced" and not os.path.lexists(place):
-            LOG.warning("%s: a killed run had moved this result aside; it is in its place again", place)
-            path.rename(place)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+def _lock_file(place: Path) -> Path:
+    return place.with_name(f".{place.name}.lock")
+
+
+def remove_leftovers(place: Path) -> None:
+    """Remove everything that killed runs left beside a result, or put it back where the result itself is missing.
+
+    Nothing is touched while a run holds the name. Only the first of several launched processes removes anything.
+    """
+    if process_rank():
+        return
+    leftover = re.compile(
+        rf"\.{re.escape(place.name)}(\.reconstruction|\.training)?-\w+\.(partial|replaced|removed)"
+        rf"|\.[0-9a-f]{{8}}-{re.escape(place.name)}(\.search\.json)?"
+    )
+    found = sorted(path for path in place.parent.glob(".*-*") if leftover.fullmatch(path.name))
+    if not found and not _lock_file(place).exists():
+        return
+    with suppress(InputError, OSError), _lock(place):
+        for path in found:
+            if path.suffix == ".replaced" and not os.path.lexists(place):
+                LOG.warning("%s: a killed run had moved this result aside; it is in its place again", place)
+                path.rename(place)
+            elif os.path.lexists(path):
+                LOG.info("removing %s, left behind by a killed run", path)
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary sibling of ``target`` that replaces it on success and is removed on failure or interrupt.
 
-    An existing ``target`` is deleted only after the new folder has taken its place. A symbolic link stays a link. The
-    permissions follow the user's umask.
+    It is on disk before it gets the name, with the permissions of the user's umask. An existing ``target`` is exchanged
+    with it in one step where the file system can do that, and deleted afterwards. A symbolic link stays a link.
 
     Raises:
         InputError: ``target`` exists and ``overwrite`` is not set, is a link to nothing, or another run is writing it.
@@ -95,20 +118,36 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     with reserved(target):
         place = target.resolve()
         partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", suffix=".partial", dir=place.parent))
-        partial.chmod(0o777 & ~umask())
         replaced = partial.with_suffix(".replaced")
         try:
+            partial.chmod(0o777 & ~umask())
             yield partial
             refuse_existing(target, overwrite)
-            if place.exists():
-                place.rename(replaced)
-            partial.rename(place)
+            _settle(partial)
+            if not (place.exists() and exchange(partial, place)):
+                if place.exists():
+                    place.rename(replaced)
+                partial.rename(place)
+            sync(place.parent)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            if replaced.exists():
+            if replaced.exists() and not os.path.lexists(place):
                 replaced.rename(place)
             raise
-        shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            if os.path.lexists(place):
+                shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Give all files the permissions of the user's umask and write them to disk, and then the folders."""
+    mask = umask()
+    for parent, _, names in os.walk(folder, topdown=False):
+        for path in (Path(parent, name) for name in names):
+            path.chmod(0o666 & ~mask)
+            sync(path)
+        Path(parent).chmod(0o777 & ~mask)
+        sync(Path(parent))
 
 
 def check_target(target: Path, overwrite: bool, flag: str, reads: Iterable[str | Path | None] = ()) -> None:
@@ -122,10 +161,18 @@ def check_target(target: Path, overwrite: bool, flag: str, reads: Iterable[str |
         InputError: ``target`` exists, is not writable, or would be overwritten although it is not a result or contains
             an input of the run.
     """
+    remove_leftovers(target.resolve())
     refuse_existing(target, overwrite)
     refuse_unwritable(target, flag)
     if not target.exists():
         return
+    refuse_unwritable(target.resolve().parent, flag)  # where the new result is written and renamed
+    if os.path.ismount(target):
+        raise InputError(
+            expected="a result folder that can be replaced",
+            got=f"{target}, a mount point",
+            remedy=f"name a folder inside it with {flag}",
+        )
     for path in (Path.cwd(), *(Path(name) for name in reads if name)):
         if path.exists() and path.resolve().is_relative_to(target.resolve()):
             raise InputError(
@@ -147,8 +194,10 @@ def check_file_target(target: Path, overwrite: bool, flag: str) -> None:
     Raises:
         InputError: ``target`` exists, is a folder, or its folder is not writable.
     """
-    if target.is_dir():
-        raise InputError(expected=f"{flag} to be a file", got=f"{target}, a folder", remedy="name a file inside it")
+    remove_leftovers(target.resolve())
+    if target.exists() and not target.is_file():
+        got = f"{target}, a {'folder' if target.is_dir() else 'pipe or device'}"
+        raise InputError(expected=f"{flag} to be a file", got=got, remedy="name a file inside a folder")
     refuse_existing(target, overwrite)
     refuse_unwritable(target.parent, flag)
 

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import hgsp
+from hgsp.console.json_files import file_bytes, json_object
 from hgsp.console.nearest import did_you_mean
 from hgsp.console.parser import before_separator, flag_of, presets_of
+from hgsp.console.schemas import shortened
 from hgsp.environment import write_atomically
 from hgsp.errors import InputError, one_line
 
 #: The settings of a run, in its result folder.
 RUN_SETTINGS = "run.yaml"
+#: Settings have some dozens of short lines.
+MAX_BYTES = 2**20
 
 
 def settings_beside(file: Path) -> Path:
@@ -30,25 +34,47 @@ def read_settings(path: Path, known: Iterable[str]) -> dict[str, Any]:
     Raises:
         InputError: no such file, broken YAML or JSON, no mapping, or an unknown name.
     """
-    import yaml
-
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = file_bytes(path, MAX_BYTES).decode("utf-8")
+        content = json_object(text) if path.suffix == ".json" and text.strip() else _yaml_content(text)
+        json.dumps(content, default=str, ensure_ascii=False).encode()  # half characters cannot be written again
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise _refused(path, "to be a readable YAML or JSON file", f"'{reason}'", "check the file") from error
-    if content is None:
-        content = {}
     if not isinstance(content, dict):
         raise _refused(path, "to map names of flags to values", type(content).__name__, "write lines of `name: value`")
     names, settings = list(known), {}
     for key, value in content.items():
         name = str(key).removeprefix("--").replace("-", "_")
         if name not in names:
-            raise _refused(path, "to have names of flags", repr(key), did_you_mean(name, names, "see --help"))
+            raise _refused(path, "to have names of flags", shortened(key), did_you_mean(name, names, "see --help"))
+        if name in settings:
+            raise _refused(path, "to have each name once", name, "keep one of the two")
         settings[name] = value
     return settings
+
+
+def _yaml_content(text: str) -> Any:
+    """Return the content of YAML; an empty text is an empty mapping.
+
+    Raises:
+        ValueError: no YAML, aliases, which a short text may nest to any size, or a key twice.
+    """
+    import yaml
+
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("an alias (*name), which settings do not need")
+        node = yaml.compose(text)
+        keys = [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!a:.80} twice")
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(one_line(error)) from error  # a tag such as !!int before other text raises any of them
+    return {} if content is None else content
 
 
 def as_arguments(options: type, settings: Mapping[str, Any], path: Path) -> tuple[list[str], dict[str, Any]]:
@@ -83,7 +109,7 @@ def _check_kind(item: Any, value: Any, path: Path) -> None:
     else:
         kind, holds = "a single value", not isinstance(value, (bool, dict, list))
     if not holds:
-        raise _refused(path, f"to have {kind} as {item.name}", repr(value), "see --help")
+        raise _refused(path, f"to have {kind} as {item.name}", shortened(value), "see --help")
 
 
 def write_settings(options: Any, path: Path, command: str) -> None:

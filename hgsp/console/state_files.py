@@ -6,16 +6,29 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hgsp.environment import write_atomically
+from hgsp.console.json_files import file_bytes, json_object
+from hgsp.console.schemas import Sha256, checked
+from hgsp.environment import remove_folder, write_atomically
 from hgsp.errors import InputError
 
 LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: The first key of every state file; its value is the kind of state.
 MARKER = "hgsp_state"
+#: The end of the name of damaged state, which is never used and never removed.
+DAMAGED = ".damaged"
+
+
+@dataclass(frozen=True)
+class _State:
+    hgsp_state: str
+    sha256: Sha256
+    content: dict[str, Any]
 
 
 def write_state(path: Path, kind: str, content: Mapping[str, Any]) -> None:
@@ -24,8 +37,10 @@ def write_state(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps({MARKER: kind, "sha256": _sha256(text), "content": json.loads(text)}))
 
 
-def read_state(path: Path, kind: str) -> dict[str, Any] | None:
+def read_state(path: Path, kind: str, schema: type[T]) -> T | None:
     """Return the content of a state file; None if there is none, or a damaged one, which is set aside.
+
+    A file that is cut short, has another checksum, or does not fit the schema is damaged.
 
     Raises:
         InputError: the file is not a state of this kind.
@@ -34,15 +49,22 @@ def read_state(path: Path, kind: str) -> dict[str, Any] | None:
         return None
     check_state(path, kind)
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if state["sha256"] != _sha256(json.dumps(state["content"])):
+        state = checked(_State, json_object(file_bytes(path)))
+        if state.sha256 != _sha256(json.dumps(state.content)):
             raise ValueError("wrong checksum")
-        return dict(state["content"])
-    except (ValueError, KeyError, TypeError) as error:
-        aside = path.with_name(f"{path.name}.damaged")
-        path.replace(aside)
-        LOG.warning("%s is damaged (%s); set aside as %s, starting again", path, error, aside.name)
+        return checked(schema, state.content)
+    except ValueError as error:
+        set_aside(path, str(error))
         return None
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a damaged file or folder of state, and say so."""
+    aside = path.with_name(f"{path.name}{DAMAGED}")
+    if aside.is_dir():
+        remove_folder(aside)
+    path.replace(aside)
+    LOG.warning("%s is damaged (%s); set aside as %s, starting again", path, reason, aside.name)
 
 
 def check_state(path: Path, kind: str) -> None:
@@ -68,7 +90,8 @@ def check_state_folder(folder: Path, file_name: str, kind: str) -> None:
     """
     if folder.is_dir() and not any(folder.iterdir()):
         return  # a run was killed between making the folder and its file
-    check_state(folder / file_name if (folder / file_name).is_file() else folder, kind)
+    named = (folder / file_name, folder / f"{file_name}{DAMAGED}")
+    check_state(next((path for path in named if path.is_file()), folder), kind)
 
 
 def _begins_with(path: Path, beginning: str) -> bool:

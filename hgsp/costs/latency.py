@@ -12,7 +12,6 @@ L layers
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hgsp.costs.latency_file import SCHEMA_VERSION, read_latency_file
 from hgsp.costs.names import DECODE
 from hgsp.environment import write_json
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 
 Floats = npt.NDArray[np.float64]
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, order=True)
@@ -179,20 +178,9 @@ class LatencyTable:
         Raises:
             InputError: no file, or none of a latency table of this version.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("schema_version") != SCHEMA_VERSION:
-                raise ValueError("another schema_version")
-            content["kv_groups"] = tuple(content["kv_groups"])
-            content["mlp_widths"] = _by_multiple(content["mlp_widths"])
-            content["timings"] = dict(map(_timings_of, content["timings"]))
-            return cls(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                expected="a latency table written by `hgsp profile`",
-                got=f"{path} ({type(error).__name__}: {error})",
-                remedy="measure it again with `hgsp profile`",
-            ) from error
+        content = asdict(read_latency_file(path))
+        del content["schema_version"]
+        return cls(**content | {"timings": dict(map(_timings_of, content["timings"]))})
 
     def _attention(self, timings: BlockTimings, num_kv_groups: int) -> float:
         return _interpolated(num_kv_groups, self.kv_groups, timings.attention)
@@ -251,11 +239,7 @@ def _sizes(shapes: Sequence[LayerShape]) -> npt.NDArray[np.int64]:
     return np.array([(shape.num_kv_groups, shape.mlp_width) for shape in shapes], dtype=np.int64)
 
 
-def _by_multiple(content: Mapping[str, Sequence[Any]]) -> dict[int, tuple[Any, ...]]:
-    return {int(multiple): tuple(values) for multiple, values in content.items()}
-
-
 def _timings_of(record: Mapping[str, Any]) -> tuple[Workload, BlockTimings]:
-    workload = Workload(record["phase"], record["batch_size"], record["context_length"])
-    attention, mlp = tuple(record["attention"]), _by_multiple(record["mlp"])
-    return workload, BlockTimings(record["rest"], attention, mlp, record["spread"])
+    sizes = {item.name for item in fields(Workload)}
+    workload = {name: value for name, value in record.items() if name in sizes}
+    return Workload(**workload), BlockTimings(**{name: record[name] for name in record.keys() - sizes})

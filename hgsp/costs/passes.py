@@ -110,12 +110,12 @@ class TimedPasses:
         marks: list[Any] = []
         device, clock = self._model.device, self._clock
         family = family_of(self._model.config)
-        norms = [
-            layer.get_submodule(block.norm) for layer in self._model.model.layers for block in family.blocks.values()
+        entries = [
+            layer.get_submodule(block.entry) for layer in self._model.model.layers for block in family.blocks.values()
         ]
         handles = [
-            norm.register_forward_pre_hook(lambda *_: marks.append(_mark(device, clock)))
-            for norm in (*norms, self._model.get_submodule(family.final_norm))
+            entry.register_forward_pre_hook(lambda *_: marks.append(_mark(device, clock)))
+            for entry in (*entries, self._model.get_submodule(family.final_norm))
         ]
         try:
             yield marks

@@ -20,13 +20,12 @@ from hgsp.evaluation.metrics.ppl import bos_token, window_length
 from hgsp.evaluation.results import canonical_path, model_identity
 from hgsp.evaluation.tasks import EFFICIENCY, is_text
 from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
-from hgsp.models.hub import HUB_ID
-from hgsp.models.loading import DTYPES, check_positions, inspect_model, load_dense
+from hgsp.models.loading import DTYPES, check_positions
+from hgsp.models.places import WEIGHTS, is_folder, is_gguf, refuse_no_model
+from hgsp.models.stored_tensors import stored_dtype
 from hgsp.models.tokenizers import check_vocabulary
 
 LOG = logging.getLogger("hgsp.evaluation")
-
-WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,10 @@ def refuse_missing(name: str) -> None:
     """Refuse a path without a model.
 
     Raises:
-        InputError: the path does not exist, or is a folder without weights.
+        InputError: no model has that name, or it is a folder without weights.
     """
-    path = Path(name)
-    if not path.exists():
-        if HUB_ID.fullmatch(name) and not name.endswith(WEIGHTS):
-            return
-        raise InputError(
-            expected="a model file, folder or hub id", got=f"'{name}', which does not exist", remedy="check the path"
-        )
-    if path.is_dir() and not any(file.name.endswith(WEIGHTS) for file in path.iterdir()):
+    refuse_no_model(name)
+    if is_folder(name) and not any(file.name.endswith(WEIGHTS) for file in Path(name).iterdir()):
         raise InputError(
             expected=f"weights in '{name}' ({', '.join(WEIGHTS)})",
             got="none",
@@ -91,14 +84,13 @@ def refuse_missing(name: str) -> None:
 
 def _inspected(role: str, name: str) -> ModelUnderTest:
     # the config first: loading it caches the commit that a hub id is identified by
-    config = inspect_model(name).config if name.endswith(".gguf") else config_of(name)
-    return ModelUnderTest(role, name, config, model_identity(name))
+    return ModelUnderTest(role, name, config_of(name), model_identity(name))
 
 
 def overflow_warnings(models: Sequence[ModelUnderTest], dtype: str | None) -> list[str]:
     """Warn of models whose activations may exceed 65504, the largest float16: those stored in bfloat16."""
-    stored = {model.name: model.config.dtype for model in models}
-    names = [name for name, own in stored.items() if dtype == "float16" and own == torch.bfloat16]
+    own = {model.name: model.config.dtype for model in models if dtype == "float16" and not is_gguf(model.name)}
+    names = [name for name, configured in own.items() if stored_dtype(name, configured) == torch.bfloat16]
     return [f"--dtype float16: {name} is stored in bfloat16 and may overflow; prefer bfloat16" for name in names]
 
 
@@ -108,8 +100,6 @@ def load_model(name: str, dtype: str | None, device: str) -> Any:
     Raises:
         InputError: the files do not hold the model's weights.
     """
-    if name.endswith(".gguf"):
-        return load_dense(inspect_model(name), dtype or "bfloat16", device)
     return load_pruned(name, device=device, dtype=None if dtype is None else DTYPES[dtype])
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.json_files import read_json_file
 from hgsp.console.log_file import show
 from hgsp.console.portable_paths import portable_path, portable_text
+from hgsp.console.report_files import PruningReport
 from hgsp.console.report_schema import BEFORE, DENSE, DONE, PRUNED, PRUNING_REPORT, RECOVERED, TOKEN_PPL
 from hgsp.console.result_folders import refuse_unwritable
 from hgsp.data.texts import texts_of
@@ -56,6 +57,7 @@ def provenance(command: str, device: str) -> dict[str, Any]:
 
 def write_report(results: Results, folder: Path, origin: Mapping[str, Any]) -> None:
     """Write results.json and results.md, and show the table."""
+    results.merge()
     analysis = pruning_analysis(results)
     collapsed = has_collapsed(perplexity_pairs(results.results, analysis))
     warnings = same_corpus_warnings(results.results, analysis)
@@ -82,12 +84,19 @@ def write_report(results: Results, folder: Path, origin: Mapping[str, Any]) -> N
 
 
 def pruning_analysis(results: Results) -> dict[str, Any]:
-    """Return the pruning report in the measured model's folder, empty without one."""
+    """Return the pruning report in the measured model's folder, empty without one.
+
+    Raises:
+        InputError: it is damaged.
+    """
     path = Path(results.models[PRUNED]["path"]) / PRUNING_REPORT
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    expected, remedy = (
+        "the pruning report beside the model, or none",
+        "delete the file: the evaluation does not need it",
+    )
+    return dict(read_json_file(path, PruningReport, expected, remedy))
 
 
 def perplexity_pairs(results: Sequence[TaskResult], analysis: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
@@ -117,7 +126,7 @@ def same_corpus_warnings(results: Sequence[TaskResult], analysis: Mapping[str, A
     if not calibration:
         return []
     evaluated = {
-        portable_path(item.task): item.protocol["split"]
+        portable_path(item.task): item.protocol.get("split", "its split unknown")
         for item in results
         if item.role == PRUNED and item.status == DONE and is_text(item.task)
     }

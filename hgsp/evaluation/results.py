@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+from filelock import FileLock
+
+from hgsp.console.json_files import read_json_file
 from hgsp.console.portable_paths import portable, portable_path
-from hgsp.console.report_schema import DONE, EVALUATION_RESULTS, EVALUATION_SCHEMA, FAILED, PRUNED
+from hgsp.console.report_files import ProtocolEntry
+from hgsp.console.report_schema import DONE, EVALUATION_RESULTS, EVALUATION_SCHEMA, FAILED, PRUNED, ROLES, TOKEN_PPL
+from hgsp.console.schemas import Count, NonNegative, OneOf, Stored
 from hgsp.environment import write_json
 from hgsp.errors import InputError, NumericalError
+from hgsp.evaluation.tasks import is_text
 from hgsp.models.hub import with_revision
+from hgsp.models.identity import files_sha256
 from hgsp.models.pruned_bin import BIN_NAME
 
-#: Files that decide what a model computes.
-MODEL_FILES = (".safetensors", ".bin", ".gguf", ".model", "config.json", "tokenizer.json", "tokenizer_config.json")
+_REMEDY = "move it away or choose another --output"
 
 
 @dataclass(frozen=True)
@@ -48,17 +55,17 @@ class TaskResult:
     ``protocol`` describes the measurement in full, ``summary`` in a few words.
     """
 
-    role: str
+    role: Annotated[str, OneOf(ROLES)]
     task: str
-    status: str
+    status: Annotated[str, OneOf((DONE, FAILED))]
     model: str
     request: Mapping[str, Any]
     metrics: tuple[Metric, ...] = ()
-    num_items: int | None = None
+    num_items: Count | None = None
     summary: str = ""
-    protocol: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Annotated[Mapping[str, Any], Stored(ProtocolEntry)] = field(default_factory=dict)
     reason: str | None = None
-    seconds: float | None = None
+    seconds: NonNegative | None = None
 
     @property
     def key(self) -> str:
@@ -71,6 +78,17 @@ class TaskResult:
         return {metric.name: metric for metric in self.metrics}
 
 
+class _Model(TypedDict):
+    path: str
+    identity: str
+
+
+class _ResultsFile(TypedDict):
+    schema_version: Literal[1]
+    models: dict[Annotated[str, OneOf(ROLES)], _Model]
+    results: list[TaskResult]
+
+
 @dataclass
 class Results:
     """The content of one ``results.json``. ``models``: role -> {"path", "identity"}.
@@ -81,6 +99,9 @@ class Results:
     path: Path
     models: dict[str, dict[str, str]] = field(default_factory=dict)
     results: list[TaskResult] = field(default_factory=list)
+    _entered: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
+    _added: list[TaskResult] = field(default_factory=list, repr=False)
+    _written: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
     def open(cls, folder: Path) -> Results:
@@ -90,32 +111,18 @@ class Results:
             InputError: the file was not written by this version.
         """
         path = folder / EVALUATION_RESULTS
-        if not path.exists():
+        if not os.path.lexists(path):
             return cls(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["schema_version"] != EVALUATION_SCHEMA:
-                raise ValueError(f"schema_version {content['schema_version']}")
-            results = [
-                TaskResult(
-                    **{
-                        **item,
-                        "task": _found(item["task"], folder),
-                        "metrics": tuple(Metric(**metric) for metric in item["metrics"]),
-                    }
-                )
-                for item in content["results"]
-            ]
-            models = {
-                role: {**model, "path": _found(model["path"], folder)} for role, model in content["models"].items()
-            }
-            return cls(path, models, results)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                expected=f"{path} to be absent or written by this version",
-                got=f"another file ({type(error).__name__}: {error})",
-                remedy="move it away or choose another --output",
-            ) from error
+        content = read_json_file(path, _ResultsFile, f"{path} to be absent or written by this version", _REMEDY)
+        results = [replace(item, task=_found(item.task, folder)) for item in content["results"]]
+        for item in results:
+            if item.status == DONE and is_text(item.task) and TOKEN_PPL not in item.by_name:
+                raise InputError(expected=f"a {TOKEN_PPL} of {item.task} in {path}", got="none", remedy=_REMEDY)
+        models = {
+            role: {"path": _found(model["path"], folder), "identity": model["identity"]}
+            for role, model in content["models"].items()
+        }
+        return cls(path, models, results)
 
     def enter(self, role: str, path: str, identity: str) -> None:
         """Assign a model to a role and drop results of other weights in it; equal weights may have moved.
@@ -132,7 +139,7 @@ class Results:
                 remedy="choose another --output",
             )
         self.results = [item for item in self.results if item.role != role or item.model == identity]
-        self.models[role] = {"path": path, "identity": identity}
+        self.models[role] = self._entered[role] = {"path": path, "identity": identity}
 
     def done(self, role: str, key: str) -> TaskResult | None:
         """Return the finished result of a role for a key, None without one."""
@@ -148,9 +155,46 @@ class Results:
 
         self.results = [item for item in self.results if not replaced(item)]
         self.results.append(result)
+        self._added.append(result)
+
+    def merge(self) -> None:
+        """Take over the results that other evaluations have written since; those added here replace equal ones.
+
+        Raises:
+            InputError: another evaluation has entered another model in the same role.
+        """
+        current = Results.open(self.path.parent)
+        for role, model in self._entered.items():
+            known = current.models.get(role, model)
+            if known["identity"] != model["identity"] and role in self._written:
+                raise InputError(
+                    expected=f"one {role} model in {self.path}",
+                    got=f"another evaluation that measures {known['path']} there",
+                    remedy="repeat this one with another --output; its results so far are replaced",
+                )
+            current.enter(role, **model)
+        for result in self._added:
+            current.add(result)
+        self.models, self.results = current.models, current.results
 
     def write(self, extra: Mapping[str, Any]) -> None:
-        """Replace the file, with ``extra`` beside models and results."""
+        """Merge and replace the file, with ``extra`` beside models and results.
+
+        Raises:
+            InputError: as ``merge``.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        if lock.is_symlink():  # of a downloaded folder: filelock would empty its target
+            lock.unlink()
+        with FileLock(lock):
+            self.merge()
+            self._write(extra)
+            self._written.update(self._entered)
+            with suppress(OSError):  # Windows removes no open file
+                lock.unlink()
+
+    def _write(self, extra: Mapping[str, Any]) -> None:
         results = [{**asdict(item), "task": self._portable(item.task)} for item in self.results]
         content = {"results": results, **extra}
         write_json(
@@ -167,8 +211,11 @@ class Results:
 
 def _found(path: str, folder: Path) -> str:
     """Return the absolute path of a model that a file in ``folder`` names, or the name of one that is elsewhere."""
-    place = folder / Path(path).expanduser()
-    return str(place.resolve()) if place.exists() else path
+    try:
+        place = folder / Path(path).expanduser()
+        return str(place.resolve()) if place.exists() else path
+    except (OSError, RuntimeError):  # a name too long, the home of an unknown user, links in a circle
+        return path
 
 
 def canonical_path(name: str) -> str:
@@ -182,16 +229,10 @@ def canonical_path(name: str) -> str:
 
 
 def model_identity(name: str) -> str:
-    """Identify a model's weights: by sizes and times of local files, or by the cached commit of a hub id."""
+    """Identify a model: by the content of local files, or by the cached commit of a hub id."""
     path = Path(canonical_path(name))
     if path.exists():
-        files: Iterable[Path] = sorted(path.iterdir()) if path.is_dir() else [path]
-        facts = [
-            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-            for file in files
-            if file.is_file() and file.name.endswith(MODEL_FILES)
-        ]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        return files_sha256(path)[:16]
     from huggingface_hub import try_to_load_from_cache
 
     plain, revision = with_revision(name)

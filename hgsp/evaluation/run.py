@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import tempfile
-from pathlib import Path
 
+from hgsp.console.disk import check_free_space
 from hgsp.console.log_file import LogFile
 from hgsp.console.report_schema import EVALUATION_RESULTS
+from hgsp.console.scratch import ScratchFolder
 from hgsp.console.settings_file import settings_beside, write_settings
 from hgsp.environment import launched_processes
 from hgsp.evaluation import reporting
@@ -22,21 +22,25 @@ from hgsp.models.devices import resolve_device
 from hgsp.models.processes import is_main_process, join_with_own_device, leave_processes, wait_for_all
 
 LOG = logging.getLogger("hgsp.evaluation")
+#: Bytes of results, tables, report and log.
+RESULT_BYTES = 1_000_000
 
 
 def run_evaluation(config: EvaluationConfig, command: str) -> int:
     """Run the recipe for one configuration; return the exit code, 1 if a task failed.
 
     Raises:
-        InputError: as ``models_under_test``, ``tokenizer_of`` and ``prepare_jobs``.
+        InputError: a full disk, or as ``models_under_test``, ``tokenizer_of`` and ``prepare_jobs``.
     """
-    with tempfile.TemporaryDirectory() as scratch, LogFile(Path(scratch) / "evaluation.log") as log:
+    with ScratchFolder() as scratch, LogFile(scratch / "evaluation.log") as log:
         resolve_device(config.device)
         models = models_under_test(config)
         folder = reporting.output_folder(config)
+        check_free_space(folder, RESULT_BYTES, "the results", "choose another --output")
         results = Results.open(folder)
         for model in models:
             results.enter(model.role, model.path, model.identity)
+        reporting.pruning_analysis(results)  # a damaged one is refused before anything is measured
         tokenizer = tokenizer_of(config, models)
         device = join_with_own_device(config.device)
         if is_main_process():

@@ -57,7 +57,7 @@ def comparison(results: Results) -> list[Row]:
         names = dict.fromkeys(metric.name for item in done for metric in item.metrics) or {"": None}
         summary = done[0].summary if done else ""
         for name in names:
-            values = {item.role: item.by_name[name] for item in done}
+            values = {item.role: item.by_name[name] for item in done if name in item.by_name}
             rows.append(Row(items[0].task, name, summary, values, failed))
     return rows + _average_rows(results)
 

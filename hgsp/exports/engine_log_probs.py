@@ -9,10 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hgsp.models.configuration_decilm import DeciLMConfig
+from hgsp.models.vllm_plugin import register
 
 
-def from_vllm(folder: str, tokens: Sequence[int], num_greedy: int) -> dict[str, Any]:
-    """Return the log-probability of every token but the first, and the tokens of a greedy continuation."""
+def from_vllm(
+    folder: str, tokens: Sequence[int], num_greedy: int, dtype: str = "float32", model_impl: str = "auto"
+) -> dict[str, Any]:
+    """Return the log-probability of every token but the first, and the tokens of a greedy continuation.
+
+    Args:
+        dtype: of activations, and of weights that are not quantised.
+        model_impl: ``transformers`` is vLLM's Transformers backend.
+    """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -20,11 +28,13 @@ def from_vllm(folder: str, tokens: Sequence[int], num_greedy: int) -> dict[str, 
     from transformers import AutoConfig
     from vllm import LLM, SamplingParams
 
-    AutoConfig.register(DeciLMConfig.model_type, DeciLMConfig, exist_ok=True)  # else vLLM needs to trust the copy
+    register()  # else vLLM needs to trust the folders' code
+    AutoConfig.register(DeciLMConfig.model_type, DeciLMConfig, exist_ok=True)
     length = len(tokens) + num_greedy + 1
     engine = LLM(
         folder,
-        dtype="float32",
+        dtype=dtype,
+        model_impl=model_impl,
         enforce_eager=True,
         max_model_len=length,
         max_num_batched_tokens=length,  # the start-up runs a batch of that size
@@ -56,10 +66,10 @@ def from_mlx(folder: str, tokens: Sequence[int], num_greedy: int) -> dict[str, A
     return {"log_probs": log_probs[:, 0].tolist(), "greedy": [int(token) for token, _ in steps]}
 
 
-ENGINES: Mapping[str, Callable[[str, Sequence[int], int], dict[str, Any]]] = {"vllm": from_vllm, "mlx_lm": from_mlx}
+ENGINES: Mapping[str, Callable[..., dict[str, Any]]] = {"vllm": from_vllm, "mlx_lm": from_mlx}
 
 
 if __name__ == "__main__":
     for request in json.loads(sys.argv[1]):
-        answer = ENGINES[request["engine"]](request["folder"], request["tokens"], request["num_greedy"])
+        answer = ENGINES[request.pop("engine")](**request)
         print(json.dumps(answer), flush=True)

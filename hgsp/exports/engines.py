@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hgsp.exports.rules import (
     ATTENTION,
+    CHECKED_BLOCK,
     DECILM,
     DEFAULT_ROPE,
     EQUAL_GROUPS,
@@ -12,6 +13,7 @@ from hgsp.exports.rules import (
     GGUF_ROPE,
     GROUPS_OF_CONFIG,
     HEADS_IN_HIDDEN,
+    LLAMA_BLOCK,
     NO_BIASES,
     STOCK_CLASS,
     STOCK_EXPORT,
@@ -68,7 +70,7 @@ ENGINES = (
             Form(
                 "vllm serve {folder} --trust-remote-code",
                 "0.32, CPU",
-                (ATTENTION,),
+                (ATTENTION, CHECKED_BLOCK),
                 note="where hgsp is installed, else with --trust-remote-code",
             ),
             Form("vllm serve {folder} --trust-remote-code", "0.32, CPU", (DECILM,), export="decilm"),
@@ -83,7 +85,7 @@ ENGINES = (
             Form(
                 "python -m sglang.launch_server --model-path {folder} --model-impl transformers --trust-remote-code",
                 "source of 0.5.23",
-                (GROUPS_OF_CONFIG,),
+                (GROUPS_OF_CONFIG, CHECKED_BLOCK),
                 note="by its Transformers backend",
             ),
             Form(
@@ -143,7 +145,12 @@ ENGINES = (
         ("mlx-lm",),
         (
             *_stock("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", FULL_QWEN2),
-            Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (NO_BIASES, DEFAULT_ROPE), export="mlx"),
+            Form(
+                "mlx_lm.server --model {folder}",
+                "mlx-lm 0.32.2, CPU",
+                (LLAMA_BLOCK, NO_BIASES, DEFAULT_ROPE),
+                export="mlx",
+            ),
             Form("mlx_lm.server --model {folder}", "mlx-lm 0.32.2, CPU", (DECILM, HEADS_IN_HIDDEN), export="mlx"),
         ),
     ),
@@ -165,7 +172,15 @@ ENGINES = (
         (Form(RECIPES, "llm-compressor 0.14, torchao 0.18, CPU", note="at any width"),),
     ),
     Engine(
-        "PEFT", ("peft",), (Form("LoraConfig(target_modules='all-linear')", "0.21", note="LoRA, not prefix tuning"),)
+        "PEFT",
+        ("peft",),
+        (
+            Form(
+                "import hgsp; LoraConfig()",
+                "0.21",
+                note="LoRA with default or any target modules, layers that lack one are passed over; not prefix tuning",
+            ),
+        ),
     ),
 )
 

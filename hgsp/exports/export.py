@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hgsp.console.result_folders import new_folder, refuse_unwritable
+from hgsp.console.checksums import write_checksums
+from hgsp.console.result_folders import new_folder, refuse_unwritable, remove_leftovers
 from hgsp.errors import InputError
 from hgsp.exports.names import GGUF_TYPES, TARGETS
 from hgsp.exports.result import Exported, ExportOptions
@@ -32,6 +34,7 @@ def export(
     *,
     gguf_type: str = "f16",
     self_check: bool = True,
+    finish: Callable[[Path], None] = lambda _: None,
 ) -> ExportedFolder:
     """Write a checkpoint folder in the format of other engines, into a folder that appears whole or not at all.
 
@@ -41,6 +44,7 @@ def export(
         output: a new or empty folder; None is the checkpoint's name with ``-`` and the target appended.
         gguf_type: ``f32``, ``f16``, ``bf16`` or ``q8_0``.
         self_check: read the result again and compare it with the checkpoint.
+        finish: adds files to the folder before it appears.
 
     Raises:
         InputError: an unknown target, a folder that is not empty, or a model that the target cannot hold.
@@ -57,11 +61,14 @@ def export(
     _check_output(target)
     with new_folder(target, overwrite=target.exists()) as folder:
         exported = EXPORTS[to](source, folder, ExportOptions(place.name, gguf_type, self_check))
+        finish(folder)
+        write_checksums(folder)
     return ExportedFolder(target, exported)
 
 
 def _check_output(target: Path) -> None:
     """Refuse a folder that holds something, before any weights are read."""
+    remove_leftovers(target.resolve())
     refuse_unwritable(target, "--output")
     if target.is_dir() and any(target.iterdir()):
         raise InputError(

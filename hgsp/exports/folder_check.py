@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 import hgsp
 from hgsp.errors import NumericalError
 from hgsp.exports import engine_log_probs
 from hgsp.exports.inventory import Tensors
 from hgsp.exports.source import ExportSource
+from hgsp.models.configs import describe
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import ModelSource
 from hgsp.models.offload import SafetensorFiles, load_offloaded
@@ -58,7 +59,7 @@ def check_log_probs(source: ExportSource, folder: Path, config: Any | None, engi
         NumericalError: they differ.
     """
     tokens = check_tokens(int(source.config["vocab_size"]))
-    expected = log_probs_of(source.folder, AutoConfig.from_pretrained(source.folder), tokens)
+    expected = log_probs_of(source.folder, describe(source.folder).config, tokens)
     lines = []
     if config is not None:
         lines.append(_compared("Transformers", log_probs_of(folder, config, tokens), expected))
@@ -93,7 +94,7 @@ def log_probs_of(folder: Path, config: Any, tokens: Tensor) -> Tensor:
         tokens: int64 [T].
     """
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     skeleton.tie_weights()
     opened = ModelSource(str(folder), config, skeleton, geometry_of(skeleton), ())
     decoder, _ = load_offloaded(opened, "float32", "cpu")

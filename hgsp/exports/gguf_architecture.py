@@ -36,7 +36,7 @@ OPENELM = Architecture("openelm", interleaves=False, fuses_qkv=True)
 
 def has_head_norms(source: ExportSource) -> bool:
     """Return whether queries and keys of every head are normalised."""
-    return source.family.model_type == "qwen3"
+    return source.family.qk_norm == "head"
 
 
 def architecture_of(source: ExportSource) -> Architecture:
@@ -45,6 +45,12 @@ def architecture_of(source: ExportSource) -> Architecture:
     Raises:
         InputError: llama.cpp has none for it.
     """
+    if source.beyond_llama:
+        raise InputError(
+            expected="a Llama, Mistral, Qwen2 or Qwen3 model with full attention for a GGUF file",
+            got=f"{source.family.model_type}, with {source.beyond_llama}",
+            remedy="serve the folder with Transformers",
+        )
     if not has_head_norms(source):
         return LLAMA if source.is_uniform else DECI
     if source.config.get("attention_bias") or source.config.get("writer_bias"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hgsp.environment import in_gib
+from hgsp.console.disk import check_free_space
 from hgsp.errors import InputError
 from hgsp.exports.gguf_layout import GgufTensor, read_tensor
 from hgsp.exports.source import ExportSource
@@ -51,7 +50,7 @@ def write_tensors(
     from gguf import GGMLQuantizationType
 
     sizes = {tensor.name: _num_bytes(tensor.shape, types[tensor.name]) for tensor in tensors}
-    _check_space(path, sum(sizes.values()))
+    check_free_space(path.parent, sum(sizes.values()), path.name, "choose another place with --output")
     for tensor in tensors:
         kind = GGMLQuantizationType[types[tensor.name]]
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), sizes[tensor.name], raw_dtype=kind)
@@ -107,16 +106,6 @@ def _num_bytes(shape: tuple[int, ...], kind: str) -> int:
 
     block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
     return prod(shape) // block * block_bytes
-
-
-def _check_space(path: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if free < num_bytes:
-        raise InputError(
-            expected=f"{in_gib(num_bytes)} of free disk space for {path.name}",
-            got=in_gib(free),
-            remedy="free space, or choose another place with --output",
-        )
 
 
 def _align(sink: BinaryIO, alignment: int) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
+from hgsp.console.disk import check_free_space
 from hgsp.errors import InputError
 from hgsp.exports.inventory import Tensors, num_params
 from hgsp.exports.source import ExportSource
@@ -53,8 +53,9 @@ def write_folder(
     Raises:
         InputError: the disk is too full.
     """
-    dtype = stored_dtype(source)
-    _check_space(folder, num_params(tensors) * dtype.itemsize)
+    dtype = source.dtype
+    needed = num_params(tensors) * dtype.itemsize
+    check_free_space(folder, needed, "the weights", "choose another place with --output")
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor.numel * dtype.itemsize,
@@ -64,7 +65,6 @@ def write_folder(
     for file, names in split.filename_to_tensors.items():
         shard = {name: tensors[name].build(source.read, dtype) for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # safetensors creates files that only their owner can read
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
@@ -75,21 +75,6 @@ def write_folder(
     if (source.folder / CHAT_TEMPLATE_DIR).is_dir():
         shutil.copytree(source.folder / CHAT_TEMPLATE_DIR, folder / CHAT_TEMPLATE_DIR)
     return tuple(sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()))
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            expected=f"{needed / 1e9:.2f} GB of free space for the weights",
-            got=f"{free / 1e9:.2f} GB on the disk of {folder.parent}",
-            remedy="free space, or choose another place with --output",
-        )
-
-
-def stored_dtype(source: ExportSource) -> torch.dtype:
-    """Return the dtype of the final norm, which stands for the checkpoint's."""
-    return source.read(f"{source.family.final_norm}.weight").dtype
 
 
 def shared_settings(source: ExportSource) -> dict[str, Any]:
@@ -103,7 +88,7 @@ def shared_settings(source: ExportSource) -> dict[str, Any]:
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {
         **{key: source.config[key] for key in (*kept, *tokens) if key in source.config},
-        "dtype": str(stored_dtype(source)).removeprefix("torch."),
+        "dtype": str(source.dtype).removeprefix("torch."),
         "head_dim": source.head_dim,
         "hidden_act": source.config.get("hidden_act", "silu"),
         "num_hidden_layers": len(source.shapes),

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from hgsp.errors import InputError, one_line
 from hgsp.exports.padding import PaddedTensor, Part
 from hgsp.exports.source import ExportSource
+from hgsp.models.configs import describe
 from hgsp.models.families import check_prunable
-from hgsp.models.weight_checks import incomplete, refuse_unplaced_weights
+from hgsp.models.stored_tensors import refuse_other_tensors
 
 Tensors = Mapping[str, PaddedTensor]
 
@@ -24,26 +21,8 @@ def skeleton_of(source: ExportSource) -> Any:
         InputError: a model that transformers cannot build, sliding-window attention, or tensors that are missing, of
             another shape, or without a parameter in the model.
     """
-    try:
-        config = AutoConfig.from_pretrained(source.folder)
-        check_prunable(config.to_dict())
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            expected=f"a model that transformers can build from {source.folder / 'config.json'}",
-            got=one_line(error),
-            remedy="check the file",
-        ) from error
-    skeleton.tie_weights()
-    shapes, stored = shapes_of(skeleton), source.tensors.shapes
-    if missing := sorted(shapes.keys() - stored.keys()):
-        raise incomplete(source.folder, f"{len(missing)} missing, such as {missing[0]}")
-    if wrong := [name for name, shape in shapes.items() if stored[name] != shape]:
-        raise incomplete(source.folder, f"{wrong[0]} of shape {list(stored[wrong[0]])}")
-    refuse_unplaced_weights(source.folder, stored.keys() - shapes.keys(), config)
+    skeleton = describe(source.folder, check_prunable).skeleton
+    refuse_other_tensors(source.folder, skeleton, source.tensors.tensors)
     return skeleton
 
 

@@ -177,12 +177,13 @@ def check_nemotron_nas(source: ExportSource) -> None:
     """Refuse models whose block this layout does not have.
 
     Raises:
-        InputError: norms of queries and keys, or a scaling of rotary frequencies that engines compute differently.
+        InputError: a part that no Llama has, or a scaling of rotary frequencies that engines compute differently.
     """
-    if source.family.model_type == "qwen3":
+    norms = "norms of queries and keys" if source.family.qk_norm else ""
+    if part := source.beyond_llama or norms:
         raise InputError(
-            expected="a Llama, Mistral or Qwen2 model",
-            got="Qwen3, whose norms of queries and keys the nemotron-nas layout has no place for",
+            expected="a Llama, Mistral or Qwen2 model with full attention",
+            got=f"{source.family.model_type}, with {part}, which the nemotron-nas layout has no place for",
             remedy="vLLM and Transformers read the checkpoint itself; for mlx-lm use --to mlx",
         )
     check_rope(source, ROPE_TYPES)

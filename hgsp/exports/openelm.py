@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hgsp.exports.gguf_architecture import has_head_norms
 from hgsp.exports.hf_folder import shared_settings
 from hgsp.exports.inventory import Tensors
 from hgsp.exports.padding import PaddedTensor, Part
@@ -23,6 +24,8 @@ _NAMES = {"attention": ("attn.qkv_proj", "attn.out_proj", "attn_norm"), "mlp": (
 
 def reason_against(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> str | None:
     """Return why this layout cannot hold a checkpoint, None if it can."""
+    if source.beyond_llama:
+        return source.beyond_llama
     if any(name.endswith(".bias") for name in shapes):
         return "biases"
     if source.rope["rope_type"] != "default":
@@ -46,7 +49,7 @@ def openelm_config(source: ExportSource) -> dict[str, Any]:
         "num_kv_heads": groups,
         "ffn_multipliers": [max(1, shape.mlp_width) / source.hidden_size for shape in source.shapes],
         "ffn_dim_divisor": 1,
-        "normalize_qk_projections": source.family.model_type == "qwen3",
+        "normalize_qk_projections": has_head_norms(source),
         "share_input_output_layers": source.ties_embeddings,
         "rope_freq_constant": source.rope["rope_theta"],
     }
@@ -66,7 +69,7 @@ def openelm_tensors(source: ExportSource, shapes: dict[str, tuple[int, ...]]) ->
         for kind, size in (("attention", shape.num_kv_groups), ("mlp", shape.mlp_width)):
             block = _block(source, shapes, old, kind) if size else _empty_block(source, kind)
             tensors |= {new + name: tensor for name, tensor in block.items()}
-        if family.model_type == "qwen3":
+        if has_head_norms(source):
             for norm in ("q_norm", "k_norm"):
                 name = f"{old}self_attn.{norm}.weight"
                 tensors[f"{new}attn.{norm}.weight"] = (

@@ -12,7 +12,7 @@ from hgsp.exports.gguf_architecture import has_head_norms
 from hgsp.exports.nemotron_nas import NemotronNas, nemotron_nas
 from hgsp.exports.padding import cheapest_num_queries
 from hgsp.exports.source import ExportSource
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, MLP_INPUTS, MLP_OUTPUT
+from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, KINDS, MLP_INPUTS, MLP_OUTPUT
 
 
 class Biases(NamedTuple):
@@ -43,11 +43,10 @@ class Matrix(NamedTuple):
 
 def biases_of(source: ExportSource) -> Biases:
     """Return which projections have a bias; ``writer_bias`` is the one that ``--reconstruct bias`` adds."""
-    config, family = source.config, source.family.model_type
-    attention = family in ("llama", "qwen3") and bool(config.get("attention_bias"))
-    mlp = family == "llama" and bool(config.get("mlp_bias"))
+    config, family = source.config, source.family
+    attention, mlp = (bool(config.get(family.bias_keys.get(kind, ""))) for kind in KINDS)
     written = bool(config.get("writer_bias"))
-    return Biases(attention or family == "qwen2", attention or written, mlp, mlp or written)
+    return Biases(attention or family.input_biases, attention or written, mlp, mlp or written)
 
 
 def biased_linears(source: ExportSource) -> tuple[str, ...]:
@@ -91,9 +90,14 @@ def matrices(source: ExportSource, blocks: tuple[Block, ...]) -> Iterator[Matrix
 
 def norm_params(source: ExportSource, blocks: tuple[Block, ...]) -> int:
     """Count the weights of all norms."""
-    attention = source.hidden_size + 2 * source.head_dim * has_head_norms(source)
-    in_layers = sum(attention * (block.kv > 0) + source.hidden_size * (block.width > 0) for block in blocks)
-    return in_layers + source.hidden_size
+    hidden, family = source.hidden_size, source.family
+    attention, mlp = (hidden * len(list(filter(None, family.blocks[kind].parts[1:]))) for kind in KINDS)
+    attention += 2 * source.head_dim * has_head_norms(source)
+    of_all_heads = source.head_dim * (family.qk_norm == "all heads")
+    return hidden + sum(
+        (attention + (block.queries + block.kv) * of_all_heads) * (block.kv > 0) + mlp * (block.width > 0)
+        for block in blocks
+    )
 
 
 def bias_params(source: ExportSource, blocks: tuple[Block, ...], biases: Biases) -> int:

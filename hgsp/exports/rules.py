@@ -14,7 +14,7 @@ from hgsp.exports.padding import smallest_layout
 from hgsp.exports.parameters import biased_linears, biases_of
 from hgsp.exports.source import ExportSource
 from hgsp.exports.stock import stock_config
-from hgsp.models.families import FAMILIES, LAYER_PREFIX
+from hgsp.models.families import LAYER_PREFIX, is_pruned_type
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _unequal_layers(source: ExportSource) -> str | None:
 
 def _own_class(source: ExportSource) -> str | None:
     model_type = source.config["model_type"]
-    return None if model_type in FAMILIES else f"model_type {model_type}"
+    return f"model_type {model_type}" if is_pruned_type(model_type) else None
 
 
 def _check_stock(source: ExportSource) -> None:
@@ -92,9 +92,13 @@ def _other_groups(source: ExportSource) -> str | None:
 
 def _narrow_qwen2(source: ExportSource) -> str | None:
     fewest = min(shape.num_kv_groups for shape in source.shapes) * source.queries_per_kv
-    if source.family.model_type != "qwen2" or fewest * source.head_dim == source.hidden_size:
+    if not source.family.implied_head_dim or fewest * source.head_dim == source.hidden_size:
         return None
     return f"{fewest} query heads of {source.head_dim} for a hidden size of {source.hidden_size}"
+
+
+def _beyond_llama(source: ExportSource) -> str | None:
+    return f"{source.family.model_type} with {source.beyond_llama}" if source.beyond_llama else None
 
 
 def _biases(source: ExportSource) -> str | None:
@@ -137,6 +141,8 @@ FULL_QWEN2 = Rule("all query heads, in Qwen2", _narrow_qwen2)
 NO_BIASES = Rule("no biases (Qwen2)", _biases)
 GGUF_ROPE = Rule("a rope type of llama.cpp", _refused_by(check_rope))
 GGUF_BLOCK = Rule("a block of llama.cpp", _refused_by(architecture_of), "--uniform")
+LLAMA_BLOCK = Rule("a Llama block, with or without norms of queries and keys", _beyond_llama)
+CHECKED_BLOCK = Rule("a block that its Transformers backend was checked with", _beyond_llama)
 DECILM = Rule("a Llama block (no Qwen3)", _refused_by(check_nemotron_nas))
 HEADS_IN_HIDDEN = Rule("query heads within the hidden size", _heads_beyond_hidden)
 DEFAULT_ROPE = Rule("no rope scaling", _scaled_rope)

@@ -12,7 +12,7 @@ from typing import Any
 
 from hgsp.errors import InputError
 from hgsp.exports.block_types import TypeOf, bytes_of, every, fitting, q4_k_m
-from hgsp.exports.gguf_architecture import Architecture, architecture_of, has_head_norms
+from hgsp.exports.gguf_architecture import Architecture, architecture_of
 from hgsp.exports.gguf_layout import layers_of
 from hgsp.exports.parameters import (
     Biases,
@@ -61,7 +61,7 @@ def planned_source(config: Any, geometry: Geometry, shapes: tuple[LayerShape, ..
 
 def value_bytes_of(source: ExportSource) -> int:
     """Return the bytes of a value in the checkpoint's dtype."""
-    return 4 if str(source.config.get("dtype", source.config.get("torch_dtype"))) == "float32" else 2
+    return source.dtype.itemsize
 
 
 def sizes_of(source: ExportSource, value_bytes: int) -> tuple[EngineSize, ...]:
@@ -75,7 +75,7 @@ def sizes_of(source: ExportSource, value_bytes: int) -> tuple[EngineSize, ...]:
     sizes = [EngineSize("Transformers, vLLM", stored, _kv_bytes(source, blocks, value_bytes))]
     if (architecture := _gguf_architecture(source)) is not None:
         sizes += _gguf_sizes(source, architecture, biases)
-    if not has_head_norms(source):
+    if not (source.family.qk_norm or source.beyond_llama):
         layout = decilm_layout(source)
         padded = tuple(
             Block(heads.num_queries, heads.num_kv, width) if heads else Block(0, 0, width)

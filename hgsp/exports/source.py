@@ -5,19 +5,29 @@ R query heads per KV head
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hgsp.errors import InputError, one_line
-from hgsp.models.families import FAMILIES, Family
+from hgsp.models.configs import MODEL_TYPES, describe
+from hgsp.models.families import FAMILIES, Family, family_of
 from hgsp.models.geometry import LayerShape
 from hgsp.models.offload import SafetensorFiles
+from hgsp.models.places import is_file
+from hgsp.models.refusals import refusing
+from hgsp.models.stored_tensors import stored_dtype
+
+#: Settings that exports write; where ``config.json`` lacks one, its architecture's default holds.
+_REQUIRED = (
+    *("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"),
+    *("num_hidden_layers", "num_attention_heads"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,14 +62,32 @@ class ExportSource:
         return bool(self.config.get("tie_word_embeddings", False))
 
     @property
+    def beyond_llama(self) -> str:
+        """The part of the model that formats written for a Llama block have no place for; empty if there is none."""
+        window = self.config.get("sliding_window") if self.config.get("use_sliding_window", True) else None
+        return self.family.beyond_llama or ("" if window is None else f"a sliding window of {window} tokens")
+
+    @property
     def rope(self) -> Mapping[str, Any]:
         """The rope parameters in the form of transformers 5: ``rope_type``, ``rope_theta`` and those of the type."""
         rope = self.config.get("rope_parameters")
+        if rope and "rope_theta" not in rope:  # by layer type
+            rope = rope["full_attention"]
         if rope:
             return {"rope_type": "default", **rope}
         scaling = self.config.get("rope_scaling") or {}
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         return {"rope_theta": self.config.get("rope_theta", 10000.0), **scaling, "rope_type": kind}
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the checkpoint.
+
+        Raises:
+            InputError: the config names none, and the files cannot be read.
+        """
+        named = self.config.get("dtype") or self.config.get("torch_dtype")
+        return stored_dtype(self.folder, named and getattr(torch, str(named)))
 
     @cached_property
     def tensors(self) -> SafetensorFiles:
@@ -83,28 +111,26 @@ def read_source(path: str | Path) -> ExportSource:
     """
     folder = Path(path)
     file = folder / "config.json"
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(
             expected="the folder of a pruned or dense model, with config.json", got=str(path), remedy="check the path"
         )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        family = _family_of(config, file)
-        return ExportSource(folder, config, family, _shapes_of(config), _queries_per_kv(config), _head_dim(config))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            expected=f"the config of a causal language model in {file}",
-            got=one_line(error),
-            remedy="check the file",
-        ) from error
+    found = describe(folder, lambda config: _check_family(config, file))
+    with refusing(lambda error: _wrong_sizes(file, error)):
+        config = {**{key: getattr(found.config, key) for key in _REQUIRED if key not in found.raw}, **found.raw}
+        shapes = _shapes_of(config)
+    return ExportSource(folder, config, family_of(found.config), shapes, _queries_per_kv(config), _head_dim(config))
 
 
-def _family_of(config: Mapping[str, Any], file: Path) -> Family:
+def _wrong_sizes(file: Path, error: BaseException) -> InputError:
+    return InputError(
+        expected=f"the config of a causal language model in {file}", got=one_line(error), remedy="check the file"
+    )
+
+
+def _check_family(config: Mapping[str, Any], file: Path) -> None:
     model_type = config.get("model_type")
-    for family in FAMILIES.values():
-        if model_type in (family.model_type, family.pruned_model_type):
-            break
-    else:
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise InputError(
             expected=f"a model of {', '.join(FAMILIES)}, dense or pruned",
             got=f"model_type '{model_type}' in {file}",
@@ -116,7 +142,6 @@ def _family_of(config: Mapping[str, Any], file: Path) -> Family:
             got=f"quantised weights in {file}",
             remedy="export before you quantise",
         )
-    return family
 
 
 def _shapes_of(config: Mapping[str, Any]) -> tuple[LayerShape, ...]:

@@ -1,11 +1,11 @@
-"""Export of a uniform checkpoint as a plain Llama, Mistral, Qwen2 or Qwen3 model."""
+"""Export of a uniform checkpoint as a plain model of its family, or of one that computes the same."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hgsp.errors import InputError
 from hgsp.exports.folder_check import check_log_probs, check_tensors
@@ -15,16 +15,22 @@ from hgsp.exports.padding import PaddedTensor
 from hgsp.exports.result import Exported, ExportOptions
 from hgsp.exports.source import ExportSource
 from hgsp.exports.uniform import cost_of, largest_shape, nearest_uniform
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LAYER_PREFIX, MLP_INPUTS, MLP_OUTPUT
+from hgsp.models.configs import describe
+from hgsp.models.families import (
+    ATTENTION_INPUTS,
+    ATTENTION_OUTPUT,
+    FAMILIES,
+    LAYER_PREFIX,
+    MLP_INPUTS,
+    MLP_OUTPUT,
+    SLIDING,
+    Family,
+)
 from hgsp.models.geometry import geometry_of
 
-#: model_type -> class in transformers.
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
+#: Keys of ``config.json`` that describe our class, or sizes that the export writes anew.
+_OWN_KEYS = ("auto_map", "per_layer_config", "writer_bias", "transformers_version", "dtype", "torch_dtype")
+_ATTENTION, _MLP = {*ATTENTION_INPUTS, ATTENTION_OUTPUT}, {*MLP_INPUTS, MLP_OUTPUT}
 
 
 def export_stock(source: ExportSource, folder: Path, options: ExportOptions) -> Exported:
@@ -44,7 +50,7 @@ def export_stock(source: ExportSource, folder: Path, options: ExportOptions) -> 
     files = write_folder(folder, source, tensors, config)
     checks = []
     if options.self_check:
-        stock = AutoConfig.from_pretrained(folder)
+        stock = describe(folder).config
         checks = [check_tensors(folder, tensors, source), *check_log_probs(source, folder, stock, ())]
     renamed = config["model_type"] != source.family.model_type
     notes = (f"written as {config['model_type']}, which computes the same and has these sizes",) if renamed else ()
@@ -57,38 +63,56 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
     Raises:
         InputError: there is none.
     """
-    shape, family = source.shapes[0], source.family.model_type
+    shape, family = source.shapes[0], source.family
     num_queries = shape.num_kv_groups * source.queries_per_kv
     biased = {
         name.removeprefix(f"{LAYER_PREFIX}0.").removesuffix(".bias")
         for name in shapes
         if name.startswith(f"{LAYER_PREFIX}0.") and name.endswith(".bias")
     }
-    mlp_bias = bool(biased & {*MLP_INPUTS, MLP_OUTPUT})
-    fits = {
-        "llama": family != "qwen3" and source.hidden_size % num_queries == 0,  # a rule of LlamaConfig
-        "mistral": family != "qwen3" and not biased,
-        "qwen2": family == "qwen2" and biased == set(ATTENTION_INPUTS),
-        "qwen3": family == "qwen3" and not mlp_bias,
-    }
-    architecture = next((name for name in (family, "llama", "mistral") if fits[name]), None)
+    is_llama_block = not (source.beyond_llama or family.qk_norm)
+    others = [FAMILIES[name] for name in ("llama", "mistral") if is_llama_block]
+    divides = source.hidden_size % num_queries == 0
+    architecture = next((other for other in (family, *others) if _has_place(other, biased, divides)), None)
     if architecture is None:
+        step, most = source.queries_per_kv, source.hidden_size // source.head_dim
+        fitting = [str(number) for number in range(step, most + 1, step) if source.hidden_size % number == 0]
+        divide = any(other.heads_divide_hidden for other in (family, *others))
+        heads = f"{' or '.join(fitting)} query heads in every layer, " if divide else ""
         raise InputError(
             expected="tensors that a stock architecture has a place for",
-            got=f"{family} with biases of {', '.join(sorted(biased))} and {num_queries} query heads",
-            remedy="use another target, another number of KV groups, or a refit that adds no biases",
+            got=f"{family.model_type} with biases of {', '.join(sorted(biased))} and {num_queries} query heads",
+            remedy=f"use another target, {heads}or a refit that adds no biases",
         )
+    attention_bias, mlp_bias = bool(biased & _ATTENTION), bool(biased & _MLP)
     config = {
-        **shared_settings(source),
-        "architectures": [ARCHITECTURES[architecture]],
-        "model_type": architecture,
+        **(own_settings(source) if source.beyond_llama else shared_settings(source)),
+        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[architecture.model_type]],
+        "model_type": architecture.model_type,
         "num_attention_heads": num_queries,
         "num_key_value_heads": shape.num_kv_groups,
         "intermediate_size": shape.mlp_width,
     }
-    if architecture in ("llama", "qwen3"):
-        config["attention_bias"] = bool(biased & {*ATTENTION_INPUTS, ATTENTION_OUTPUT})
-    return config | ({"mlp_bias": mlp_bias} if architecture == "llama" else {"sliding_window": None})
+    has_bias = {"attention": attention_bias, "mlp": mlp_bias}
+    config |= {key: has_bias[kind] for kind, key in architecture.bias_keys.items()}
+    no_window = is_llama_block or not source.beyond_llama
+    return config | ({"sliding_window": None} if no_window and SLIDING in architecture.attention_types else {})
+
+
+def own_settings(source: ExportSource) -> dict[str, Any]:
+    """Return the keys of ``config.json`` that the checkpoint's family has beyond those of a Llama, and the others."""
+    kept = {key: value for key, value in source.config.items() if key not in _OWN_KEYS}
+    return {**kept, "dtype": str(source.dtype).removeprefix("torch."), "head_dim": source.head_dim}
+
+
+def _has_place(family: Family, biased: set[str], divides: bool) -> bool:
+    """Return whether a stock class has biases where there are some, and takes the number of heads."""
+    if family.heads_divide_hidden and not divides:
+        return False
+    if family.input_biases:
+        return biased == set(ATTENTION_INPUTS)
+    kinds = {"attention" for _ in biased & _ATTENTION} | {"mlp" for _ in biased & _MLP}
+    return kinds <= family.bias_keys.keys()
 
 
 def _tensors(source: ExportSource, shapes: dict[str, tuple[int, ...]], config: dict[str, Any]) -> Tensors:
@@ -106,7 +130,7 @@ def _tensors(source: ExportSource, shapes: dict[str, tuple[int, ...]], config: d
 def _serve(config: dict[str, Any]) -> tuple[str, ...]:
     """Return command lines. Qwen2 of vLLM and of mlx-lm computes the head dimension from the hidden size."""
     heads_fill_hidden = config["num_attention_heads"] * config["head_dim"] == config["hidden_size"]
-    if config["model_type"] == "qwen2" and not heads_fill_hidden:
+    if FAMILIES[config["model_type"]].implied_head_dim and not heads_fill_hidden:
         return ("vllm serve {folder} --model-impl transformers",)
     return ("vllm serve {folder}", "mlx_lm.generate --model {folder} --prompt 'Once upon a time'")
 

@@ -14,7 +14,7 @@ class Form:
 
     Args:
         use: a command or call, with ``{folder}`` for the checkpoint, or for its export if there is one.
-        checked: versions that ran it here, or the source in which it was read.
+        checked: versions that ran it here, or the source in which it was read (``source of ...``).
         needs: rules without which the engine refuses the model.
         wants: rules without which it runs with a ``loss``.
         export: target of ``hgsp export`` that writes the form; empty if the checkpoint is the form.
@@ -28,6 +28,11 @@ class Form:
     loss: str = ""
     export: str = ""
     note: str = ""
+
+    @property
+    def was_run(self) -> bool:
+        """Whether the engine ran the form here; else its source was read."""
+        return not self.checked.startswith("source ")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class DiskTensors(MutableMapping[str, Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._names = dict.fromkeys(file.stem for file in sorted(folder.glob("*.safetensors")))
+        self._names = dict.fromkeys(file.stem for file in sorted(folder.glob("*.safetensors")) if file.is_file())
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -6,12 +6,13 @@ N sequences | T tokens | H hidden
 from __future__ import annotations
 
 import math
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from hgsp.console.scratch import ScratchFolder
+from hgsp.environment import reserve_space
 from hgsp.models.devices import free_bytes
 
 
@@ -32,9 +33,7 @@ class HiddenStateCache:
         self._shape, self._dtype, self._device = shape, dtype, device
         self._num_bytes = math.prod(shape) * dtype.itemsize
         self._room = free_bytes(device) // 4
-        if spill_dir is not None:
-            spill_dir.mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.TemporaryDirectory(dir=spill_dir, prefix="hgsp-spill-") if spill_dir else None
+        self._folder = None if spill_dir is None else ScratchFolder(spill_dir)
         self._arrays: dict[int, Tensor | None] = {}
 
     def __contains__(self, index: int) -> bool:
@@ -48,6 +47,8 @@ class HiddenStateCache:
         elif array is None:
             self._arrays[index] = None
             size = math.prod(self._shape)
+            if not self._file(index).exists():
+                reserve_space(self._file(index), self._num_bytes)
             array = torch.from_file(str(self._file(index)), shared=True, size=size, dtype=self._dtype).view(self._shape)
         return array
 
@@ -64,7 +65,7 @@ class HiddenStateCache:
         """Free all arrays and remove the files."""
         self._arrays.clear()
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
 
     def _place(self) -> torch.device:
         if self._num_bytes > self._room:
@@ -74,4 +75,4 @@ class HiddenStateCache:
 
     def _file(self, index: int) -> Path:
         assert self._folder is not None
-        return Path(self._folder.name) / f"boundary-{index}.bin"
+        return self._folder.path / f"boundary-{index}.bin"

@@ -22,7 +22,7 @@ _PEFT_CONFIG = "peft.config"
 
 
 def _register_classes() -> None:
-    from hgsp.models.modeling_hgsp import register
+    from hgsp.models.family_classes import register
 
     register()
 

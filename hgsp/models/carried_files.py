@@ -7,7 +7,6 @@ by transformers instead.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import CHAT_TEMPLATE_DIR
 
+from hgsp.console.scratch import ScratchFolder
 from hgsp.errors import InputError
-from hgsp.models.hub import HUB_ID, with_revision
-from hgsp.models.pruned_bin import is_bin, read_bin
-from hgsp.models.tokenizers import TOKENIZER_FILES, load_tokenizer
+from hgsp.models.hub import with_revision
+from hgsp.models.places import HUB_ID, is_bin
+from hgsp.models.pruned_bin import read_bin
+from hgsp.models.tokenizers import TOKENIZER_FILES, load_tokenizer, read_tokenizer
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -63,10 +64,10 @@ def load_tokenizer_in_bin(path: Path) -> Any:
         InputError: no such file, or one that holds more than tensors and plain values.
     """
     content = read_bin(path)
-    with tempfile.TemporaryDirectory() as folder:
-        write_files(_files_in_bin(content), Path(folder))
-        (Path(folder) / "config.json").write_text(content["config"], encoding="utf-8")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+    with ScratchFolder() as folder:
+        write_files(_files_in_bin(content), folder)
+        (folder / "config.json").write_text(content["config"], encoding="utf-8")
+        tokenizer = read_tokenizer(str(folder), str(path))
     tokenizer.name_or_path = str(path)
     return tokenizer
 
@@ -82,7 +83,7 @@ def write_files(files: Mapping[str, bytes], folder: Path) -> None:
 def _source_files(tokenizer: Any) -> dict[str, bytes]:
     """Return tokenizer files and generation config that the tokenizer was loaded with; none if they are gone."""
     name = str(getattr(tokenizer, "name_or_path", ""))
-    if is_bin(name) and Path(name).is_file():
+    if is_bin(name):
         content = read_bin(Path(name))
         stored = content["generation_config"]
         return _files_in_bin(content) | ({} if stored is None else {GENERATION_CONFIG: stored.encode()})
@@ -112,9 +113,9 @@ def _unchanged(tokenizer: Any) -> bool:
 
 
 def _saved(tokenizer: Any) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        _save(tokenizer, Path(folder))
-        return {path.name: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    with ScratchFolder() as folder:
+        _save(tokenizer, folder)
+        return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _save(tokenizer: Any, folder: Path) -> None:
@@ -165,7 +166,7 @@ def _edit_tokenizer_config(folder: Path, edits: Mapping[str, Any]) -> None:
 
 def _same_ids(folder: Path, tokenizer: Any) -> bool:
     """Return whether the folder's tokenizer reads a text of many kinds as the given one does."""
-    read = AutoTokenizer.from_pretrained(folder)
+    read = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     probe = _PROBE + "".join(tokenizer.all_special_tokens)
     return len(read) == len(tokenizer) and read(probe)["input_ids"] == tokenizer(probe)["input_ids"]
 

@@ -1,7 +1,8 @@
 """The checkpoint format: a Hugging Face folder, and the same model in one ``pruned_model.bin``.
 
 The folder holds safetensors with stock tensor names, ``config.json`` (``per_layer_config`` where layers differ, and
-then ``modeling_hgsp.py`` beside it), generation config and tokenizer files. The .bin holds tensors and plain values.
+then the files of its classes beside it), generation config and tokenizer files. The .bin holds tensors and plain
+values.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.torch import save_file
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 from transformers.utils import CHAT_TEMPLATE_DIR, SAFE_WEIGHTS_INDEX_NAME
 
-from hgsp.errors import InputError
-from hgsp.models import modeling_hgsp
+from hgsp.models.buffers import make_buffers
 from hgsp.models.carried_files import load_tokenizer_in_bin, write_generation_config, write_tokenizer
-from hgsp.models.families import FAMILIES
-from hgsp.models.hub import with_revision
+from hgsp.models.configs import ModelDescription, describe, read_generation_config
+from hgsp.models.families import family_of, is_pruned_type
+from hgsp.models.family_classes import auto_map, travelling_files
+from hgsp.models.gguf_files import load_gguf
 from hgsp.models.loading import load_complete
-from hgsp.models.modeling_hgsp import AUTO_CLASSES, FAMILY_CLASSES
-from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, is_bin, read_bin
+from hgsp.models.places import is_bin, is_gguf
+from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, read_bin
+from hgsp.models.stored_tensors import StoredTensor, refuse_other_tensors, stored_dtype
 from hgsp.models.tokenizers import load_tokenizer
-from hgsp.models.weight_checks import refuse_adapter
+from hgsp.models.weight_checks import refuse_adapter, refuse_not_finite
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
@@ -72,8 +75,9 @@ def save_streamed(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
-    if skeleton.config.model_type in {family.pruned_model_type for family in FAMILIES.values()}:
-        shutil.copyfile(modeling_hgsp.__file__, folder / Path(modeling_hgsp.__file__).name)
+    if is_pruned_type(skeleton.config.model_type):
+        for file in travelling_files(family_of(skeleton.config)):
+            shutil.copyfile(file, folder / file.name)
     if generation_config is not None:
         write_generation_config(generation_config, tokenizer, folder)
     write_tokenizer(tokenizer, folder)
@@ -86,12 +90,10 @@ def config_as_dict(config: Any) -> dict[str, Any]:
     of transformers 5 without ``hgsp`` reads a llama3 ``rope_scaling`` into a bare config, which fails.
     """
     content: dict[str, Any] = config.to_diff_dict()
-    own_classes = next((classes for classes in FAMILY_CLASSES if type(config) is classes[0]), None)
-    if own_classes is not None:
-        module = modeling_hgsp.__name__.rpartition(".")[2]
-        names = ("AutoConfig", *AUTO_CLASSES)
-        content["auto_map"] = {name: f"{module}.{own.__name__}" for name, own in zip(names, own_classes, strict=True)}
-    elif rope := content.get("rope_parameters"):
+    rope = content.get("rope_parameters")
+    if is_pruned_type(config.model_type):
+        content["auto_map"] = auto_map(family_of(config))
+    elif rope and "rope_theta" in rope:  # else by layer type, which transformers 4 has other keys for
         content["rope_theta"] = rope["rope_theta"]
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         content["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
@@ -144,40 +146,44 @@ _MODEL_FILES = {"config.json", "generation_config.json", SAFE_WEIGHTS_INDEX_NAME
 
 
 def load_pruned(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Any:
-    """Load a model from ``pruned_model.bin``, its folder, or any Hugging Face folder or hub id, in eval mode.
+    """Load a model from ``pruned_model.bin``, its folder, a .gguf file, or any Hugging Face folder or hub id.
 
     Args:
         dtype: None keeps the stored one.
 
+    Returns:
+        The model in eval mode.
+
     Raises:
-        InputError: no model, missing weights, or a .bin that holds more than tensors and plain values.
+        InputError: no model, weights that are missing or not finite, or a .bin that holds more than tensors and plain
+            values.
     """
+    refuse_adapter(path, ask_hub=True)
+    found = describe(path)
     if is_bin(path):
-        return _load_bin(Path(path), dtype).to(device).eval()
-    try:
-        model = load_complete(path, dtype=dtype or "auto")
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise _not_a_model(path, error) from error
-    return model.to(device).eval()
+        return _load_bin(Path(path), found, dtype).to(device).eval()
+    dtype = dtype or stored_dtype(path, found.config.dtype)
+    if is_gguf(path):
+        return load_gguf(Path(path), dtype).to(device)
+    return load_complete(path, found.config, found.skeleton, dtype=dtype).to(device).eval()
 
 
-def _load_bin(path: Path, dtype: torch.dtype | None) -> Any:
-    content = read_bin(path)
-    config = AutoConfig.for_model(**json.loads(content["config"]))
-    state = content["state_dict"]
+def _load_bin(path: Path, found: ModelDescription, dtype: torch.dtype | None) -> Any:
+    config, state = found.config, read_bin(path)["state_dict"]
+    stored = {name: StoredTensor(path, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    refuse_other_tensors(path, found.skeleton, stored)
+    refuse_not_finite(f"'{path}'", state.items())
     if dtype is not None:
         config.dtype = dtype
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    _check_names(model, state, path)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     model.load_state_dict(state, assign=True, strict=False)
     model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # float32 buffers that are not in the file
-    if content["generation_config"] is not None:
-        model.generation_config = GenerationConfig.from_dict(json.loads(content["generation_config"]))
+    make_buffers(model, "cpu")
+    generation_config = read_generation_config(path)
+    if generation_config is not None:
+        model.generation_config = generation_config
     return model
 
 
@@ -185,16 +191,9 @@ def config_of(path: str | Path) -> Any:
     """Return the config of the model that ``load_pruned`` would load, without its weights.
 
     Raises:
-        InputError: no model, or an adapter.
+        InputError: no model, an adapter, or a config that cannot become a model.
     """
-    if is_bin(path):
-        return AutoConfig.for_model(**json.loads(read_bin(Path(path))["config"]))
-    refuse_adapter(path)
-    try:
-        plain, revision = with_revision(path)
-        return AutoConfig.from_pretrained(plain, **revision)
-    except (OSError, ValueError) as error:
-        raise _not_a_model(path, error) from error
+    return describe(path).config
 
 
 def load_tokenizer_of(path: str | Path) -> Any:
@@ -204,24 +203,6 @@ def load_tokenizer_of(path: str | Path) -> Any:
         InputError: there is none.
     """
     return load_tokenizer_in_bin(Path(path)) if is_bin(path) else load_tokenizer(str(path))
-
-
-def _not_a_model(path: str | Path, error: Exception) -> InputError:
-    return InputError(
-        expected=f"{BIN_NAME}, its folder, or a Hugging Face folder or hub id",
-        got=f"'{path}' ({str(error).strip().splitlines()[0][:200]})",
-        remedy="check the path",
-    )
-
-
-def _check_names(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
-    different = state.keys() ^ _stored_tensors(model).keys()
-    if different:
-        raise InputError(
-            expected=f"exactly the model's weights in {path}",
-            got=f"{len(different)} missing or unknown, such as {sorted(different)[0]}",
-            remedy="save the model again",
-        )
 
 
 def _stored_tensors(model: Any) -> dict[str, Tensor]:

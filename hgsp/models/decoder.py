@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.models.families import family_of
-from hgsp.models.modeling_hgsp import residual_block
+from hgsp.models.modeling_hgsp import added_to_stream, residual_block
 from hgsp.models.weight_checks import refuse_missing_weights
 
 #: Logits computed at a time: 256 MiB in float32.
@@ -42,11 +42,20 @@ class ResidentLayers:
         yield self._layers[index]
 
 
-class _FirstLayerReachedError(Exception):
-    """The arguments of the first decoder layer, raised out of the model's own forward."""
+class _Recorder(nn.Module):
+    """A layer that computes nothing and keeps the arguments that the model's own forward gives it."""
 
-    def __init__(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        self.hidden, self.kwargs = hidden, kwargs
+    hidden: Tensor
+    kwargs: dict[str, Any]
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.window = window_of(layer)
+        self.attention_type = getattr(layer, "attention_type", None)  # read by models of transformers before 5.2
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        self.hidden, self.kwargs = hidden_states, {**kwargs, "use_cache": False, "past_key_values": None}
+        return hidden_states
 
 
 class Decoder:
@@ -65,7 +74,7 @@ class Decoder:
         self.family = family_of(model.config)
         self.num_layers = len(model.model.layers)
         self._source = layers or ResidentLayers(model)
-        self._kwargs_by_shape: dict[torch.Size, dict[str, Any]] = {}
+        self._calls: dict[torch.Size, dict[int | None, dict[str, Any]]] = {}
 
     def layer(self, index: int) -> AbstractContextManager[nn.Module]:
         """Return a context in which one layer has its weights."""
@@ -74,12 +83,18 @@ class Decoder:
     @torch.no_grad()
     def embed(self, input_ids_BT: Tensor) -> Tensor:
         """Return the hidden states [B, T, H] that enter the first layer."""
-        hidden, self._kwargs_by_shape[input_ids_BT.shape] = self._first_layer_call(input_ids_BT)
-        return hidden
+        recorders = [_Recorder(layer) for layer in self.model.model.layers]
+        layers, self.model.model.layers = self.model.model.layers, nn.ModuleList(recorders)
+        try:
+            self.model.model(input_ids_BT.to(self.embedding.weight.device), use_cache=False)
+        finally:
+            self.model.model.layers = layers
+        self._calls[input_ids_BT.shape] = {recorder.window: recorder.kwargs for recorder in recorders}
+        return recorders[0].hidden
 
     def call(self, module: nn.Module, hidden_BTH: Tensor) -> Tensor:
         """Run one layer on [B, T, H], a shape that ``embed`` has seen; return the hidden states after it."""
-        output = module(hidden_BTH, **self._kwargs_by_shape[hidden_BTH.shape[:2]])
+        output = module(hidden_BTH, **self._arguments(module, hidden_BTH))
         return output[0] if isinstance(output, tuple) else output
 
     def call_block(self, module: nn.Module, kind: str, hidden_BTH: Tensor) -> Tensor:
@@ -87,11 +102,23 @@ class Decoder:
 
         Running both kinds in turn equals ``call``. The stream is unchanged if the layer has no such block.
         """
-        block = self.family.blocks[kind]
         arguments = {}
         if kind == "attention":
-            arguments = _on_device(self._kwargs_by_shape[hidden_BTH.shape[:2]], hidden_BTH.device)
-        return residual_block(getattr(module, block.module), getattr(module, block.norm), hidden_BTH, **arguments)
+            arguments = _on_device(self._arguments(module, hidden_BTH), hidden_BTH.device)
+        return residual_block(module, self.family.blocks[kind].parts, hidden_BTH, **arguments)
+
+    def add_output(self, module: nn.Module, kind: str, stream_BTH: Tensor, output_BTH: Tensor) -> None:
+        """Add the output of a layer's output projection [B, T, H] to the residual stream, in place.
+
+        Norms and multipliers behind the projection, if the family has any, are applied first.
+        """
+        stream_BTH += added_to_stream(module, self.family.blocks[kind].parts, output_BTH).to(stream_BTH)
+
+    @property
+    def residual_multiplier(self) -> float | None:
+        """The factor on what every block adds to the residual stream, None in families without one."""
+        key = self.family.residual_multiplier
+        return None if key is None else getattr(self.model.config, key)
 
     @property
     def embedding(self) -> Any:
@@ -105,10 +132,11 @@ class Decoder:
         """Return next-token logits [..., V] of last hidden states [..., H], on the head's device."""
         head, norm = self.head, self.model.get_submodule(self.family.final_norm)
         logits = head(norm(hidden_BTH.to(head.weight.device)))
-        if self.family.logit_softcap is None:
-            return logits
-        bound = getattr(self.model.config, self.family.logit_softcap)
-        return bound * torch.tanh(logits / bound)
+        config, family = self.model.config, self.family
+        if family.logit_divisor is not None:
+            logits = logits / getattr(config, family.logit_divisor)
+        bound = None if family.logit_softcap is None else getattr(config, family.logit_softcap)
+        return logits if bound is None else bound * torch.tanh(logits / bound)
 
     def loss_and_gradient(
         self, hidden_BTH: Tensor, input_ids_BT: Tensor, label_seeds: Sequence[int] | None = None
@@ -143,19 +171,15 @@ class Decoder:
                 loss[row] += nll.item()
         return loss, gradient
 
-    def _first_layer_call(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            raise _FirstLayerReachedError(hidden, {**kwargs, "use_cache": False, "past_key_values": None})
+    def _arguments(self, module: nn.Module, hidden_BTH: Tensor) -> dict[str, Any]:
+        """Return the arguments of a layer, dense or pruned; those of any other one if it has no attention."""
+        by_window = self._calls[hidden_BTH.shape[:2]]
+        return by_window.get(window_of(module), next(iter(by_window.values())))
 
-        handle = self.model.model.layers[0].register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
-        try:
-            self.model.model(input_ids.to(self.embedding.weight.device), use_cache=False)
-        except _FirstLayerReachedError as reached:
-            return reached.hidden, reached.kwargs
-        finally:
-            handle.remove()
-        raise AssertionError("the model's forward never reached its first layer")
+
+def window_of(layer: Any) -> int | None:
+    """Return the sliding window of a layer, None without one; layers of a model get the same arguments otherwise."""
+    return getattr(layer.self_attn, "sliding_window", None)
 
 
 def _sample(logits_TV: Tensor, generator: torch.Generator) -> Tensor:
@@ -172,13 +196,13 @@ def weight_not_finite(module: nn.Module) -> str | None:
 
 
 @contextmanager
-def watch_inputs(linears: Mapping[str, nn.Linear], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call ``observe(name, input_BTI)`` before every forward of one of the Linears."""
+def watch_inputs(modules: Mapping[str, nn.Module], observe: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call ``observe(name, input_BTI)`` before every forward of one of the modules."""
 
     def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _module, args: observe(name, args[0])
 
-    handles = [linear.register_forward_pre_hook(hook_for(name)) for name, linear in linears.items()]
+    handles = [module.register_forward_pre_hook(hook_for(name)) for name, module in modules.items()]
     try:
         yield
     finally:

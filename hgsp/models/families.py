@@ -1,31 +1,44 @@
 """The supported model families, one value each, and the module names that all of them share.
 
-A new family is one value in ``FAMILIES`` plus its classes in ``modeling_hgsp.py``.
+A new family is one value in ``FAMILIES`` plus its classes in a modelling file; docs/ADDING_A_FAMILY.md walks through
+one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hgsp.errors import InputError
+from hgsp.models.unsupported import reason_against
 
 LAYER_PREFIX = "model.layers."
 
 
 @dataclass(frozen=True)
 class Block:
-    """One residual block of a decoder layer, ``x + module(norm(x))``, by the names of its parts in the layer.
+    """One residual block of a layer, ``x + post_norm(module(norm(x)))``, by the names of its parts in the layer.
 
     A group owns rows of the input projections and columns of the output projection. Everything else in the block
-    (norms, output bias) is removed only with the whole block.
+    (norms, output bias) is removed only with the whole block. Without ``norm`` or ``post_norm``, the block lacks it.
     """
 
     module: str
-    norm: str
+    norm: str | None
     input_projections: tuple[str, ...]
     output_projection: str
+    post_norm: str | None = None
+
+    @property
+    def parts(self) -> tuple[str, str | None, str | None]:
+        """Module, norm of its input and norm of its output, as the modelling files name them."""
+        return self.module, self.norm, self.post_norm
+
+    @property
+    def entry(self) -> str:
+        """The submodule whose input is the residual stream."""
+        return self.norm or self.module
 
 
 #: Kind of block -> its parts, in the order in which a layer calls them.
@@ -42,33 +55,159 @@ ATTENTION_INPUTS, ATTENTION_OUTPUT = BLOCKS["attention"].input_projections, OUTP
 MLP_INPUTS, MLP_OUTPUT = BLOCKS["mlp"].input_projections, OUTPUT_PROJECTIONS["mlp"]
 LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *MLP_INPUTS, MLP_OUTPUT)
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+
 
 @dataclass(frozen=True)
 class Family:
-    """One model family: its names in transformers, the classes of its pruned form, and the parts of its models.
+    """One model family: its name in transformers, the classes of its pruned form, and the parts of its models.
 
-    ``attention_types`` are the values of the config's ``layer_types`` that the decoder can build masks for; others are
-    refused. ``logit_softcap`` is the config key of the bound that is applied to the logits by tanh.
+    Args:
+        models: that people know the family by.
+        model_type: of the dense models; with the prefix "hgsp_", of pruned ones.
+        class_prefix: of the classes of pruned models.
+        modeling_file: the module of this package that holds those classes.
+        attention_types: values of the config's ``layer_types`` that the decoder can build masks for.
+        per_layer_lists: config keys with one value per layer, which follow the layers that are left.
+        qk_norm: "head" for norms of queries and keys per head; "all heads" for one over all of them, whose RMS would
+            change with the heads, so that KV groups are not removed. Empty: no such norms.
+        residual_multiplier: the config key of a factor on what every block adds to the residual stream.
+        logit_softcap: the config key of the bound that is applied to the logits by tanh.
+        logit_divisor: the config key of a number that divides the logits.
+        scales_embedding: the embedding multiplies by its buffer ``embed_scale``.
+        implied_head_dim: the stock config has no head dimension, and engines divide the hidden size by the heads.
+        input_biases: whether all three input projections of attention have biases, whatever the config says.
+        bias_keys: kind of block -> the config key that gives all its Linears biases.
+        heads_divide_hidden: the stock config refuses numbers of heads that do not divide the hidden size.
+        twin: another family that computes the same with any number of heads, but has no biases.
+        beyond_llama: the part that formats written for a Llama block have no place for; empty if there is none.
+        real_weights: the model on whose real weights it was tested; empty if on random ones only.
     """
 
+    models: str
     model_type: str
-    pruned_model_type: str
-    pruned_config: str
-    pruned_model: str
+    class_prefix: str
+    modeling_file: str = "modeling_hgsp"
     blocks: Mapping[str, Block] = field(default_factory=lambda: BLOCKS)
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    attention_types: frozenset[str] = frozenset({FULL, SLIDING})
+    per_layer_lists: tuple[str, ...] = ("layer_types",)
+    qk_norm: str = ""
+    residual_multiplier: str | None = None
     logit_softcap: str | None = None
-    attention_types: frozenset[str] = frozenset({"full_attention"})
+    logit_divisor: str | None = None
+    scales_embedding: bool = False
+    implied_head_dim: bool = False
+    input_biases: bool = False
+    bias_keys: Mapping[str, str] = field(default_factory=dict)
+    heads_divide_hidden: bool = False
+    twin: str | None = None
+    beyond_llama: str = ""
+    real_weights: str = ""
+
+    @property
+    def pruned_model_type(self) -> str:
+        return f"{PRUNED_PREFIX}{self.model_type}"
+
+    @property
+    def prunes_kv_groups(self) -> bool:
+        return self.qk_norm != "all heads"
 
 
-FAMILIES = {
-    "llama": Family("llama", "hgsp_llama", "HgspLlamaConfig", "HgspLlamaForCausalLM"),
-    "qwen2": Family("qwen2", "hgsp_qwen2", "HgspQwen2Config", "HgspQwen2ForCausalLM"),
-    "mistral": Family("mistral", "hgsp_mistral", "HgspMistralConfig", "HgspMistralForCausalLM"),
-    "qwen3": Family("qwen3", "hgsp_qwen3", "HgspQwen3Config", "HgspQwen3ForCausalLM"),
+PRUNED_PREFIX = "hgsp_"
+_ATTENTION_BIAS = {"attention": "attention_bias"}
+_ALL_BIASES = {**_ATTENTION_BIAS, "mlp": "mlp_bias"}
+
+_GEMMA_BLOCKS = {
+    "attention": replace(BLOCKS["attention"], post_norm="post_attention_layernorm"),
+    "mlp": replace(BLOCKS["mlp"], norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm"),
 }
+_OLMO_BLOCKS = {kind: replace(block, norm=None) for kind, block in _GEMMA_BLOCKS.items()}
+
+_ALL = (
+    Family(
+        "Llama 2 to 3.3, SmolLM2",
+        "llama",
+        "HgspLlama",
+        attention_types=frozenset({FULL}),
+        bias_keys=_ALL_BIASES,
+        heads_divide_hidden=True,
+        twin="mistral",
+        real_weights="SmolLM2 135M",
+    ),
+    Family(
+        "Qwen2, Qwen2.5", "qwen2", "HgspQwen2", implied_head_dim=True, input_biases=True, real_weights="Qwen2.5 0.5B"
+    ),
+    Family("Mistral", "mistral", "HgspMistral", real_weights="SmolLM2 135M as Mistral"),
+    Family("Qwen3", "qwen3", "HgspQwen3", qk_norm="head", bias_keys=_ATTENTION_BIAS),
+    Family(
+        "Gemma 2",
+        "gemma2",
+        "HgspGemma2",
+        "modeling_hgsp_gemma",
+        blocks=_GEMMA_BLOCKS,
+        logit_softcap="final_logit_softcapping",
+        scales_embedding=True,
+        bias_keys=_ATTENTION_BIAS,
+        heads_divide_hidden=True,
+        beyond_llama="norms behind its blocks",
+    ),
+    Family(
+        "Gemma 3 (text)",
+        "gemma3_text",
+        "HgspGemma3",
+        "modeling_hgsp_gemma",
+        blocks=_GEMMA_BLOCKS,
+        qk_norm="head",
+        logit_softcap="final_logit_softcapping",
+        scales_embedding=True,
+        bias_keys=_ATTENTION_BIAS,
+        heads_divide_hidden=True,
+        beyond_llama="norms behind its blocks",
+        real_weights="Gemma 3 270M",
+    ),
+    Family(
+        "Ministral",
+        "ministral",
+        "HgspMinistral",
+        "modeling_hgsp_ministral",
+        beyond_llama="a sliding window in some layers",
+    ),
+    Family(
+        "SmolLM3",
+        "smollm3",
+        "HgspSmolLM3",
+        "modeling_hgsp_smollm3",
+        per_layer_lists=("layer_types", "no_rope_layers"),
+        bias_keys=_ALL_BIASES,
+        beyond_llama="layers without rotary embeddings",
+    ),
+    Family(
+        "Granite 3 (dense)",
+        "granite",
+        "HgspGranite",
+        "modeling_hgsp_granite",
+        attention_types=frozenset({FULL}),
+        residual_multiplier="residual_multiplier",
+        logit_divisor="logits_scaling",
+        bias_keys=_ALL_BIASES,
+        beyond_llama="multipliers of its embedding, blocks and logits",
+    ),
+    Family(
+        "OLMo 2",
+        "olmo2",
+        "HgspOlmo2",
+        "modeling_hgsp_olmo",
+        blocks=_OLMO_BLOCKS,
+        attention_types=frozenset({FULL}),
+        qk_norm="all heads",
+        bias_keys=_ATTENTION_BIAS,
+        beyond_llama="norms behind its blocks",
+    ),
+)
+FAMILIES = {family.model_type: family for family in _ALL}
 
 
 def family_of(config: Any) -> Family:
@@ -77,10 +216,15 @@ def family_of(config: Any) -> Family:
     Raises:
         InputError: the family is not supported.
     """
-    family = _family_named(config.model_type)
+    family = family_named(config.model_type)
     if family is None:
-        raise _unsupported(config.model_type, "")
+        raise _unsupported(config.to_dict())
     return family
+
+
+def is_pruned_type(model_type: str | None) -> bool:
+    """Return whether a ``model_type`` is one of our classes with a size per layer."""
+    return any(model_type == family.pruned_model_type for family in FAMILIES.values())
 
 
 def check_prunable(raw_config: Mapping[str, Any]) -> None:
@@ -90,39 +234,44 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
         raw_config: the content of ``config.json``, or the config object made from it as a dict.
 
     Raises:
-        InputError: the architecture is not supported, has a sliding window, or its weights are quantised.
+        InputError: the architecture is not supported, has a kind of attention that its family lacks, or its weights are
+            quantised.
     """
-    model_type = str(raw_config.get("model_type"))
-    family = _family_named(model_type)
+    family = family_named(str(raw_config.get("model_type")))
     if family is None:
-        experts = raw_config.get("num_local_experts") or raw_config.get("num_experts") or "moe" in model_type
-        raise _unsupported(model_type, " (mixture of experts)" if experts else "")
+        raise _unsupported(raw_config)
     if raw_config.get("quantization_config") is not None:
         raise InputError(
             expected="plain floating-point weights",
             got="already quantised weights",
             remedy="start from the bf16 checkpoint and quantise after pruning",
         )
-    window = raw_config.get("sliding_window")
-    found = f"sliding_window={window}" if window is not None and raw_config.get("use_sliding_window", True) else ""
-    if others := sorted({*(raw_config.get("layer_types") or ())} - family.attention_types):
-        found = found or f"layer_types has {others[0]}"
-    if found:
+    types = {*(raw_config.get("layer_types") or ())}
+    if raw_config.get("sliding_window") is not None and raw_config.get("use_sliding_window", True):
+        types.add(SLIDING)
+    if others := sorted(types - family.attention_types):
         raise InputError(
-            expected="full attention in every layer",
-            got=f"sliding-window attention ({found})",
-            remedy='use a version without it, such as Mistral-7B-v0.3, whose config.json has "sliding_window": null',
+            expected=f"{' or '.join(sorted(family.attention_types))} in every layer of a {family.model_type} model",
+            got=others[0],
+            remedy="check layer_types and sliding_window in config.json",
+        )
+    if raw_config.get("use_bidirectional_attention"):
+        raise InputError(
+            expected="a causal language model",
+            got="attention in both directions (use_bidirectional_attention)",
+            remedy="prune the model that generates text, not the one for embeddings",
         )
 
 
-def _family_named(model_type: str) -> Family | None:
-    families = (family for family in FAMILIES.values() if model_type in (family.model_type, family.pruned_model_type))
-    return next(families, None)
+def family_named(model_type: str) -> Family | None:
+    """Return the family of a dense or pruned ``model_type``, None if it is not supported."""
+    return FAMILIES.get(model_type.removeprefix(PRUNED_PREFIX))
 
 
-def _unsupported(model_type: str, detail: str) -> InputError:
+def _unsupported(raw_config: Mapping[str, Any]) -> InputError:
+    detail, remedy = reason_against(raw_config)
     return InputError(
         expected=f"a supported architecture ({', '.join(FAMILIES)})",
-        got=f"unsupported architecture '{model_type}'{detail}",
-        remedy="prune a dense Llama, Qwen2/Qwen2.5, Qwen3 or Mistral model",
+        got=f"unsupported architecture '{raw_config.get('model_type')}'{detail}",
+        remedy=remedy or "prune a dense model of one of these; `hgsp families` lists them",
     )

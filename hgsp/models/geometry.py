@@ -29,6 +29,7 @@ class Geometry:
 
     ``kv_group_params`` and ``mlp_channel_params`` are the parameters of one group, biases included. ``*_extra_params``
     are those of a block that belong to no group (norms, output bias) and are removed only with the whole block.
+    ``prunes_kv_groups`` is False where attention is removed whole or not at all.
     """
 
     hidden_size: int
@@ -40,6 +41,7 @@ class Geometry:
     attention_extra_params: int
     mlp_extra_params: int
     total_params: int
+    prunes_kv_groups: bool = True
 
     @property
     def num_layers(self) -> int:
@@ -93,7 +95,8 @@ def geometry_of(model: nn.Module) -> Geometry:
             got=f"{num_queries} query heads over {num_kv} KV heads",
             remedy="check the model's config.json",
         )
-    blocks = family_of(config).blocks
+    family = family_of(config)
+    blocks = family.blocks
     attention_groups, mlp_groups = (_params_of_groups(full, blocks[kind]) for kind in ("attention", "mlp"))
     return Geometry(
         hidden_size=config.hidden_size,
@@ -105,6 +108,7 @@ def geometry_of(model: nn.Module) -> Geometry:
         attention_extra_params=_params_of_block(full, blocks["attention"]) - attention_groups,
         mlp_extra_params=_params_of_block(full, blocks["mlp"]) - mlp_groups,
         total_params=sum(parameter.numel() for parameter in causal_lm.parameters()),
+        prunes_kv_groups=family.prunes_kv_groups,
     )
 
 
@@ -121,7 +125,7 @@ def _params_of_groups(layer: Any, block: Block) -> int:
 
 
 def _params_of_block(layer: Any, block: Block) -> int:
-    return _params(layer, block.module, block.norm)
+    return _params(layer, *filter(None, block.parts))
 
 
 def _params(layer: Any, *names: str) -> int:

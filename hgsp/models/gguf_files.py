@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +12,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hgsp.environment import install_command
 from hgsp.errors import InputError, one_line
-from hgsp.models.weight_checks import refuse_incomplete_weights, refuse_unplaced_weights
+from hgsp.models.buffers import make_buffers
+from hgsp.models.refusals import refusing
+from hgsp.models.weight_checks import refuse_incomplete_weights, refuse_not_finite, refuse_unplaced_weights
 
 
 def gguf_config(path: Path) -> Any:
     """Return the config in the file's header, without the quantisation of the file: weights are de-quantised.
 
     Raises:
-        InputError: the packages that read it are missing.
-        OSError, ValueError: as ``AutoConfig.from_pretrained``.
+        InputError: the packages that read it are missing, or the header cannot be read.
     """
-    try:
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    except ImportError as error:
-        raise _without_gguf(error) from error
-    return _plain(config)
+    with _reading(path, "the header of a model"):
+        return _plain(AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False))
 
 
 def load_gguf(path: Path, dtype: torch.dtype) -> Any:
@@ -33,17 +33,21 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Any:
     It is rebuilt without traces of the file, since transformers refuses to save a model loaded from GGUF.
 
     Raises:
-        InputError: weights are missing, or there are some that the model has no place for.
+        InputError: weights are missing or not finite, there are some that the model has no place for, or the file is
+            broken.
     """
-    loaded, report = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True
-    )
+    with _reading(path, "the weights of a model"):
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+        unread = _unread_tensors(path, loaded)
     refuse_incomplete_weights(path, report, loaded.config)
-    refuse_unplaced_weights(path, _unread_tensors(path, loaded), loaded.config)
+    refuse_unplaced_weights(path, unread, loaded.config)
+    refuse_not_finite(f"'{path}'", loaded.named_parameters())
     with torch.device("meta"):
         model = type(loaded)(_plain(loaded.config))
     model.load_state_dict(loaded.state_dict(), assign=True)
-    model.model.rotary_emb = loaded.model.rotary_emb
+    make_buffers(model, "cpu")
     model.tie_weights()
     model.generation_config = loaded.generation_config
     return model.eval()
@@ -55,16 +59,8 @@ def gguf_tokenizer(path: Path) -> Any:
     Raises:
         InputError: there is none, or the packages that read it are missing.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except ImportError as error:
-        raise _without_gguf(error) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            expected=f"a tokenizer in '{path}'",
-            got=one_line(error),
-            remedy="use a .gguf file that holds its tokenizer, or the folder of the model it was made from",
-        ) from error
+    with _reading(path, "a tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     tokenizer.name_or_path = str(path)  # not the folder: other files in it may be another tokenizer's
     return tokenizer
 
@@ -90,7 +86,20 @@ def _unread_tensors(path: Path, model: Any) -> set[str]:
     return {tensor.name for tensor in reader.tensors} - read
 
 
-def _without_gguf(error: ImportError) -> InputError:
-    return InputError(
-        expected="the packages that read .gguf files", got=one_line(error), remedy=install_command("gguf")
-    )
+@contextmanager
+def _reading(path: Path, part: str) -> Iterator[None]:
+    """Refuse a file of which the libraries cannot read a part."""
+
+    def refusal(error: BaseException) -> InputError:
+        if isinstance(error, ImportError):
+            return InputError(
+                expected="the packages that read .gguf files", got=one_line(error), remedy=install_command("gguf")
+            )
+        return InputError(
+            expected=f"{part} in '{path}'",
+            got=f"{type(error).__name__}: {one_line(error)}",
+            remedy="check that the download is complete, or use the folder of the model that it was made from",
+        )
+
+    with refusing(refusal):
+        yield

@@ -5,16 +5,13 @@ A model is named ``owner/name`` or ``owner/name@revision``, the revision being a
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hgsp.console.flags import option, require
 from hgsp.console.hub_access import ask_hub
-
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+from hgsp.models.places import HUB_ID, exists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,7 @@ def with_revision(name: str | Path) -> tuple[str, dict[str, Any]]:
     Of a hub id it makes sure that the hub answers.
     """
     text = str(name)
-    if not HUB_ID.fullmatch(text) or os.path.lexists(text):
+    if exists(text) or not HUB_ID.fullmatch(text):
         return text, {}
     ask_hub()
     if "@" not in text:
@@ -78,4 +75,4 @@ def with_revision(name: str | Path) -> tuple[str, dict[str, Any]]:
 
 
 def _can_be_pinned(name: str) -> bool:
-    return bool(HUB_ID.fullmatch(name)) and not ("@" in name or name.endswith(".gguf") or Path(name).exists())
+    return bool(HUB_ID.fullmatch(name)) and not ("@" in name or name.endswith(".gguf") or exists(name))

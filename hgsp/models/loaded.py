@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hgsp.models.decoder import Decoder
 from hgsp.models.identity import WeightsIdentity, weights_identity
 from hgsp.models.loading import DTYPES, ModelSource, load_dense
 from hgsp.models.offload import SafetensorFiles, load_offloaded
+from hgsp.models.stored_tensors import stored_dtype
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ def load_for_pruning(source: ModelSource, dtype: str, device: str | None, *, off
     Raises:
         InputError: as ``load_dense`` and ``load_offloaded``.
     """
+    stored = stored_dtype(source.name, source.config.dtype)
+    if dtype in ("bfloat16", "float16") and stored in (torch.float32, torch.float16) and stored != DTYPES[dtype]:
+        stored_name = str(stored).removeprefix("torch.")
+        LOG.info("weights stored in %s are rounded to %s; --dtype %s keeps them", stored_name, dtype, stored_name)
     if offload:
         return LoadedModel(*load_offloaded(source, dtype, device), dtype)
     return LoadedModel(Decoder(load_dense(source, dtype, device)), None, dtype)

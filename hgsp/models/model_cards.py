@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from hgsp.console.hub_access import ask_hub
-from hgsp.models.hub import HUB_ID
+from hgsp.models.places import HUB_ID
 
 CARD = "README.md"
 #: The last line of a model card by hgsp, up to its hash.

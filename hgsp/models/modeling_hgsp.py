@@ -1,7 +1,8 @@
-"""Llama, Qwen2, Mistral and Qwen3 decoders with a size per layer.
+"""Decoders with a size per layer, and their classes for Llama, Qwen2, Mistral and Qwen3.
 
 This file imports torch and transformers only and is copied into every checkpoint whose layers differ in size, so that
-``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works without ``hgsp``.
+``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works without ``hgsp``. Classes of other
+families are in files beside it, ``modeling_hgsp_*.py``, one of which is copied too.
 
 The config's ``per_layer_config`` holds the sizes: layer index -> ``num_attention_heads``, ``num_key_value_heads`` and
 ``intermediate_size`` where they differ from the global values, and ``"skip": ["attention"]`` or ``["mlp"]`` for a block
@@ -15,23 +16,26 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 
-def checked_version(version: str) -> tuple[int, ...]:
+def checked_version(version: str, oldest: tuple[int, int] = (4, 54)) -> tuple[int, ...]:
     """Return major and minor version of transformers.
 
     Raises:
-        ImportError: older than 4.54, whose models expect tuples from their layers and would fail in forward.
+        ImportError: older than 4.54, whose models expect tuples from their layers, or than a family needs.
     """
-    parsed = tuple(map(int, version.split(".")[:2]))
-    if parsed < (4, 54):
-        raise ImportError(f"expected transformers 4.54 or newer; got {version}; pip install 'transformers>=4.54'")
+    parsed, needed = tuple(map(int, version.split(".")[:2])), ".".join(map(str, oldest))
+    if parsed < oldest:
+        raise ImportError(
+            f"expected transformers {needed} or newer; got {version}; pip install 'transformers>={needed}'"
+        )
     return parsed
 
 
 VERSION = checked_version(transformers.__version__)
-LAYER_CLASSES = [f"Hgsp{family}DecoderLayer" for family in ("Llama", "Qwen2", "Mistral", "Qwen3")]
+#: Names in a layer of a block, the norm of its input and the norm of its output; None for a norm that it lacks.
+Parts = tuple[str, str | None, str | None]
 
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.mistral import modeling_mistral as mistral
@@ -51,7 +55,7 @@ def layer_settings(config: Any, layer_idx: int) -> tuple[Any, frozenset[str]]:
     return settings, frozenset(getattr(settings, "skip", ()))
 
 
-def _revalidate(cls: type) -> type:
+def revalidated(cls: type) -> type:
     """Let a strict dataclass, which configs are in newer versions, collect the class's own validators."""
     if hasattr(cls, "__class_validators__"):
         from huggingface_hub.dataclasses import strict
@@ -60,7 +64,7 @@ def _revalidate(cls: type) -> type:
     return cls
 
 
-class _PerLayerConfig:
+class PerLayerConfig:
     """Checks head counts per layer (the stock check reads global values) and reads rope settings of either version."""
 
     @classmethod
@@ -79,39 +83,56 @@ class _PerLayerConfig:
                 raise ValueError(f"layer {layer_idx}: {queries} query heads cannot share {shared} KV heads evenly")
 
 
-def residual_block(block: Any, norm: Any, hidden_states: Any, **kwargs: Any) -> Any:
-    """Return ``hidden_states + block(norm(hidden_states))``; unchanged without a block."""
+def cache_slots(config: Any) -> list[int | None]:
+    """Return the slot of every layer in a KV cache, None for layers without attention.
+
+    Slots have the types of ``config.layer_types``; layers with attention take the first slots of their type.
+    """
+    attends = ["attention" not in layer_settings(config, index)[1] for index in range(config.num_hidden_layers)]
+    types = getattr(config, "layer_types", None) or [None] * len(attends)
+    free = {kind: iter([slot for slot, own in enumerate(types) if own == kind]) for kind in types}
+    return [next(free[kind]) if has else None for kind, has in zip(types, attends, strict=True)]
+
+
+def residual_block(layer: Any, parts: Parts, hidden_states: Any, **kwargs: Any) -> Any:
+    """Return the residual stream after one block of a layer; unchanged if the layer lacks it."""
+    block, norm = getattr(layer, parts[0]), parts[1]
     if block is None:
         return hidden_states
-    output = block(norm(hidden_states), **kwargs)
-    return hidden_states + (output[0] if isinstance(output, tuple) else output)
+    output = block(hidden_states if norm is None else getattr(layer, norm)(hidden_states), **kwargs)
+    return hidden_states + added_to_stream(layer, parts, output[0] if isinstance(output, tuple) else output)
 
 
-class _PerLayerDecoderLayer(nn.Module):
+def added_to_stream(layer: Any, parts: Parts, output: Any) -> Any:
+    """Return the summand of the residual stream that a block's output becomes: normalised and scaled."""
+    output = output if parts[2] is None else getattr(layer, parts[2])(output)
+    multiplier = getattr(layer, "residual_multiplier", None)
+    return output if multiplier is None else output * multiplier
+
+
+class PerLayerDecoderLayer(nn.Module):
     """A stock decoder layer with its own sizes, possibly without attention or MLP."""
 
     self_attn: Any
-    input_layernorm: Any
     mlp: Any
-    post_attention_layernorm: Any
+    attention: Parts = ("self_attn", "input_layernorm", None)
+    feed_forward: Parts = ("mlp", "post_attention_layernorm", None)
 
-    def __init__(self, config: Any, layer_idx: int, cache_idx: int) -> None:
+    def __init__(self, config: Any, layer_idx: int, cache_idx: int | None) -> None:
         settings, skip = layer_settings(config, layer_idx)
         super().__init__(settings, layer_idx)
-        if "attention" in skip:
-            self.self_attn = self.input_layernorm = None
-        else:
-            self.self_attn.config = config  # shared, so that set_attn_implementation() reaches it
-            self.self_attn.layer_idx = cache_idx
-        if "mlp" in skip:
-            self.mlp = self.post_attention_layernorm = None
+        self.self_attn.config = config  # shared, so that set_attn_implementation() reaches it
+        self.self_attn.layer_idx = cache_idx
+        skipped = (*self.attention * ("attention" in skip), *self.feed_forward * ("mlp" in skip))
+        for name in filter(None, skipped):
+            setattr(self, name, None)
         if getattr(config, "writer_bias", False):
             _give_bias(self.self_attn, "o_proj")
             _give_bias(self.mlp, "down_proj")
 
     def forward(self, hidden_states: Any, **kwargs: Any) -> Any:
-        hidden_states = residual_block(self.self_attn, self.input_layernorm, hidden_states, **kwargs)
-        return residual_block(self.mlp, self.post_attention_layernorm, hidden_states)
+        hidden_states = residual_block(self, self.attention, hidden_states, **kwargs)
+        return residual_block(self, self.feed_forward, hidden_states)
 
 
 def _give_bias(block: Any, name: str) -> None:
@@ -121,40 +142,43 @@ def _give_bias(block: Any, name: str) -> None:
         setattr(block, name, nn.Linear(linear.in_features, linear.out_features, bias=True))
 
 
-class _PerLayerModel(PreTrainedModel):
-    """A decoder of layers of different sizes, with the stock forward.
+class _WholeLayers(PreTrainedModel):
+    """A model whose layers are never split over devices."""
 
-    The KV cache is indexed by the rank of a layer among those WITH attention, so that no cache slot stays empty.
-    """
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        layer_class = getattr(getattr(cls, "_model_class", cls), "_layer_class", None)
+        cls._no_split_modules = [layer_class.__name__] if layer_class else []
 
-    _no_split_modules = LAYER_CLASSES
-    _layer_class: type
-    _norm_class: type
-    _rotary_class: type
+
+class PerLayerModel(_WholeLayers):
+    """A decoder of layers of different sizes, with the stock forward."""
+
+    _layer_class: Any
+    _norm_class: Any
+    _rotary_class: Any
 
     def __init__(self, config: Any) -> None:
         PreTrainedModel.__init__(self, config)
-        self.padding_idx = config.pad_token_id
-        self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        layers, cache_idx = [], 0
-        for layer_idx in range(config.num_hidden_layers):
-            layers.append(self._layer_class(config, layer_idx, cache_idx))
-            cache_idx += layers[-1].self_attn is not None
-        self.layers = nn.ModuleList(layers)
-        self.num_cached_layers = cache_idx
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = self._embedding(config)
+        slots = cache_slots(config)
+        self.layers = nn.ModuleList(self._layer_class(config, index, slot) for index, slot in enumerate(slots))
+        self.num_cached_layers = sum(slot is not None for slot in slots)
         self.norm = self._norm_class(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = self._rotary_class(config=config)
         self.gradient_checkpointing = False
-        self.has_sliding_layers = False
+        self.has_sliding_layers = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         self.post_init()
 
+    def _embedding(self, config: Any) -> nn.Embedding:
+        return nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
 
-class _PerLayerHead(PreTrainedModel):
+
+class PerLayerHead(_WholeLayers):
     """Such a decoder with a head; ``_head`` is its name, and the config's name for its number of rows."""
 
-    _no_split_modules = LAYER_CLASSES
-    _model_class: type
+    _model_class: Any
     _head: tuple[str, str]
 
     def __init__(self, config: Any) -> None:
@@ -166,7 +190,7 @@ class _PerLayerHead(PreTrainedModel):
         self.post_init()
 
 
-class _PerLayerCausalLM(_PerLayerHead):
+class PerLayerCausalLM(PerLayerHead):
     """A causal language model; with static caches that have room for the layers with attention only."""
 
     _head = ("lm_head", "vocab_size")
@@ -186,115 +210,91 @@ class _PerLayerCausalLM(_PerLayerHead):
         return cache
 
 
-class _PerLayerClassifier(_PerLayerHead):
+class PerLayerClassifier(PerLayerHead):
     """A sequence classifier; pruned language models have no score head, which therefore starts at random."""
 
     _head = ("score", "num_labels")
 
 
-@_revalidate
-class HgspLlamaConfig(_PerLayerConfig, llama.LlamaConfig):
+@revalidated
+class HgspLlamaConfig(PerLayerConfig, llama.LlamaConfig):
     model_type = "hgsp_llama"
 
 
-class HgspLlamaDecoderLayer(_PerLayerDecoderLayer, llama.LlamaDecoderLayer):
-    pass
+class HgspLlamaDecoderLayer(PerLayerDecoderLayer, llama.LlamaDecoderLayer): ...
 
 
-class HgspLlamaModel(_PerLayerModel, llama.LlamaModel):
+class HgspLlamaModel(PerLayerModel, llama.LlamaModel):
     config_class, _layer_class = HgspLlamaConfig, HgspLlamaDecoderLayer
     _norm_class, _rotary_class = llama.LlamaRMSNorm, llama.LlamaRotaryEmbedding
 
 
-class HgspLlamaForCausalLM(_PerLayerCausalLM, llama.LlamaForCausalLM):
+class HgspLlamaForCausalLM(PerLayerCausalLM, llama.LlamaForCausalLM):
     config_class, _model_class = HgspLlamaConfig, HgspLlamaModel
 
 
-class HgspLlamaForSequenceClassification(_PerLayerClassifier, llama.LlamaForSequenceClassification):
+class HgspLlamaForSequenceClassification(PerLayerClassifier, llama.LlamaForSequenceClassification):
     config_class, _model_class = HgspLlamaConfig, HgspLlamaModel
 
 
-@_revalidate
-class HgspQwen2Config(_PerLayerConfig, qwen2.Qwen2Config):
+@revalidated
+class HgspQwen2Config(PerLayerConfig, qwen2.Qwen2Config):
     model_type = "hgsp_qwen2"
 
 
-class HgspQwen2DecoderLayer(_PerLayerDecoderLayer, qwen2.Qwen2DecoderLayer):
-    pass
+class HgspQwen2DecoderLayer(PerLayerDecoderLayer, qwen2.Qwen2DecoderLayer): ...
 
 
-class HgspQwen2Model(_PerLayerModel, qwen2.Qwen2Model):
+class HgspQwen2Model(PerLayerModel, qwen2.Qwen2Model):
     config_class, _layer_class = HgspQwen2Config, HgspQwen2DecoderLayer
     _norm_class, _rotary_class = qwen2.Qwen2RMSNorm, qwen2.Qwen2RotaryEmbedding
 
 
-class HgspQwen2ForCausalLM(_PerLayerCausalLM, qwen2.Qwen2ForCausalLM):
+class HgspQwen2ForCausalLM(PerLayerCausalLM, qwen2.Qwen2ForCausalLM):
     config_class, _model_class = HgspQwen2Config, HgspQwen2Model
 
 
-class HgspQwen2ForSequenceClassification(_PerLayerClassifier, qwen2.Qwen2ForSequenceClassification):
+class HgspQwen2ForSequenceClassification(PerLayerClassifier, qwen2.Qwen2ForSequenceClassification):
     config_class, _model_class = HgspQwen2Config, HgspQwen2Model
 
 
-@_revalidate
-class HgspMistralConfig(_PerLayerConfig, mistral.MistralConfig):
+@revalidated
+class HgspMistralConfig(PerLayerConfig, mistral.MistralConfig):
     model_type = "hgsp_mistral"
 
 
-class HgspMistralDecoderLayer(_PerLayerDecoderLayer, mistral.MistralDecoderLayer):
-    pass
+class HgspMistralDecoderLayer(PerLayerDecoderLayer, mistral.MistralDecoderLayer): ...
 
 
-class HgspMistralModel(_PerLayerModel, mistral.MistralModel):
+class HgspMistralModel(PerLayerModel, mistral.MistralModel):
     config_class, _layer_class = HgspMistralConfig, HgspMistralDecoderLayer
     _norm_class, _rotary_class = mistral.MistralRMSNorm, mistral.MistralRotaryEmbedding
 
 
-class HgspMistralForCausalLM(_PerLayerCausalLM, mistral.MistralForCausalLM):
+class HgspMistralForCausalLM(PerLayerCausalLM, mistral.MistralForCausalLM):
     config_class, _model_class = HgspMistralConfig, HgspMistralModel
 
 
-class HgspMistralForSequenceClassification(_PerLayerClassifier, mistral.MistralForSequenceClassification):
+class HgspMistralForSequenceClassification(PerLayerClassifier, mistral.MistralForSequenceClassification):
     config_class, _model_class = HgspMistralConfig, HgspMistralModel
 
 
-@_revalidate
-class HgspQwen3Config(_PerLayerConfig, qwen3.Qwen3Config):
+@revalidated
+class HgspQwen3Config(PerLayerConfig, qwen3.Qwen3Config):
     model_type = "hgsp_qwen3"
 
 
-class HgspQwen3DecoderLayer(_PerLayerDecoderLayer, qwen3.Qwen3DecoderLayer):
-    pass
+class HgspQwen3DecoderLayer(PerLayerDecoderLayer, qwen3.Qwen3DecoderLayer): ...
 
 
-class HgspQwen3Model(_PerLayerModel, qwen3.Qwen3Model):
+class HgspQwen3Model(PerLayerModel, qwen3.Qwen3Model):
     config_class, _layer_class = HgspQwen3Config, HgspQwen3DecoderLayer
     _norm_class, _rotary_class = qwen3.Qwen3RMSNorm, qwen3.Qwen3RotaryEmbedding
 
 
-class HgspQwen3ForCausalLM(_PerLayerCausalLM, qwen3.Qwen3ForCausalLM):
+class HgspQwen3ForCausalLM(PerLayerCausalLM, qwen3.Qwen3ForCausalLM):
     config_class, _model_class = HgspQwen3Config, HgspQwen3Model
 
 
-class HgspQwen3ForSequenceClassification(_PerLayerClassifier, qwen3.Qwen3ForSequenceClassification):
+class HgspQwen3ForSequenceClassification(PerLayerClassifier, qwen3.Qwen3ForSequenceClassification):
     config_class, _model_class = HgspQwen3Config, HgspQwen3Model
-
-
-#: Config, base model, causal language model and sequence classifier of every family.
-FAMILY_CLASSES: tuple[tuple[Any, ...], ...] = (
-    (HgspLlamaConfig, HgspLlamaModel, HgspLlamaForCausalLM, HgspLlamaForSequenceClassification),
-    (HgspQwen2Config, HgspQwen2Model, HgspQwen2ForCausalLM, HgspQwen2ForSequenceClassification),
-    (HgspMistralConfig, HgspMistralModel, HgspMistralForCausalLM, HgspMistralForSequenceClassification),
-    (HgspQwen3Config, HgspQwen3Model, HgspQwen3ForCausalLM, HgspQwen3ForSequenceClassification),
-)
-AUTO_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
-
-
-def register() -> None:
-    """Register our classes with the Auto classes of transformers, and let ``save_pretrained`` copy this file."""
-    for config_class, *model_classes in FAMILY_CLASSES:
-        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        config_class.register_for_auto_class()
-        for auto_class, model_class in zip(AUTO_CLASSES, model_classes, strict=True):
-            getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
-            model_class.register_for_auto_class(auto_class)

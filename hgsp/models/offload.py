@@ -4,44 +4,54 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hgsp.errors import InputError
+from hgsp.models.buffers import make_buffers
+from hgsp.models.configs import read_generation_config
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
-from hgsp.models.hub import with_revision
 from hgsp.models.loading import DTYPES, ModelSource, single_device
-from hgsp.models.weight_checks import refuse_own_head, refuse_unplaced_weights
-from hgsp.models.weight_files import open_weights, shards_of, weight_files
+from hgsp.models.stored_tensors import refuse_other_tensors, stored_tensors
+from hgsp.models.weight_checks import refuse_not_finite, refuse_own_head
+from hgsp.models.weight_files import open_weights, weights_folder
 
 
 class SafetensorFiles:
     """Tensors of a checkpoint folder, read by name. A file is mapped only while a tensor is read."""
 
     def __init__(self, folder: Path) -> None:
-        self._file_of: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for file in weight_files(folder):
-            with open_weights(file) as tensors:
-                for name in sorted(tensors.keys()):
-                    self._file_of[name] = file
-                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
+        self._checked = set[str]()
+        self.tensors = stored_tensors(folder)
+        self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor in its stored dtype."""
-        with open_weights(self._file_of[name]) as tensors:
-            return tensors.get_tensor(name)
+        """Read a tensor in its stored dtype.
+
+        Raises:
+            InputError: a type that is not floating-point, or a value that is NaN or infinite.
+        """
+        stored = self.tensors[name]
+        stored.check_type(name)
+        with open_weights(stored.file) as tensors:
+            tensor: Tensor = tensors.get_tensor(name)
+        if name not in self._checked:
+            refuse_not_finite(str(stored.file), [(name, tensor)])
+            self._checked.add(name)
+        return tensor
+
+    def file_of(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self.tensors[name].file
 
     def read_first_row(self, name: str) -> Tensor:
         """Read the first row of a matrix, [1, I], without the rest."""
-        with open_weights(self._file_of[name]) as tensors:
+        with open_weights(self.tensors[name].file) as tensors:
             return tensors.get_slice(name)[:1]
 
 
@@ -101,58 +111,21 @@ def load_offloaded(
         raise InputError(
             expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
         )
-    files = SafetensorFiles(_local_folder(source.name))
+    files = SafetensorFiles(weights_folder(source.name))
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
     on = single_device(device)
     held = {
         name: files.read(name).to(on, DTYPES[dtype])
-        for name in _stored_names(source.name, model, files)
+        for name in refuse_other_tensors(source.name, model, files.tensors)
         if not name.startswith(LAYER_PREFIX)
     }
     model.load_state_dict(held, strict=False, assign=True)
     if "lm_head.weight" in held:
         refuse_own_head(model)
     model.tie_weights()
-    with suppress(OSError):  # without the file, the skeleton's is made from the config
-        plain, revision = with_revision(source.name)
-        model.generation_config = GenerationConfig.from_pretrained(plain, **revision)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config).to(on)
+    generation_config = read_generation_config(source.name)
+    if generation_config is not None:  # else the skeleton's, made from the config
+        model.generation_config = generation_config
+    make_buffers(model, on)
     return Decoder(model.eval(), OffloadedLayers(model, files, DTYPES[dtype], on)), files
-
-
-def _stored_names(source_name: str, model: Any, files: SafetensorFiles) -> list[str]:
-    """Return the names of the model's tensors in the files; a tied head need not be there.
-
-    Raises:
-        InputError: tensors that are missing, of the wrong shape, or without a parameter in the model.
-    """
-    tied = model.config.tie_word_embeddings
-    wanted = {
-        name: tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if name in files.shapes or not (tied and name == "lm_head.weight")
-    }
-    missing = sorted(wanted.keys() - files.shapes.keys())
-    wrong = [name for name, shape in wanted.items() if files.shapes.get(name, shape) != shape]
-    if missing or wrong:
-        raise InputError(
-            expected=f"every weight of '{source_name}' in its safetensors files, of the shape that config.json says",
-            got=f"{len(missing)} missing, such as {missing[0]}" if missing else f"another shape of {wrong[0]}",
-            remedy="check that the download is complete; config.json and the weights belong together",
-        )
-    refuse_unplaced_weights(source_name, files.shapes.keys() - wanted.keys(), model.config)
-    return list(wanted)
-
-
-def _local_folder(name: str) -> Path:
-    """Return the folder with the model's files; from the hub, only those that are read are downloaded."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    plain, revision = with_revision(name)
-    patterns = [SAFE_WEIGHTS_INDEX_NAME]
-    index = Path(snapshot_download(plain, allow_patterns=patterns, **revision)) / SAFE_WEIGHTS_INDEX_NAME
-    shards = shards_of(index) if index.is_file() else []
-    return Path(snapshot_download(plain, allow_patterns=[SAFE_WEIGHTS_NAME, *shards], **revision))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ from transformers import AutoTokenizer
 from transformers.utils import CHAT_TEMPLATE_DIR
 
 from hgsp.errors import InputError, one_line
+from hgsp.models.configs import read_object
 from hgsp.models.gguf_files import gguf_tokenizer
-from hgsp.models.hub import HUB_ID, with_revision
+from hgsp.models.hub import with_revision
 from hgsp.models.loading import ModelSource
+from hgsp.models.places import is_file, is_folder, is_gguf, is_hub_id
+from hgsp.models.refusals import refusing
+from hgsp.models.weight_files import is_plain_name
 
 #: Files that may belong to a tokenizer, some of them for other programs than transformers.
 TOKENIZER_FILES = (
@@ -40,26 +45,71 @@ def load_tokenizer(name: str) -> Any:
         name: hub id (also ``id@revision``), folder or .gguf file.
 
     Raises:
-        InputError: there is none, or one without a vocabulary.
+        InputError: there is none, one without a vocabulary, or one that cannot be read.
     """
-    if name.endswith(".gguf"):
+    if is_gguf(name):
         return gguf_tokenizer(Path(name))
-    try:
-        plain, revision = with_revision(name)
-        if not Path(name).exists() and HUB_ID.fullmatch(name):
+    plain, revision = with_revision(name)
+    if is_hub_id(name):
+        with refusing(lambda error: _no_tokenizer(name, error)):
             patterns = list(TOKENIZER_FILES)  # those too that a pruned folder carries on
             snapshot_download(plain, allow_patterns=patterns, **revision)
-        tokenizer = AutoTokenizer.from_pretrained(plain, **revision)
+    tokenizer = read_tokenizer(plain, name, **revision)
+    tokenizer.name_or_path = name  # with the revision, by which its files are found again
+    return tokenizer
+
+
+def read_tokenizer(place: str, name: str, **revision: str) -> Any:
+    """Read a tokenizer from a folder or hub id; no code in it is executed.
+
+    Args:
+        name: its name in a refusal.
+
+    Raises:
+        InputError: it cannot be read, or names files outside its folder.
+    """
+    if is_folder(place) and is_file(file := Path(place, "tokenizer_config.json")):
+        _check_names(read_object(file), file)
+    with refusing(lambda error: _no_tokenizer(name, error)):
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **revision)
         if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):  # made from config.json alone
             raise ValueError("an empty vocabulary: tokenizer files are missing")
-        tokenizer.name_or_path = name  # with the revision, by which its files are found again
-        return tokenizer
-    except (OSError, ValueError) as error:
-        raise InputError(
-            expected=f"tokenizer files in '{name}'",
-            got=one_line(error),
-            remedy="copy the tokenizer files of the model into its folder",
-        ) from error
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):  # each is saved as a file of its name
+        _refuse_paths(templates, f"chat templates of '{name}'")
+    return tokenizer
+
+
+def _check_names(config: Mapping[str, Any], file: Path) -> None:
+    """Refuse the names of files in ``tokenizer_config.json`` that lead out of its folder."""
+    templates = config.get("chat_template")
+    named = [entry.get("name") for entry in templates if isinstance(entry, dict)] if isinstance(templates, list) else []
+    others = config.get("fast_tokenizer_files")
+    own = [config[key] for key in ("tokenizer_file", "vocab_file", "merges_file") if config.get(key) is not None]
+    _refuse_paths([*named, *(others if isinstance(others, list) else []), *filter(_is_file, own)], str(file))
+
+
+def _is_file(path: Any) -> bool:
+    """Return whether a value is the path of a file here; published tokenizers name files of other machines."""
+    return isinstance(path, str) and is_file(path)
+
+
+def _refuse_paths(names: Iterable[Any], place: str) -> None:
+    for name in names:
+        if not is_plain_name(name):
+            raise InputError(
+                expected=f"names without separators in {place}",
+                got=f"{name!r:.100}".encode("ascii", "backslashreplace").decode(),
+                remedy="rename it, or download the tokenizer again",
+            )
+
+
+def _no_tokenizer(name: str, error: BaseException) -> InputError:
+    return InputError(
+        expected=f"tokenizer files in '{name}'",
+        got=one_line(error),
+        remedy="copy the tokenizer files of the model into its folder",
+    )
 
 
 def load_own_tokenizer(source: ModelSource) -> tuple[Any, list[str]]:
@@ -73,14 +123,15 @@ def load_own_tokenizer(source: ModelSource) -> tuple[Any, list[str]]:
 
 
 def check_vocabulary(num_embeddings: int, tokenizer: Any) -> list[str]:
-    """Return a warning if added tokens of the tokenizer have no row in the model's embedding.
+    """Return a warning if tokens of the tokenizer have no row in the model's embedding.
 
     ``check_token_ids`` refuses the texts in which one occurs.
 
     Raises:
         InputError: the vocabulary without added tokens is larger than the embedding.
     """
-    if len(tokenizer) <= num_embeddings:
+    surplus = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= num_embeddings)
+    if not surplus:
         return []
     if tokenizer.vocab_size > num_embeddings:
         raise InputError(
@@ -88,11 +139,10 @@ def check_vocabulary(num_embeddings: int, tokenizer: Any) -> list[str]:
             got=f"{tokenizer.vocab_size} tokens",
             remedy="pass the tokenizer that belongs to the model",
         )
-    surplus = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= num_embeddings)
     named = ", ".join(token for _, token in surplus[:NAMED_TOKENS])
     more = ", ..." if len(surplus) > NAMED_TOKENS else ""
     return [
-        f"the tokenizer adds {len(surplus)} tokens that the model has no embedding for ({named}{more}): "
+        f"the tokenizer has {len(surplus)} tokens that the model has no embedding for ({named}{more}): "
         "a text in which one of them occurs is refused"
     ]
 

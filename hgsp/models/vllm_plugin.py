@@ -8,11 +8,12 @@ def register() -> None:
 
     vLLM calls this in each of its processes, by the entry point ``vllm.general_plugins``.
     """
-    from hgsp.models import modeling_hgsp
+    from hgsp.models.families import FAMILIES
+    from hgsp.models.family_classes import classes_of, register
 
-    modeling_hgsp.register()
+    register()
     import transformers  # last: its first import replaces the module
 
-    for classes in modeling_hgsp.FAMILY_CLASSES:
-        for own_class in classes:
+    for family in FAMILIES.values():
+        for own_class in classes_of(family):
             setattr(transformers, own_class.__name__, own_class)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hgsp.errors import InputError
-from hgsp.models.hub import HUB_ID, with_revision
+from hgsp.models.hub import with_revision
+from hgsp.models.places import HUB_ID, is_folder
 
 
 def refuse_adapter(name: str | Path, *, ask_hub: bool = False) -> None:
@@ -22,7 +24,7 @@ def refuse_adapter(name: str | Path, *, ask_hub: bool = False) -> None:
     Raises:
         InputError: it has an ``adapter_config.json``, alone or beside a whole model.
     """
-    may_hold_one = Path(name).is_dir() or (ask_hub and HUB_ID.fullmatch(str(name)))
+    may_hold_one = is_folder(name) or (ask_hub and HUB_ID.fullmatch(str(name)))
     plain, revision = with_revision(name)
     found = find_adapter_config_file(plain, **revision) if may_hold_one else None
     if found is None:
@@ -114,3 +116,29 @@ def refuse_own_head(model: Any) -> None:
             got="a head with weights of its own",
             remedy='set "tie_word_embeddings": false in config.json if that head belongs to the model',
         )
+
+
+def refuse_not_finite(place: str, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse NaN and infinite weights.
+
+    The norm of a tensor, one fast pass without a copy, is finite only if all values are; one that overflows is looked
+    at value by value.
+
+    Args:
+        place: where the weights are from.
+        weights: names and tensors.
+
+    Raises:
+        InputError: with the first such tensor and the number of such values in it.
+    """
+    for tensor_name, weight in weights:
+        if weight.is_meta or not weight.numel() or torch.isfinite(torch.linalg.vector_norm(weight)):
+            continue
+        finite = torch.isfinite(weight)
+        if not finite.all():
+            raise InputError(
+                expected=f"finite weights in {place}",
+                got=f"{int((~finite).sum())} NaN or infinite values in {tensor_name}",
+                remedy="download the model again, start from a checkpoint that has not diverged, or use --dtype "
+                "bfloat16 where float16 is too small for the values",
+            )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.checksums import write_checksums
 from hgsp.console.flags import require
 from hgsp.console.progress import Progress, silent
 from hgsp.console.result_folders import new_folder
@@ -265,6 +266,7 @@ def save(model: Any, tokenizer: Any, folder: str | Path, *, overwrite: bool = Fa
         )
     with new_folder(target, overwrite) as partial:
         save_pruned(model, tokenizer, partial, with_bin=with_bin)
+        write_checksums(partial)
     return target
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hgsp.console.disk import free_disk
 from hgsp.console.tables import format_bytes
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry
 from hgsp.pruning.budget import Budget
 
+#: Bytes of training states per byte of weights in half precision: three states of three float32 values.
+TRAINING_STATES = 18
 #: Bytes per group of scores, group table and plan, and of everything else in a result.
 GROUP_BYTES, OTHER_BYTES = 150, 20_000_000
 
@@ -48,7 +50,14 @@ class DiskNeed:
 
 
 def disk_need(
-    geometry: Geometry, budgets: Sequence[Budget], value_bytes: int, folder: Path, *, with_bin: bool, recovers: bool
+    geometry: Geometry,
+    budgets: Sequence[Budget],
+    value_bytes: int,
+    folder: Path,
+    *,
+    with_bin: bool,
+    recovers: bool,
+    reconstruct: str = "none",
 ) -> DiskNeed:
     """Return the disk that the results of all budgets take.
 
@@ -57,30 +66,44 @@ def disk_need(
     Args:
         folder: where results go; it may not exist yet.
         recovers: whether every pruned model gets a recovered sibling.
+        reconstruct: a value of ``--reconstruct``, whose tensors are kept beside the result until it is complete.
     """
     weights = [
         (geometry.total_params - (budget.params if budget.target is None else 0)) * value_bytes for budget in budgets
     ]
     once = sum(weights) * (1 + recovers)
-    num_groups = sum(shape.num_kv_groups + shape.mlp_width for shape in geometry.shapes)
-    other = len(budgets) * (GROUP_BYTES * num_groups + OTHER_BYTES)
-    return DiskNeed(once * (1 + with_bin) + other, once * with_bin, free_disk(folder))
+    other = len(budgets) * (scores_bytes(geometry) + OTHER_BYTES)
+    state = refitted_params(geometry, reconstruct) * value_bytes
+    return DiskNeed(once * (1 + with_bin) + state + other, once * with_bin, free_disk(folder))
 
 
-def recovery_disk_need(pruned_model: Path, output: Path, *, with_bin: bool) -> DiskNeed:
+def scores_bytes(geometry: Geometry) -> int:
+    """Return the disk that scores, group table and plan take."""
+    return GROUP_BYTES * sum(shape.num_kv_groups + shape.mlp_width for shape in geometry.shapes)
+
+
+def refitted_params(geometry: Geometry, method: str) -> int:
+    """Return the parameters that a reconstruction may change, of the dense model's sizes."""
+    columns = sum(
+        geometry.columns_per_group("attention") * shape.num_kv_groups + shape.mlp_width for shape in geometry.shapes
+    )
+    mlps = sum(shape.mlp_width * geometry.mlp_channel_params for shape in geometry.shapes)
+    per_method = {"none": 0, "bias": 2 * geometry.num_layers, "lstsq": columns, "blocks": columns}
+    return per_method[method] * geometry.hidden_size + (mlps if method == "blocks" else 0)
+
+
+def recovery_disk_need(pruned_model: Path, output: Path, *, with_bin: bool, trains_all: bool) -> DiskNeed:
     """Return the disk that a recovered model takes: as much as the pruned one's weights on disk, 0 if there are none.
+
+    Training of all parameters keeps two states, and a third while it is written: float32 weights and two moments each.
 
     Args:
         pruned_model: a folder, or the file in it.
         output: where the result goes; it may not exist yet.
+        trains_all: whether all parameters are trained, not adapters.
     """
     folder = pruned_model if pruned_model.is_dir() else pruned_model.parent
     files = folder.glob("*.safetensors") if pruned_model.exists() else ()
     weights = sum(file.stat().st_size for file in files)
-    return DiskNeed(weights * (1 + with_bin), weights * with_bin, free_disk(output))
-
-
-def free_disk(folder: Path) -> int:
-    """Return the free bytes of the disk that a folder is on, or will be."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free
+    states = trains_all * TRAINING_STATES * weights
+    return DiskNeed(weights * (1 + with_bin) + states, weights * with_bin, free_disk(output))

@@ -12,10 +12,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.nn.functional import linear
 
+from hgsp.console.disk import check_free_space
 from hgsp.console.tables import format_bytes, format_seconds
 from hgsp.data.calibration import Calibration
 from hgsp.models.devices import free_bytes
@@ -23,6 +25,7 @@ from hgsp.models.geometry import Geometry
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.models.loading import DTYPES
 from hgsp.pipeline.calibrations import Calibrations
+from hgsp.pipeline.config import ScoringConfig
 from hgsp.pipeline.recipes import DEFAULT_PROFILE_NSAMPLES, Recipe
 from hgsp.pipeline.request import Request
 from hgsp.reconstruction.block_fit import STEP_TOKENS, num_epochs
@@ -35,6 +38,8 @@ SOLVE_FACTOR = 5.0
 BLOCK_OPERATIONS = 9.0
 #: Share of the speed of plain matrix products that a whole model reaches.
 EFFICIENCY = 0.8
+#: Hidden states that a reconstruction keeps: both streams, and the inputs of an output projection as two.
+STREAMS = 4
 #: Bytes of Python and PyTorch themselves.
 RUNTIME_BYTES = 400_000_000
 #: Seconds of products that are timed in each dtype.
@@ -151,20 +156,39 @@ def peak_bytes(request: Request, calibrations: Calibrations, eval_seq_len: int |
     vocabulary = request.source.config.vocab_size
     score = reconstruct = 0
     if calibrations.scoring is not None:
-        states = 2 if config.importance_method in ("wanda", "flap") else geometry.num_layers + 1
-        if config.use_gradient_checkpointing:
-            states = 2 * round(states**0.5)
-        states *= not config.spill_dir
+        states = scoring_states(config, geometry) * (not config.spill_dir)
         hidden = states * _tokens(calibrations.scoring) * geometry.hidden_size * value_bytes
         score = hidden + 12 * largest_layer + 12 * config.batch_size * config.seq_len * vocabulary
     if calibrations.reconstruction is not None:
-        streams = 4 * (not (config.spill_dir or config.offload))
+        streams = STREAMS * (not (config.spill_dir or config.offload))
         hidden = streams * _tokens(calibrations.reconstruction) * geometry.hidden_size * value_bytes
         kept = max(budget.params for budget in request.budgets)
         reconstruct = hidden + 20 * max(shape.mlp_width for shape in geometry.shapes) ** 2
         reconstruct += 0 if config.offload else (geometry.total_params - kept) * value_bytes
     evaluate = 10 * (eval_seq_len or 0) * vocabulary
     return RUNTIME_BYTES + held * value_bytes + max(score, reconstruct, evaluate)
+
+
+def scoring_states(config: ScoringConfig, geometry: Geometry) -> int:
+    """Return how many layers' inputs are kept while scores are measured."""
+    states = 2 if config.importance_method in ("wanda", "flap") else geometry.num_layers + 1
+    return 2 * round(states**0.5) if config.use_gradient_checkpointing else states
+
+
+def check_spill(config: ScoringConfig, geometry: Geometry, calibrations: Calibrations) -> None:
+    """Refuse a ``--spill_dir`` that is too small for the hidden states of the largest stage.
+
+    Raises:
+        InputError: names both sizes.
+    """
+    if config.spill_dir is None:
+        return
+    tokens = max(
+        scoring_states(config, geometry) * _tokens(calibrations.scoring), STREAMS * _tokens(calibrations.reconstruction)
+    )
+    needed = tokens * geometry.hidden_size * DTYPES[config.dtype].itemsize
+    remedy = "choose another --spill_dir, a smaller --nsamples or a smaller --seq_len"
+    check_free_space(Path(config.spill_dir), needed, "hidden states", remedy)
 
 
 def memory_warnings(request: Request) -> list[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.checksums import write_checksums
 from hgsp.console.exit_codes import quiet_libraries
 from hgsp.console.log_file import LogFile, show
 from hgsp.console.portable_paths import portable
 from hgsp.console.progress import Timings, log_finished, terminal
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.console.result_folders import reserved
+from hgsp.console.scratch import ScratchFolder
 from hgsp.console.settings_file import RUN_SETTINGS, write_settings
 from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.environment import process_rank, write_json
@@ -88,8 +89,8 @@ def prune(config: PruneConfig, command: str) -> int:
     repo_id = None if config.push_to_hub is None else check_upload(config.push_to_hub)
     with (
         reserved(*map(request.folder, config.ratios)),
-        tempfile.TemporaryDirectory() as scratch,
-        LogFile(Path(scratch) / "training.log") as log,
+        ScratchFolder() as scratch,
+        LogFile(scratch / "training.log") as log,
     ):
         LOG.info("command: %s", command)
         run = _Run(request, command, log, scores, warnings, repo_id=repo_id)
@@ -98,6 +99,7 @@ def prune(config: PruneConfig, command: str) -> int:
         run.measure.check(request.source.config, run.tokenizer)
         recoveries = prepare_after_pruning(config, request, run.tokenizer) if config.finetune else []
         _read_texts(run)
+        forecast.check_spill(config, request.geometry, run.calibrations)
         _log_forecast(run)
         dense = _load_and_score(run)
         if dense is None:  # another process of this run goes on alone
@@ -238,6 +240,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
         write_json(portable(content), folder / PRUNING_REPORT)
         write_model_card(folder, config.base_model, request.folder(ratio), repo_id)
         write_settings(config, folder / RUN_SETTINGS, run.command)
+        write_checksums(folder)
         run.log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     request.resume_paths(ratio).remove()
     target = request.folder(ratio)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hgsp.console.checksums import write_checksums
 from hgsp.console.flags import arguments_of
 from hgsp.console.log_file import LogFile
 from hgsp.console.programs import program
@@ -28,8 +29,9 @@ from hgsp.models.checkpoint import config_of, load_pruned, load_tokenizer_of
 from hgsp.models.devices import bf16_warnings, resolve_device
 from hgsp.models.hub_upload import check_upload, upload
 from hgsp.models.identity import weights_identity
-from hgsp.models.loading import ModelSource, check_positions
+from hgsp.models.loading import DTYPES, ModelSource, check_positions
 from hgsp.models.processes import is_main_process, join_with_own_device, leave_processes, wait_for_all
+from hgsp.models.stored_tensors import stored_dtype
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 from hgsp.pipeline import recovery_report as report
 from hgsp.pipeline.config import PruneConfig
@@ -110,7 +112,7 @@ def _prepare(config: RecoveryConfig, command: str, text: TrainingText | None) ->
     evaluation = PrePostEvaluation(config, offloaded=False)
     evaluation.check(model_config, tokenizer)
     device = join_with_own_device(config.device)
-    dtype = outputs.stored_dtype(config.dtype, model_config)
+    dtype = DTYPES[config.dtype] if config.dtype else stored_dtype(config.pruned_model, model_config.dtype)
     for warning in bf16_warnings(device, str(dtype).removeprefix("torch.")):
         LOG.warning("%s", warning)
     pruning_report = report.read_pruning_report(config.pruned_model)
@@ -189,6 +191,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
         report.write_analysis(content, recovery.pruning_report, folder)
         write_model_card(folder, config.pruned_model, Path(config.output_dir), recovery.repo_id)
         write_settings(config, folder / RUN_SETTINGS, recovery.command)
+        write_checksums(folder)
         log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     write_report(Path(config.output_dir))
     report.show_report(content, config)
@@ -212,7 +215,10 @@ def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
         if model is not None:
             refuse_missing(model)
     output = Path(config.output_dir)
-    recovery_disk_need(Path(config.pruned_model), output, with_bin=not config.no_bin).check(output, "--output_dir")
+    need = recovery_disk_need(
+        Path(config.pruned_model), output, with_bin=not config.no_bin, trains_all=config.method == "full"
+    )
+    need.check(output, "--output_dir")
     tokenizer = load_tokenizer_of(config.base_model or config.pruned_model)
     for warning in check_vocabulary(model_config.vocab_size, tokenizer):
         LOG.warning("%s", warning)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,8 +10,10 @@ from typing import Any
 
 from rich.table import Table
 
+from hgsp.console.json_files import read_json_file
 from hgsp.console.log_file import show
 from hgsp.console.portable_paths import portable
+from hgsp.console.report_files import PruningReport
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT, RECOVERY_SCHEMA
 from hgsp.console.tables import format_number, new_table
 from hgsp.environment import describe_environment, in_gib, peak_memory_bytes, write_atomically, write_json
@@ -105,18 +106,10 @@ def read_pruning_report(pruned_model: str) -> Mapping[str, Any]:
     path = (pruned if pruned.is_dir() else pruned.parent) / PRUNING_REPORT
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-        if missing := [key for key in _REQUIRED if key not in content]:
-            raise ValueError(f"without {', '.join(missing)}")
-    except ValueError as error:
-        raise InputError(
-            expected="the pruning report beside the model, or none",
-            got=f"{path}, which is damaged ({error})",
-            remedy="delete the file: the recovery does not need it",
-        ) from error
+    expected, remedy = "the pruning report beside the model, or none", "delete the file: the recovery does not need it"
+    content: Mapping[str, Any] = read_json_file(path, PruningReport, expected, remedy)
+    if missing := [key for key in _REQUIRED if key not in content]:
+        raise InputError(expected=expected, got=f"{path}, without {', '.join(missing)}", remedy=remedy)
     return content
 
 

@@ -156,6 +156,7 @@ def prepare(config: PruneConfig) -> Request:
         Path(config.results_dir),
         with_bin=not config.no_bin,
         recovers=config.finetune,
+        reconstruct=config.recipe.reconstruct,
     )
     if not config.dry_run:
         disk.check(Path(config.results_dir), "--results_dir")

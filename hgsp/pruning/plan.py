@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from hgsp.console.json_files import read_json_file
 from hgsp.console.portable_paths import portable
-from hgsp.environment import install_command
+from hgsp.console.schemas import Count
+from hgsp.environment import install_command, write_atomically
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 class LayerKeep:
     """Sorted dense indices of the groups that one layer keeps. Both empty: the layer is removed whole."""
 
-    kv_groups: tuple[int, ...]
-    mlp_channels: tuple[int, ...]
+    kv_groups: tuple[Count, ...]
+    mlp_channels: tuple[Count, ...]
 
     @property
     def shape(self) -> LayerShape:
@@ -48,11 +50,11 @@ class PrunePlan:
     """
 
     layers: tuple[LayerKeep, ...]
-    budget_params: int
-    removed_params: int
+    budget_params: Count
+    removed_params: Count
     provenance: Mapping[str, Any] = field(default_factory=dict)
     writer_bias: bool = False
-    geometry: Geometry | None = field(default=None, compare=False)
+    geometry: Geometry | None = field(default=None, compare=False, metadata={"stored": False})
 
     def __post_init__(self) -> None:
         if self.removed_params > self.budget_params:
@@ -83,15 +85,18 @@ class PrunePlan:
             "provenance": portable(self.provenance),
             "writer_bias": self.writer_bias,
         }
-        path.write_text(json.dumps(content), encoding="utf-8")
+        write_atomically(path, json.dumps(content))
 
     @classmethod
     def read_json(cls, path: Path) -> PrunePlan:
-        """Read a file of ``write_json``; the plan does not know the dense model's geometry."""
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        layers = tuple(LayerKeep(tuple(k["kv_groups"]), tuple(k["mlp_channels"])) for k in raw["layers"])
-        writer_bias = raw.get("writer_bias", False)
-        return cls(layers, raw["budget_params"], raw["removed_params"], raw["provenance"], writer_bias)
+        """Read a file of ``write_json``; the plan does not know the dense model's geometry.
+
+        Raises:
+            InputError: no file, or one that is no plan; names the field.
+        """
+        return read_json_file(
+            path, cls, "a plan written by this tool", "restore the file, or select again from the scores"
+        )
 
     def __repr__(self) -> str:
         share = "" if self.geometry is None else f" ({shares_of(self.removed_params, self.geometry)})"

@@ -85,10 +85,12 @@ class ShapeRules:
         """Return the smallest shape of every layer whose blocks all stay."""
         frozen, multiple = self.frozen_layers(geometry.num_layers), self.multiple_for(geometry)
         min_mlp_width = -(-self.min_mlp_width // multiple) * multiple
+        min_kv_groups = [
+            min(shape.num_kv_groups, self.min_kv_groups) if geometry.prunes_kv_groups else shape.num_kv_groups
+            for shape in geometry.shapes
+        ]
         return tuple(
-            shape
-            if index in frozen
-            else LayerShape(min(shape.num_kv_groups, self.min_kv_groups), min(shape.mlp_width, min_mlp_width))
+            shape if index in frozen else LayerShape(min_kv_groups[index], min(shape.mlp_width, min_mlp_width))
             for index, shape in enumerate(geometry.shapes)
         )
 

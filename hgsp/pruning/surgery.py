@@ -6,7 +6,7 @@ K kv groups | R query heads per kv group | D head dim | M mlp width
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hgsp.errors import InputError
+from hgsp.models.buffers import make_buffers
 from hgsp.models.families import (
     ATTENTION_INPUTS,
     ATTENTION_OUTPUT,
@@ -22,6 +23,7 @@ from hgsp.models.families import (
     LINEARS,
     MLP_INPUTS,
     MLP_OUTPUT,
+    Family,
     family_of,
 )
 from hgsp.models.geometry import Geometry, geometry_of
@@ -156,8 +158,7 @@ def apply_plan(
     pruned.load_state_dict(state, assign=True)
     pruned.config.dtype = pruned.dtype
     pruned.tie_weights()
-    rotary = model.model.rotary_emb
-    pruned.model.rotary_emb = type(rotary)(config=pruned.config).to(rotary.inv_freq.device)
+    make_buffers(pruned, next(model.model.rotary_emb.buffers()).device)
     pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.requires_grad_(False).eval()
     return _dispatched_like(model, pruned)
@@ -202,16 +203,16 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
     shapes = [plan.layers[index].shape for index in surviving_layers(plan)]
     settings = architecture_settings(config)
     settings |= {"num_hidden_layers": len(shapes), "head_dim": geometry.head_dim, "dtype": config.dtype}
-    if settings.get("layer_types"):
-        settings["layer_types"] = [settings["layer_types"][index] for index in surviving_layers(plan)]
-    queries = geometry.queries_per_kv
-    family = family_of(config)
+    queries, family = geometry.queries_per_kv, family_of(config)
+    for key in family.per_layer_lists:
+        if settings.get(key):
+            settings[key] = _of_surviving_layers(settings[key], plan)
     if plan.writer_bias:
         settings["writer_bias"] = True
     is_uniform = len(set(shapes)) == 1 and shapes[0].num_kv_groups and shapes[0].mlp_width
     if is_uniform and not settings.get("writer_bias"):
         settings |= layer_sizes(shapes[0], queries)
-        stock = _stock_type(family.model_type, settings)
+        stock = _stock_type(family, settings)
         if stock == "mistral":
             settings.setdefault("sliding_window", None)  # the default of MistralConfig is 4096
         if stock is not None:
@@ -223,6 +224,17 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
 def surviving_layers(plan: PrunePlan) -> list[int]:
     """Return the dense indices of the layers that are not removed; the position is the index in the pruned model."""
     return [index for index in range(len(plan.layers)) if index not in plan.removed_layers]
+
+
+def _of_surviving_layers(values: Sequence[Any], plan: PrunePlan) -> list[Any]:
+    """Return a list with one value per layer for the layers that are left.
+
+    A layer without attention takes the value of the next one with it, so that the first slot of a KV cache, by which
+    transformers counts tokens, is of a type that some layer has.
+    """
+    left = surviving_layers(plan)
+    attends = [index for index in left if plan.layers[index].kv_groups] or left
+    return [values[next((other for other in attends if other >= index), attends[-1])] for index in left]
 
 
 def _slices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
@@ -247,26 +259,24 @@ def _spans(groups: tuple[int, ...], width: int) -> Tensor:
     return (starts + torch.arange(width)).flatten()
 
 
-def _stock_type(model_type: str, settings: dict[str, Any]) -> str | None:
-    """Return the stock architecture that accepts these uniform sizes, None if there is none.
-
-    ``LlamaConfig`` refuses head counts that do not divide the hidden size, even with ``head_dim``. Mistral, which
-    computes the same, accepts them but has no biases.
-    """
-    if model_type != "llama" or settings["hidden_size"] % settings["num_attention_heads"] == 0:
-        return model_type
-    return None if settings.get("attention_bias") or settings.get("mlp_bias") else "mistral"
+def _stock_type(family: Family, settings: dict[str, Any]) -> str | None:
+    """Return the stock architecture that accepts these uniform sizes, None if there is none."""
+    if not family.heads_divide_hidden or settings["hidden_size"] % settings["num_attention_heads"] == 0:
+        return family.model_type
+    return None if settings.get("attention_bias") or settings.get("mlp_bias") else family.twin
 
 
 def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
     differs = len(plan.layers) != geometry.num_layers or any(
         (keep.kv_groups and keep.kv_groups[-1] >= shape.num_kv_groups)
+        or (not geometry.prunes_kv_groups and len(keep.kv_groups) not in (0, shape.num_kv_groups))
         or (keep.mlp_channels and keep.mlp_channels[-1] >= shape.mlp_width)
         for keep, shape in zip(plan.layers, geometry.shapes, strict=False)
     )
     if differs or not surviving_layers(plan):
+        whole = "" if geometry.prunes_kv_groups else ", with all KV groups of a block or none"
         raise InputError(
-            expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps at least one",
+            expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps at least one{whole}",
             got=f"a plan for {len(plan.layers)} layers",
             remedy="apply the plan to the model it was made from",
         )

@@ -48,6 +48,18 @@ class HeldOutError:
         return self.energy < other.energy and self.relative < other.relative
 
 
+class Branch(nn.Module):
+    """A block and a fixed function of its output, which is not trained: the summand of the residual stream."""
+
+    def __init__(self, block: nn.Module, finish: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.block = block
+        self._finish = finish
+
+    def forward(self, input_TH: Tensor) -> Tensor:
+        return self._finish(self.block(input_TH))
+
+
 def fit_block(block: Any, batches: BlockBatches, seed: int) -> tuple[HeldOutError, HeldOutError]:
     """Refit all weights of a block in place if that lowers both held-out errors, rounded to the weights' dtype.
 

@@ -31,17 +31,25 @@ class Moments:
         self.G_SH = torch.zeros(size, linear.out_features, device=linear.weight.device, dtype=dtype)
         self.error = self.output = 0.0
 
-    def add(self, input_BTI: Tensor, error_BTH: Tensor, output_BTH: Tensor) -> None:
-        """Add one batch. Products are float32, energies float64; ``A`` and ``G`` have the dtype of the moments."""
+    def add(
+        self, input_BTI: Tensor, error_BTH: Tensor, output_BTH: Tensor, token_scale_BT1: Tensor | None = None
+    ) -> None:
+        """Add one batch. Products are float32, energies float64; ``A`` and ``G`` have the dtype of the moments.
+
+        Args:
+            token_scale_BT1: factor on the inputs of every token, the constant one too; error and output have theirs.
+        """
         input_TS, error_TH = input_BTI.flatten(0, 1).float(), error_BTH.flatten(0, 1)
         if self._bias_only:
             input_TS = input_TS[:, :0]
         if len(self.A_SS) > input_TS.shape[1]:
             input_TS = torch.cat([input_TS, input_TS.new_ones(len(input_TS), 1)], dim=1)
+        if token_scale_BT1 is not None:
+            input_TS = input_TS * token_scale_BT1.flatten(0, 1)
         self.A_SS += input_TS.T @ input_TS
         self.G_SH += input_TS.T @ error_TH
-        self.error += _energy(error_TH)
-        self.output += _energy(output_BTH)
+        self.error += energy(error_TH)
+        self.output += energy(output_BTH)
 
     def error_change(self, delta_SO: Tensor, outputs: slice) -> float:
         """Return the change of the error energy at some outputs if ``delta`` is added to the transposed weights."""
@@ -55,7 +63,7 @@ class Moments:
 
     def relative(self, error: float) -> float | None:
         """Return the norm of an error energy relative to the dense block's output, None if that is zero."""
-        return math.sqrt(max(error, 0.0) / self.output) if self.output else None
+        return relative_norm(error, self.output)
 
 
 def solve(old_HS: Tensor, fit: Moments, held_out: Moments) -> tuple[Tensor, float | None, float]:
@@ -110,7 +118,13 @@ def _float64(tensor: Tensor) -> Tensor:
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 
-def _energy(values: Tensor) -> float:
+def relative_norm(error: float, whole: float) -> float | None:
+    """Return the norm of one energy relative to that of another, None if that is zero."""
+    return math.sqrt(max(error, 0.0) / whole) if whole else None
+
+
+def energy(values: Tensor) -> float:
+    """Return the sum of squares, float64."""
     return _total(values.square())
 
 

@@ -5,6 +5,7 @@ N sequences | B of them in a batch | T tokens | H hidden | S inputs of a pruned 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 
 from hgsp.layerwise.hidden_states import HiddenStateCache
 from hgsp.models.decoder import Decoder, device_of, watch_inputs
-from hgsp.reconstruction.block_fit import BlockBatches
-from hgsp.reconstruction.least_squares import Moments
+from hgsp.models.modeling_hgsp import added_to_stream
+from hgsp.reconstruction.block_fit import BlockBatches, Branch
+from hgsp.reconstruction.least_squares import Moments, energy
+from hgsp.reconstruction.targets import Streams, Target, normed_target, residual_target
 
 #: One of this many sequences is held out.
 HELD_OUT = 8
@@ -28,6 +31,7 @@ class PairedForward:
     """The residual streams of the dense and of the pruned model between two blocks, [N, T, H] each.
 
     For every block, call ``gather`` and then ``pass_pruned``, or ``pass_dense`` if the pruned model has no such block.
+    ``mlp_energy`` is that of the held-out summands which the last gathered MLP adds to the dense stream.
     """
 
     def __init__(self, decoder: Decoder, input_ids_NT: Tensor, batch_size: int, spill_dir: Path | None) -> None:
@@ -35,6 +39,7 @@ class PairedForward:
         shape = (*input_ids_NT.shape, embedding.shape[1])
         self._decoder, self._spill_dir = decoder, spill_dir
         self._projection_inputs: HiddenStateCache | None = None
+        self.mlp_energy = 0.0
         self._hidden_states = [HiddenStateCache(shape, embedding.dtype, spill_dir, embedding.device) for _ in range(2)]
         self._dense, self._pruned = (hidden_states.open(0) for hidden_states in self._hidden_states)
         self._num_fit = len(input_ids_NT) - num_held_out(len(input_ids_NT))
@@ -73,7 +78,7 @@ class PairedForward:
             return
         inputs_NTS = self._projection_inputs.open(0)
         for batch in self._batches:
-            self._pruned[batch] += projection(inputs_NTS[batch]).to(self._pruned)
+            self._decoder.add_output(pruned, kind, self._pruned[batch], projection(inputs_NTS[batch]))
         del inputs_NTS
         self.drop_inputs()
 
@@ -85,15 +90,24 @@ class PairedForward:
 
     def mlp_batches(self, pruned: Any) -> BlockBatches:
         """Return the inputs and targets of the pruned layer's MLP, between ``gather`` and ``pass_pruned``."""
-        norm = pruned.get_submodule(self._decoder.family.blocks["mlp"].norm)
+        norm = self._decoder.family.blocks["mlp"].norm
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:
             before_BTH = self._pruned[batch].to(device_of(pruned))
             target_BTH = self._dense[batch].to(before_BTH.device).float() - before_BTH.float()
-            return norm(before_BTH).flatten(0, 1), target_BTH.flatten(0, 1)
+            inputs_BTH = before_BTH if norm is None else pruned.get_submodule(norm)(before_BTH)
+            return inputs_BTH.flatten(0, 1), target_BTH.flatten(0, 1)
 
         fit = [batch for batch in self._batches if batch.start < self._num_fit]
         return BlockBatches(read, fit, self._batches[len(fit) :])
+
+    def mlp_branch(self, pruned: Any) -> nn.Module:
+        """Return the pruned layer's MLP with what follows it, as ``fit_block`` trains it."""
+        parts = self._decoder.family.blocks["mlp"].parts
+        if parts[2] is None and self._decoder.residual_multiplier is None:
+            mlp: nn.Module = pruned.mlp
+            return mlp
+        return Branch(pruned.mlp, lambda output_TH: added_to_stream(pruned, parts, output_TH))
 
     def gather(
         self, kind: str, dense: nn.Module, pruned: nn.Module, projection: nn.Linear, fit: Moments, held_out: Moments
@@ -105,18 +119,33 @@ class PairedForward:
             weight = projection.weight
             self._projection_inputs = HiddenStateCache(shape, weight.dtype, self._spill_dir, weight.device)
             kept_NTS = self._projection_inputs.open(0)
-        seen: list[Tensor] = []
-        with watch_inputs({kind: projection}, lambda _name, inputs_BTS: seen.append(inputs_BTS)):
+        seen: dict[str, Tensor] = {}
+        self.mlp_energy = 0.0
+        with watch_inputs(self._watched(kind, dense, pruned, projection), seen.__setitem__):
             for batch in self._batches:
-                before = self._dense[batch].to(device_of(dense))
+                before, pruned_before = (stream[batch].to(device_of(dense)) for stream in (self._dense, self._pruned))
                 after = self._decoder.call_block(dense, kind, before)
-                pruned_after = self._decoder.call_block(pruned, kind, self._pruned[batch].to(before.device))
+                streams = Streams(before, after, pruned_before, self._decoder.call_block(pruned, kind, pruned_before))
                 moments = fit if batch.start < self._num_fit else held_out
-                inputs_BTS = seen.pop()
                 if kept_NTS is not None:
-                    kept_NTS[batch] = inputs_BTS
-                moments.add(inputs_BTS, after.float() - pruned_after.float(), after.float() - before.float())
+                    kept_NTS[batch] = seen["projection"]
+                target = self._target(kind, dense, streams, seen)
+                if moments is held_out and kind == "mlp":
+                    self.mlp_energy += energy(streams.dense_after.float() - streams.dense.float())
+                moments.add(seen["projection"], target.error, target.output, target.token_scale)
                 self._dense[batch] = after.to(self._dense)  # last, because ``before`` may be a view of it
+
+    def _watched(self, kind: str, dense: nn.Module, pruned: nn.Module, projection: nn.Linear) -> dict[str, nn.Module]:
+        """Return the modules whose inputs ``gather`` reads: the projection, and norms of what projections write."""
+        post_norm = self._decoder.family.blocks[kind].post_norm
+        norms = {} if post_norm is None else {"dense": dense, "pruned": pruned}
+        return {"projection": projection} | {name: layer.get_submodule(post_norm) for name, layer in norms.items()}
+
+    def _target(self, kind: str, dense: Any, streams: Streams, seen: Mapping[str, Tensor]) -> Target:
+        post_norm, multiplier = self._decoder.family.blocks[kind].post_norm, self._decoder.residual_multiplier
+        if post_norm is None:
+            return residual_target(streams, multiplier)
+        return normed_target(streams, dense.get_submodule(post_norm), seen["dense"], seen["pruned"], multiplier or 1.0)
 
     def _pass_block(self, kind: str, module: nn.Module, stream: Tensor) -> None:
         for batch in self._batches:

@@ -38,10 +38,10 @@ from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
-from hgsp.reconstruction.least_squares import Moments, accumulation_dtype, solve
+from hgsp.reconstruction.least_squares import Moments, accumulation_dtype, relative_norm, solve
 from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.reconstruction.paired_forward import PairedForward, num_held_out
-from hgsp.reconstruction.resume import ResumeState
+from hgsp.reconstruction.resume import ModuleFit, ResumeState
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,6 @@ class ReconstructionOptions:
             raise InputError(
                 expected="a reconstruction method", got=f"'{self.method}'", remedy=f"use one of {', '.join(methods)}"
             )
-
-
-@dataclass(frozen=True)
-class ModuleFit:
-    """The fit of one output projection, or of one whole MLP. ``layer`` is its index in the dense model.
-
-    ``ridge`` is None if least squares kept the old weights, and for an MLP. Errors are held out: norm of e over the
-    norm of the dense block's output, None where that is zero. ``changed``: whether there are new weights.
-    """
-
-    layer: int
-    module: str
-    ridge: float | None
-    error_before: float | None
-    error_after: float | None
-    changed: bool
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,7 +148,7 @@ def reconstruct(
                     done = None if resume is None else resume.fits(index)
                     if index in options.frozen or done is not None:
                         streams.pass_layer(dense, pruned)
-                        modules += [ModuleFit(**fit) for fit in done or ()]
+                        modules += done or ()
                         continue
                     fits: list[ModuleFit] = []
                     for kind in KINDS:
@@ -174,7 +158,7 @@ def reconstruct(
                     if resume is None:
                         tensors.update(new)
                     else:
-                        resume.add(index, [asdict(fit) for fit in fits], new)
+                        resume.add(index, fits, new)
                     modules += fits
     return Reconstruction(tensors, tuple(modules), calibration, options.method)
 
@@ -239,9 +223,9 @@ def _reconstruct_block(
     errors = held_out.relative(held_out.error), held_out.relative(error)
     fits = [ModuleFit(index, OUTPUT_PROJECTIONS[kind], ridge, *errors, changed=ridge is not None)]
     if seed is not None:
-        before, after = fit_block(pruned.mlp, streams.mlp_batches(pruned), seed)
-        errors = held_out.relative(before.energy), held_out.relative(after.energy)
-        fits.append(ModuleFit(index, block, None, *errors, changed=after is not before))
+        before, after = fit_block(streams.mlp_branch(pruned), streams.mlp_batches(pruned), seed)
+        relative = [relative_norm(found.energy, streams.mlp_energy) for found in (before, after)]
+        fits.append(ModuleFit(index, block, None, *relative, changed=after is not before))
         if fits[-1].changed:
             streams.drop_inputs()
     streams.pass_pruned(kind, pruned, projection)

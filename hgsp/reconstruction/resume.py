@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from hgsp.console.schemas import Sha256
 from hgsp.console.state_files import check_state_folder, read_state, write_state
 from hgsp.layerwise.disk_tensors import DiskTensors
 
@@ -16,6 +17,36 @@ LOG = logging.getLogger(__name__)
 
 
 STATE_FILE, KIND = "finished.json", "reconstruction"
+
+
+@dataclass(frozen=True)
+class ModuleFit:
+    """The fit of one output projection, or of one whole MLP. ``layer`` is its index in the dense model.
+
+    ``ridge`` is None if least squares kept the old weights, and for an MLP. Errors are held out: norm of e over the
+    norm of the dense block's output, None where that is zero. ``changed``: whether there are new weights.
+    """
+
+    layer: int
+    module: str
+    ridge: float | None
+    error_before: float | None
+    error_after: float | None
+    changed: bool
+
+
+@dataclass(frozen=True)
+class _FinishedLayer:
+    """A finished layer: its fits, and the hash of each of its tensors."""
+
+    findings: tuple[ModuleFit, ...]
+    tensors: dict[str, Sha256]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    fingerprint: str
+    layers: dict[int, _FinishedLayer]
 
 
 class ResumeState:
@@ -36,49 +67,50 @@ class ResumeState:
         self._file = folder / STATE_FILE
         self._fingerprint = fingerprint
         self.tensors = DiskTensors(folder)
-        self._layers: dict[str, dict[str, Any]] = self._read()
-        complete = {name for layer in self._layers.values() for name in layer["tensors"]}
+        self._layers = self._read()
+        complete = {name for layer in self._layers.values() for name in layer.tensors}
         for name in set(self.tensors) - complete:
             del self.tensors[name]
 
-    def fits(self, index: int) -> Sequence[Mapping[str, Any]] | None:
+    def fits(self, index: int) -> Sequence[ModuleFit] | None:
         """Return the fits that ``add`` stored for a layer, None if it is not finished."""
-        layer = self._layers.get(str(index))
-        return None if layer is None else layer["findings"]
+        layer = self._layers.get(index)
+        return None if layer is None else layer.findings
 
-    def add(self, index: int, fits: Sequence[Mapping[str, Any]], tensors: Mapping[str, Tensor]) -> None:
-        """Store the refitted ``tensors`` of a layer and mark it as finished.
-
-        Args:
-            fits: JSON types only.
-        """
+    def add(self, index: int, fits: Sequence[ModuleFit], tensors: Mapping[str, Tensor]) -> None:
+        """Store the refitted ``tensors`` of a layer and mark it as finished."""
         if not self._file.exists():
             self._write()  # marks the folder as ours
         self.tensors.update(tensors)
-        hashes = {name: self.tensors.sha256(name) for name in tensors}
-        self._layers[str(index)] = {"findings": list(fits), "tensors": hashes}
+        hashes = {name: str(self.tensors.sha256(name)) for name in tensors}
+        self._layers[index] = _FinishedLayer(tuple(fits), hashes)
         self._write()
 
     def close(self) -> None:
         self.tensors.close()
 
     def _write(self) -> None:
-        write_state(self._file, KIND, {"fingerprint": self._fingerprint, "layers": self._layers})
+        write_state(self._file, KIND, asdict(_Finished(self._fingerprint, self._layers)))
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        content = read_state(self._file, KIND)
+    def _read(self) -> dict[int, _FinishedLayer]:
+        content = read_state(self._file, KIND, _Finished)
         if content is None:
             return {}
-        if content["fingerprint"] != self._fingerprint:
+        if content.fingerprint != self._fingerprint:
             LOG.warning("reconstruction: discarding %s, the state of another model, plan or text", self._file.parent)
             return {}
-        layers = {index: layer for index, layer in content["layers"].items() if self._is_whole(layer)}
-        if damaged := content["layers"].keys() - layers.keys():
-            names = ", ".join(sorted(damaged, key=int))
+        layers = {index: layer for index, layer in content.layers.items() if self._is_whole(index, layer)}
+        if damaged := content.layers.keys() - layers.keys():
+            names = ", ".join(map(str, sorted(damaged)))
             LOG.warning("reconstruction: tensors of layers %s are missing or damaged; refitting them again", names)
         if layers:
             LOG.info("reconstruction: resuming after %d layers, from %s", len(layers), self._file.parent)
         return layers
 
-    def _is_whole(self, layer: Mapping[str, Any]) -> bool:
-        return all(self.tensors.sha256(name) == digest for name, digest in layer["tensors"].items())
+    def _is_whole(self, index: int, layer: _FinishedLayer) -> bool:
+        """Return whether the fits are those of this layer, and their tensors are there as they were written."""
+        return (
+            all(fit.layer == index for fit in layer.findings)
+            and any(fit.changed for fit in layer.findings) == bool(layer.tensors)
+            and all(self.tensors.sha256(name) == digest for name, digest in layer.tensors.items())
+        )

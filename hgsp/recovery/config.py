@@ -11,6 +11,7 @@ from hgsp.data.config import TextConfig
 from hgsp.environment import install_command, launched_processes
 from hgsp.errors import InputError
 from hgsp.models.dtypes import DTYPE_NAMES
+from hgsp.models.places import is_gguf
 
 METHODS = ("lora", "full")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -133,7 +134,7 @@ class TrainingConfig(TextConfig):
         alone = [name for name in ("distill_cache", "distill_offload") if getattr(self, name)]
         given = self.distill_from is not None or not alone
         require(given, "--distill_from", "given with " + " and ".join(f"--{name}" for name in alone), None)
-        offloads_gguf = self.distill_offload and str(self.distill_from).endswith(".gguf")
+        offloads_gguf = self.distill_offload and is_gguf(str(self.distill_from))
         require(not offloads_gguf, "--distill_from", "a safetensors folder with --distill_offload", self.distill_from)
 
 

@@ -14,8 +14,7 @@ import torch
 
 from hgsp.environment import write_json
 from hgsp.models.checkpoint import load_pruned, save_pruned
-from hgsp.models.loading import DTYPES
-from hgsp.models.pruned_bin import is_bin
+from hgsp.models.places import is_bin
 from hgsp.recovery.training import Trained
 
 CURVE_COLUMNS = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
@@ -124,11 +123,3 @@ def padding_token(tokenizer: Any, num_embeddings: int) -> int:
     """
     pad = tokenizer.pad_token_id
     return int(tokenizer.eos_token_id if pad is None or pad >= num_embeddings else pad)
-
-
-def stored_dtype(name: str | None, model_config: Any) -> torch.dtype:
-    """Return the dtype of the result: the named one, else that of the pruned model."""
-    if name is not None:
-        return DTYPES[name]
-    stored = getattr(model_config, "dtype", None)
-    return stored if isinstance(stored, torch.dtype) else torch.float32

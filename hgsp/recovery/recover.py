@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from hgsp.console.progress import Progress, silent
+from hgsp.console.scratch import ScratchFolder
 from hgsp.models.checkpoint import load_pruned
 from hgsp.models.loading import ModelSource, check_positions
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
@@ -99,10 +98,8 @@ def _trained(
     device, dtype, use_cache = str(student.device), student.dtype, student.config.use_cache
     collator = Collator(outputs.padding_token(tokenizer, student.config.vocab_size), packed=False)
     student = training.trainable(student.float() if config.method == "full" else student, config)
-    with tempfile.TemporaryDirectory() as folder:
-        trained = training.train(
-            student, text, config, collator, device, Path(folder), teacher=teacher, progress=progress
-        )
+    with ScratchFolder() as folder:
+        trained = training.train(student, text, config, collator, device, folder, teacher=teacher, progress=progress)
         if config.method == "full":
             recovered = load_pruned(trained.checkpoint, device=device, dtype=dtype)
         else:

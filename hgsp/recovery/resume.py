@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +10,11 @@ from typing import Any
 from hgsp.console.state_files import check_state_folder, read_state, write_state
 from hgsp.environment import remove_folder
 from hgsp.errors import InputError
+from hgsp.recovery.trainer_states import last_complete_state
 
 SETTINGS, CONTENT, KIND = "settings.json", "content.json", "training"
 #: Folder of the teacher's cache within that of the run.
 TEACHER_CACHE = "parent"
-
-
-def last_complete_state(folder: Path) -> Path | None:
-    """Return the newest complete state: the Trainer writes ``trainer_state.json`` last."""
-    states = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
-    return max(states, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def check_work_dir(work_dir: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -38,9 +32,13 @@ def check_work_dir(work_dir: Path, settings: Mapping[str, Any], *, resume: bool,
                 remedy="resume it with finetune_lora.py --resume, or start over with --overwrite",
             )
         return
-    before = read_state(work_dir / SETTINGS, KIND)
+    before = read_state(work_dir / SETTINGS, KIND, dict[str, Any])
     if before is None:
-        raise InputError(expected="an unfinished run to resume", got=f"none in {work_dir}", remedy="omit --resume")
+        raise InputError(
+            expected="an unfinished run to resume",
+            got=f"none in {work_dir}",
+            remedy="start over with --overwrite" if work_dir.exists() else "omit --resume",
+        )
     changed = sorted(name for name in settings if settings[name] != before.get(name))
     if changed:
         raise InputError(
@@ -59,7 +57,7 @@ def check_content(work_dir: Path, content: Mapping[str, str], *, resume: bool) -
     Raises:
         InputError: names the inputs that differ.
     """
-    before = read_state(work_dir / CONTENT, KIND) if resume else None
+    before = read_state(work_dir / CONTENT, KIND, dict[str, str]) if resume else None
     if before is None:
         write_state(work_dir / CONTENT, KIND, content)
         return
@@ -94,11 +92,3 @@ def resumable_run(work_dir: Path, settings: Mapping[str, Any], *, resume: bool) 
 def _can_be_resumed(work_dir: Path) -> bool:
     """Return whether there is a complete state or a teacher cache."""
     return last_complete_state(work_dir / "states") is not None or any(work_dir.glob(f"{TEACHER_CACHE}/*/cache.json"))
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True

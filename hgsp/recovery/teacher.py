@@ -6,9 +6,7 @@ T tokens | V vocab | k top tokens of the teacher
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hgsp.console.disk import check_free_space
+from hgsp.console.json_files import file_bytes, json_object
 from hgsp.console.progress import Progress, silent
+from hgsp.environment import reserve_space, write_json
 from hgsp.errors import InputError
 from hgsp.models.loading import ModelSource, inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
 from hgsp.models.processes import is_main_process, wait_for_all
+from hgsp.models.stored_tensors import check_stored
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import TeacherTopK, top_of
@@ -74,11 +76,14 @@ def inspect_teacher(config: TrainingConfig, vocabulary: int) -> ModelSource | No
     """Return the source of ``--distill_from`` without loading it, None if unset.
 
     Raises:
-        InputError: an unsupported model, another vocabulary than the student's, or a top k larger than that.
+        InputError: an unsupported model, files that do not hold its weights, another vocabulary than the student's, or
+            a top k larger than that.
     """
     if config.distill_from is None:
         return None
     source = inspect_model(config.distill_from)
+    if not source.is_gguf:
+        check_stored(source.name, source.skeleton)
     found = source.config.vocab_size
     check_same_vocabulary(found, vocabulary, config.distill_from)
     if config.distill_top_k >= found:
@@ -124,6 +129,9 @@ def teacher_outputs(
     """Return the teacher, or its cached top k for each of the sets; neither without a teacher.
 
     The main process writes the caches in ``cache_dir`` while the others wait.
+
+    Raises:
+        InputError: the disk is too small for the caches.
     """
     nothing: list[CachedTeacher | None] = [None] * len(sets)
     if source is None or isinstance(source, Teacher):
@@ -133,6 +141,8 @@ def teacher_outputs(
     folders = [cache_dir / str(number) for number in range(len(sets))]
     missing = [pair for pair in zip(folders, sets, strict=True) if _open_cache(*pair, config) is None]
     if missing and is_main_process():
+        needed = sum(_offsets(samples)[-1] for _, samples in missing) * config.distill_top_k * CACHED_BYTES_PER_TOKEN
+        check_free_space(cache_dir, needed, "--distill_cache", "use a smaller --distill_top_k, or no --distill_cache")
         teacher = load_teacher(config, source, device)
         for folder, samples in missing:
             _write_cache(folder, teacher, samples, config, collator, progress)
@@ -142,13 +152,20 @@ def teacher_outputs(
 
 def _open_cache(folder: Path, samples: Sequence[Sample], config: TrainingConfig) -> CachedTeacher | None:
     """Open the cache in ``folder`` if it is of exactly these sequences."""
-    description = folder / "cache.json"
-    if not description.is_file() or json.loads(description.read_text(encoding="utf-8")) != _description(
-        samples, config
-    ):
+    description, offsets = folder / "cache.json", _offsets(samples)
+    if not description.is_file():
         return None
-    values, tokens = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("values", "tokens"))
-    return CachedTeacher(values, tokens, _offsets(samples))
+    try:
+        if json_object(file_bytes(description)) != _description(samples, config):
+            return None
+        values, tokens = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("values", "tokens"))
+        shape = (offsets[-1], config.distill_top_k)
+        if [(part.dtype, part.shape) for part in (values, tokens)] != [(np.float16, shape), (np.int32, shape)]:
+            raise ValueError("another size than the samples need")
+    except (OSError, EOFError, ValueError) as error:
+        LOG.warning("the teacher cache %s is damaged (%s); computing it again", folder, error)
+        return None
+    return CachedTeacher(values, tokens, offsets)
 
 
 def _write_cache(
@@ -159,25 +176,16 @@ def _write_cache(
     collator: Collator,
     progress: Progress,
 ) -> None:
-    """Run the teacher on every sequence. The description is written last: it makes the cache valid.
-
-    Raises:
-        InputError: not enough disk space.
-    """
+    """Run the teacher on every sequence. The description is written last: it makes the cache valid."""
     folder.mkdir(parents=True, exist_ok=True)
     offsets = _offsets(samples)
     needed = offsets[-1] * config.distill_top_k * CACHED_BYTES_PER_TOKEN
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(
-            expected=f"{needed / 2**30:.1f} GiB on the disk of {folder} for --distill_cache",
-            got=f"{free / 2**30:.1f} GiB",
-            remedy="use a smaller --distill_top_k, or no --distill_cache",
-        )
     LOG.info("teacher cache: top %d of %d tokens, %.2f GiB on disk", config.distill_top_k, offsets[-1], needed / 2**30)
     shape = (offsets[-1], config.distill_top_k)
     values = np.lib.format.open_memmap(folder / "values.npy", "w+", dtype=np.float16, shape=shape)
     tokens = np.lib.format.open_memmap(folder / "tokens.npy", "w+", dtype=np.int32, shape=shape)
+    for path in (folder / "values.npy", folder / "tokens.npy"):
+        reserve_space(path, path.stat().st_size)
     starts = range(0, len(samples), config.micro_batch_size)
     for start in progress(starts, "teacher", len(starts)):
         part = samples[start : start + config.micro_batch_size]
@@ -192,7 +200,7 @@ def _write_cache(
             tokens[rows] = top.tokens[row, :length].cpu().numpy()
     values.flush()
     tokens.flush()
-    (folder / "cache.json").write_text(json.dumps(_description(samples, config)), encoding="utf-8")
+    write_json(_description(samples, config), folder / "cache.json")
 
 
 def _offsets(samples: Sequence[Sample]) -> tuple[int, ...]:

@@ -25,9 +25,10 @@ from hgsp.recovery.callbacks import EvaluateLast, ProgressCallback, StopOnNonFin
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig, steps_per_update
 from hgsp.recovery.losses import Objective, TeacherTopK
-from hgsp.recovery.resume import TEACHER_CACHE, last_complete_state
+from hgsp.recovery.resume import TEACHER_CACHE
 from hgsp.recovery.samples import Sample, TrainingText
 from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
+from hgsp.recovery.trainer_states import best_state, last_complete_state
 
 LOG = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def train(
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         state = trainer.state
     best = state.best_model_checkpoint
-    checkpoint = Path(best) if best else folder / f"checkpoint-{state.global_step}"
+    checkpoint = best_state(folder, best) if best else folder / f"checkpoint-{state.global_step}"
     kept_step = int(checkpoint.name.rpartition("-")[2])
     return Trained(checkpoint, tuple(state.log_history), kept_step, state.global_step, count_parameters(model, config))
 

@@ -13,7 +13,8 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT
-from hgsp.models.families import FAMILIES
+from hgsp.environment import write_atomically
+from hgsp.models.families import is_pruned_type
 from hgsp.models.model_cards import CARD, hub_id_of, is_own_card, read_card, read_text, signed
 
 #: Entries of the base model's metadata that hold for a smaller model too.
@@ -44,7 +45,7 @@ def write_model_card(folder: Path, parent: str, target: Path, repo_id: str | Non
         _limits(pruning, recovery),
     ]
     text = f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
-    (folder / CARD).write_text(signed(text), encoding="utf-8", newline="\n")
+    write_atomically(folder / CARD, signed(text))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -146,7 +147,7 @@ def _protocol(result: Mapping[str, Any]) -> list[Any]:
 
 
 def _usage(name: str, config: Mapping[str, Any]) -> str:
-    own = config.get("model_type") in {family.pruned_model_type for family in FAMILIES.values()}
+    own = is_pruned_type(config.get("model_type"))
     registers = "import hgsp  # registers models whose layers differ in size\n" if own else ""
     note = (
         "\n\nWithout hgsp, transformers (4.54 or newer) runs `modeling_hgsp.py` of this folder if you pass "

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import csv
-import json
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.report_files import EvaluationReport, PruningReport, RecoveryReport, read_report_file
 from hgsp.console.report_schema import (
     EVALUATION_RESULTS,
-    EVALUATION_SCHEMA,
     PRUNED,
     PRUNING_REPORT,
-    PRUNING_SCHEMA,
     RECOVERED,
     RECOVERY_REPORT,
-    RECOVERY_SCHEMA,
 )
-from hgsp.errors import InputError
+from hgsp.errors import InputError, one_line
 from hgsp.report.content import LeftOut
 
 GROUP_TABLE, LOSS_CURVE = "global_group_table.csv", "loss_curve.csv"
-SCHEMAS = {PRUNING_REPORT: PRUNING_SCHEMA, RECOVERY_REPORT: RECOVERY_SCHEMA, EVALUATION_RESULTS: EVALUATION_SCHEMA}
-
-
-#: Keys without which there is no page: they name the model.
-REQUIRED = {
-    PRUNING_REPORT: ("base_model", "reached_ratio"),
-    RECOVERY_REPORT: ("pruned_model",),
-    EVALUATION_RESULTS: ("models",),
-}
+SCHEMAS = {PRUNING_REPORT: PruningReport, RECOVERY_REPORT: RecoveryReport, EVALUATION_RESULTS: EvaluationReport}
 
 
 class Record(dict[str, Any]):
@@ -105,67 +96,86 @@ def read_sources(folder: Path) -> Sources:
 
 
 def read_report(path: Path) -> Record | None:
-    """Read a JSON report of a known schema; None if there is no file.
+    """Read a report; None if there is no file.
 
     Raises:
-        InputError: another schema, no JSON, or no name of a model.
+        InputError: damaged, of another version, or without the name of a model.
     """
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_hook=Record)
-    except ValueError as error:
-        raise InputError(
-            expected=f"{path} to be JSON", got=str(error), remedy="restore the file, or run the command again"
-        ) from error
-    known = SCHEMAS[path.name]
-    version = content.get("schema_version") if isinstance(content, Record) else None
-    if version != known:
-        raise InputError(
-            expected=f"{path} with schema_version {known}", got=repr(version), remedy="run the command again"
-        )
-    if missing := [key for key in REQUIRED[path.name] if key not in content]:
-        raise InputError(expected=f"{path} with {', '.join(missing)}", got="none", remedy="run the command again")
-    return content
+    record: Record = _recorded(read_report_file(path, SCHEMAS[path.name]))
+    return record
+
+
+def _recorded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Record({key: _recorded(item) for key, item in value.items()})
+    return [_recorded(item) for item in value] if isinstance(value, list) else value
 
 
 def read_group_table(folder: Path) -> dict[str, GroupColumns]:
     """Return kind -> columns of the group table.
 
     Raises:
-        LeftOut: the folder has no table.
+        LeftOut: the folder has no table, or a damaged one.
     """
     path = folder / GROUP_TABLE
     if not path.is_file():
         raise LeftOut(f"this folder has no {GROUP_TABLE}")
     kinds = {"attention": GroupColumns(), "mlp": GroupColumns()}
-    with path.open(newline="", encoding="utf-8") as lines:
-        rows = csv.reader(lines)
-        layer, kind, prior, score, kept = map(next(rows).index, ("layer", "kind", "prior", "score", "kept"))
+    with _readable(path), path.open(newline="", encoding="utf-8") as lines:
+        rows = csv.reader(lines, strict=True)
+        layer, kind, prior, score, kept = map(next(rows, []).index, ("layer", "kind", "prior", "score", "kept"))
         for row in rows:
-            columns, is_kept = kinds[row[kind]], row[kept] == "1"
-            columns.scores.append(float(row[score]))
+            columns, is_kept = kinds[row[kind]], {"0": False, "1": True}[row[kept]]
+            columns.scores.append(_finite(row[score]))
             columns.kept.append(is_kept)
-            counts = columns.layers.setdefault(int(row[layer]), [0, 0, float(row[prior])])
+            counts = columns.layers.setdefault(int(row[layer]), [0, 0, _finite(row[prior])])
             counts[0] += 1
             counts[1] += is_kept
     return kinds
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Leave out the section of a damaged table.
+
+    Raises:
+        LeftOut: names the file and the error.
+    """
+    try:
+        yield
+    except (csv.Error, IndexError, KeyError, ValueError, TypeError) as error:
+        raise LeftOut(f"{path.name} is damaged ({type(error).__name__}: {one_line(error)})") from error
+
+
+def _finite(text: str) -> float:
+    """Return a number of a table.
+
+    Raises:
+        ValueError: none, NaN or infinity.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text!a} is not finite")
+    return number
 
 
 def read_losses(folder: Path) -> dict[str, list[tuple[float, float]]]:
     """Return (step, loss) pairs of training and of held-out rows.
 
     Raises:
-        LeftOut: the folder has no loss curve.
+        LeftOut: the folder has no loss curve, or a damaged one.
     """
     path = folder / LOSS_CURVE
     if not path.is_file():
         raise LeftOut(f"this folder has no {LOSS_CURVE}")
-    with path.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    return {
-        name: [(float(row["step"]), float(row[name])) for row in rows if row[name]] for name in ("loss", "eval_loss")
-    }
+    with _readable(path), path.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines, strict=True))
+        return {
+            name: [(_finite(row["step"]), _finite(row[name])) for row in rows if row[name]]
+            for name in ("loss", "eval_loss")
+        }
 
 
 def results_below(folder: Path) -> Iterator[Path]:

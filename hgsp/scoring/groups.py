@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hgsp.environment import replacing
 from hgsp.errors import NumericalError
 from hgsp.models.families import KINDS
 from hgsp.models.geometry import Geometry
@@ -118,7 +119,7 @@ class GroupTable:
         columns = (self.layer, kinds, self.group, self.importance, self.cost, self.base_score, self.prior, self.score)
         as_lists = [column if isinstance(column, list) else column.tolist() for column in columns]
         # an 8B model has half a million rows, and no value needs quoting
-        with path.open("w", encoding="utf-8", newline="") as sink:
+        with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as sink:
             sink.write(",".join(CSV_COLUMNS) + "\n")
             sink.writelines(
                 f"{layer},{kind},{group},{importance!r},{cost},{base!r},{prior!r},{score!r},{keep}\n"

@@ -44,7 +44,7 @@ class CosineInfluence:
     """Cosine influence, accumulated in float64 during a forward walk."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._second_norm = decoder.family.blocks["mlp"].norm
+        self._second_entry = decoder.family.blocks["mlp"].entry
         self._sums = torch.zeros(decoder.num_layers, 3, dtype=torch.float64)
 
     @contextmanager
@@ -65,10 +65,10 @@ class CosineInfluence:
             pairs = ((before, after), (before, middle), (middle, after))
             self._sums[index] += torch.stack([_angle_sum(a, b) for a, b in pairs])
 
-        norm = module.get_submodule(self._second_norm)
+        second = module.get_submodule(self._second_entry)
         handles = [
             module.register_forward_pre_hook(entering),
-            norm.register_forward_pre_hook(between),
+            second.register_forward_pre_hook(between),
             module.register_forward_hook(leaving),
         ]
         try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from hgsp.console.portable_paths import portable
+from hgsp.environment import replacing
 from hgsp.errors import InputError
 from hgsp.models.families import KINDS, LAYER_PREFIX, LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
@@ -27,9 +27,8 @@ from hgsp.scoring.methods import METHODS
 from hgsp.scoring.names import NORMALIZATIONS
 from hgsp.scoring.normalization import LayerImportance, normalize
 from hgsp.scoring.prior import Influence, prior_of
+from hgsp.scoring.scores_file import INFLUENCE_PARTS, SAMPLED_VALUES, SCHEMA, read_scores_file
 
-SCHEMA = 1
-SAMPLED_VALUES = 16
 MAX_DEPTH_SLOPE = 10
 
 
@@ -107,7 +106,7 @@ class Scores:
             f"{index}.{part}": values for index, layer in enumerate(self.by_layer) for part, values in layer.items()
         }
         if self.influence is not None:
-            arrays |= {f"influence.{part}": getattr(self.influence, part) for part in ("layer", "attention", "mlp")}
+            arrays |= {f"influence.{part}": getattr(self.influence, part) for part in INFLUENCE_PARTS}
         measure = None if self.influence is None else self.influence.measure
         head = {
             "schema": SCHEMA,
@@ -115,7 +114,7 @@ class Scores:
             "measure": measure,
             "provenance": portable(self.provenance),
         }
-        with path.open("wb") as sink:
+        with replacing(path) as partial, partial.open("wb") as sink:
             np.savez(sink, weight_sample=self.weight_sample, head=np.array(json.dumps(head)), **arrays)
 
     @classmethod
@@ -125,30 +124,8 @@ class Scores:
         Raises:
             InputError: the file is missing, damaged, or of another schema.
         """
-        try:
-            # opened here because numpy does not close a file that is no archive
-            with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
-                head = json.loads(str(arrays["head"]))
-                if head["schema"] != SCHEMA:
-                    raise KeyError(f"schema {head['schema']}")
-                layers = range(head["num_layers"])
-                by_layer = tuple(
-                    {name.partition(".")[2]: arrays[name] for name in arrays.files if name.startswith(f"{index}.")}
-                    for index in layers
-                )
-                if not all(kind in layer for layer in by_layer for kind in KINDS):
-                    raise KeyError("importances of some layers are missing")
-                influence = None
-                if head["measure"] is not None:
-                    layer, attention, mlp = (arrays[f"influence.{part}"] for part in ("layer", "attention", "mlp"))
-                    influence = Influence(layer, attention, mlp, head["measure"])
-                return cls(by_layer, influence, arrays["weight_sample"], head["provenance"])
-        except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-            raise InputError(
-                expected="--scores to be a scores.npz written by this version",
-                got=f"{path} ({error})",
-                remedy="score the model again",
-            ) from error
+        found = read_scores_file(path)
+        return cls(found.by_layer, found.influence, found.weight_sample, found.provenance)
 
     def check_sizes(self, geometry: Geometry) -> None:
         """Refuse scores of a model of other sizes.
@@ -163,23 +140,24 @@ class Scores:
     def check_belongs_to(self, loaded: LoadedModel) -> None:
         """Refuse scores of another model.
 
-        All weights are compared, by their hashes; between float16 and another dtype, whose rounding leaves no common
-        hash, and for scores of earlier versions, a sample of every Linear is.
+        All weights are compared, by their hashes; for scores of earlier versions without them, a sample of every
+        Linear is.
 
         Raises:
-            InputError: other sizes, or other weights.
+            InputError: other sizes, or other weights; also weights of float32 that one of the two runs rounded to
+                bfloat16 and the other to float16, which leaves nothing to compare.
         """
         self.check_sizes(geometry_of(loaded.model))
-        made = self.provenance.get("weights")
-        same_dtype = self.provenance.get("dtype") == loaded.dtype
-        if made is None or (not same_dtype and "float16" in (self.provenance.get("dtype"), loaded.dtype)):
-            rtol, atol = (0.0, 0.0) if same_dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
+        made, dtype = self.provenance.get("weights"), self.provenance.get("dtype", "")
+        needs_float16 = dtype != loaded.dtype and "float16" in (dtype, loaded.dtype)
+        if made is None or (needs_float16 and "float16_sha256" not in made):
+            rtol, atol = (0.0, 0.0) if dtype == loaded.dtype else (2**-7, 1e-6)  # bfloat16 rounds by at most 2**-8
             belongs = np.allclose(self.weight_sample, weight_sample(loaded), rtol=rtol, atol=atol)
         else:
-            compared = "sha256" if same_dtype else "bfloat16_sha256"
-            belongs = made[compared] == getattr(loaded.identity, compared)
+            belongs = loaded.identity.is_of(made, dtype, loaded.dtype)
         if not belongs:
-            raise self._of_another_model("a model of the same sizes with other weights")
+            rounded = f", or weights that {dtype} and {loaded.dtype} round differently" if needs_float16 else ""
+            raise self._of_another_model(f"a model of the same sizes with other weights{rounded}")
 
     def _of_another_model(self, got: str) -> InputError:
         return InputError(

@@ -17,11 +17,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 
 from hgsp.console.progress import Progress, silent
+from hgsp.console.schemas import Between
 from hgsp.console.state_files import read_state, write_state
 from hgsp.errors import NumericalError
 from hgsp.models.geometry import Geometry
@@ -69,12 +70,15 @@ class Proposals(Protocol):
         ...
 
 
+_LogFactor = Annotated[float, Between(-100, 100)]
+
+
 @dataclass
 class SearchState:
     """State from which an interrupted search resumes; ``log_factors`` [L][2], divergences in nats per token."""
 
     fingerprint: str
-    log_factors: list[list[float]]
+    log_factors: list[list[_LogFactor]]
     step_sizes: dict[str, float]
     divergences: list[float] = field(default_factory=list)
     accepted: list[bool] = field(default_factory=list)
@@ -92,6 +96,15 @@ class SearchState:
     def lowest(self) -> float:
         """The divergence of the best plan so far; the first one is measured before any step."""
         return min(self.divergences)
+
+    def fits(self, num_layers: int, names: Sequence[str]) -> bool:
+        """Return whether the parts belong together, in a search over these layers and kinds of step."""
+        return (
+            [len(factors) for factors in self.log_factors] == [2] * num_layers
+            and set(self.step_sizes) == set(names)
+            and len(self.divergences) in (len(self.accepted) + 1, 0)
+            and len(self.accepted) <= len(self.divergences)
+        )
 
     def write(self, path: Path) -> None:
         write_state(path, KIND, asdict(self))
@@ -186,10 +199,9 @@ def search(
 def _state(problem: SearchProblem, proposals: Proposals, state_file: Path | None) -> SearchState:
     """Return the state of the file if it is of the same search, else a new one."""
     fingerprint = problem.fingerprint(proposals)
-    content = None if state_file is None else read_state(state_file, KIND)
-    if content is not None:
-        state = SearchState(**content)
-        if state.fingerprint == fingerprint:
+    state = None if state_file is None else read_state(state_file, KIND, SearchState)
+    if state is not None:
+        if state.fingerprint == fingerprint and state.fits(problem.geometry.num_layers, proposals.names):
             LOG.info("budget search: resuming after step %d, from %s", state.steps, state_file)
             return state
         LOG.warning(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.report_files import EvaluationReport, PruningReport, read_report_file
 from hgsp.console.report_schema import (
     AFTER,
     BEFORE,
@@ -16,7 +17,6 @@ from hgsp.console.report_schema import (
     EVALUATION_RESULTS,
     PRUNED,
     PRUNING_REPORT,
-    PRUNING_SCHEMA,
     RECOVERED,
     RECOVERY_REPORT,
     ROLES,
@@ -27,7 +27,7 @@ from hgsp.data.texts import texts_of
 #: Keys of a report's scoring section that are not settings.
 RESULTS_OF_SCORING = ("base_model", "calibration_loss")
 #: Errors raised by reading a damaged or foreign file.
-UNREADABLE = (OSError, KeyError, TypeError, ValueError, AttributeError)
+UNREADABLE = (OSError, KeyError, ValueError)
 #: Metrics of evaluation/results.json that the table shows besides perplexity.
 TASK_METRICS = ("acc", "acc_norm", "target_ppl")
 
@@ -131,11 +131,9 @@ def read_result(folder: Path) -> Result:
     """Read one folder's report.
 
     Raises:
-        OSError, KeyError, TypeError, ValueError, AttributeError: the report is damaged or foreign.
+        OSError, KeyError, ValueError: the report is damaged, foreign, or lacks an entry.
     """
-    report = json.loads((folder / PRUNING_REPORT).read_text(encoding="utf-8"))
-    if report["schema_version"] != PRUNING_SCHEMA:
-        raise ValueError(f"schema_version {report['schema_version']}, not {PRUNING_SCHEMA}")
+    report = read_report_file(folder / PRUNING_REPORT, PruningReport)
     recovery = report.get("recovery")
     return Result(
         folder=folder,
@@ -219,7 +217,7 @@ def _with_evaluation(result: Result, skipped: list[Skipped]) -> Result:
     for folder, roles in sources:
         path = folder / "evaluation" / EVALUATION_RESULTS
         try:
-            measured = list(table_metrics(json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else []
+            measured = list(table_metrics(read_report_file(path, EvaluationReport))) if path.is_file() else []
         except UNREADABLE as error:
             skipped.append(Skipped(path.parent, f"results.json: {_describe_error(error)}"))
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import logging
 import math
 import textwrap
 from collections import defaultdict
@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from hgsp.console.report_schema import DENSE, PRUNED, RECOVERED, TOKEN_PPL
 from hgsp.report.axes import log_axis
+from hgsp.report.content import LeftOut
+from hgsp.report.sources import GROUP_TABLE, read_group_table
 from hgsp.study.collect import Quantity, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LOG = logging.getLogger(__name__)
 
 MARKERS = "osD^vP*X"
 MAX_COLUMNS = 3
@@ -127,14 +131,16 @@ def _ratio_axes(panels: Any, columns: int) -> None:
 
 def kept_fractions(folder: Path) -> dict[str, list[float]] | None:
     """Read the fraction of groups each layer keeps, by kind, from the group table; None if there is none."""
-    path = folder / "global_group_table.csv"
-    if not path.is_file():
+    try:
+        table = read_group_table(folder)
+    except LeftOut as reason:
+        if (folder / GROUP_TABLE).exists():
+            LOG.warning("%s: %s", folder, reason)
         return None
-    kept: dict[str, dict[int, list[int]]] = {"attention": defaultdict(list), "mlp": defaultdict(list)}
-    with path.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            kept[row["kind"]][int(row["layer"])].append(int(row["kept"]))
-    return {kind: [sum(layers[n]) / len(layers[n]) for n in sorted(layers)] for kind, layers in kept.items()}
+    return {
+        kind: [columns.layers[n][1] / columns.layers[n][0] for n in sorted(columns.layers)]
+        for kind, columns in table.items()
+    }
 
 
 def plot_kept_groups(results: Sequence[Result]) -> Figure | None:

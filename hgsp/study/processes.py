@@ -74,6 +74,8 @@ def subprocess_starter(command: Sequence[str], locks: Path) -> Start:
         if log is None:
             return subprocess.Popen(whole)
         log.parent.mkdir(parents=True, exist_ok=True)
+        if log.is_symlink():  # of a downloaded folder: its target is not ours to write
+            log.unlink()
         with log.open("ab") as sink:
             return subprocess.Popen(whole, stdout=sink, stderr=subprocess.STDOUT)
 

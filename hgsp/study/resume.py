@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsp.console.portable_paths import portable
+from hgsp.console.report_files import PruningReport, read_report_file
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
@@ -38,11 +38,11 @@ def is_finished(cell: Cell, settings: Mapping[str, Any]) -> bool:
 def differences(cell: Cell, settings: Mapping[str, Any]) -> list[str] | None:
     """List the settings in which an existing cell differs from ``settings``; None if its report has none."""
     try:
-        report = json.loads((cell.folder(settings["results_dir"]) / PRUNING_REPORT).read_text(encoding="utf-8"))
+        report = read_report_file(cell.folder(settings["results_dir"]) / PRUNING_REPORT, PruningReport)
         arguments = list(dropwhile(lambda word: not word.startswith("--"), shlex.split(report["command"])))
         with contextlib.redirect_stderr(io.StringIO()):
             earlier = {**settings_of(arguments), "importance_method": report["importance_method"]}
-    except (OSError, ValueError, KeyError, TypeError, SystemExit):
+    except (OSError, ValueError, KeyError, SystemExit):
         return None
     recovery = {name for name in settings if name.startswith(("finetune", "lora"))}
     free = FREE_FIELDS | (set() if settings["finetune"] and earlier["finetune"] else recovery)

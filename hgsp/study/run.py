@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 from hgsp.console.parser import flag_of
 from hgsp.console.report_schema import PRUNING_REPORT
-from hgsp.console.result_folders import reserved
+from hgsp.console.result_folders import remove_leftovers, reserved
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
 from hgsp.report.page import HTML, write_report
@@ -65,12 +64,10 @@ def cell_settings(cell: Cell, results_dir: str, passed: Sequence[str]) -> dict[s
     return settings_of(cell.arguments(results_dir, passed, None))
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders that a killed run left of a cell or of its recovered sibling."""
-    for name in (folder.name, f"{folder.name}_finetuned"):
-        for partial in folder.parent.glob(f".{name}-*.partial"):
-            LOG.info("removing %s, left behind by a killed run", partial)
-            shutil.rmtree(partial)
+def _remove_leftovers(folder: Path) -> None:
+    """Remove those of a cell and of its recovered sibling."""
+    for place in (folder, folder.with_name(f"{folder.name}_finetuned")):
+        remove_leftovers(place)
 
 
 def complete(folder: Path) -> None:
@@ -104,6 +101,8 @@ def run_cells(
         raise InputError(expected="--dry_run before --", got="--dry_run after it", remedy="pass it to the study itself")
     if tuple(devices) != (None,) and "--device" in map(flag_of, passed):
         raise InputError(expected="--device or --devices", got="both", remedy="pass --devices alone")
+    for cell in cells:
+        _remove_leftovers(cell.folder(results_dir))
     check_finished(cells, settings)
     study = _Study(list(cells), results_dir, list(passed), start, devices)
     for number, (cell, own) in enumerate(zip(cells, settings, strict=True), 1):
@@ -117,7 +116,7 @@ def run_cells(
         study.run()
     except KeyboardInterrupt:
         for cell, _ in study.running.values():
-            remove_leftovers(cell.folder(results_dir))
+            _remove_leftovers(cell.folder(results_dir))
         raise
     return study.outcome
 
@@ -166,7 +165,6 @@ class _Study:
 
     def _arguments(self, cell: Cell, scores: Path | None, device: str | None) -> list[str]:
         folder = cell.folder(self.results_dir)
-        remove_leftovers(folder)
         passed = self.passed if device is None else [*self.passed, "--device", device]
         arguments = cell.arguments(self.results_dir, passed, scores)
         if (folder / PRUNING_REPORT).is_file():

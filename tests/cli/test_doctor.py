@@ -37,6 +37,8 @@ def test_every_engine_has_a_line_and_nothing_is_cut(width, pruned, capsys):
     assert all(len(line) <= 80 for line in table_of(printed)[2:])
     assert all(f"\n{engine.name} " in printed for engine in ENGINES)
     assert "…" not in printed
+    assert "\ncommon divisors      KV groups 1, MLP widths " in printed
+    assert "tensor parallel" in printed
     commands = printed.split("\n\n")[-1].splitlines()
     assert f"hgsp export {folder} --to gguf" in commands
 
@@ -52,6 +54,16 @@ def test_json_has_the_same_verdicts(pruned, capsys):
     assert by_name["Transformers"]["installed"].startswith("transformers 5")
     assert found["divisibility"]["group_sizes"] == []
     assert found["sizes"][0]["form"] == "Transformers, vLLM"
+
+
+def test_engines_that_were_read_and_not_run_are_marked(pruned, capsys):
+    assert main(["doctor", str(pruned)]) == 0
+    rows = " ".join(capsys.readouterr().out.split())
+    for engine in ENGINES:
+        row = rows.partition(f" {engine.name} ")[2].partition("common divisors")[0]
+        following = next((other.name for other in ENGINES[ENGINES.index(engine) + 1 :]), "format")
+        marked = "not run" in row.partition(f" {following} ")[0]
+        assert marked == (engine.name in ("SGLang", "TensorRT-LLM", "ONNX, OpenVINO"))
 
 
 def test_dense_models_and_uniform_results_are_stock(saved, make, tokenizer, tmp_path, capsys):

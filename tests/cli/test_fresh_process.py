@@ -1,5 +1,6 @@
 """New processes: fast help, exit codes of the real script, and loading with and without hgsp."""
 
+import copy
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan
-from plans import mixed_plan, plan_of
+from plans import mixed_plan, plan_dropping, plan_of
 
 #: Make hgsp and evaluation impossible to import, however they are installed.
 WITHOUT_HGSP = """
@@ -224,6 +225,20 @@ for folder, method in (("ragged", peft.LoraConfig), ("qwen2", peft.LoHaConfig), 
     assert done.returncode == 0, done.stderr
     alone = python("-c", "import hgsp, transformers, sys; assert 'peft' not in sys.modules")
     assert alone.returncode == 0, alone.stderr
+
+
+def test_peft_passes_over_layers_that_lack_a_projection(make):
+    """In layers without attention or MLP, whatever names are asked for; each of the others gets its adapters."""
+    peft = pytest.importorskip("peft", reason="the extra hgsp[finetune] is not installed")
+    model = make("llama-8q4kv")
+    pruned = apply_plan(model, plan_dropping(model, kv={0: range(4)}, mlp={1: range(96)}))
+    linears = {name for name, module in pruned.named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    wanted = {"all-linear": linears, None: {name for name in linears if name.endswith(("q_proj", "v_proj"))}}
+    for targets, expected in [*wanted.items(), (tuple(names), linears)]:
+        targets = list(targets) if isinstance(targets, tuple) else targets
+        adapted = peft.LoraModel(copy.deepcopy(pruned), {"default": peft.LoraConfig(target_modules=targets)}, "default")
+        assert set(adapted.targeted_module_names) == expected
 
 
 def test_the_vllm_plugin_puts_our_classes_where_vllm_looks(python):

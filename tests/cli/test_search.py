@@ -81,7 +81,7 @@ def test_a_killed_search_goes_on_to_the_same_result(prune, tmp_path, monkeypatch
         code, folder = prune("again", *SEARCH)
     assert code == 1
     assert not folder.exists()
-    assert read_state(tmp_path / "again.search.json", "search")["accepted"]
+    assert read_state(tmp_path / "again.search.json", "search", SearchState).accepted
     code, folder = prune("again", *SEARCH)
     assert code == 0
     assert "resuming after step 2" in (folder / "logs" / "training.log").read_text()

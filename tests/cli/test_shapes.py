@@ -32,6 +32,7 @@ def test_uniform_layers_load_as_a_plain_model(prune):
     assert code == 0
     assert len(set(shapes_of(folder))) == 1
     report = analysis_of(folder)
+    assert report["reached_ratio"] == pytest.approx(0.3, abs=0.01)
     assert report["search"] is None
     assert any("--uniform leaves it nothing to choose" in warning for warning in report["warnings"])
     model = AutoModelForCausalLM.from_pretrained(folder)

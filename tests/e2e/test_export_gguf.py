@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import finetune_lora
 import run_global_pruning
+from exporting import recovered
 from hgsp.exports.export import export
 from hgsp.exports.gguf_engine import ask_engine
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cores")]
 
 PROMPT = "The capital of France is Paris, and the"
 PRUNE = "--recipe fast --dataset builtin --nsamples 4 --device cpu --skip_evaluation --no_bin"
-TRAIN = "--max_steps 8 --batch_size 4 --val_size 4 --cutoff_len 128 --learning_rate 2e-3 --device cpu --skip_evaluation"
 #: Two candidates this close may change places when weights are rounded to float16.
 NEAR_TIE = 6e-2
 
@@ -87,31 +86,34 @@ def test_other_sizes_in_every_layer(pruned, tmp_path, percent, gguf_type):
     assert_same_in_llama_cpp(pruned(percent), tmp_path / "out", gguf_type, "deci")
 
 
-def test_equal_sizes_in_every_layer(cut, tmp_path):
-    """Two of three KV groups and three quarters of the channels."""
-
-    def plan(model):
-        geometry = geometry_of(model)
-        return plan_of(geometry, [LayerKeep((0, 1), tuple(range(1152)))] * geometry.num_layers)
-
-    assert_same_in_llama_cpp(cut(plan), tmp_path / "out", "f32", "llama")
-
-
 @pytest.mark.parametrize(
     "gone",
-    [{"layers": [10]}, {"kv": {10: range(3)}}, {"kv": {0: range(3)}}, {"mlp": {10: range(1536)}}],
-    ids=["layer", "attention", "first-attention", "mlp"],
+    [{"layers": [10]}, {"kv": {0: range(3)}}, {"mlp": {10: range(1536)}}],
+    ids=["layer", "first-attention", "mlp"],
 )
 def test_blocks_gone(cut, tmp_path, gone):
     architecture = "llama" if "layers" in gone else "deci"
     assert_same_in_llama_cpp(cut(lambda model: plan_dropping(model, **gone)), tmp_path / "out", "f32", architecture)
 
 
-def test_a_recovered_model(pruned, data_dir, tmp_path):
-    rows = data_dir / "alpaca" / "alpaca_data_cleaned_first5000.json"
-    flags = ["--pruned_model", pruned(20), "--data_path", rows, "--output_dir", tmp_path / "recovered"]
-    assert finetune_lora.main([str(part) for part in (*flags, *TRAIN.split())]) == 0
-    assert_same_in_llama_cpp(tmp_path / "recovered", tmp_path / "out", "f32", "deci")
+def uniform(model):
+    """Two of three KV groups and three quarters of the channels in every layer."""
+    geometry = geometry_of(model)
+    return plan_of(geometry, [LayerKeep((0, 1), tuple(range(1152)))] * geometry.num_layers)
+
+
+def attention_gone(model):
+    return plan_dropping(model, kv={10: range(3)})
+
+
+@pytest.mark.parametrize(
+    ("plan", "architecture"),
+    [("20 %", "deci"), (uniform, "llama"), (attention_gone, "deci")],
+    ids=["other-sizes", "uniform", "attention-gone"],
+)
+def test_recovered_models(pruned, cut, tmp_path, plan, architecture):
+    folder = recovered(pruned(20) if plan == "20 %" else cut(plan), tmp_path / "recovered")
+    assert_same_in_llama_cpp(folder, tmp_path / "out", "f32", architecture)
 
 
 def test_float16_may_differ_as_much_as_in_transformers(dense, tmp_path):

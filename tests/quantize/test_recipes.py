@@ -1,8 +1,10 @@
 """Every recipe of docs/SERVING.md that a CPU can run, on a pruned model with layers of different sizes."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from conftest import REPOSITORY, make_tiny, make_tokenizer
+from exporting import WIDE_HEADS, pruned_folder
 from hgsp.exports.export import export
 from hgsp.exports.sizes import sizes_of
 from hgsp.exports.source import read_source
@@ -25,10 +28,17 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the quantisers
 #: have nothing in common differ by 1.4. Random weights lose more than trained ones: they have no small columns.
 RECIPES = {
     "gptq": ("quantize_llmcompressor.py", "--scheme gptq --group_size 32 --nsamples 16 --seq_len 64", 0.5),
+    "gptq8": ("quantize_llmcompressor.py", "--scheme gptq --bits 8 --group_size 32 --nsamples 16 --seq_len 64", 0.05),
     "fp8": ("quantize_llmcompressor.py", "--scheme fp8", 0.15),
     "int8": ("quantize_torchao.py", "--type int8", 0.05),
     "int4": ("quantize_torchao.py", "--type int4 --group_size 32", 0.6),
 }
+#: Recipe that vLLM serves on a CPU -> dtype that its kernel takes, and the largest difference of log-probabilities from
+#: Transformers', which computes in float32 what vLLM rounds to that dtype, or to FP8 on the way.
+SERVED = {"gptq": ("bfloat16", 0.2), "fp8": ("float32", 0.05)}
+TOKENS = [(7 * index * index + 3 * index + 11) % 256 for index in range(24)]
+VLLM_PYTHON = os.environ.get("VLLM_PYTHON", "")
+needs_vllm = pytest.mark.skipif(not Path(VLLM_PYTHON).is_file(), reason="needs VLLM_PYTHON, a Python that has vLLM")
 
 
 def pruned(folder, mlp):
@@ -52,6 +62,14 @@ def odd(tmp_path):
     return pruned(tmp_path / "odd", {0: range(3), 1: range(64)})
 
 
+@pytest.fixture
+def wide(tmp_path):
+    """Heads that the CPU kernels of vLLM accept, and widths of 64, 32 and 96."""
+    model = make_tiny("llama-8q4kv", **WIDE_HEADS)
+    plan = plan_dropping(model, kv={0: [1], 1: [2]}, mlp={0: range(32), 1: range(64)})
+    return pruned_folder(model, plan, make_tokenizer(), tmp_path / "wide")
+
+
 def run(script, *arguments):
     command = [sys.executable, REPOSITORY / "examples" / script, *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=REPOSITORY, check=False)
@@ -59,7 +77,7 @@ def run(script, *arguments):
 
 def quantized(recipe, folder, text_file):
     script, flags, _ = RECIPES[recipe]
-    text = ["--text", text_file] if recipe == "gptq" else []
+    text = ["--text", text_file] if recipe.startswith("gptq") else []
     done = run(script, folder, folder.with_name(recipe), *flags.split(), *text)
     return done, folder.with_name(recipe)
 
@@ -85,13 +103,55 @@ def test_four_bits_are_packed(aligned, text_file):
     assert json.loads((folder / "config.json").read_text())["per_layer_config"]
 
 
+@needs_vllm
+@pytest.mark.parametrize("recipe", SERVED)
+def test_vllm_on_a_cpu_computes_what_transformers_does(recipe, wide, text_file):
+    dtype, limit = SERVED[recipe]
+    done, folder = quantized(recipe, wide, text_file)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answered = ask_vllm(folder, dtype)
+    assert answered.returncode == 0, answered.stderr[-3000:]
+    found = torch.tensor(json.loads(answered.stdout.strip().splitlines()[-1])["log_probs"])
+    with torch.inference_mode():
+        expected = log_probs(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu"))
+        before = log_probs(load_pruned(wide))
+    difference = (found - expected).abs().max()
+    assert difference < limit
+    assert difference < (found - before).abs().max() / 2  # quantisation itself costs more
+
+
+@needs_vllm
+def test_vllm_on_a_cpu_has_no_kernel_for_gptq_in_8_bits(wide, text_file):
+    done, folder = quantized("gptq8", wide, text_file)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answered = ask_vllm(folder, "bfloat16")
+    assert answered.returncode != 0
+    assert "Quant type (uint8b128) not supported by CPUWNA16" in answered.stderr
+
+
+def ask_vllm(folder, dtype):
+    request = {"engine": "vllm", "folder": str(folder), "tokens": TOKENS, "num_greedy": 0, "dtype": dtype}
+    return subprocess.run(
+        [VLLM_PYTHON, "-m", "hgsp.exports.engine_log_probs", json.dumps([request])],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+
+
+def log_probs(model):
+    logits = model(torch.tensor([TOKENS])).logits[0, :-1]
+    return logits.log_softmax(-1).gather(-1, torch.tensor(TOKENS[1:])[:, None])[:, 0]
+
+
 @pytest.mark.parametrize("recipe", ["fp8", "int8"])
 def test_one_scale_per_channel_takes_odd_widths(recipe, odd, text_file):
     done, _ = quantized(recipe, odd, text_file)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("recipe", ["gptq", "int4"])
+@pytest.mark.parametrize("recipe", ["gptq", "gptq8", "int4"])
 def test_groups_refuse_odd_widths(recipe, odd, text_file):
     """The reason why doctor names a multiple."""
     done, _ = quantized(recipe, odd, text_file)

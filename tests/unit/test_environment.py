@@ -1,5 +1,6 @@
 """The environment of a run: described the same way for every report, and files that are replaced whole."""
 
+import errno
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from hgsp.environment import (
     install_command,
     launched_processes,
     local_rank,
+    lock_of,
     peak_memory_bytes,
     process_rank,
     replacing,
@@ -105,6 +107,59 @@ def test_permissions_follow_the_umask(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
+
+
+def test_permissions_follow_the_umask_whoever_writes(tmp_path):
+    with replacing(tmp_path / "file") as partial:
+        partial.write_text("text")
+        partial.chmod(0o600)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~environment.umask()
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    for name, goal in (("link", "victim"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(goal)
+        write_atomically(tmp_path / name, "text")
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_siblings_of_killed_writers_are_removed_and_those_of_living_ones_are_not(tmp_path):
+    pytest.importorskip("fcntl")
+    for name in (".0123abcd-a.json", ".4567abcd-a.json", ".0123abcd-b.json", ".0123-a.json"):
+        (tmp_path / name).write_text("half")
+    living = lock_of(tmp_path / ".4567abcd-a.json", wait=False)
+    write_atomically(tmp_path / "a.json", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("a.json", ".4567abcd-a.json", ".0123abcd-b.json", ".0123-a.json")
+    }
+    os.close(living)
+    write_atomically(tmp_path / "a.json", "whole")
+    assert not (tmp_path / ".4567abcd-a.json").exists()
+
+
+def test_files_reach_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(environment, "sync", lambda path: seen.append((path.name, (tmp_path / "a").exists())))
+    write_atomically(tmp_path / "a", "text")
+    assert [exists for _, exists in seen] == [False, True]
+    assert seen[1][0] == tmp_path.name
+
+
+@pytest.mark.parametrize("has_fallocate", [True, False])
+def test_space_is_reserved_or_missed_at_once(tmp_path, monkeypatch, has_fallocate):
+    if not has_fallocate:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    (tmp_path / "file").write_bytes(b"kept")
+    environment.reserve_space(tmp_path / "file", 5000)
+    assert (tmp_path / "file").read_bytes() == b"kept" + bytes(4996)
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(OSError, match=r"No space left.*other") as refusal:
+        environment.reserve_space(tmp_path / "other", 5000)
+    assert refusal.value.errno == errno.ENOSPC
 
 
 def test_json_has_each_list_of_numbers_on_one_line_and_stays_equal(tmp_path):

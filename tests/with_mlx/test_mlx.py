@@ -5,7 +5,7 @@ import pytest
 from conftest import TINY, make_tiny, make_tokenizer
 from exporting import (
     PLANS,
-    REAL_PLANS,
+    REAL_CASES,
     answers_of,
     assert_agrees,
     exported,
@@ -14,8 +14,9 @@ from exporting import (
     skip_without,
 )
 
-#: Of mlx on a CPU in 30 layers: its log-probabilities of the dense SmolLM2-135M differ by as much from Transformers'.
-MLX_ERROR = 5e-4
+#: Of mlx on a CPU, in dense models as well: its log-probabilities of Qwen2.5-0.5B, which it reads as it was published,
+#: are 8e-4 from those in float64, and those of Transformers in float32 are 5e-5 from them.
+MLX_ERROR = 1e-3
 
 #: Name -> tiny model, what differs, plan and target.
 CASES = {
@@ -68,19 +69,13 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answers(checkpoints):
     targets = {case: target for case, (*_, target) in CASES.items()}
-    return answers_of(
-        "mlx_lm",
-        {
-            folder: exported(folder, targets.get(case, "mlx"), self_check=False).folder
-            for case, folder in checkpoints.items()
-        },
-    )
+    return answers_of("mlx_lm", [(folder, targets.get(case, "mlx")) for case, folder in checkpoints.items()])
 
 
-@pytest.mark.parametrize("name", [*CASES, *REAL_PLANS])
+@pytest.mark.parametrize("name", [*CASES, *REAL_CASES])
 def test_the_folder_answers_like_the_checkpoint(checkpoints, answers, name):
-    folder = skip_without(checkpoints, name)
-    assert_agrees(answers[folder], folder, MLX_ERROR if name in REAL_PLANS else 1e-4)
+    folder, target = skip_without(checkpoints, name), CASES[name][-1] if name in CASES else "mlx"
+    assert_agrees(answers[folder, target], folder, MLX_ERROR if name in REAL_CASES else 1e-4)
 
 
 def test_the_self_check_runs_the_engine(tmp_path):

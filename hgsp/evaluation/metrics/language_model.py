@@ -55,7 +55,13 @@ def language_model(model: Any, tokenizer: Any, batch_size: int, name: str) -> An
                 next(self.scored, None)
             return logits
 
-    lm = CountingLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), backend="causal", batch_size=batch_size)
+    lm = CountingLM(
+        pretrained=model,
+        tokenizer=copy.deepcopy(tokenizer),
+        backend="causal",
+        batch_size=batch_size,
+        trust_remote_code=False,
+    )
     lm.truncated = set()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from accelerate import Accelerator

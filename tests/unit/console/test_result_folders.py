@@ -4,10 +4,14 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from hgsp.console.result_folders import check_target, new_folder, reserved
+from hgsp.console import result_folders
+from hgsp.console.result_folders import check_target, new_folder, remove_leftovers, reserved
+from hgsp.environment import umask
 from hgsp.errors import InputError
 
 
@@ -58,6 +62,98 @@ def test_overwrite_replaces_the_whole_folder(tmp_path):
     with new_folder(target, overwrite=True) as partial:
         (partial / "new").write_text("new")
     assert [path.name for path in target.iterdir()] == ["new"]
+
+
+def with_old(tmp_path):
+    """A result to replace."""
+    target = tmp_path / "result"
+    target.mkdir()
+    (target / "pruning_analysis.json").write_text("{}")
+    return target
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="no exchange of names")
+def test_old_and_new_are_exchanged_in_one_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "rename", None)  # calling it would be a TypeError
+    target = with_old(tmp_path)
+    with new_folder(target, overwrite=True) as partial:
+        (partial / "new").write_text("new")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["result", "result/new"]
+
+
+@pytest.mark.parametrize("fails", [None, 1, 2])
+def test_without_an_exchange_the_old_result_comes_back_if_the_new_one_does_not(tmp_path, monkeypatch, fails):
+    target, renamed, rename = with_old(tmp_path), [], Path.rename
+
+    def failing(path, goal):
+        renamed.append(path)
+        if len(renamed) == fails:
+            raise KeyboardInterrupt
+        return rename(path, goal)
+
+    monkeypatch.setattr(result_folders, "exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", failing)
+    with suppress(KeyboardInterrupt), new_folder(target, overwrite=True) as partial:
+        (partial / "new").write_text("new")
+    left = [path.name for path in target.iterdir()]
+    assert left == (["new"] if fails is None else ["pruning_analysis.json"])
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_second_interrupt_loses_no_result_that_was_moved_aside(tmp_path, monkeypatch):
+    target, rename = with_old(tmp_path), Path.rename
+    interrupts = iter([False, True, True])
+
+    def failing(path, goal):
+        if next(interrupts):
+            raise KeyboardInterrupt
+        return rename(path, goal)
+
+    monkeypatch.setattr(result_folders, "exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", failing)
+    with suppress(KeyboardInterrupt), new_folder(target, overwrite=True) as partial:
+        (partial / "new").write_text("new")
+    monkeypatch.undo()
+    with reserved(target):
+        assert [path.name for path in target.iterdir()] == ["pruning_analysis.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_an_interrupt_after_the_exchange_leaves_the_new_result(tmp_path, monkeypatch):
+    target = with_old(tmp_path)
+
+    def interrupted(path):
+        if path == tmp_path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(result_folders, "sync", interrupted)
+    with suppress(KeyboardInterrupt), new_folder(target, overwrite=True) as partial:
+        (partial / "new").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_files_get_the_permissions_of_the_umask_and_reach_the_disk_before_their_folders(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(result_folders, "sync", lambda path: synced.append(path.name))
+    with new_folder(tmp_path / "a", overwrite=False) as partial:
+        (partial / "inner").mkdir(0o700)
+        (partial / "inner" / "file").touch(0o600)
+    mask = umask()
+    assert stat.S_IMODE((tmp_path / "a" / "inner").stat().st_mode) == 0o777 & ~mask
+    assert stat.S_IMODE((tmp_path / "a" / "inner" / "file").stat().st_mode) == 0o666 & ~mask
+    assert synced == ["file", "inner", partial.name, tmp_path.name]
+
+
+def test_what_cannot_be_replaced_is_refused_before_the_work(tmp_path, monkeypatch):
+    target = with_old(tmp_path)
+    monkeypatch.setattr(result_folders.os, "access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(InputError, match="writable result folder"):
+        check_target(target, True, "--output_name")
+    monkeypatch.undo()
+    monkeypatch.setattr(result_folders.os.path, "ismount", lambda path: path == target)
+    with pytest.raises(InputError, match="a mount point"):
+        check_target(target, True, "--output_name")
 
 
 def test_an_existing_folder_is_refused_before_anything_is_done(tmp_path):
@@ -136,6 +232,29 @@ def test_a_name_that_another_process_holds_is_refused_until_that_ends(tmp_path):
     with new_folder(target, overwrite=False) as partial:
         (partial / "new").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["p20"]
+
+
+def test_leftovers_stay_while_another_process_holds_the_name(tmp_path):
+    leftover = tmp_path / ".p20-abcd1234.partial"
+    leftover.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "p20"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        leftover.mkdir()  # removed by the other, as it began
+        remove_leftovers(tmp_path / "p20")
+        assert leftover.exists()
+        other.kill()
+    remove_leftovers(tmp_path / "p20")
+    assert not leftover.exists()
+
+
+def test_a_result_that_was_moved_aside_is_back_before_names_are_checked(tmp_path):
+    aside = tmp_path / ".p20-abcd1234.replaced"
+    with_old(tmp_path).rename(aside)
+    with pytest.raises(InputError, match="use another name or --overwrite"):
+        check_target(tmp_path / "p20", False, "--output_name")
+    check_target(tmp_path / "p20", True, "--output_name")
 
 
 def test_a_name_can_be_held_twice_by_one_run(tmp_path):

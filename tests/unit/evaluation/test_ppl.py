@@ -49,8 +49,8 @@ class Words:
     def __init__(self, bos_token_id=None, adds_bos=False, size=VOCAB):
         self.bos_token_id, self.adds_bos, self.vocab_size = bos_token_id, adds_bos, size
 
-    def __len__(self):
-        return self.vocab_size
+    def get_vocab(self):
+        return {str(number): number for number in range(self.vocab_size)}
 
     def __call__(self, text, add_special_tokens=True, **kwargs):
         ids = [int(word) for word in text.split()]

@@ -126,7 +126,11 @@ def test_identity_changes_with_the_weights_and_not_with_reports(tmp_path):
     before = model_identity(str(tmp_path))
     (tmp_path / "pruning_analysis.json").write_text("{}")
     assert model_identity(str(tmp_path)) == before
+    times = weights.stat()
     os.utime(weights, (1, 1))
+    assert model_identity(str(tmp_path)) == before
+    weights.write_text("WEIGHTS")  # as many bytes
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert model_identity(str(tmp_path)) != before
 
 

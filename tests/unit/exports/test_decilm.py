@@ -233,8 +233,8 @@ def test_a_broken_checkpoint_is_refused_and_nothing_is_written(checkpoint, tmp_p
 def test_a_full_disk_is_noticed_before_writing(checkpoint, tmp_path, monkeypatch, target):
     folder = checkpoint(plan="uniform")
     usage = shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr("hgsp.exports.hf_folder.shutil.disk_usage", lambda _folder: usage)
-    with pytest.raises(InputError, match=r"free space for the weights; got 0\.00 GB"):
+    monkeypatch.setattr("hgsp.console.disk.shutil.disk_usage", lambda _folder: usage)
+    with pytest.raises(InputError, match=r"free disk for the weights; got 100 kB"):
         exported(folder, target)
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
 

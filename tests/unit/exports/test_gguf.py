@@ -325,7 +325,7 @@ def test_too_little_space_is_refused(checkpoint, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 0, 10))
     code, error = refused(capsys, folder, "--to", "gguf")
     assert code == 2
-    assert "free disk space for model-F16.gguf" in error
+    assert "free disk for model-F16.gguf" in error
     assert_nothing_but(folder)
 
 

@@ -89,8 +89,9 @@ def test_biases_that_a_refit_adds_make_it_a_llama(make, folder_of, tokens, name,
 def test_biases_without_a_place_are_refused(make, folder_of, tmp_path, name, plan):
     """Llama refuses six heads of a hidden size of 64, and Mistral has no biases; Qwen3 has none in its MLP."""
     folder = folder_of(make(name), plan, writer_bias=True)
-    with pytest.raises(InputError, match=r"biases of mlp\.down_proj, self_attn\.o_proj and"):
+    with pytest.raises(InputError, match=r"biases of mlp\.down_proj, self_attn\.o_proj and") as refused:
         exported(folder, "stock")
+    assert ("2 or 4 or 8 query heads in every layer" in str(refused.value)) == (name == "llama-8q4kv")
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
 
 

@@ -99,9 +99,9 @@ def test_loading_refuses_what_accelerate_puts_on_disk(saved, tmp_path, monkeypat
     source, whole = inspect_model(str(saved(make_tiny("llama-8q4kv")))), loading.load_complete
     parts = dict.fromkeys([*PARTS, "lm_head"], "cpu") | {"model.layers.1": "disk"}
 
-    def on_disk(name, **kwargs):
+    def on_disk(*model, **kwargs):
         assert kwargs.pop("device_map") == "auto"
-        return whole(name, device_map=parts, offload_folder=tmp_path / "swap", **kwargs)
+        return whole(*model, device_map=parts, offload_folder=tmp_path / "swap", **kwargs)
 
     monkeypatch.setattr(loading, "load_complete", on_disk)
     with pytest.raises(InputError, match=r"on disk or left on the meta device.*--offload"):

@@ -15,10 +15,11 @@ from conftest import TINY
 from hgsp.models import modeling_hgsp
 from hgsp.models.checkpoint import save_pruned
 from hgsp.models.families import FAMILIES, family_of
+from hgsp.models.family_classes import classes_of
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
 
-CLASSES = {config.model_type: (config, *models) for config, *models in modeling_hgsp.FAMILY_CLASSES}
+FILES = sorted(Path(modeling_hgsp.__file__).parent.glob("modeling_hgsp*.py"))
 
 
 @pytest.fixture
@@ -27,10 +28,12 @@ def pruned(make):
     return apply_plan(model, mixed_plan(model))
 
 
-def test_the_file_is_self_contained():
-    """It runs on machines without hgsp: only Python, torch, transformers and what those need may be imported."""
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_files_are_self_contained(file):
+    """They run on machines without hgsp: only Python, torch, transformers, what those need and the base file."""
     allowed = {"torch", "transformers", "huggingface_hub", *sys.stdlib_module_names}
-    tree = ast.parse(Path(modeling_hgsp.__file__).read_text())
+    allowed |= {"modeling_hgsp"} if file.stem != "modeling_hgsp" else set()
+    tree = ast.parse(file.read_text())
     roots = {
         name.split(".")[0]
         for node in ast.walk(tree)
@@ -42,8 +45,7 @@ def test_the_file_is_self_contained():
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
 def test_every_family_has_its_classes_and_auto_finds_them(family):
-    config_class, base_class, causal_class, classifier_class = CLASSES[family.pruned_model_type]
-    assert (config_class.__name__, causal_class.__name__) == (family.pruned_config, family.pruned_model)
+    config_class, base_class, causal_class, classifier_class = classes_of(family)
     config = AutoConfig.for_model(family.pruned_model_type, per_layer_config={})
     assert type(config) is config_class
     assert AutoModel._model_mapping[config_class] is base_class
@@ -57,7 +59,7 @@ def test_without_per_layer_sizes_our_class_is_the_stock_model(make, tokens, name
     """Same names, same numbers, bit for bit."""
     stock = make(name)
     settings = {k: v for k, v in stock.config.to_dict().items() if k not in ("model_type", "architectures")}
-    config_class, _, causal_class, _ = CLASSES[family_of(stock.config).pruned_model_type]
+    config_class, _, causal_class, _ = classes_of(family_of(stock.config))
     ours = causal_class(config_class(**settings, per_layer_config={})).eval()
     ours.load_state_dict(stock.state_dict())
     assert isinstance(ours, type(stock))
@@ -138,7 +140,7 @@ def test_training_works_with_and_without_gradient_checkpointing(pruned, tokens):
 
 
 def test_layers_are_never_split_over_devices():
-    for _, base_class, *with_head in modeling_hgsp.FAMILY_CLASSES:
+    for _, base_class, *with_head in map(classes_of, FAMILIES.values()):
         for model_class in (base_class, *with_head):
             assert base_class._layer_class.__name__ in model_class._no_split_modules
 

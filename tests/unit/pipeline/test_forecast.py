@@ -1,7 +1,9 @@
 """Forecasts of time, memory and disk, from shapes and amounts of text alone."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,8 @@ from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
 from hgsp.models.geometry import geometry_of
 from hgsp.pipeline.calibrations import Calibrations
-from hgsp.pipeline.disk import DiskNeed, disk_need, recovery_disk_need
-from hgsp.pipeline.forecast import Speed, measure_speed, seconds_of_stages
+from hgsp.pipeline.disk import DiskNeed, disk_need, recovery_disk_need, refitted_params
+from hgsp.pipeline.forecast import Speed, check_spill, measure_speed, seconds_of_stages
 from hgsp.pipeline.recipes import BALANCED, BEST, FAST
 from hgsp.pruning.budget import Budget
 
@@ -81,6 +83,30 @@ def test_a_recovered_model_takes_what_the_pruned_one_does(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     (tmp_path / "pruned_model.bin").write_bytes(bytes(1000))
     for model in (tmp_path, tmp_path / "pruned_model.bin"):
-        found = recovery_disk_need(model, tmp_path / "out", with_bin=True)
+        found = recovery_disk_need(model, tmp_path / "out", with_bin=True, trains_all=False)
         assert (found.needed, found.saved_by_no_bin) == (2000, 1000)
-    assert recovery_disk_need(Path("org/model"), tmp_path, with_bin=True).needed == 0
+    assert recovery_disk_need(tmp_path, tmp_path, with_bin=True, trains_all=True).needed == 2000 + 18 * 1000
+    assert recovery_disk_need(Path("org/model"), tmp_path, with_bin=True, trains_all=False).needed == 0
+
+
+def test_the_state_of_a_reconstruction_is_counted():
+    width = sum(shape.mlp_width for shape in GEOMETRY.shapes)
+    heads = sum(GEOMETRY.columns_per_group("attention") * shape.num_kv_groups for shape in GEOMETRY.shapes)
+    projections = (width + heads) * GEOMETRY.hidden_size
+    assert refitted_params(GEOMETRY, "none") == 0
+    assert refitted_params(GEOMETRY, "lstsq") == projections
+    assert refitted_params(GEOMETRY, "blocks") == projections + width * GEOMETRY.mlp_channel_params
+    assert need(reconstruct="lstsq").needed - need().needed == 2 * projections
+
+
+def test_a_spill_folder_that_is_too_small_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    config = SimpleNamespace(
+        importance_method="taylor", use_gradient_checkpointing=False, spill_dir=str(tmp_path), dtype="bfloat16"
+    )
+    calibration = SimpleNamespace(input_ids=torch.zeros(4, 8))
+    with pytest.raises(InputError, match=r"free disk for hidden states; got 1 kB.*--spill_dir"):
+        check_spill(config, GEOMETRY, Calibrations(scoring=calibration))
+    check_spill(config, GEOMETRY, Calibrations())
+    config.spill_dir = None
+    check_spill(config, GEOMETRY, Calibrations(scoring=calibration))

@@ -1,8 +1,14 @@
 """Options of recovery: names and defaults of the contract, and how batches are divided."""
 
+import json
 import shlex
+import shutil
+from dataclasses import asdict
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerState
 
 from hgsp.console.flags import arguments_of, parse
 from hgsp.errors import InputError
@@ -11,7 +17,8 @@ from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.next_steps import after_recovery
 from hgsp.pipeline.recovery_config import RecoveryConfig, recovery_after_pruning
 from hgsp.recovery.config import steps_per_update
-from hgsp.recovery.resume import last_complete_state, resumable_run
+from hgsp.recovery.resume import resumable_run
+from hgsp.recovery.trainer_states import last_complete_state
 from hgsp.recovery.training import num_updates, steps_between_evaluations
 
 REQUIRED = ["--pruned_model", "results/M/p20/pruned_model.bin", "--output_dir", "results/M/p20_finetuned"]
@@ -97,13 +104,50 @@ def test_the_next_command_can_be_pasted_whatever_the_paths_are():
     assert (given.base_model, given.compare) == ("the teacher", True)
 
 
-def test_a_state_that_was_not_written_to_its_end_is_not_taken(tmp_path):
-    for step, content in ((2, "{}"), (4, "{}"), (6, '{"ha')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(content)
-    (tmp_path / "checkpoint-8").mkdir()
-    assert last_complete_state(tmp_path) == tmp_path / "checkpoint-4"
+def write_trainer_state(folder, step, **changes):
+    """Write a state as the Trainer does, with tiny tensors."""
+    place = folder / f"checkpoint-{step}"
+    place.mkdir(parents=True)
+    save_file({"weight": torch.zeros(2)}, place / "adapter_model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"step": step}, place / name)
+    content = asdict(TrainerState(global_step=step)) | changes
+    (place / "trainer_state.json").write_text(json.dumps(content))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("trainer_state.json", '{"ha'),
+        ("trainer_state.json", ""),
+        ("trainer_state.json", "[]"),
+        ("trainer_state.json", json.dumps(asdict(TrainerState(global_step=5)))),
+        ("trainer_state.json", json.dumps(asdict(TrainerState(global_step=6)) | {"more": 1})),
+        ("trainer_state.json", json.dumps(asdict(TrainerState(global_step=6, best_model_checkpoint="/etc")))),
+        ("trainer_state.json", json.dumps(asdict(TrainerState(global_step=6, best_model_checkpoint="checkpoint-1")))),
+        ("optimizer.pt", None),
+        ("optimizer.pt", "cut short"),
+        ("adapter_model.safetensors", ""),
+    ],
+)
+def test_a_damaged_state_is_set_aside_and_the_one_before_it_taken(file, content, tmp_path, caplog):
+    complete, damaged = (write_trainer_state(tmp_path, step) for step in (4, 6))
+    (tmp_path / "checkpoint-8").mkdir()  # a run was killed while it wrote this one
+    if content is None:
+        (damaged / file).unlink()
+    else:
+        (damaged / file).write_text(content)
+    assert last_complete_state(tmp_path) == complete
+    assert (tmp_path / "checkpoint-6.damaged").is_dir()
+    assert "checkpoint-6 is damaged" in caplog.text
     assert last_complete_state(tmp_path / "nowhere") is None
+
+
+def test_the_best_state_is_found_after_its_run_was_moved(tmp_path):
+    write_trainer_state(tmp_path, 2)
+    last = write_trainer_state(tmp_path, 4, best_model_checkpoint="/elsewhere/states/checkpoint-2")
+    assert last_complete_state(tmp_path) == last
 
 
 def test_a_configuration_can_be_written_as_the_command_line_that_makes_it():
@@ -126,6 +170,9 @@ def test_a_run_that_fails_leaves_only_what_can_be_resumed(saved, stays, tmp_path
     def save_and_fail():
         (config.work_dir / saved).parent.mkdir(parents=True, exist_ok=True)
         (config.work_dir / saved).write_text("{}")
+        if saved.endswith("trainer_state.json"):
+            shutil.rmtree(config.work_dir / "states")
+            write_trainer_state(config.work_dir / "states", 2)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), resumable_run(config.work_dir, config.resume_settings, resume=False):

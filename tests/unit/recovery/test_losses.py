@@ -122,8 +122,8 @@ def test_the_cache_is_used_again_and_only_for_the_same_sequences(ask, monkeypatc
 
 def test_a_full_disk_is_refused_before_the_teacher_runs(ask, monkeypatch, tmp_path):
     config, source = ask(distill_cache=True, distill_top_k=2)
-    monkeypatch.setattr("hgsp.recovery.teacher.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(InputError, match=r"GiB on the disk.*--distill_top_k"):
+    monkeypatch.setattr("hgsp.console.disk.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(InputError, match=r"free disk for --distill_cache; got 10 B.*--distill_top_k"):
         teacher_outputs(config, source, (SAMPLES,), Collator(0, packed=False), "cpu", tmp_path / "cache")
 
 

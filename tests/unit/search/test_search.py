@@ -164,7 +164,7 @@ def test_an_interrupted_search_resumes_to_the_same_result(start, tmp_path, caplo
     whole = searched(model, problem, 7)
     file = tmp_path / "state.json"
     first = searched(model, problem, 3, state_file=file)
-    assert SearchState(**read_state(file, "search")) == first
+    assert read_state(file, "search", SearchState) == first
     assert searched(model, problem, 7, state_file=file) == whole
     assert searched(model, problem, 2, state_file=file) == whole, "more steps are done already"
     other = Calibration(IDS[:4], "less", 3)

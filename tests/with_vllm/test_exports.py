@@ -1,18 +1,20 @@
-"""vLLM computes from a DeciLM folder, and from a stock one, what Transformers computes from the checkpoint."""
+"""vLLM computes from every folder that doctor says it runs what Transformers computes from the checkpoint."""
 
 import pytest
 
 from conftest import make_tiny, make_tokenizer
 from exporting import (
-    REAL_PLANS,
+    REAL_CASES,
     WIDE_HEADS,
     answers_of,
     assert_agrees,
     exported,
+    promised,
     pruned_folder,
     real_checkpoints,
     skip_without,
 )
+from hgsp.exports.folder_check import ask_engine
 
 #: Name -> tiny model, what differs, and plan.
 TINY_CASES = {
@@ -35,7 +37,13 @@ TINY_CASES = {
         },
         "non-uniform",
     ),
+    "qwen2, fewer heads": ("qwen2-14q2kv", {"hidden_size": 448, "head_dim": 32}, "uniform"),
 }
+#: Checkpoint and target of every answer; an empty target is the checkpoint itself.
+CASES = [
+    *((name, "stock" if "uniform" in name or "fewer" in name else "decilm") for name in (*TINY_CASES, *REAL_CASES)),
+    ("20 %", ""),
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +58,22 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def answers(checkpoints):
-    return answers_of(
-        "vllm", {folder: exported(folder, "decilm", self_check=False).folder for folder in checkpoints.values()}
-    )
+    return answers_of("vllm", [(checkpoints[name], target) for name, target in CASES if name in checkpoints])
 
 
-@pytest.mark.parametrize("name", [*TINY_CASES, *REAL_PLANS])
-def test_a_decilm_folder_answers_like_the_checkpoint(checkpoints, answers, name):
+@pytest.mark.parametrize(("name", "target"), CASES)
+def test_the_folder_answers_like_the_checkpoint(checkpoints, answers, name, target):
     folder = skip_without(checkpoints, name)
-    assert_agrees(answers[folder], folder)
+    assert_agrees(answers[folder, target], folder)
 
 
-def test_a_stock_folder_answers_like_the_checkpoint(checkpoints):
-    folder = skip_without(checkpoints, "uniform")
-    stock = exported(folder, "stock", self_check=False).folder
-    assert_agrees(answers_of("vllm", {folder: stock})[folder], folder)
+def test_qwen2_with_fewer_heads_needs_the_transformers_backend(checkpoints):
+    """vLLM's own Qwen2 computes the head dimension from the hidden size, and doctor names the other backend."""
+    folder = checkpoints["qwen2, fewer heads"]
+    assert "--model-impl transformers" in promised("vllm", folder, "stock").use
+    answer, failure = ask_engine("vllm", folder.with_name(f"{folder.name}-stock"), [1, 2, 3])
+    assert answer is None
+    assert failure
 
 
 def test_the_self_check_runs_the_engine(tmp_path):

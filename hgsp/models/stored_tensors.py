@@ -1,0 +1,175 @@
+"""Tensors in the files of a model by name: their shapes and types, read from headers and compared with the model's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from hgsp.errors import InputError
+from hgsp.models.configs import MODEL_TYPES
+from hgsp.models.places import is_bin, is_gguf
+from hgsp.models.pruned_bin import read_bin
+from hgsp.models.refusals import refusing
+from hgsp.models.weight_checks import incomplete, refuse_unplaced_weights
+from hgsp.models.weight_files import (
+    open_weights,
+    pickled_weight_files,
+    unreadable,
+    weight_files,
+    weight_map_of,
+    weights_folder,
+)
+
+#: Types of weights as safetensors names them; all others hold no plain numbers of a model.
+FLOATING = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file; ``dtype`` is None for a type that no torch weight has."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+    def check_type(self, name: str) -> None:
+        """Refuse a type that is not floating-point: integers are quantised weights without their scales.
+
+        Raises:
+            InputError: with the tensor's name.
+        """
+        if self.dtype not in FLOATING.values():
+            raise InputError(
+                expected=f"floating-point weights in {self.file}",
+                got=f"{name} of another type",
+                remedy="start from the bf16 checkpoint and quantise after pruning",
+            )
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a model's safetensors files by name; only headers are read.
+
+    Raises:
+        InputError: files are missing or broken, a tensor is in two of them, or not in the file that the index says.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(folder):
+        with open_weights(file) as tensors:
+            for name in sorted(tensors.keys()):
+                if name in found:
+                    raise InputError(
+                        expected=f"every tensor once in the files of {folder}",
+                        got=f"{name} in {found[name].file.name} and {file.name}",
+                        remedy="download the model again, or save it again",
+                    )
+                part = tensors.get_slice(name)
+                found[name] = StoredTensor(file, tuple(part.get_shape()), FLOATING.get(part.get_dtype()))
+    _check_index(folder, found)
+    return found
+
+
+def _check_index(folder: Path, found: Mapping[str, StoredTensor]) -> None:
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return
+    for name, file in weight_map_of(index).items():
+        if name not in found or found[name].file.name != file:
+            raise InputError(
+                expected=f"{name:.200} in {file}, as {index} says",
+                got="no such tensor in that file",
+                remedy="check that the download is complete",
+            )
+
+
+def check_stored(name: str | Path, skeleton: Any) -> None:
+    """Compare the files of a folder or hub id with the model, before any weight is loaded.
+
+    Models of other families and quantised ones are left to transformers, which converts their tensors.
+
+    Raises:
+        InputError: as ``refuse_other_tensors``, or a file is missing or broken.
+    """
+    if skeleton.config.model_type in MODEL_TYPES and not hasattr(skeleton.config, "quantization_config"):
+        refuse_other_tensors(name, skeleton, _stored_in(name))
+
+
+def _stored_in(name: str | Path) -> Mapping[str, StoredTensor]:
+    """Return the tensors of a folder or hub id by name."""
+    folder = weights_folder(name)
+    if pickled := pickled_weight_files(folder):
+        return _pickled_tensors(pickled)
+    return stored_tensors(folder)
+
+
+def _pickled_tensors(files: list[Path]) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        if not is_bin(file):
+            raise unreadable(file, ValueError("a file that torch did not save"))
+        with refusing(lambda error, file=file: unreadable(file, error)):  # type: ignore[misc]
+            content = torch.load(file, map_location="meta", weights_only=True)
+        if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+            raise unreadable(file, ValueError("something else than tensors"))
+        found |= {name: StoredTensor(file, tuple(tensor.shape), tensor.dtype) for name, tensor in content.items()}
+    return found
+
+
+def refuse_other_tensors(name: str | Path, skeleton: Any, stored: Mapping[str, StoredTensor]) -> list[str]:
+    """Return the names of the model's stored tensors; a tied head need not be among them.
+
+    Args:
+        skeleton: the model on the meta device.
+
+    Raises:
+        InputError: tensors that are missing, of the wrong shape, of a type that is not floating-point, or without a
+            parameter in the model.
+    """
+    tied = skeleton.config.tie_word_embeddings
+    wanted = {
+        key: tuple(tensor.shape)
+        for key, tensor in skeleton.state_dict().items()
+        if key in stored or not (tied and key == "lm_head.weight")
+    }
+    if missing := sorted(wanted.keys() - stored.keys()):
+        raise incomplete(name, f"{len(missing)} missing, such as {missing[0]}")
+    for key, shape in wanted.items():
+        if stored[key].shape != shape:
+            found = list(stored[key].shape)
+            raise incomplete(name, f"another shape than config.json says: {key} of shape {found}, not {list(shape)}")
+        stored[key].check_type(key)
+    refuse_unplaced_weights(name, stored.keys() - wanted.keys(), skeleton.config)
+    return list(wanted)
+
+
+def stored_dtype(name: str | Path, configured: torch.dtype | None) -> torch.dtype:
+    """Return the dtype that a model is stored in: that of its config, else of most of its values.
+
+    De-quantised weights of a .gguf file count as bfloat16.
+
+    Args:
+        configured: the dtype of the config, None if it names none.
+
+    Raises:
+        InputError: the files cannot be read.
+    """
+    if is_gguf(name):
+        return torch.bfloat16
+    if configured is not None:
+        return configured
+    if is_bin(name):
+        state = read_bin(Path(name))["state_dict"].values()
+        tensors: list[tuple[torch.dtype | None, int]] = [(tensor.dtype, tensor.numel()) for tensor in state]
+    else:
+        tensors = [(tensor.dtype, prod(tensor.shape)) for tensor in _stored_in(name).values()]
+    counts: Counter[torch.dtype] = Counter()
+    for dtype, num_values in tensors:
+        if dtype in FLOATING.values():
+            counts[dtype] += num_values
+    return counts.most_common(1)[0][0] if counts else torch.float32

@@ -1,0 +1,29 @@
+"""Table of docs/RELIABILITY.md: experiments per suite and stage, and those in which anything was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from docs_results import Result, Row, Table
+
+#: Suites of ``benchmarks/reliability.py`` in the order of the columns.
+SUITES = ("kills at writes", "kills at moments", "signals", "faults", "two at once", "hostile files")
+
+
+def counts(found: Result) -> Iterable[Row]:
+    """Yield one row per stage, and one of all."""
+    cells = {(row["suite"], row["stage"]): (row["experiments"], row["problems"]) for row in found["rows"]}
+    for stage in dict.fromkeys(row["stage"] for row in found["rows"]):
+        yield stage, *(_cell(cells.get((suite, stage))) for suite in SUITES)
+    sums = [[value for (suite, _), value in cells.items() if suite == name] for name in SUITES]
+    yield "sum", *(_cell((sum(pair[0] for pair in each), sum(pair[1] for pair in each))) for each in sums)
+
+
+def _cell(counted: tuple[int, int] | None) -> str:
+    if counted is None:
+        return ""
+    experiments, problems = counted
+    return f"{experiments:,}, {problems:,} wrong" if problems else f"{experiments:,}"
+
+
+RELIABILITY_TABLES = {"reliability": Table(("reliability",), ("stage", *SUITES), counts)}

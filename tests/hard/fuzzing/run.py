@@ -1,0 +1,144 @@
+"""Fuzz the parsers of all files: ``python tests/hard/fuzzing/run.py``, see ``--help``.
+
+Each parser runs in a process of its own. atheris guides the mutations by the coverage of hgsp where it is installed;
+without it they are drawn from a seed alone. An input is fine if it is accepted, or refused with an InputError.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+
+OUTPUT = ROOT / "build" / "hard"
+#: Seconds that a process may need beyond its share: for its imports and its seeds.
+STARTUP_S = 240
+
+
+def main() -> int:
+    """Run the parsers side by side, print and write their counts; exit code 1 if any failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parsers", nargs="*", help="names of targets; all by default")
+    parser.add_argument("--seconds", type=float, default=85, help="at most, for each parser")
+    parser.add_argument("--share", type=float, default=1.0, help="share of each parser's executions")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at once")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        fuzz(options.child, options)
+        return 0
+    from hard.fuzzing.targets import BY_NAME
+
+    names = options.parsers or list(BY_NAME)
+    (OUTPUT / "fuzz").mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        counts = dict(zip(names, pool.map(lambda name: in_process(name, options), names), strict=True))
+    file = OUTPUT / "fuzz.json"
+    before = json.loads(file.read_text()) if file.exists() and options.parsers else {}
+    file.write_text(json.dumps(before | counts, indent=2) + "\n")
+    for line in table_of(counts):
+        print(line)
+    return int(any(found["failures"] for found in counts.values()))
+
+
+def table_of(counts: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the table of counts, and the failures below it."""
+    yield f"{'parser':16} {'executions':>10} {'accepted':>9} {'refused':>9} {'failures':>8}  guided"
+    for name, found in counts.items():
+        numbers = f"{found['executions']:10,} {found['accepted']:9,} {found['refused']:9,} {len(found['failures']):8}"
+        yield f"{name:16} {numbers}  {found['guided']}"
+    for name, found in counts.items():
+        for failure in found["failures"]:
+            yield f"{name}: {failure['count']} x {failure['error']}"
+
+
+def in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Fuzz one parser in a process; one that hangs outside Python, or dies, is a failure with its last input."""
+    file = OUTPUT / "fuzz" / f"{name.replace(' ', '_')}.json"
+    file.unlink(missing_ok=True)
+    flags = ["--child", name, "--seconds", str(options.seconds), "--share", str(options.share)]
+    command = [sys.executable, __file__, *flags, "--seed", str(options.seed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    with (OUTPUT / "fuzz" / f"{file.stem}.log").open("w") as log:
+        try:
+            code: int | None = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT, check=False,
+                timeout=options.seconds + STARTUP_S,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            code = None
+    counts: dict[str, Any] = (
+        json.loads(file.read_text()) if file.exists() else dict.fromkeys(("accepted", "refused"), 0)
+    )
+    counts = {"executions": 0, "failures": [], "guided": False} | counts
+    if code != 0:
+        error = "hung outside Python" if code is None else f"the process ended with {code}"
+        counts["failures"].append({"error": f"{error}, see {file.stem}.log", "count": 1, "input": f"{file.stem}.last"})
+    return counts
+
+
+def fuzz(name: str, options: argparse.Namespace) -> None:
+    """Run one parser in this process until its executions or seconds are spent, and end the process."""
+    if importlib.util.find_spec("atheris"):
+        import atheris
+
+        with atheris.instrument_imports(include=["hgsp"]):
+            pass
+    from hard.fuzzing.executions import Executions
+    from hard.fuzzing.targets import BY_NAME
+
+    target = BY_NAME[name]
+    scratch = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        seeds, run = target.prepare(Path(folder))
+        limit = int(target.executions * options.share)
+        output = OUTPUT / "fuzz" / f"{name.replace(' ', '_')}.json"
+        executions = Executions(run, output, limit, time.monotonic() + options.seconds)
+        for seed in seeds:
+            executions.one(seed)
+        if importlib.util.find_spec("atheris"):
+            executions.guided = True
+            guided(target.mutate, seeds, executions, Path(folder), options.seed)
+        random = Random(options.seed)
+        corpus = list(seeds)
+        while True:
+            content = target.mutate(random, random.choice(corpus))
+            executions.one(content)
+            if len(corpus) < 200 and random.random() < 0.01:
+                corpus.append(content)  # mutations of mutations
+
+
+def guided(mutation: Any, seeds: Any, executions: Any, folder: Path, seed: int) -> None:
+    """Let libFuzzer choose inputs by coverage and change them by our mutations; it never returns."""
+    import atheris
+
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number, content in enumerate(seeds):
+        (corpus / str(number)).write_bytes(content)
+
+    def custom(content: bytes, _max_size: int, number: int) -> bytes:
+        return mutation(Random(number), content)
+
+    longest = 4 * max(map(len, seeds)) + 4096
+    flags = [f"-seed={seed + 1}", f"-max_len={longest}", "-timeout=0", "-rss_limit_mb=0", "-verbosity=0", "-runs=-1"]
+    atheris.Setup([sys.argv[0], *flags, str(corpus)], executions.one, custom_mutator=custom)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
