@@ -17,7 +17,7 @@ from hgsp.data.template_process import MAX_CHARACTERS, MAX_MEMORY, MAX_SECONDS
 from hgsp.errors import InputError
 
 #: Seconds in which the process of the templates must start.
-_MAX_START = 120
+_MAX_START = 600
 #: Templates print today's date with this function.
 _DATE = "strftime_now"
 
