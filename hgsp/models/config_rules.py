@@ -172,9 +172,10 @@ def _check_layers(raw: Mapping[str, Any], place: str) -> None:
         return
     if not isinstance(per_layer, dict):
         raise wrong_setting(place, "per_layer_config", "an object", per_layer)
-    layers = {str(index) for index in range(raw.get("num_hidden_layers") or MAX_LAYERS)}
+    layers = range(raw.get("num_hidden_layers") or MAX_LAYERS)
     for index, sizes in per_layer.items():
-        if str(index) not in layers:
+        number = str(index)  # padded with zeros where there are ten layers or more
+        if not (number.isascii() and number.isdigit() and int(number[:9]) in layers):
             raise wrong_setting(place, "per_layer_config", f"layers from 0 to {len(layers) - 1}", index)
         if not isinstance(sizes, dict):
             raise wrong_setting(place, f"per_layer_config.{index}", "an object", sizes)

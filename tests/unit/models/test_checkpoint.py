@@ -350,6 +350,14 @@ def test_layers_of_one_shape_need_neither_our_class_nor_our_file(make, tokenizer
     assert torch.equal(load_pruned(folder / BIN_NAME)(tokens).logits, pruned(tokens).logits)
 
 
+def test_ten_layers_or_more_have_numbers_padded_with_zeros(make, tokenizer, folder, tokens):
+    model = make("llama-8q4kv", num_hidden_layers=11)
+    pruned = apply_plan(model, mixed_plan(model))
+    save_pruned(pruned, tokenizer, folder, with_bin=False)
+    assert "00" in json.loads((folder / "config.json").read_text())["per_layer_config"]
+    assert torch.equal(load_pruned(folder)(tokens).logits, pruned(tokens).logits)
+
+
 def test_layers_of_several_shapes_say_how_to_load_them(write, folder):
     write()
     config = json.loads((folder / "config.json").read_text())
