@@ -176,6 +176,6 @@ def stored_dtype(name: str | Path, configured: torch.dtype | None) -> torch.dtyp
         tensors = [(tensor.dtype, prod(tensor.shape)) for tensor in _stored_in(name).values()]
     counts: Counter[torch.dtype] = Counter()
     for dtype, num_values in tensors:
-        if dtype in FLOATING.values():
+        if dtype is not None and dtype in FLOATING.values():
             counts[dtype] += num_values
     return counts.most_common(1)[0][0] if counts else torch.float32

@@ -158,7 +158,7 @@ class PrunePlan:
         for kind in self._kinds:
             sizes = [(keep.shape.size_of(kind.name), dense.size_of(kind.name)) for keep, dense in pairs]
             shares = {index: _share(*size) for index, size in enumerate(sizes) if size[1] or kind in DENSE_KINDS}
-            axes.plot(shares.keys(), shares.values(), marker="o", label=kind.label)
+            axes.plot(list(shares), list(shares.values()), marker="o", label=kind.label)
         axes.set(xlabel="layer", ylabel="kept", ylim=(0, 1.05), title=repr(self))
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.legend()

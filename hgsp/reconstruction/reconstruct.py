@@ -227,8 +227,8 @@ def _reconstruct_block(
     fits = [ModuleFit(index, OUTPUT_PROJECTIONS[kind], ridge, *errors, changed=ridge is not None)]
     if seed is not None:
         before, after = fit_block(streams.mlp_branch(pruned), streams.mlp_batches(pruned), seed)
-        relative = [relative_norm(found.energy, streams.mlp_energy) for found in (before, after)]
-        fits.append(ModuleFit(index, block, None, *relative, changed=after is not before))
+        worse, better = (relative_norm(found.energy, streams.mlp_energy) for found in (before, after))
+        fits.append(ModuleFit(index, block, None, worse, better, changed=after is not before))
         if fits[-1].changed:
             streams.drop_inputs()
     streams.pass_pruned(kind, pruned, projection)

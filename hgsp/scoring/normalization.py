@@ -19,7 +19,7 @@ from hgsp.scoring.groups import Floats
 LayerImportance = Mapping[str, Floats]
 
 
-def kinds_in(importance: LayerImportance) -> list[str]:
+def kinds_in(importance: Mapping[str, object]) -> list[str]:
     """Return the kinds of the groups of one layer: of its attention, and of its MLP."""
     return [kind for kind in KIND_NAMED if kind in importance]
 
