@@ -14,7 +14,8 @@ DENSE = ((8, 14336), (8, 14336))
 def source_of(shapes=DENSE, family="llama", **config):
     """A source of layers given as (KV groups, MLP width); config.json is LLaMA-3-8B's unless it is changed."""
     shapes = tuple(LayerShape(*shape) for shape in shapes)
-    model_type = family if len(set(shapes)) == 1 and 0 not in (*shapes[0].__dict__.values(),) else f"hgsp_{family}"
+    is_uniform = len(set(shapes)) == 1 and min(shapes[0].num_kv_groups, shapes[0].mlp_width) > 0
+    model_type = family if is_uniform else f"hgsp_{family}"
     settings = {
         "model_type": model_type,
         "hidden_size": 4096,

@@ -157,7 +157,7 @@ def test_attention_that_the_family_lacks_is_refused(saved, name, changes, messag
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        ({"model_type": "mixtral", "num_local_experts": 8}, "(mixture of experts)"),
+        ({"model_type": "phimoe", "num_local_experts": 8}, "(mixture of experts)"),
         ({"model_type": "gemma3n_text", "num_kv_shared_layers": 15}, "the last 15 layers read keys and values of"),
         (
             {"model_type": "gemma3n", "text_config": {"num_kv_shared_layers": 15}},
