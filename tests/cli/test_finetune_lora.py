@@ -128,6 +128,7 @@ def test_everything_is_there_and_nothing_else_is_left(result):
         "logs/training.log",
         "run.yaml",
         "README.md",
+        "checksums.sha256",
     }
     assert files_in(result) == expected
     assert [path.name for path in result.parent.iterdir()] == ["out"]
