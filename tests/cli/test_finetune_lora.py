@@ -390,14 +390,19 @@ def test_a_run_whose_inputs_changed_is_not_resumed(
     assert (tmp_path / "out.training").is_dir()
 
 
-@pytest.mark.parametrize("content", ['{"evaluation": ', "[]", '{"asked_ratio": 0.2}'])
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [('{"evaluation": ', "Expecting value"), ("[]", "an object"), ('{"asked_ratio": 0.2}', "base_model must be there")],
+)
 def test_a_damaged_report_beside_the_model_is_refused_before_training(
-    content, finetune, pruned_model, tmp_path, capsys
+    content, got, finetune, pruned_model, tmp_path, capsys
 ):
     model = pruned_model()
     (model / "pruning_analysis.json").write_text(content)
     assert finetune(tmp_path / "out", model=model) == 2
-    assert "pruning_analysis.json, which is damaged" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "pruning_analysis.json (" in error
+    assert got in error
     assert not list(tmp_path.iterdir())
 
 

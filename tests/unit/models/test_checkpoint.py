@@ -277,7 +277,7 @@ def test_a_bin_puts_tokenizer_files_nowhere_else(write, folder, tmp_path, monkey
     torch.save(content, folder / BIN_NAME)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    with pytest.raises(InputError, match="tokenizer_files has '.*escaped.json', which is no name"):
+    with pytest.raises(InputError, match=r"tokenizer_files has '.*escaped\.json', which is no name"):
         load_tokenizer_of(folder / BIN_NAME)
     assert not list(tmp_path.rglob("escaped.json"))
 
