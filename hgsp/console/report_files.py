@@ -138,7 +138,7 @@ class _Versioned(TypedDict):
     schema_version: Literal[1]
 
 
-class _Common(_Versioned, total=False):
+class _Common(TypedDict, total=False):
     command: str
     environment: dict[str, Any]
     warnings: list[str]
@@ -166,13 +166,10 @@ class HeldOutLoss(TypedDict):
     kept: float
 
 
-class _OfRecovery(_Common):
+class RecoverySection(_Common, total=False):
+    """The section ``recovery`` of a pruning report."""
+
     pruned_model: str
-
-
-class RecoveryReport(_OfRecovery, total=False):
-    """``recovery_analysis.json``, and the section ``recovery`` of a pruning report."""
-
     method: Literal["lora", "full"]
     distilled_from: str | None
     data: TrainingData
@@ -182,7 +179,11 @@ class RecoveryReport(_OfRecovery, total=False):
     held_out_loss: HeldOutLoss | None
 
 
-class _OfPruning(_Common):
+class RecoveryReport(_Versioned, RecoverySection):
+    """``recovery_analysis.json``."""
+
+
+class _OfPruning(_Versioned, _Common):
     base_model: str
     reached_ratio: float
 
@@ -208,7 +209,7 @@ class PruningReport(_OfPruning, total=False):
     whole_blocks: WholeBlocks | None
     reconstruction: ReconstructionReport | None
     speed: Speed | None
-    recovery: RecoveryReport
+    recovery: RecoverySection
 
 
 class MetricEntry(TypedDict, total=False):
@@ -255,17 +256,14 @@ class ModelEntry(TypedDict):
     path: str
 
 
-class _OfEvaluation(_Versioned):
-    models: dict[Annotated[str, OneOf(ROLES)], ModelEntry]
-
-
-class EvaluationReport(_OfEvaluation, total=False):
+class EvaluationReport(_Versioned, total=False):
     """``results.json``, as reports read it; ``hgsp.evaluation.results`` adds to it, and is stricter."""
 
     command: str
     environment: dict[str, Any]
     warnings: list[str]
     collapsed: bool | None
+    models: dict[Annotated[str, OneOf(ROLES)], ModelEntry]
     results: list[ResultEntry]
 
 

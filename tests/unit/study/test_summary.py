@@ -81,7 +81,9 @@ def write(tmp_path):
             (folder / "recovery_analysis.json").write_text(json.dumps(recovery))
         if evaluation is not None:
             (folder / "evaluation").mkdir()
-            (folder / "evaluation" / "results.json").write_text(json.dumps({"results": evaluation}))
+            (folder / "evaluation" / "results.json").write_text(
+                json.dumps({"schema_version": 1, "results": evaluation})
+            )
         if table is not None:
             (folder / "global_group_table.csv").write_text(table)
         return folder
