@@ -17,7 +17,7 @@ Report = TypeVar("Report")
 _Index = Annotated[int, Between(0, 10**5)]
 
 
-class Measured(TypedDict):
+class Measured(TypedDict, total=False):
     """A perplexity with the protocol that comparisons need."""
 
     ppl: Annotated[float, Above(0)]
@@ -30,7 +30,7 @@ class Measured(TypedDict):
     sha256: str
 
 
-class Calibration(TypedDict):
+class Calibration(TypedDict, total=False):
     """A text that was read for scores or for a reconstruction."""
 
     source: str
@@ -79,7 +79,7 @@ class Scoring(TypedDict, total=False):
     calibration: Calibration | None
 
 
-class Search(TypedDict):
+class Search(TypedDict, total=False):
     """The steps of the budget search, divergences in nats per token."""
 
     kl_before: float
@@ -87,21 +87,21 @@ class Search(TypedDict):
     kl_of_steps: list[float]
 
 
-class EmptiedBlock(TypedDict):
+class EmptiedBlock(TypedDict, total=False):
     """A block that the search removed whole."""
 
     layer: _Index
     kind: str
 
 
-class WholeBlocks(TypedDict):
+class WholeBlocks(TypedDict, total=False):
     """Candidates with emptied blocks."""
 
     emptied: list[EmptiedBlock]
     kl_by_emptied_blocks: dict[int, float]
 
 
-class ModuleReport(TypedDict):
+class ModuleReport(TypedDict, total=False):
     """The fit of one module."""
 
     layer: _Index
@@ -111,7 +111,7 @@ class ModuleReport(TypedDict):
     error_after: NonNegative | None
 
 
-class ReconstructionReport(TypedDict):
+class ReconstructionReport(TypedDict, total=False):
     """A reconstruction."""
 
     method: str
@@ -119,7 +119,7 @@ class ReconstructionReport(TypedDict):
     modules: list[ModuleReport]
 
 
-class VerdictReport(TypedDict):
+class VerdictReport(TypedDict, total=False):
     """The verdict on a model."""
 
     name: str

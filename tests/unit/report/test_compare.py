@@ -17,7 +17,7 @@ def results(tmp_path):
     other = {"before": {"c4": reports.ppl(9.0, seq_len=128)}, "after": {"c4": reports.ppl(11.0, seq_len=128)}}
     write = reports.write_files
     return [
-        write(made(tmp_path, "a/p20"), pruning=reports.pruning(verdict="usable: it is")),
+        write(made(tmp_path, "a/p20"), pruning=reports.pruning(verdict={"name": "usable", "reason": "it is"})),
         write(made(tmp_path, "b/p20"), pruning=reports.pruning(evaluation=changed), evaluation=reports.evaluation()),
         write(made(tmp_path, "b/p30"), table=False, pruning=reports.pruning(evaluation=other)),
         write(

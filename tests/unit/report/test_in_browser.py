@@ -51,7 +51,7 @@ def pages(tmp_path_factory):
     """The pages of a result with everything, and of a comparison."""
     folder, both = tmp_path_factory.mktemp("result"), tmp_path_factory.mktemp("both")
     recovery = reports.recovery()
-    content = reports.pruning(recovery=recovery, verdict="needs recovery: perplexity x1.50")
+    content = reports.pruning(recovery=recovery, verdict={"name": "needs recovery", "reason": "perplexity x1.50"})
     reports.write_files(folder, losses=True, pruning=content, recovery=recovery, evaluation=reports.evaluation())
     page.write_report(folder)
     page.write_page(compare.comparison_of([read_sources(folder)] * 3), both)

@@ -108,7 +108,12 @@ def test_hostile_names_and_samples_inject_nothing(tmp_path):
     samples = {"before": HOSTILE, "after": "```\n" + HOSTILE, "prompts": []}
     evaluated = {stage: {HOSTILE: reports.ppl(value)} for stage, value in (("before", 1.0), ("after", 2.0))}
     content = reports.pruning(
-        base_model=HOSTILE, command=HOSTILE, samples=samples, warnings=[HOSTILE], verdict=HOSTILE, evaluation=evaluated
+        base_model=HOSTILE,
+        command=HOSTILE,
+        samples=samples,
+        warnings=[HOSTILE],
+        verdict={"name": HOSTILE, "reason": HOSTILE},
+        evaluation=evaluated,
     )
     folder = reports.write_files(tmp_path, pruning=content)
     found = page_of(folder)
@@ -163,7 +168,6 @@ def test_a_model_with_many_heads_has_bars_for_its_layers(tmp_path):
     ("changes", "verdict"),
     [
         ({}, None),
-        ({"verdict": "usable as it is"}, "usable as it is"),
         ({"verdict": {"name": "needs recovery", "reason": "PPL x2"}}, "needs recovery: PPL x2"),
         ({"collapsed": True}, "collapsed: perplexity grew so much that the model is useless as it is"),
     ],
@@ -175,9 +179,9 @@ def test_the_verdict_is_shown_where_there_is_one(tmp_path, changes, verdict):
 
 
 def test_the_verdict_is_that_of_the_last_step(tmp_path):
-    recovery = reports.recovery(verdict="usable as it is")
-    content = reports.pruning(verdict="needs recovery", recovery=recovery)
-    assert overview.verdict_of(read_sources(reports.write_files(tmp_path, pruning=content))) == "usable as it is"
+    recovery = reports.recovery(verdict={"name": "usable as it is", "reason": "r"})
+    content = reports.pruning(verdict={"name": "needs recovery", "reason": "r"}, recovery=recovery)
+    assert overview.verdict_of(read_sources(reports.write_files(tmp_path, pruning=content))) == "usable as it is: r"
 
 
 def test_the_scores_show_the_threshold_and_where_all_are_equal_nothing(tmp_path):
