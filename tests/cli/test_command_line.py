@@ -287,7 +287,8 @@ def test_a_study_reads_the_settings_of_finished_cells_however_they_were_started(
     cell = Cell("model", "owner/base", 20)
     arguments = cell.arguments(str(tmp_path), ["--nsamples", "3"], None)
     cell.folder(str(tmp_path)).mkdir(parents=True)
-    report = {"command": shlex.join([*program.split(), *arguments]), "importance_method": "taylor"}
+    report = {"schema_version": 1, "base_model": "owner/base", "reached_ratio": 0.2, "importance_method": "taylor"}
+    report["command"] = shlex.join([*program.split(), *arguments])
     (cell.folder(str(tmp_path)) / "pruning_analysis.json").write_text(json.dumps(report))
     assert differences(cell, settings_of(arguments)) == []
     other = cell.arguments(str(tmp_path), ["--nsamples", "4"], None)

@@ -507,6 +507,7 @@ def test_the_pruning_report_gains_a_recovery_section(finetune, pruned_model, tmp
     model = pruned_model()
     report = dict.fromkeys(("reached_ratio", "reached_ratio_decoder"), 0.2)
     report |= {
+        "schema_version": 1,
         "command": "hgsp prune",
         "asked_ratio": 0.2,
         "base_model": "owner/dense",
@@ -538,7 +539,7 @@ REFUSED = {
     "cache alone": (["--distill_cache", "--distill_top_k", "5"], "--distill_from"),
     "cache of all": (["--distill_cache", "--distill_from", "x"], "--distill_top_k"),
     "weight": (["--distill_from", "x", "--distill_weight", "0"], "--distill_weight"),
-    "teacher in a .gguf": (["--distill_from", "x.gguf", "--distill_offload"], "--distill_from"),
+    "teacher in a .gguf": (["--distill_from", "x.gguf", "--distill_offload"], "x.gguf"),
     "long sequences": (["--cutoff_len", "513"], "--cutoff_len of at most 512"),
     "long windows": (["--eval_seq_len", "513"], "--eval_seq_len of at most 512"),
     "nothing to resume": (["--resume"], "--resume"),
