@@ -74,7 +74,8 @@ def refuse_missing(name: str) -> None:
         InputError: no model has that name, or it is a folder without weights.
     """
     refuse_no_model(name)
-    if is_folder(name) and not any(file.name.endswith(WEIGHTS) for file in Path(name).iterdir()):
+    found = (*WEIGHTS, ".index.json")  # what an index names is checked when it is read
+    if is_folder(name) and not any(file.name.endswith(found) for file in Path(name).iterdir()):
         raise InputError(
             expected=f"weights in '{name}' ({', '.join(WEIGHTS)})",
             got="none",

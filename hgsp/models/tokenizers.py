@@ -74,6 +74,8 @@ def read_tokenizer(place: str, name: str, **revision: str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **revision)
         if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):  # made from config.json alone
             raise ValueError("an empty vocabulary: tokenizer files are missing")
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length!r:.50}, which is no number")
     templates = tokenizer.chat_template
     if isinstance(templates, dict):  # each is saved as a file of its name
         _refuse_paths(templates, f"chat templates of '{name}'")
