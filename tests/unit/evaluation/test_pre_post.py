@@ -144,7 +144,8 @@ def test_a_sample_is_greedy_whatever_the_generation_defaults_of_the_folder(name,
 def test_a_sample_still_ends_where_the_folder_ends_texts(make, tokenizer):
     model = make("llama-8q4kv")
     (text,) = greedy_continuations(model, tokenizer, [[97]], 8)
-    model.generation_config.eos_token_id = [257, tokenizer(text)["input_ids"][2]]
+    generated = model.generate(torch.tensor([[97]]), max_new_tokens=8, do_sample=False)[0, 1:]
+    model.generation_config.eos_token_id = [257, int(generated[2])]
     (shorter,) = greedy_continuations(model, tokenizer, [[97]], 8)
     assert len(shorter) < len(text)
     assert text.startswith(shorter)
