@@ -19,8 +19,8 @@ HEAD = ("model_type", "models", "removes", "refits", "trains", "exports", "teste
 ON_SCREEN = ("model_type", "removes", "exports", "tested on")
 NOTE = """
 All are scored with every method, refitted (--reconstruct), searched, trained
-(hgsp finetune) and read layer by layer (--offload). Sliding windows leave the
-export "stock" alone; `hgsp doctor DIR` judges a model."""
+(hgsp finetune) and read layer by layer (--offload). Models whose layers have
+sliding windows can be exported to "stock" only; `hgsp doctor DIR` judges one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ def test_every_family_has_a_line(capsys):
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    assert [line.split()[0] for line in lines if line[:1].strip() and line[0].islower()] == ["model_type", *FAMILIES]
+    table = lines[: lines.index("")]
+    assert [line.split()[0] for line in table if line[:1].strip()] == ["model_type", *FAMILIES]
 
 
 def test_the_table_says_what_a_family_has_no_place_for(capsys):
