@@ -7,12 +7,15 @@ import re
 import shutil
 import tempfile
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 from hgsp.console.disk import check_free_space
 from hgsp.environment import lock_of, remove_abandoned
 
 PREFIX, SUFFIX = ".hgsp-", ".scratch"
+#: Suffix where there are no locks: nobody can tell whether the process lives, so nobody may remove the folder.
+UNLOCKED = ".unlocked"
 #: Bytes of a log and a tokenizer, twice.
 TEMPORARY_BYTES = 40_000_000
 _ABANDONED = re.compile(rf"{re.escape(PREFIX)}\w{{8}}{re.escape(SUFFIX)}")
@@ -21,7 +24,8 @@ _ABANDONED = re.compile(rf"{re.escape(PREFIX)}\w{{8}}{re.escape(SUFFIX)}")
 class ScratchFolder:
     """A temporary folder, removed by ``close``, at the end of a ``with`` block, or when Python ends.
 
-    It is locked while its process lives. Every new one removes those of dead processes beside it.
+    It is locked while its process lives. Every new one removes those of dead processes beside it; where there are no
+    locks (Windows, some network drives), those stay.
 
     Args:
         parent: created if missing; None is the system's folder for temporary files.
@@ -51,7 +55,10 @@ def _made_in(parent: Path) -> tuple[Path, int | None]:
     while True:
         path = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=parent))
         lock = lock_of(path, wait=True)
-        if path.exists():
+        with suppress(FileNotFoundError):
+            if lock is None:
+                return path.rename(path.with_suffix(UNLOCKED)), None
+            path.stat()
             return path, lock
         if lock is not None:
             os.close(lock)

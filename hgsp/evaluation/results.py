@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -101,6 +101,7 @@ class Results:
     results: list[TaskResult] = field(default_factory=list)
     _entered: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
     _added: list[TaskResult] = field(default_factory=list, repr=False)
+    _dropped: list[Callable[[TaskResult], bool]] = field(default_factory=list, repr=False)
     _written: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
@@ -157,6 +158,11 @@ class Results:
         self.results.append(result)
         self._added.append(result)
 
+    def drop(self, superseded: Callable[[TaskResult], bool]) -> None:
+        """Drop the results that new ones supersede, here and in the file."""
+        self._dropped.append(superseded)
+        self.results = [item for item in self.results if not superseded(item)]
+
     def merge(self) -> None:
         """Take over the results that other evaluations have written since; those added here replace equal ones.
 
@@ -173,6 +179,8 @@ class Results:
                     remedy="repeat this one with another --output; its results so far are replaced",
                 )
             current.enter(role, **model)
+        for superseded in self._dropped:
+            current.drop(superseded)
         for result in self._added:
             current.add(result)
         self.models, self.results = current.models, current.results

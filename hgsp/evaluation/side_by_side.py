@@ -37,9 +37,6 @@ def run_efficiency(runner: Runner, models: Sequence[ModelUnderTest], config: Eva
     if not config.rerun and all(results.done(role, result.key) is not None for role, result in blank.items()):
         LOG.info("efficiency: measured before beside the same models; --rerun measures again")
         return
-    kept = [
-        item for item in results.results if item.task != EFFICIENCY or not _equal_except_models(item.request, request)
-    ]
     start = time.perf_counter()
     try:
         measured = _load_and_measure(models, workload, config.dtype, device)
@@ -49,7 +46,7 @@ def run_efficiency(runner: Runner, models: Sequence[ModelUnderTest], config: Eva
         return
     finally:
         release_memory()
-    results.results = kept
+    results.drop(lambda item: item.task == EFFICIENCY and _beside_others(item.request, request))
     for model in models:
         runner.record(done(blank[model.role], measured[model.identity], time.perf_counter() - start))
 
@@ -136,5 +133,6 @@ def efficiency_request(
     }
 
 
-def _equal_except_models(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return not old or {**old, "side_by_side": None} == {**new, "side_by_side": None}
+def _beside_others(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Return whether two requests differ in the models of the run alone; one that was never made has no content."""
+    return not old or (old != new and {**old, "side_by_side": None} == {**new, "side_by_side": None})

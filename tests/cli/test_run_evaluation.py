@@ -11,6 +11,7 @@ import hgsp.evaluation.jobs
 import hgsp.evaluation.metrics.efficiency
 from conftest import make_tiny
 from evaluating import no_weights, statuses, stored
+from reports import CALIBRATION, pruning
 
 
 def test_results_lie_under_the_models_folder_and_in_the_terminal(evaluate, pruned, dense, capsys):
@@ -175,7 +176,9 @@ def test_a_task_that_fails_while_running_keeps_the_others(evaluate, pruned, monk
 def test_a_failure_of_an_earlier_run_does_not_fail_this_one(evaluate, saved, make):
     large = make("llama-8q4kv")
     with torch.no_grad():
-        large.model.embed_tokens.weight.mul_(1e7)  # the norms undo it, float16 cannot hold it
+        mlp = large.model.layers[0].mlp
+        mlp.up_proj.weight.mul_(1e5)  # down_proj undoes it; float16 holds the weights, but not their outputs
+        mlp.down_proj.weight.div_(1e5)
     folder = saved(large, "large")
     for dtype, code in (("float16", 1), ("float32", 0), ("float32", 0), ("float16", 1)):
         assert evaluate(folder, "--tasks", "wikitext", "--dtype", dtype) == code
@@ -210,7 +213,7 @@ def test_interrupting_keeps_what_is_done(evaluate, pruned, monkeypatch):
 def test_nan_logits_fail_the_task_and_never_become_a_number(evaluate, saved, make, dense):
     broken = make("llama-8q4kv")
     with torch.no_grad():
-        broken.lm_head.weight[5] = torch.nan
+        broken.model.norm.weight.fill_(torch.finfo(torch.float32).max)  # finite, as weights must be
     folder = saved(broken, "broken")
     assert evaluate(folder, "--base_model", dense, "--compare", "--tasks", "wikitext,piqa,lambada") == 1
     content = stored(folder / "evaluation")
@@ -245,7 +248,9 @@ def test_a_collapsed_model_is_called_so_loudly(evaluate, saved, make, dense, cap
 
 def test_calibrating_on_the_evaluated_corpus_is_said(evaluate, pruned, capsys):
     source = "wikitext2, wikitext-2-raw-v1/train (head), wiki.train.head.raw"
-    (pruned / "pruning_analysis.json").write_text(json.dumps({"scoring": {"calibration": {"source": source}}}))
+    (pruned / "pruning_analysis.json").write_text(
+        json.dumps(pruning(scoring={**pruning()["scoring"], "calibration": {**CALIBRATION, "source": source}}))
+    )
     assert evaluate(pruned, "--tasks", "wikitext,c4") == 0
     (warning,) = stored(pruned / "evaluation")["warnings"]
     assert "wikitext-2-raw-v1/train (head)" in warning
