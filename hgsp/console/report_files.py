@@ -21,6 +21,7 @@ class Measured(TypedDict, total=False):
     """A perplexity with the protocol that comparisons need."""
 
     ppl: Annotated[float, Above(0)]
+    stderr: NonNegative | None
     tokens: Count
     windows: Count
     seq_len: Count

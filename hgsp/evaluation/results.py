@@ -20,6 +20,7 @@ from hgsp.console.report_schema import DONE, EVALUATION_RESULTS, EVALUATION_SCHE
 from hgsp.console.schemas import Count, NonNegative, OneOf, Stored
 from hgsp.environment import write_json
 from hgsp.errors import InputError, NumericalError
+from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT
 from hgsp.evaluation.tasks import is_text
 from hgsp.models.hub import with_revision
 from hgsp.models.identity import files_sha256
@@ -117,8 +118,9 @@ class Results:
         content = read_json_file(path, _ResultsFile, f"{path} to be absent or written by this version", _REMEDY)
         results = [replace(item, task=_found(item.task, folder)) for item in content["results"]]
         for item in results:
-            if item.status == DONE and is_text(item.task) and TOKEN_PPL not in item.by_name:
-                raise InputError(expected=f"a {TOKEN_PPL} of {item.task} in {path}", got="none", remedy=_REMEDY)
+            needed = TOKEN_PPL if is_text(item.task) else "acc" if item.task in ZERO_SHOT else None
+            if item.status == DONE and needed and needed not in item.by_name:
+                raise InputError(expected=f"a {needed} of {item.task} in {path}", got="none", remedy=_REMEDY)
         models = {
             role: {"path": _found(model["path"], folder), "identity": model["identity"]}
             for role, model in content["models"].items()

@@ -35,7 +35,7 @@ def commands(saved, make, tmp_path):
         "prune and finetune": lambda data: run_global_pruning.main(
             [*prune, *ratio, *PRUNE, "--dataset", "builtin", "--finetune", "--finetune_data_path", data]
         ),
-        "score": lambda data: score.main([*prune, *PRUNE[:8], "--dataset", data]),
+        "score": lambda data: score.main(["--base_model", dense, "--output", out, *PRUNE[:8], "--dataset", data]),
         "finetune": lambda data: finetune_lora.main([*tune, *FINETUNE, "--data_path", data]),
         "distil": lambda data: finetune_lora.main([*tune, *FINETUNE, "--distill_from", dense, "--data_path", data]),
         "evaluate": lambda data: run_evaluation.main(["--model_path", dense, "--tasks", data, "--output", out]),

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import TrainerState
 
 from conftest import make_tiny, make_tokenizer
+from gguf_tokenizers import VOCAB_SIZE, byte_level
 from hgsp.console.state_files import write_state
 from hgsp.costs.latency import BlockTimings, LatencyTable, Workload
 from hgsp.evaluation.results import Metric, Results, TaskResult
@@ -133,7 +134,7 @@ def tables(folder: Path) -> list[bytes]:
 def latency(folder: Path) -> bytes:
     timings = BlockTimings(0.1, (0.2, 0.3), {1: (0.1, 0.2), 8: (0.1,)}, 0.01)
     workloads = [Workload("decode", batch, context) for batch in (1, 4) for context in (16, 64)]
-    widths = {1: (1, 15), 8: (8,)}
+    widths = {1: (1, 16), 8: (8,)}
     settings = ("tiny", 32, 8, 2, "a CPU", "float32", "cpu", (1, 4), widths)
     LatencyTable(*settings, dict.fromkeys(workloads, timings), {"torch": "2"}).write(folder / "latency.json")
     return (folder / "latency.json").read_bytes()
@@ -143,14 +144,15 @@ def rows() -> list[dict[str, Any]]:
     messages = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."}]
     return [
         {"instruction": "Add", "input": "1 and 2", "output": "3"},
-        {"messages": messages},
-        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
-        {"prompt": "A", "completion": "B"},
+        {"instruction": "Go on", "output": "B", "system": "Be short.", "history": [["Begin", "A"]]},
+        {"messages": messages, "system": "Be short.", "tools": [{"type": "function", "function": {"name": "add"}}]},
         {"text": "Once upon a time."},
     ]
 
 
 def gguf(folder: Path) -> bytes:
-    written = export(pruned_folder(folder / "pruned"), "gguf", folder / "gguf", gguf_type="f32", self_check=False)
+    make_tiny(GEOMETRY, **SMALL, vocab_size=VOCAB_SIZE).save_pretrained(folder / "dense")
+    byte_level("smollm").save_pretrained(folder / "dense")
+    written = export(folder / "dense", "gguf", folder / "gguf", gguf_type="f32", self_check=False)
     (file,) = written.folder.glob("*.gguf")
     return file.read_bytes()

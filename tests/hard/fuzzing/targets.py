@@ -234,9 +234,7 @@ def _rows(suffix: str, seed: bytes) -> Callable[[Path], tuple[Sequence[bytes], R
 
 
 def _settings(folder: Path) -> tuple[Sequence[bytes], Run]:
-    text = (
-        b"base_model: tiny\npruning_ratio: 0.2\noverwrite: true\neval_tasks: [c4, ptb]\nseed: 7\nratios: [0.1, 0.2]\n"
-    )
+    text = b"base_model: tiny\npruning_ratio: 0.2\noverwrite: true\neval_tasks: c4,ptb\nseed: 7\nmin_kv_groups: 1\n"
     known = [*PruneConfig.__dataclass_fields__]
 
     def run(content: bytes) -> None:
@@ -253,10 +251,10 @@ def _command_line(folder: Path) -> tuple[Sequence[bytes], Run]:
         ["prune", "--base_model", "m", "--output_name", "n", "--pruning_ratio", "0.2", "--dataset", "c4"],
         ["finetune", "--pruned_model", "m", "--output_dir", "o", "--num_epochs", "2", "--learning_rate", "1e-4"],
         ["evaluate", "--model_path", "m", "--tasks", "c4,piqa", "--seq_len", "64"],
-        ["study", "--folder", "f", "--ratios", "0.1", "0.2"],
+        ["study", "--smoke", "--results_dir", "r", "--devices", "cpu,cpu"],
         ["export", "m", "--to", "gguf"],
-        ["profile", "m", "--batch_sizes", "1", "4"],
-        ["summarize", "a", "b", "--output", "c"],
+        ["profile", "m", "--output", "t.json", "--batch_sizes", "1", "4"],
+        ["summarize", ".", "/", "--output", "c"],
     )
 
     def run(content: bytes) -> None:

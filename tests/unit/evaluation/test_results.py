@@ -6,8 +6,8 @@ import os
 
 import huggingface_hub
 import pytest
-from transformers import AutoConfig
 
+import hgsp.evaluation.models
 from hgsp.console.report_schema import DENSE, DONE, FAILED, PRUNED
 from hgsp.errors import InputError, NumericalError
 from hgsp.evaluation.config import EvaluationConfig
@@ -147,7 +147,7 @@ def test_a_hub_model_is_identified_by_its_commit_from_the_first_run_on(make, tmp
         cached.touch()
         return make("llama-8q4kv").config
 
-    monkeypatch.setattr(AutoConfig, "from_pretrained", download)
+    monkeypatch.setattr(hgsp.evaluation.models, "config_of", download)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(cached) if cached.exists() else None)
     config = EvaluationConfig(model_path="some/model")
     identities = [model.identity for _ in range(2) for model in models_under_test(config)]
