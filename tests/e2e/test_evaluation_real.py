@@ -23,6 +23,7 @@ from hgsp.models.checkpoint import save_pruned
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.surgery import apply_plan
 from plans import plan_dropping
+from reports import CALIBRATION, pruning
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval", reason="the extra hgsp[eval] is not installed")
@@ -168,7 +169,8 @@ def test_the_full_table_of_dense_and_pruned(smollm, cut, data_dir, capsys):
     """One run reports both metrics, versions, batches 1 and 16 apart, and the device."""
     pruned = cut(0.3)
     source = "wikitext2, wikitext-2-raw-v1/train (head), wiki.train.head.raw"
-    (pruned / "pruning_analysis.json").write_text(json.dumps({"scoring": {"calibration": {"source": source}}}))
+    report = pruning(scoring={"calibration": {**CALIBRATION, "source": source}})
+    (pruned / "pruning_analysis.json").write_text(json.dumps(report))
     tasks = "wikitext,c4,lambada,zeroshot,efficiency"
     assert evaluate(pruned, data_dir, "--base_model", smollm, "--compare", "--tasks", tasks) == 0
     content = json.loads((pruned / "evaluation" / "results.json").read_text())
