@@ -189,7 +189,8 @@ def interrupt(world: World, name: str, number: int, after: float) -> list[str]:
     stage = STAGES[name]
     work = world.new_work(f"signal-{name}-{os.getpid()}", stage)
     ended = run(work, stage.arguments, stage.before, send=number, after=after)
-    problems = judged(ended) + faults_of(world, name, work)
+    # before a command begins and once it has ended, a signal ends the process as it ends any other
+    problems = ([] if ended.code == -number else judged(ended)) + faults_of(world, name, work)
     if ended.code == 1 and "interrupted" not in ended.errors:
         problems.append(f"no word of the interrupt: {ended.errors[-200:]}")
     hidden = [path.name for path in work.rglob(".*") if path.suffix in (".partial", ".replaced", ".scratch")]

@@ -66,6 +66,9 @@ def start(work: Path, action: Callable[[], int], stdout: int | None = None) -> t
         sys.stdout.flush()
     except SystemExit as stop:
         code = int(stop.code or 0)
+    except KeyboardInterrupt:  # outside the command, where Python ends by the signal
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
     finally:

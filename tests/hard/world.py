@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hard.forked import Ended, finish, run, start
+from hgsp.console.checksums import CHECKSUMS, read_checksums
+from hgsp.environment import file_sha256
 
 #: A label, and what to do; it returns everything that was wrong.
 Experiment = tuple[str, Callable[[], list[str]]]
@@ -175,8 +177,16 @@ def contents(place: Path) -> dict[str, str]:
     for path in files:
         name = path.relative_to(place).as_posix()
         stable = path.is_file() and not path.is_symlink() and not path.name.endswith(VOLATILE)
-        found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if stable else ""
+        found[name] = hashlib.sha256(_stable_part(path)).hexdigest() if stable else ""
     return found
+
+
+def _stable_part(path: Path) -> bytes:
+    """Return the content of a file, of checksums without those of files that are never the same."""
+    content = path.read_bytes()
+    if path.name != CHECKSUMS:
+        return content
+    return b"".join(line for line in content.splitlines(True) if not line.decode().rstrip().endswith(VOLATILE))
 
 
 def faults_of(world: World, name: str, work: Path) -> list[str]:
@@ -250,6 +260,10 @@ def _damaged(place: Path) -> list[str]:
             damaged.append(f"damaged: {key}")
         elif path.stat().st_size == 0:
             damaged.append(f"empty: {key}")
+        elif path.name == CHECKSUMS:
+            digests = (read_checksums(path.parent) or {}).items()
+            wrong = [name for name, digest in digests if file_sha256(path.parent / name) != digest]
+            damaged += [f"other checksums: {wrong[:4]}"] if wrong else []
     return damaged
 
 
