@@ -50,7 +50,7 @@ _MESSAGES = {
     "failed to map segment": errno.ENOMEM,
     "pytorchstreamwriter failed": errno.ENOSPC,  # torch.save does not pass on why a write failed
 }
-_MEMORY = ("out of memory", "can't allocate", "bad_alloc")
+_MEMORY = ("out of memory", "can't allocate", "bad_alloc", "could not create a primitive")  # the last is oneDNN's
 
 
 def run_guarded(

@@ -62,11 +62,12 @@ def start(work: Path, action: Callable[[], int], stdout: int | None = None) -> t
         os.close(reader)
         _become(work, writer, stdout)
         code = action()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python reports an interrupt of its own end on several lines
         atexit._run_exitfuncs()  # os._exit leaves them out
         sys.stdout.flush()
     except SystemExit as stop:
         code = int(stop.code or 0)
-    except KeyboardInterrupt:  # outside the command, where Python ends by the signal
+    except KeyboardInterrupt:  # before the command, where Python ends by the signal
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     except BaseException:  # noqa: BLE001

@@ -1,36 +1,23 @@
-"""A sample of the suites that `make test-hard` runs whole."""
+"""A sample of the suites that `make test-hard` runs whole, in a process that has computed nothing and can fork."""
 
+import json
 import os
-import signal
+import subprocess
+import sys
 
 import pytest
 
-from hard import faults, kills, rivals
-from hard.forked import import_everything
-from hard.world import make_world
-
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+from conftest import REPOSITORY
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    import_everything()
-    return make_world(tmp_path_factory.mktemp("hard"), ["overwrite", "score"])
-
-
-@pytest.mark.parametrize(("name", "number"), [("overwrite", 60), ("overwrite", 170), ("score", 24)])
-def test_killed_at_a_write(world, name, number):
-    assert kills.kill_at_write(world, name, number) == []
-
-
-def test_a_limit_on_file_sizes(world):
-    assert faults.disturb(world, "overwrite", faults.file_size(20_000)) == []
-
-
-def test_an_interrupt_and_a_closed_pipe(world):
-    assert faults.interrupt(world, "score", signal.SIGTERM, world.seconds["score"] / 2) == []
-    assert faults.close_stdout(world, "score") == []
-
-
-def test_two_at_once(world):
-    assert rivals.race(world, "score") == []
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_a_sample_of_disturbed_runs(tmp_path):
+    script, output = REPOSITORY / "benchmarks" / "reliability.py", tmp_path / "counts.json"
+    few = ["--stages", "overwrite", "score", "--writes", "9", "--moments", "3", "--signals", "3", "--minutes", "0.5"]
+    command = [sys.executable, script, *few, "--jobs", "1", "--output", output]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(output.read_text())["rows"]
+    assert sum(row["experiments"] for row in rows) > 4
+    assert sum(row["problems"] for row in rows) == 0
