@@ -31,7 +31,7 @@ from machine import provenance  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from hard import faults, hostile, kills, rivals  # noqa: E402
+from hard import faults, hostile, kills, repeats, rivals  # noqa: E402
 from hard.forked import import_everything  # noqa: E402
 from hard.world import STAGES, Experiment, World, make_world  # noqa: E402
 
@@ -41,6 +41,7 @@ SUITES = {
     "signals": "SIGTERM, SIGINT or SIGHUP at a random moment",
     "faults": "full disks, limits, permissions, clocks",
     "two at once": "two commands on one result",
+    "same bytes": "another order of hashes, locale, thread count and memory setting",
     "hostile files": "links, pipes, devices and names",
 }
 #: Counts of ``make test-hard-fuzz``, which are copied into the result if they are there.
@@ -111,6 +112,8 @@ def experiments(world: World, suite: str, name: str, options: argparse.Namespace
     elif suite == "faults":
         for fault in faults.faults():
             yield fault.name, lambda fault=fault: faults.disturb(world, name, fault)
+    elif suite == "same bytes":
+        yield from repeats.repeats(world, name)
     else:
         yield "the same command twice", lambda: rivals.race(world, name)
 

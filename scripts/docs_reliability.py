@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from docs_results import Result, Row, Table
 
 #: Suites of ``benchmarks/reliability.py`` in the order of the columns.
-SUITES = ("kills at writes", "kills at moments", "signals", "faults", "two at once", "hostile files")
+SUITES = ("kills at writes", "kills at moments", "signals", "faults", "two at once", "same bytes", "hostile files")
 
 
 def counts(found: Result) -> Iterable[Row]:

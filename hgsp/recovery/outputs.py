@@ -69,6 +69,7 @@ def write_result(
         shutil.copyfile(trained.checkpoint / "adapter_model.safetensors", folder / "adapter/adapter_model.safetensors")
         config = json.loads((trained.checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = relative_base(config["base_model_name_or_path"], folder / "adapter")
+        config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in the order of its hashes
         write_json(config, folder / "adapter/adapter_config.json")
     runs = trained.checkpoint.parent / "runs"
     if runs.is_dir():
