@@ -7,6 +7,7 @@ without it they are drawn from a seed alone. An input is fine if it is accepted,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -93,13 +94,9 @@ def in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def fuzz(name: str, options: argparse.Namespace) -> None:
     """Run one parser in this process until its executions or seconds are spent, and end the process."""
-    if importlib.util.find_spec("atheris"):
-        import atheris
-
-        with atheris.instrument_imports(include=["hgsp"]):
-            pass
-    from hard.fuzzing.executions import Executions
-    from hard.fuzzing.targets import BY_NAME
+    with instrumented():
+        from hard.fuzzing.executions import Executions
+        from hard.fuzzing.targets import BY_NAME
 
     target = BY_NAME[name]
     scratch = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
@@ -122,6 +119,15 @@ def fuzz(name: str, options: argparse.Namespace) -> None:
                 corpus.append(content)  # mutations of mutations
 
 
+def instrumented() -> contextlib.AbstractContextManager[Any]:
+    """Return a block whose imports of hgsp count their coverage, where atheris is installed."""
+    if importlib.util.find_spec("atheris") is None:
+        return contextlib.nullcontext()
+    import atheris
+
+    return atheris.instrument_imports(include=["hgsp"])
+
+
 def guided(mutation: Any, seeds: Any, executions: Any, folder: Path, seed: int) -> None:
     """Let libFuzzer choose inputs by coverage and change them by our mutations; it never returns."""
     import atheris
@@ -131,8 +137,8 @@ def guided(mutation: Any, seeds: Any, executions: Any, folder: Path, seed: int) 
     for number, content in enumerate(seeds):
         (corpus / str(number)).write_bytes(content)
 
-    def custom(content: bytes, _max_size: int, number: int) -> bytes:
-        return mutation(Random(number), content)
+    def custom(content: bytes, max_size: int, number: int) -> bytes:
+        return mutation(Random(number), content)[:max_size]
 
     longest = 4 * max(map(len, seeds)) + 4096
     flags = [f"-seed={seed + 1}", f"-max_len={longest}", "-timeout=0", "-rss_limit_mb=0", "-verbosity=0", "-runs=-1"]
