@@ -63,7 +63,7 @@ def json_object(content: bytes | str) -> dict[str, Any]:
     if not text.strip():
         raise ValueError("an empty file")
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_duplicates)
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     _check_json(value, MAX_DEPTH)
@@ -76,11 +76,17 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name}, which is not JSON")
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs, for ``json.loads``.
+
+    Raises:
+        ValueError: a key is there twice.
+    """
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {shortened(next(name for name in names if names.count(name) > 1))} twice")
+        double = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {shortened(double)} twice in one object")
     return content
 
 

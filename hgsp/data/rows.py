@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hgsp.console.json_files import unique_keys
 from hgsp.data.fields import Row, short
 from hgsp.data.files import UNREADABLE, is_file, numbered_lines, opened, refuse_beyond_limits, too_long, unreadable
 from hgsp.environment import install_command
@@ -68,7 +69,7 @@ def _json_rows(path: Path, columns: list[str] | None) -> Iterator[Row]:
             text = "".join(line for _, line in numbered_lines(path, stream, None))
             yield from _rows_of_list(path, text)
             return
-        parse = partial(json.loads, object_pairs_hook=_with_unique_keys)
+        parse = partial(json.loads, object_pairs_hook=unique_keys)
         for number, line in numbered_lines(path, stream, None, MAX_ROW):
             if line.strip():
                 yield _row_of(_guarded(partial(parse, line), path, number), path, number)
@@ -76,7 +77,7 @@ def _json_rows(path: Path, columns: list[str] | None) -> Iterator[Row]:
 
 def _rows_of_list(path: Path, text: str) -> Iterator[Row]:
     """Parse a JSON list item by item, which gives the line of each."""
-    decoder = json.JSONDecoder(object_pairs_hook=_with_unique_keys)
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     position, line, counted = _after_space(text, text.index("[") + 1), 1, 0
     ends = text.startswith("]", position)
     while not ends:
@@ -119,14 +120,6 @@ def _no_json(path: Path, number: int, reason: str) -> InputError:
         got=f"none in {path}, line {number} ({reason})",
         remedy="correct or remove the line, or name the file .txt if it is plain text",
     )
-
-
-def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {short(next(key for key in keys if keys.count(key) > 1))} twice in one object")
-    return fields
 
 
 def _row_of(value: Any, path: Path, number: int) -> Row:
