@@ -13,8 +13,8 @@ TORCH := torch==2.13.0
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test test-report test-vllm test-mlx test-quantize test-transformers test-matrix test-hard \
-	test-hard-fuzz lock sbom check lint types format docs clean
+.PHONY: demo demo-model test test-report test-gguf test-vllm test-mlx test-quantize test-transformers test-matrix \
+	test-hard test-hard-fuzz lock sbom check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -72,6 +72,10 @@ ENGINE_TESTS := pytest hypothesis --editable '.[gguf,finetune]'
 	.venv-mlx/bin/python -m pip install --quiet --disable-pip-version-check 'mlx[cpu]' mlx-lm==0.32.2 $(ENGINE_TESTS)
 	.venv-mlx/bin/python -m pip install --quiet --no-deps $(DEMO_WHEEL)
 	touch $@
+
+# The exports to GGUF that take minutes each.
+test-gguf: $(VENV)/installed
+	HGSP_ALL_EXPORTS=1 $(PYTEST) tests/e2e/test_export_gguf.py
 
 test-vllm: $(if $(filter .venv-vllm/%,$(VLLM_PYTHON)),.venv-vllm/installed)
 	PYTHONPATH=. $(VLLM_PYTHON) -m pytest tests/with_vllm
