@@ -92,8 +92,9 @@ class DenseComparison:
             self._refuse_another_model()
             raise
         rest = len(self.folder.names) - len(kept)
-        names = ", ".join(dict.fromkeys(name.strip(".") for name in refitted))
-        return f"{len(kept)} tensors equal it bit by bit" + (f"; {rest} were refitted ({names})" if rest else "")
+        names = list(dict.fromkeys(name.strip(".") for name in refitted))
+        shown = ", ".join(names if len(names) < 3 else [names[0], "...", names[-1]])
+        return f"{len(kept)} tensors equal it bit by bit" + (f"; {rest} were refitted ({shown})" if rest else "")
 
     def _refuse_another_model(self) -> None:
         made = self.folder.report["scoring"]
