@@ -35,6 +35,7 @@ class Calibration(TypedDict, total=False):
     """A text that was read for scores or for a reconstruction."""
 
     source: str
+    texts: list[str]
     sequences: Count
     seq_len: Count
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hgsp.console.report_schema import DENSE, PRUNED, ROLES
+from hgsp.console.report_schema import ROLES
 from hgsp.report.content import Card, Code, LeftOut, Section, Table, Text
 from hgsp.report.formats import change, percent, perplexity, seconds, significant, times, with_prefix
 from hgsp.report.measured import perplexities
@@ -36,14 +36,16 @@ def label_of(sources: Sources) -> str:
 
 
 def model_of(sources: Sources) -> str:
-    """Return the name of the dense model without owner or folders, else that of the measured one."""
+    """Return the name of the dense model without owner or folders, else that of the measured one or of the folder."""
+    name = str(sources.folder.resolve())
     if sources.pruning is not None:
-        return Path(sources.pruning["base_model"]).name
-    if sources.recovery is not None:
-        return Path(sources.recovery["pruned_model"]).name
-    assert sources.evaluation is not None
-    models = sources.evaluation["models"]
-    return Path(models[DENSE if DENSE in models else PRUNED]["path"]).name
+        name = sources.pruning["base_model"]
+    elif sources.recovery is not None:
+        name = sources.recovery.get("pruned_model", name)
+    elif sources.evaluation is not None:
+        models = sources.evaluation.get("models", {})
+        name = next((models[role]["path"] for role in ROLES if role in models), name)
+    return Path(name).name
 
 
 def verdict_of(sources: Sources) -> str | None:

@@ -138,7 +138,11 @@ def guided(mutation: Any, seeds: Any, executions: Any, folder: Path, seed: int) 
         (corpus / str(number)).write_bytes(content)
 
     def custom(content: bytes, max_size: int, number: int) -> bytes:
-        return mutation(Random(number), content)[:max_size]
+        random = Random(number)
+        try:
+            return mutation(random, content)[:max_size]
+        except Exception:  # noqa: BLE001 - a mutated archive may be one that nothing can open again
+            return mutation(random, random.choice(seeds))[:max_size]
 
     longest = 4 * max(map(len, seeds)) + 4096
     flags = [f"-seed={seed + 1}", f"-max_len={longest}", "-timeout=0", "-rss_limit_mb=0", "-verbosity=0", "-runs=-1"]
