@@ -11,7 +11,7 @@ from hgsp.console.report_schema import ROLES
 from hgsp.report.content import Card, Code, LeftOut, Section, Table, Text
 from hgsp.report.formats import change, percent, perplexity, seconds, significant, times, with_prefix
 from hgsp.report.measured import perplexities
-from hgsp.report.sources import Sources
+from hgsp.report.sources import Record, Sources
 
 #: Sizes of a model: label, key of the report without its suffix, unit.
 SIZES = (
@@ -68,11 +68,9 @@ def warnings_of(sources: Sources) -> list[str]:
 def cards_of(sources: Sources) -> list[Card]:
     """Return the numbers that a reader looks for first."""
     cards = []
-    report = sources.pruning
-    if report is not None:
-        for label, key, unit in SIZES:
-            if f"{key}_before" not in report:
-                continue
+    report = sources.pruning or Record()
+    for label, key, unit in SIZES:
+        if report.keys() >= {f"{key}_before", f"{key}_after"}:
             before, after = report[f"{key}_before"], report[f"{key}_after"]
             shown = f"{with_prefix(before, unit)} → {with_prefix(after, unit)}"
             cards.append(Card(label, shown, change(before, after)))
