@@ -258,7 +258,10 @@ def _command_line(folder: Path) -> tuple[Sequence[bytes], Run]:
     )
 
     def run(content: bytes) -> None:
-        words = json.loads(content)
+        try:
+            words = json.loads(content)
+        except ValueError as error:  # no words at all, or words that were cut
+            raise _refuse("no words") from error
         if not isinstance(words, list) or not words or words[0] not in COMMANDS or words[0] == "doctor":
             raise _refuse("no command")
         arguments = [str(word) for word in words[1:]]
