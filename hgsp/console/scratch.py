@@ -39,7 +39,7 @@ class ScratchFolder:
             parent = Path(tempfile.gettempdir())
             check_free_space(parent, TEMPORARY_BYTES, "temporary files", "set TMPDIR to a folder on another disk")
         parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(parent, _ABANDONED)
+        remove_abandoned_scratch(parent)
         self.path, lock = _made_in(parent)
         self.close = weakref.finalize(self, _remove, self.path, lock)
 
@@ -48,6 +48,11 @@ class ScratchFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def remove_abandoned_scratch(parent: Path | None = None) -> None:
+    """Remove the temporary folders of killed runs in a folder; None is the system's for temporary files."""
+    remove_abandoned(parent or Path(tempfile.gettempdir()), _ABANDONED)
 
 
 def _made_in(parent: Path) -> tuple[Path, int | None]:

@@ -13,9 +13,10 @@ from typing import Any
 from hgsp.console.parser import flag_of
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.console.result_folders import remove_leftovers, reserved
+from hgsp.console.scratch import remove_abandoned_scratch
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
-from hgsp.report.page import HTML, write_report
+from hgsp.report.page import HTML, MARKDOWN, write_report
 from hgsp.study.matrix import Cell
 from hgsp.study.processes import Start, interrupted_together, wait_for_one
 from hgsp.study.resume import check_finished, is_finished, scores_for
@@ -73,7 +74,10 @@ def _remove_leftovers(folder: Path) -> None:
 def complete(folder: Path) -> None:
     """Write the report of a finished cell whose run was killed before it had one, and remove its leftovers."""
     with reserved(folder):
-        if not (folder / HTML).exists():
+        pages = [folder / HTML, folder / MARKDOWN]
+        if not all(page.exists() for page in pages):
+            for page in pages:
+                remove_leftovers(page)
             write_report(folder)
 
 
@@ -101,6 +105,7 @@ def run_cells(
         raise InputError(expected="--dry_run before --", got="--dry_run after it", remedy="pass it to the study itself")
     if tuple(devices) != (None,) and "--device" in map(flag_of, passed):
         raise InputError(expected="--device or --devices", got="both", remedy="pass --devices alone")
+    remove_abandoned_scratch()
     for cell in cells:
         _remove_leftovers(cell.folder(results_dir))
     check_finished(cells, settings)
