@@ -85,7 +85,7 @@ def run_guarded(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
         return 1
-    except _failures() as error:
+    except Exception as error:  # libraries report full disks by several types, tokenizers by this very one
         message = _environment_failure(error, out_of_memory)
         if message is None:
             raise
@@ -101,11 +101,6 @@ def _flushed(run: Callable[[], int]) -> int:
         raise
     sys.stdout.flush()
     return code
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """Return the errors that the environment may have caused."""
-    return OSError, MemoryError, RuntimeError, ImportError, *_safetensors_errors()
 
 
 def _safetensors_errors() -> tuple[type[Exception], ...]:

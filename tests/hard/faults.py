@@ -160,18 +160,22 @@ def disturb(world: World, name: str, fault: Fault) -> list[str]:
         stage.before()
         fault.before()
 
+    most_lines = 2 if name == "study" else 1
     if fault.around is None:
-        problems = judged(run(work, stage.arguments, before)) + faults_of(world, name, work)
+        problems = judged(run(work, stage.arguments, before), most_lines) + faults_of(world, name, work)
     else:
         with fault.around(work):
-            problems = judged(run(work, stage.arguments, before))
+            problems = judged(run(work, stage.arguments, before), most_lines)
             if stage.old is None or "out" not in fault.name:  # what was there is below the mount
                 problems += faults_of(world, name, work)
     return problems + repeated(world, name, work)
 
 
-def judged(ended: Ended) -> list[str]:
-    """Return everything wrong with how a command ended: hanging, killed, a traceback, no line or several."""
+def judged(ended: Ended, most_lines: int = 1) -> list[str]:
+    """Return everything wrong with how a command ended: hanging, killed, a traceback, no line or several.
+
+    ``most_lines``: a study has one for each of its cells.
+    """
     if ended.code is None:
         return ["hangs"]
     problems = []
@@ -179,7 +183,7 @@ def judged(ended: Ended) -> list[str]:
         problems.append(f"exit code {ended.code}: {ended.errors[-300:]}")
     if "Traceback" in ended.errors:
         problems.append(f"traceback: {ended.errors[-600:]}")
-    elif ended.code in (1, 2) and len(ended.error_lines) != 1:
+    elif ended.code in (1, 2) and not 1 <= len(ended.error_lines) <= most_lines:
         problems.append(f"{len(ended.error_lines)} lines: {ended.errors[-300:]}")
     return problems
 

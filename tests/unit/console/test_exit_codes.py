@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "threads": (RuntimeError("can't start new thread"), "free memory"),
     "memory": (MemoryError(), "out of memory (MemoryError)"),
     "of torch": (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+    "of tokenizers": (Exception("No space left on device (os error 28)"), "free space"),
     "of oneDNN": (RuntimeError("could not create a primitive"), "out of memory"),
     "a library": (ImportError("libx.so: failed to map segment from shared object"), "free memory"),
 }
