@@ -85,7 +85,7 @@ def _become(work: Path, errors: int, stdout: int | None) -> None:
     torch.set_num_threads(1)
     os.chdir(work)
     os.environ |= {"TMPDIR": str(work / "tmp"), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
-    tempfile.tempdir = None
+    tempfile.tempdir = str(work / "tmp")  # Python would try it by a file that a kill leaves
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(os.devnull, os.O_WRONLY) if stdout is None else stdout, 1)
     os.dup2(errors, 2)
