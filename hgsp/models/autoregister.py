@@ -41,7 +41,8 @@ def _extend_peft_defaults() -> None:
         if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):
             for family in FAMILIES.values():
                 if family.model_type in defaults:
-                    defaults.setdefault(family.pruned_model_type, defaults[family.model_type])
+                    own = [part for name in defaults[family.model_type] for part in family.targets_of(name)]
+                    defaults.setdefault(family.pruned_model_type, own)
 
 
 def _find_bases_of_adapters() -> None:
