@@ -107,10 +107,11 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
 def _check_factors(source: ExportSource, num_queries: int) -> None:
     """Refuse rotary factors that the stock config would count by a number of heads that is no longer theirs."""
     if source.has_longrope and source.hidden_size // num_queries != source.head_dim:
+        all_groups = source.hidden_size // source.head_dim // source.queries_per_kv
         raise InputError(
             expected="all query heads, by whose number the stock class counts its rotary factors",
             got=f"{num_queries} query heads of {source.head_dim} for a hidden size of {source.hidden_size}",
-            remedy="prune channels alone, or serve the folder itself with Transformers",
+            remedy=f"prune with --min_kv_groups {all_groups}, or serve the folder itself with Transformers",
         )
 
 

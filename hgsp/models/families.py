@@ -119,11 +119,6 @@ class Family:
     def pruned_model_type(self) -> str:
         return f"{PRUNED_PREFIX}{self.model_type}"
 
-    def targets_of(self, linear: str) -> tuple[str, ...]:
-        """Return the names of the Linears of pruned models that one of stock models is, without their blocks."""
-        names = {name.rpartition(".")[2]: parts for name, parts in self.fused.items()}
-        return tuple(part.rpartition(".")[2] for part in names.get(linear, (linear,)))
-
     @property
     def prunes_kv_groups(self) -> bool:
         return self.qk_norm != "all heads"
