@@ -17,8 +17,8 @@ from torch import Tensor
 from hgsp.errors import InputError, one_line
 from hgsp.models.configs import MODEL_TYPES, describe
 from hgsp.models.families import FAMILIES, Family, family_of
+from hgsp.models.fused_files import FusedFiles
 from hgsp.models.geometry import LayerShape, geometry_of
-from hgsp.models.model_files import files_of
 from hgsp.models.places import is_file
 from hgsp.models.refusals import refusing
 from hgsp.models.safetensor_files import SafetensorFiles
@@ -113,12 +113,14 @@ class ExportSource:
 
     @cached_property
     def tensors(self) -> SafetensorFiles:
-        """The weights by their names in transformers; ``tensors.shapes`` lists them.
+        """The weights by their names in the pruned model; ``tensors.shapes`` lists them.
 
         Raises:
             InputError: files are missing or broken.
         """
-        return files_of(self.folder, describe(self.folder).skeleton)
+        if not self.family.fused:
+            return SafetensorFiles(self.folder)
+        return FusedFiles(self.folder, describe(self.folder).skeleton)
 
     def read(self, name: str) -> Tensor:
         """Read a tensor in its stored dtype."""

@@ -3,10 +3,12 @@
 import copy
 import json
 
+import gguf
 import numpy as np
 import peft
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import load_file, save_file
 
 import hgsp
@@ -209,3 +211,43 @@ def test_the_factors_of_longrope_follow_the_length(tokens):
         for layer in decoder.model.model.layers:
             hidden = decoder.call(layer, hidden)
         torch.testing.assert_close(decoder.logits(hidden), stock(given).logits, **ROUNDING)
+
+
+@torch.no_grad()
+def test_a_model_spread_over_devices_stays_spread(stock, tokens):
+    places = dict.fromkeys(("model.embed_tokens", "model.rotary_emb", "model.layers", "model.norm", "lm_head"), "cpu")
+    model = unfused(dispatch_model(copy.deepcopy(stock), places, force_hooks=True))
+    hooked = {name for name, module in model.named_modules() if hasattr(module, "_hf_hook")}
+    assert {"model.layers.0", "model.layers.2", "lm_head"} <= hooked
+    torch.testing.assert_close(model(tokens).logits, stock(tokens).logits, **ROUNDING)
+    pruned, expected = (apply_plan(one, mixed_plan(one)) for one in (model, unfused(stock)))
+    assert torch.equal(pruned(tokens).logits, expected(tokens).logits)
+
+
+@torch.no_grad()
+def test_gguf_files_are_unfused(tmp_path, tokens):
+    """The file is as llama.cpp's converter writes it, in float32."""
+    stock, path = make_tiny("phi3"), tmp_path / "tiny.gguf"
+    config, writer = stock.config, gguf.GGUFWriter(path, "phi3")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_eos_token_id(257)
+    writer.add_pad_token_id(257)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.PHI3, config.num_hidden_layers)
+    for name, tensor in stock.state_dict().items():
+        writer.add_tensor(f"{names.get_name(name.removesuffix('.weight'))}.weight", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = inspect_model(str(path))
+    assert source.geometry == geometry_of(unfused(stock))
+    assert torch.equal(load_dense(source, "float32", "cpu")(tokens).logits, unfused(stock)(tokens).logits)
