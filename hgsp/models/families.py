@@ -231,7 +231,7 @@ _ALL = (
         beyond_llama="norms behind its blocks",
     ),
     Family(
-        "Phi-3, Phi-3.5, Phi-4 (dense)",
+        "Phi-3, Phi-4, Phi-4-mini",
         "phi3",
         "HgspPhi3",
         "modeling_hgsp_phi3",
