@@ -16,7 +16,6 @@ from hgsp.evaluation.side_by_side import measure
 from hgsp.evaluation.tables import format_metric
 from hgsp.evaluation.tasks import EFFICIENCY, parse_tasks
 from hgsp.models.decoder import eval_mode
-from hgsp.models.fusion import unfused
 
 
 class Evaluation(Mapping[str, Mapping[str, float]]):
@@ -90,7 +89,6 @@ def evaluate(
     seq_lens, folder = None if seq_len is None else (seq_len,), data_folder(data_dir)
     jobs = [job for name in names if name != EFFICIENCY for job in jobs_of(name, options, seq_lens, folder)]
     details: dict[str, Measured] = {}
-    model = unfused(model)
     with eval_mode(model):
         for job in jobs:
             measured = job.run(model, tokenizer, progress)

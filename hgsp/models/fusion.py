@@ -23,11 +23,15 @@ from hgsp.models.layer_sizes import architecture_settings
 def unfused(model: Any) -> Any:
     """Return a dense model as our class with every projection, on the same memory; itself if nothing is fused.
 
+    Quantised models are not for pruning, and stay as they are too.
+
     Args:
         model: a causal LM of any family; its tensors may be on the meta device.
     """
     family = family_named(str(model.config.model_type))
     if family is None or not family.fused or is_pruned_type(model.config.model_type):
+        return model
+    if hasattr(model.config, "quantization_config"):
         return model
     with torch.device("meta"):
         own = AutoModelForCausalLM.from_config(

@@ -64,8 +64,10 @@ def test_the_projections_are_the_rows_of_the_fused_matrices(stock, tokens):
     assert (model.training, model.config.name_or_path) == (stock.training, stock.config.name_or_path)
 
 
-def test_models_without_fused_matrices_are_left_alone():
-    for model in (make_tiny("llama-8q4kv"), unfused(make_tiny("phi3"))):
+def test_models_that_are_not_fused_or_quantised_are_left_alone():
+    quantised = make_tiny("phi3")
+    quantised.config.quantization_config = {"quant_method": "bitsandbytes"}
+    for model in (make_tiny("llama-8q4kv"), unfused(make_tiny("phi3")), quantised):
         assert unfused(model) is model
     assert wholes_of(make_tiny("llama-8q4kv")) == {}
 
