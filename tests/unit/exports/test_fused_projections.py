@@ -14,6 +14,7 @@ from hgsp.errors import InputError
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.fusion import unfused
 from hgsp.pruning.surgery import apply_plan
+from hgsp.reconstruction.reconstruct import plan_for
 from plans import plan_dropping
 
 QKV = "model.layers.1.self_attn.qkv_proj.weight"
@@ -38,6 +39,19 @@ def test_equal_layers_are_exported_as_the_stock_class(changes, tokens, tokenizer
     torch.testing.assert_close(plain(tokens).logits, smaller(tokens).logits, **ROUNDING)
     again = load_pruned(written.folder)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in smaller.state_dict().items())
+
+
+@torch.no_grad()
+def test_biases_of_a_refit_need_another_class(tokens, tokenizer, tmp_path):
+    model = unfused(make_tiny("phi3"))
+    smaller = apply_plan(model, plan_for("bias", without_heads(model)))
+    for name, parameter in smaller.named_parameters():
+        if name.endswith(".bias"):
+            parameter.normal_(std=0.1)
+    save_pruned(smaller, tokenizer, tmp_path, with_bin=False)
+    plain = AutoModelForCausalLM.from_pretrained(exported(tmp_path, "stock").folder)
+    assert plain.config.model_type == "llama"
+    torch.testing.assert_close(plain(tokens).logits, smaller(tokens).logits, **ROUNDING)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ import hgsp
 from conftest import make_tiny
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
+from hgsp.exports.source import read_source
 from hgsp.models.checkpoint import BIN_NAME, load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import FAMILIES, LINEARS
@@ -125,6 +126,31 @@ def test_pickled_weights_are_unfused_too(stock, saved, tokens):
     torch.save(stock.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert torch.equal(load_pruned(folder)(tokens).logits, unfused(stock)(tokens).logits)
+
+
+@torch.no_grad()
+def test_configs_of_the_hub_are_read(saved, tokens):
+    """They are of transformers 4, name code of their own, and have settings that the model here ignores."""
+    stock = make_tiny("phi4-mini")
+    folder = saved(stock)
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    factors = {key: rope[key] for key in ("short_factor", "long_factor")}
+    config |= {
+        "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+        "attention_bias": False,
+        "lm_head_bias": False,
+        "partial_rotary_factor": rope["partial_rotary_factor"],
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "longrope", **factors},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load_dense(inspect_model(str(folder)), "float32", "cpu")
+    for given in (tokens, torch.cat([tokens, tokens], dim=1)):
+        assert torch.equal(loaded(given).logits, unfused(stock)(given).logits)
+    source = read_source(folder)
+    assert source.has_longrope
+    assert "partial_rotary_factor 0.75" in source.beyond_llama
 
 
 def cut_short(tensors):
