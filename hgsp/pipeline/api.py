@@ -237,7 +237,7 @@ def prune(
         InputError: a plan of another model, too few sequences, or text with a token without an embedding.
         NumericalError: the pruned model's hidden states are not finite.
     """
-    model, tensors = unfused(model), None
+    given, model, tensors = model, unfused(model), None
     if reconstruct is not None:
         _check_text(reconstruct, model)
         plan = plan_for(method, plan)
@@ -245,6 +245,8 @@ def prune(
         with eval_mode(model):
             found = reconstruct_weights(Decoder(model), Surgery(model, plan), reconstruct, options, progress=progress)
         tensors = found.tensors
+    if inplace and given is not model:
+        given.model.layers.to("meta")  # it shares the memory that is to be freed layer by layer
     return apply_plan(model, plan, tensors, inplace=inplace)
 
 

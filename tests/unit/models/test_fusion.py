@@ -205,6 +205,8 @@ def test_the_python_interface_takes_the_stock_model(stock, text, tokens, tmp_pat
     assert all(torch.equal(tensor, before[name]) for name, tensor in stock.state_dict().items())
     scores.save(tmp_path / "scores.npz")
     assert hgsp.Scores.load(tmp_path / "scores.npz", stock).select(0.2) == plan
+    assert torch.equal(hgsp.prune(stock, plan, reconstruct=text, inplace=True)(tokens).logits, pruned(tokens).logits)
+    assert all(parameter.is_meta for parameter in stock.model.layers.parameters())
     folder = hgsp.save(pruned, tokenizer, tmp_path / "pruned")
     assert torch.equal(hgsp.load_pruned(folder)(tokens).logits, pruned(tokens).logits)
 
