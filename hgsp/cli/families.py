@@ -20,7 +20,8 @@ ON_SCREEN = ("model_type", "removes", "exports", "tested on")
 NOTE = """
 All are scored with every method, refitted (--reconstruct), searched, trained
 (hgsp finetune) and read layer by layer (--offload). Models whose layers have
-sliding windows can be exported to "stock" only; `hgsp doctor DIR` judges one."""
+sliding windows, partial rotary embeddings or longrope can be exported to
+"stock" only; `hgsp doctor DIR` judges one."""
 
 
 @dataclass(frozen=True, kw_only=True)

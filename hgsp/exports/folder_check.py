@@ -21,6 +21,7 @@ from hgsp.exports import engine_log_probs
 from hgsp.exports.inventory import Tensors
 from hgsp.exports.source import ExportSource
 from hgsp.models.configs import describe
+from hgsp.models.fusion import unfused
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import ModelSource
 from hgsp.models.offload import load_offloaded
@@ -97,7 +98,7 @@ def log_probs_of(folder: Path, config: Any, tokens: Tensor) -> Tensor:
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     skeleton.tie_weights()
-    opened = ModelSource(str(folder), config, skeleton, geometry_of(skeleton), ())
+    opened = ModelSource(str(folder), config, skeleton, geometry_of(unfused(skeleton)), ())
     decoder, _ = load_offloaded(opened, "float32", "cpu")
     with torch.inference_mode():
         logits = decoder.model(tokens[None], use_cache=False).logits[0, :-1]

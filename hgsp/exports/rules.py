@@ -101,6 +101,11 @@ def _beyond_llama(source: ExportSource) -> str | None:
     return f"{source.family.models} with {source.beyond_llama}" if source.beyond_llama else None
 
 
+def _unchecked(source: ExportSource) -> str | None:
+    untried = f"the projections of {source.family.models} one by one, which was not tried here"
+    return _beyond_llama(source) or (untried if source.family.fused and _own_class(source) else None)
+
+
 def _biases(source: ExportSource) -> str | None:
     return "biases" if any(biases_of(source)) else None
 
@@ -141,12 +146,12 @@ STOCK_EXPORT = Rule("biases that a class of Transformers has", _refused_by(_chec
 ATTENTION = Rule("attention in every layer", _no_attention, "without --allow_empty_blocks")
 EQUAL_GROUPS = Rule("the same KV groups in every layer", _unequal_groups, "--shapes_for tensorrt")
 GROUPS_OF_CONFIG = Rule("the KV groups of config.json in every layer", _other_groups)
-FULL_QWEN2 = Rule("all query heads, in Qwen2", _narrow_qwen2)
+FULL_QWEN2 = Rule("all query heads, in Qwen2 and Phi-3", _narrow_qwen2)
 NO_BIASES = Rule("no biases (Qwen2)", _biases)
 GGUF_ROPE = Rule("a rope type of llama.cpp", _refused_by(check_rope))
 GGUF_BLOCK = Rule("a block of llama.cpp", _refused_by(architecture_of), "--uniform")
 LLAMA_BLOCK = Rule("a Llama block, with or without norms of queries and keys", _beyond_llama)
-CHECKED_BLOCK = Rule("a block that its Transformers backend was checked with", _beyond_llama)
+CHECKED_BLOCK = Rule("a block that its Transformers backend was checked with", _unchecked)
 DECILM = Rule("a Llama block (no Qwen3)", _refused_by(check_nemotron_nas))
 HEADS_IN_HIDDEN = Rule("query heads within the hidden size", _heads_beyond_hidden)
 DENSE = Rule("no experts", _experts)

@@ -17,6 +17,7 @@ from torch import Tensor
 from hgsp.errors import InputError, one_line
 from hgsp.models.configs import MODEL_TYPES, describe
 from hgsp.models.families import FAMILIES, Family, family_of
+from hgsp.models.fused_files import FusedFiles
 from hgsp.models.geometry import LayerShape, geometry_of
 from hgsp.models.places import is_file
 from hgsp.models.refusals import refusing
@@ -69,8 +70,24 @@ class ExportSource:
     @property
     def beyond_llama(self) -> str:
         """The part of the model that formats written for a Llama block have no place for; empty if there is none."""
+        if self.family.beyond_llama:
+            return self.family.beyond_llama
         window = self.config.get("sliding_window") if self.config.get("use_sliding_window", True) else None
-        return self.family.beyond_llama or ("" if window is None else f"a sliding window of {window} tokens")
+        if window is not None:
+            return f"a sliding window of {window} tokens"
+        if self.rotated_part != 1.0:
+            return f"rotary embeddings of a part of each head (partial_rotary_factor {self.rotated_part})"
+        return "rotary factors that change with the length of the text" if self.has_longrope else ""
+
+    @property
+    def rotated_part(self) -> float:
+        """The part of each head that rotary embeddings rotate."""
+        return float(self.rope.get("partial_rotary_factor") or self.config.get("partial_rotary_factor") or 1.0)
+
+    @property
+    def has_longrope(self) -> bool:
+        """Whether rotary factors change with the length of the text, in a family that has this."""
+        return self.family.has_longrope and self.rope["rope_type"] != "default"
 
     @property
     def rope(self) -> Mapping[str, Any]:
@@ -96,12 +113,14 @@ class ExportSource:
 
     @cached_property
     def tensors(self) -> SafetensorFiles:
-        """The weights by their names in transformers; ``tensors.shapes`` lists them.
+        """The weights by their names in the pruned model; ``tensors.shapes`` lists them.
 
         Raises:
             InputError: files are missing or broken.
         """
-        return SafetensorFiles(self.folder)
+        if not self.family.fused:
+            return SafetensorFiles(self.folder)
+        return FusedFiles(self.folder, describe(self.folder).skeleton)
 
     def read(self, name: str) -> Tensor:
         """Read a tensor in its stored dtype."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hgsp.errors import InputError
 from hgsp.exports.folder_check import check_log_probs, check_tensors
 from hgsp.exports.hf_folder import check_tokenizer, shared_settings, write_folder
 from hgsp.exports.inventory import Tensors, copied, shapes_of, skeleton_of
-from hgsp.exports.padding import PaddedTensor
+from hgsp.exports.padding import PaddedTensor, Part
 from hgsp.exports.result import Exported, ExportOptions
 from hgsp.exports.source import ExportSource
 from hgsp.exports.uniform import cost_of, largest_shape, nearest_uniform
@@ -26,6 +27,7 @@ from hgsp.models.families import (
     SLIDING,
     Family,
 )
+from hgsp.models.fusion import rows_of_parts, shapes_in_files, wholes_of
 from hgsp.models.geometry import geometry_of
 
 #: Keys of ``config.json`` that describe our class, or sizes that the export writes anew.
@@ -47,6 +49,8 @@ def export_stock(source: ExportSource, folder: Path, options: ExportOptions) -> 
     shapes = shapes_of(skeleton)
     config = stock_config(source, shapes)
     tensors = _tensors(source, shapes, config)
+    if FAMILIES[config["model_type"]].fused:
+        tensors = _fused(shapes, wholes_of(skeleton))
     files = write_folder(folder, source, tensors, config)
     checks = []
     if options.self_check:
@@ -65,6 +69,7 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
     """
     shape, family = source.shapes[0], source.family
     num_queries = shape.num_kv_groups * source.queries_per_kv
+    _check_factors(source, num_queries)
     biased = {
         name.removeprefix(f"{LAYER_PREFIX}0.").removesuffix(".bias")
         for name in shapes
@@ -86,7 +91,7 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
         )
     has_bias = {"attention": bool(biased & _ATTENTION), "mlp": bool(biased & _MLP)}
     config = {
-        **(own_settings(source) if source.beyond_llama else shared_settings(source)),
+        **(own_settings(source) if source.beyond_llama or architecture.fused else shared_settings(source)),
         "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[architecture.model_type]],
         "model_type": architecture.model_type,
         "num_attention_heads": num_queries,
@@ -96,7 +101,29 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
     config |= {key: has_bias[kind] for kind, key in architecture.bias_keys.items()}
     if SLIDING in architecture.attention_types and not source.beyond_llama:
         config["sliding_window"] = None
-    return config
+    return config | (_rope_on_the_hub(source) if architecture.fused else {})
+
+
+def _check_factors(source: ExportSource, num_queries: int) -> None:
+    """Refuse rotary factors that the stock config would count by a number of heads that is no longer theirs."""
+    if source.has_longrope and source.hidden_size // num_queries != source.head_dim:
+        all_groups = source.hidden_size // source.head_dim // source.queries_per_kv
+        raise InputError(
+            expected="all query heads, by whose number the stock class counts its rotary factors",
+            got=f"{num_queries} query heads of {source.head_dim} for a hidden size of {source.hidden_size}",
+            remedy=f"prune with --min_kv_groups {all_groups}, or serve the folder itself with Transformers",
+        )
+
+
+def _rope_on_the_hub(source: ExportSource) -> dict[str, Any]:
+    """Return rotary settings by the keys that transformers 4 and engines know from such models on the hub."""
+    rope = source.rope
+    factors = {key: rope[key] for key in ("short_factor", "long_factor") if key in rope}
+    return {
+        "rope_theta": rope["rope_theta"],
+        "partial_rotary_factor": source.rotated_part,
+        "rope_scaling": {"type": rope["rope_type"], **factors} if source.has_longrope else None,
+    }
 
 
 def own_settings(source: ExportSource) -> dict[str, Any]:
@@ -125,6 +152,17 @@ def _tensors(source: ExportSource, shapes: dict[str, tuple[int, ...]], config: d
             name = f"{LAYER_PREFIX}{index}.{linear}"
             tensors.setdefault(f"{name}.bias", PaddedTensor(shapes[f"{name}.weight"][:1]))
     return tensors
+
+
+def _fused(shapes: dict[str, tuple[int, ...]], wholes: Mapping[str, tuple[str, ...]]) -> Tensors:
+    """Return the checkpoint's tensors, projections as parts of the matrices that the stock class has for them."""
+    rows = rows_of_parts(wholes, shapes)
+    return {
+        name: PaddedTensor(shape, tuple(Part(part, 0, rows[part][1]) for part in wholes[name]))
+        if name in wholes
+        else copied(name, shape)
+        for name, shape in shapes_in_files(shapes, wholes).items()
+    }
 
 
 def _serve(config: dict[str, Any]) -> tuple[str, ...]:

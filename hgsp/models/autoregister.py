@@ -40,8 +40,9 @@ def _extend_peft_defaults() -> None:
     for name, defaults in vars(sys.modules[_PEFT_DEFAULTS]).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):
             for family in FAMILIES.values():
-                if family.model_type in defaults:
-                    defaults.setdefault(family.pruned_model_type, defaults[family.model_type])
+                model_type = "llama" if family.fused else family.model_type  # unfused, the projections are Llama's
+                if model_type in defaults:
+                    defaults.setdefault(family.pruned_model_type, defaults[model_type])
 
 
 def _find_bases_of_adapters() -> None:

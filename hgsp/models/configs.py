@@ -22,6 +22,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 from hgsp.errors import InputError, one_line
 from hgsp.models.config_rules import TOKEN_IDS, check_rules, check_settings, shown
 from hgsp.models.families import FAMILIES
+from hgsp.models.fusion import unfused
 from hgsp.models.gguf_files import gguf_config
 from hgsp.models.hub import with_revision
 from hgsp.models.places import is_bin, is_folder, is_gguf, is_lfs_pointer, refuse_no_model
@@ -48,7 +49,10 @@ MODEL_TYPES = {name for family in FAMILIES.values() for name in (family.model_ty
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model without weights: the content of its ``config.json``, the config object, and the model on meta."""
+    """A model without weights: the content of its ``config.json``, the config object, and the model on meta.
+
+    The model, with a config of its own, is one that we can prune: unfused where the described class fuses projections.
+    """
 
     raw: Mapping[str, Any]
     config: Any
@@ -81,6 +85,7 @@ def describe(name: str | Path, check: Callable[[Mapping[str, Any]], None] | None
                 copy.deepcopy(config), dtype=torch.bfloat16, trust_remote_code=False
             )
         skeleton.tie_weights()
+        skeleton = unfused(skeleton)
         _check_rotary(skeleton)
         return config, skeleton
 

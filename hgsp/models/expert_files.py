@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from hgsp.models.expert_parts import StoredPart, fused_tensors, is_fused, parameters_of
 from hgsp.models.experts import GATE_UP, ExpertNames
-from hgsp.models.families import experts_of
 from hgsp.models.safetensor_files import SafetensorFiles
 
 
@@ -64,9 +62,3 @@ class ExpertFiles(SafetensorFiles):
         parts = self._parts[name]
         first = super().read_first_row(parts[0])
         return first if is_fused(name, parts) or first.ndim == 2 else first[0, :1]
-
-
-def files_of(folder: Path, config: Any) -> SafetensorFiles:
-    """Return the tensors of a checkpoint folder by their names in the model that ``config`` describes."""
-    names = experts_of(config)
-    return SafetensorFiles(folder) if names is None else ExpertFiles(folder, names)

@@ -83,6 +83,9 @@ class Family:
         twin: another family that computes the same with any number of heads, but has no biases.
         beyond_llama: the part that formats written for a Llama block have no place for; empty if there is none.
         experts: names of a mixture of experts in checkpoint files; None for dense models.
+        fused: Linears of stock layers that compute several projections -> those, in the order of their rows.
+        has_longrope: some models have rotary factors that change with the length of the text. Llama's formats have no
+            place for them, and the stock config counts them by the hidden size over the heads.
         real_weights: the model on whose real weights it was tested; empty if on random ones only.
     """
 
@@ -108,6 +111,8 @@ class Family:
     twin: str | None = None
     beyond_llama: str = ""
     experts: ExpertNames | None = None
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    has_longrope: bool = False
     real_weights: str = ""
 
     @property
@@ -224,6 +229,15 @@ _ALL = (
         qk_norm="all heads",
         bias_keys=_ATTENTION_BIAS,
         beyond_llama="norms behind its blocks",
+    ),
+    Family(
+        "Phi-3, Phi-4, Phi-4-mini",
+        "phi3",
+        "HgspPhi3",
+        "modeling_hgsp_phi3",
+        implied_head_dim=True,
+        fused={"self_attn.qkv_proj": ATTENTION_INPUTS, "mlp.gate_up_proj": MLP_INPUTS},
+        has_longrope=True,
     ),
     Family("Qwen3-MoE", "qwen3_moe", "HgspQwen3Moe", **_MOE, qk_norm="head", bias_keys=_ATTENTION_BIAS),
     Family(

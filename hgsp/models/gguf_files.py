@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from hgsp.environment import install_command
 from hgsp.errors import InputError, one_line
 from hgsp.models.buffers import make_buffers
+from hgsp.models.fusion import unfused
 from hgsp.models.refusals import refusing
 from hgsp.models.weight_checks import refuse_incomplete_weights, refuse_not_finite, refuse_unplaced_weights
 
@@ -50,7 +51,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Any:
     make_buffers(model, "cpu")
     model.tie_weights()
     model.generation_config = loaded.generation_config
-    return model.eval()
+    return unfused(model.eval())
 
 
 def gguf_tokenizer(path: Path) -> Any:

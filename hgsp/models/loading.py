@@ -14,6 +14,7 @@ from hgsp.errors import InputError
 from hgsp.models.configs import describe
 from hgsp.models.dtypes import DTYPE_NAMES
 from hgsp.models.families import family_of
+from hgsp.models.fusion import unfused
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.gguf_files import load_gguf
 from hgsp.models.hub import with_revision
@@ -122,6 +123,9 @@ def load_complete(name: str | Path, config: Any, skeleton: Any, **kwargs: Any) -
     Args:
         skeleton: the model on the meta device; it says which tensors the files must hold.
 
+    Returns:
+        The model, unfused where its class fuses projections.
+
     Raises:
         InputError: a file is broken, or a weight is missing, not in memory, not finite, of the wrong shape or type, or
             has no parameter in the model.
@@ -136,7 +140,7 @@ def load_complete(name: str | Path, config: Any, skeleton: Any, **kwargs: Any) -
     refuse_missing_weights(model)
     refuse_own_head(model)
     refuse_not_finite(f"'{name}'", model.named_parameters())
-    return model
+    return unfused(model)
 
 
 def single_device(device: str | torch.device | None) -> torch.device:

@@ -14,9 +14,9 @@ from hgsp.errors import InputError
 from hgsp.models.buffers import make_buffers
 from hgsp.models.configs import read_generation_config
 from hgsp.models.decoder import Decoder
-from hgsp.models.expert_files import files_of
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.loading import DTYPES, ModelSource, single_device
+from hgsp.models.model_files import files_of
 from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.models.stored_tensors import refuse_other_tensors
 from hgsp.models.weight_checks import refuse_own_head
@@ -79,7 +79,7 @@ def load_offloaded(
         raise InputError(
             expected="a safetensors folder or hub id with --offload", got=source.name, remedy="leave --offload out"
         )
-    files = files_of(weights_folder(source.name), source.config)
+    files = files_of(weights_folder(source.name), source.skeleton)
     model: Any = copy.deepcopy(source.skeleton).to(DTYPES[dtype])
     model.config.dtype = DTYPES[dtype]
     on = single_device(device)

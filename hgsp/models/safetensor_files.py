@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ class SafetensorFiles:
     """Tensors of a checkpoint folder, read by name. A file is mapped only while a tensor is read."""
 
     def __init__(self, folder: Path) -> None:
-        self._checked = set[str]()
+        self._checked = set[Any]()
         self.tensors = stored_tensors(folder)
         self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
 
@@ -29,9 +30,24 @@ class SafetensorFiles:
         stored.check_type(name)
         with open_weights(stored.file) as tensors:
             tensor: Tensor = tensors.get_tensor(name)
-        if name not in self._checked:
-            refuse_not_finite(str(stored.file), [(name, tensor)])
-            self._checked.add(name)
+        return self._checked_once(tensor, name)
+
+    def read_rows(self, name: str, rows: range) -> Tensor:
+        """Read some rows of a matrix in its stored dtype.
+
+        Raises:
+            InputError: as ``read``.
+        """
+        stored = self.tensors[name]
+        stored.check_type(name)
+        with open_weights(stored.file) as tensors:
+            return self._checked_once(tensors.get_slice(name)[rows.start : rows.stop], name, rows)
+
+    def _checked_once(self, tensor: Tensor, *part: Any) -> Tensor:
+        """Return a tensor, or rows of one, after a check of its values when it is read for the first time."""
+        if part not in self._checked:
+            refuse_not_finite(str(self.tensors[part[0]].file), [(part[0], tensor)])
+            self._checked.add(part)
         return tensor
 
     def file_of(self, name: str) -> Path:

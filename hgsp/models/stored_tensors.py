@@ -16,6 +16,7 @@ from hgsp.errors import InputError
 from hgsp.models.configs import MODEL_TYPES
 from hgsp.models.expert_parts import fused_tensors
 from hgsp.models.families import experts_of
+from hgsp.models.fusion import shapes_in_files, stored_wholes
 from hgsp.models.places import is_bin, is_gguf
 from hgsp.models.pruned_bin import read_bin
 from hgsp.models.refusals import refusing
@@ -126,7 +127,7 @@ def _pickled_tensors(file: Path) -> dict[str, StoredTensor]:
 
 
 def refuse_other_tensors(name: str | Path, skeleton: Any, stored: Mapping[str, StoredTensor]) -> list[str]:
-    """Return the names of the model's stored tensors; a tied head need not be among them.
+    """Return the names of the model's tensors that files hold; a tied head need not be among them.
 
     Args:
         skeleton: the model on the meta device.
@@ -138,11 +139,12 @@ def refuse_other_tensors(name: str | Path, skeleton: Any, stored: Mapping[str, S
     if (names := experts_of(skeleton.config)) is not None:
         stored = fused_tensors(stored, names)
     tied = skeleton.config.tie_word_embeddings
-    wanted = {
+    shapes = {
         key: tuple(tensor.shape)
         for key, tensor in skeleton.state_dict().items()
         if key in stored or not (tied and key == "lm_head.weight")
     }
+    wanted = shapes_in_files(shapes, stored_wholes(skeleton, stored))
     if missing := sorted(wanted.keys() - stored.keys()):
         raise incomplete(name, f"{len(missing)} missing, such as {missing[0]}")
     for key, shape in wanted.items():
@@ -151,7 +153,7 @@ def refuse_other_tensors(name: str | Path, skeleton: Any, stored: Mapping[str, S
             raise incomplete(name, f"another shape than config.json says: {key} of shape {found}, not {list(shape)}")
         stored[key].check_type(key)
     refuse_unplaced_weights(name, stored.keys() - wanted.keys(), skeleton.config)
-    return list(wanted)
+    return list(shapes)
 
 
 def stored_dtype(name: str | Path, configured: torch.dtype | None) -> torch.dtype:

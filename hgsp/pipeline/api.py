@@ -18,6 +18,7 @@ from hgsp.errors import InputError
 from hgsp.models.checkpoint import save_pruned
 from hgsp.models.decoder import Decoder, eval_mode
 from hgsp.models.devices import resolve_device
+from hgsp.models.fusion import unfused
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.models.loading import inspect_model, load_dense
@@ -145,7 +146,7 @@ class Scores:
         Raises:
             InputError: no scores file, or scores of other weights.
         """
-        groups = GroupScores.read(Path(path))
+        model, groups = unfused(model), GroupScores.read(Path(path))
         groups.check_belongs_to(_in_memory(model))
         return cls(groups, geometry_of(model))
 
@@ -196,6 +197,7 @@ def score(
         NumericalError: a statistic is not finite.
     """
     check_prunable(model.config.to_dict())
+    model = unfused(model)
     _check_text(text, model)
     options = ScoringOptions(batch_size, checkpointing, None if spill_dir is None else Path(spill_dir))
     with eval_mode(model):
@@ -235,7 +237,7 @@ def prune(
         InputError: a plan of another model, too few sequences, or text with a token without an embedding.
         NumericalError: the pruned model's hidden states are not finite.
     """
-    tensors = None
+    given, model, tensors = model, unfused(model), None
     if reconstruct is not None:
         _check_text(reconstruct, model)
         plan = plan_for(method, plan)
@@ -243,6 +245,8 @@ def prune(
         with eval_mode(model):
             found = reconstruct_weights(Decoder(model), Surgery(model, plan), reconstruct, options, progress=progress)
         tensors = found.tensors
+    if inplace and given is not model:
+        given.model.layers.to("meta")  # it shares the memory that is to be freed layer by layer
     return apply_plan(model, plan, tensors, inplace=inplace)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.models.configs import MODEL_TYPES, ModelDescription, describe, read_object
-from hgsp.models.expert_files import files_of
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.kinds import GROUP_KINDS
+from hgsp.models.model_files import files_of
 from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.models.stored_tensors import refuse_other_tensors
 from hgsp.pipeline.recovery_report import read_pruning_report
@@ -50,7 +50,7 @@ class VerifiedFolder:
 
     @cached_property
     def files(self) -> SafetensorFiles:
-        return files_of(self.path, self.model.config)
+        return files_of(self.path, self.model.skeleton)
 
     @cached_property
     def model(self) -> ModelDescription:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hgsp.errors import InputError
 from hgsp.models.buffers import make_buffers
+from hgsp.models.dispatch import dispatched_like
 from hgsp.models.experts import EXPERT_PARTS
 from hgsp.models.families import (
     ATTENTION_INPUTS,
@@ -161,27 +161,7 @@ def apply_plan(
     make_buffers(pruned, next(model.model.rotary_emb.buffers()).device)
     pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.requires_grad_(False).eval()
-    return _dispatched_like(model, pruned)
-
-
-def _dispatched_like(model: Any, pruned: Any) -> Any:
-    """Let accelerate move inputs between the devices of the pruned model if it does so for the dense one."""
-    if not any(hasattr(module, "_hf_hook") for module in model.modules()):
-        return pruned
-    from accelerate import dispatch_model
-
-    family = family_of(pruned.config)
-    parts = {family.head: pruned.get_submodule(family.head)}
-    parts |= {f"model.{name}": part for name, part in pruned.model.named_children() if name != "layers"}
-    parts |= {f"{LAYER_PREFIX}{index}": layer for index, layer in enumerate(pruned.model.layers)}
-    placed = {name: next(chain(part.parameters(), part.buffers())).device for name, part in parts.items()}
-    return dispatch_model(
-        pruned,
-        device_map=placed,
-        skip_keys=pruned._skip_keys_device_placement,
-        main_device=placed[family.embedding],
-        force_hooks=True,
-    )
+    return dispatched_like(model, pruned)
 
 
 def pruned_skeleton(config: Any, plan: PrunePlan, geometry: Geometry) -> nn.Module:
@@ -276,7 +256,12 @@ def _spans(groups: tuple[int, ...], width: int) -> Tensor:
 
 
 def _stock_type(family: Family, settings: dict[str, Any]) -> str | None:
-    """Return the stock architecture that accepts these uniform sizes, None if there is none."""
+    """Return the stock architecture that accepts these uniform sizes, None if there is none.
+
+    Our class stays where the stock one fuses projections: adapters for one do not fit the other.
+    """
+    if family.fused:
+        return None
     if not family.heads_divide_hidden or settings["hidden_size"] % settings["num_attention_heads"] == 0:
         return family.model_type
     return None if settings.get("attention_bias") or settings.get("mlp_bias") else family.twin

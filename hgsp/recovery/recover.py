@@ -9,6 +9,7 @@ from typing import Any
 from hgsp.console.progress import Progress, silent
 from hgsp.console.scratch import ScratchFolder
 from hgsp.models.checkpoint import load_pruned
+from hgsp.models.fusion import unfused
 from hgsp.models.loading import ModelSource, check_positions
 from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 from hgsp.recovery import outputs, training
@@ -72,7 +73,7 @@ def recover(
     )
     teacher = _teacher(distill_from, config, model.config.vocab_size)
     text = _checked_text(config, model, tokenizer)
-    student = model if inplace else copy.deepcopy(model)
+    student = unfused(model if inplace else copy.deepcopy(model))
     return _trained(student, tokenizer, text, config, teacher, progress)
 
 

@@ -100,8 +100,14 @@ def _cache_tensors(cache: Any) -> Iterator[Tensor]:
 
 def _query_width(model: Any) -> int:
     """Sum query heads times head dimension over layers: the MACs of q K^T, and of P V, per context token."""
-    projections = (module for name, module in model.named_modules() if name.endswith("self_attn.q_proj"))
-    return sum(projection.out_features for projection in projections)
+    widths: dict[str, int] = {}
+    for name, module in model.named_modules():
+        layer, _, projection = name.rpartition("self_attn.")
+        if projection == "q_proj":
+            widths[layer] = module.out_features
+        elif projection == "o_proj":  # for stock classes that fuse the projections of queries, keys and values
+            widths.setdefault(layer, module.in_features)
+    return sum(widths.values())
 
 
 @torch.inference_mode()

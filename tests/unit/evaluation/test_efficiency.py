@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import make_tiny
 from hgsp.evaluation.metrics import efficiency
 from hgsp.evaluation.metrics.efficiency import Workload, measure_timings, peak_bytes, static_costs
 from hgsp.evaluation.results import Metric
 from hgsp.evaluation.side_by_side import static_metrics, timing_metrics
+from hgsp.models.fusion import unfused
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan, plan_dropping
@@ -42,6 +44,12 @@ def test_costs_of_pruned_models(make, name):
     pruned = apply_plan(model, mixed_plan(model))
     check_costs(pruned)
     assert static_costs(pruned).linear_macs_per_token < dense.linear_macs_per_token
+
+
+@pytest.mark.parametrize("name", ["phi3", "phi4-mini"])
+def test_fused_projections_count_as_much_as_their_parts(name):
+    stock = make_tiny(name)
+    assert static_costs(stock) == static_costs(unfused(stock))
 
 
 def test_costs_of_a_model_without_a_layer(make):
