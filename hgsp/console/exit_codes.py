@@ -48,7 +48,8 @@ _MESSAGES = {
     "cannot allocate memory": errno.ENOMEM,
     "can't start new thread": errno.ENOMEM,
     "failed to map segment": errno.ENOMEM,
-    "pytorchstreamwriter failed": errno.ENOSPC,  # torch.save does not pass on why a write failed
+    # torch.save does not pass on why a write failed
+    **dict.fromkeys(("pytorchstreamwriter failed", "unexpected pos"), errno.ENOSPC),
 }
 _MEMORY = ("out of memory", "can't allocate", "bad_alloc", "could not create a primitive")  # the last is oneDNN's
 
