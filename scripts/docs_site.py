@@ -44,6 +44,8 @@ def build(folder: Path) -> None:
     pdoc.render.configure(docformat="google", show_source=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # a TypedDict does not keep the class that it has a key from
+        warnings.filterwarnings("ignore", "Cannot determine where hgsp.console.report_files")
         pdoc.pdoc("hgsp", f"!{LEFT_OUT}", output_directory=folder)
 
 

@@ -10,9 +10,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hgsp.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    Stream = io.BufferedReader[Any]
+else:  # generic for type checkers alone
+    Stream = io.BufferedReader
 
 #: Bytes of text that are read from one file, decompressed.
 MAX_BYTES = 1 << 34
@@ -67,7 +72,7 @@ def is_file(path: str | Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
+def opened(path: Path) -> Iterator[Stream]:
     """Open a text file for reading bytes, decompressed if its name ends in .gz.
 
     Raises:
@@ -80,7 +85,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
         with path.open("rb") as packed:
             is_packed = path.suffix.lower() == ".gz"
             source: Any = gzip.GzipFile(fileobj=packed) if is_packed else packed
-            stream = io.BufferedReader(_Limited(path, source, os.fstat(packed.fileno()).st_size), _BUFFER)
+            stream = Stream(_Limited(path, source, os.fstat(packed.fileno()).st_size), _BUFFER)
             _refuse_foreign(path, stream)
             yield stream
     except (EOFError, OSError, zlib.error) as error:
@@ -88,7 +93,7 @@ def opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
 
 
 def numbered_lines(
-    path: Path, stream: io.BufferedReader[Any], newline: str | None, max_line: int | None = None
+    path: Path, stream: Stream, newline: str | None, max_line: int | None = None
 ) -> Iterator[tuple[int, str]]:
     """Yield lines of UTF-8 with their ends and their numbers from 1, without a byte order mark.
 
@@ -162,7 +167,7 @@ def refuse_beyond_limits(path: Path, num_bytes: int, size: int) -> None:
         )
 
 
-def _refuse_foreign(path: Path, stream: io.BufferedReader[Any]) -> None:
+def _refuse_foreign(path: Path, stream: Stream) -> None:
     head = stream.peek(16)
     for first, kind in FOREIGN.items():
         if head.startswith(first):
