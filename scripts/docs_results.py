@@ -23,6 +23,8 @@ RATIOS = (0.2, 0.3, 0.5)
 WIKITEXT, C4 = "wiki.test.raw", "c4_sample_1000.jsonl"
 #: Names of evaluation files in results, as documents call them.
 TEXTS = {WIKITEXT: "WikiText-2", C4: "C4"}
+#: The same and those of named texts.
+NAMES = {**TEXTS, "wikitext2": "WikiText-2"}
 
 OF_DECODER = "Columns are the fraction of the decoder layers' parameters removed."
 OF_ALL = "Fractions are of all parameters, embeddings included."
@@ -63,7 +65,7 @@ class Comparison:
 
 
 def _named(by_text: Result) -> dict[str, Any]:
-    return {TEXTS[text]: value for text, value in by_text.items()}
+    return {NAMES[text]: value for text, value in by_text.items()}
 
 
 @functools.cache

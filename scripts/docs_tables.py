@@ -129,6 +129,7 @@ TABLES: dict[str, Table | Comparison] = {
     ),
     "compared_smollm2": Comparison("quality_smollm2_compared"),
     "compared_qwen": Comparison("quality_qwen2.5_compared"),
+    "compared_gemma": Comparison("quality_gemma3"),
     "boolq_smollm2": Table(
         ("quality_smollm2_compared",),
         ("BoolQ accuracy, %, SmolLM2-135M-Instruct", "dense", *PERCENT),

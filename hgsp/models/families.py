@@ -181,6 +181,7 @@ _ALL = (
         bias_keys=_ATTENTION_BIAS,
         heads_divide_hidden=True,
         beyond_llama="norms behind its blocks",
+        real_weights="Gemma 3 270M",
     ),
     Family(
         "Ministral",
