@@ -13,7 +13,6 @@ from typing import Any
 from hgsp.console.parser import flag_of
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.console.result_folders import remove_leftovers, reserved
-from hgsp.console.scratch import remove_abandoned_scratch
 from hgsp.errors import InputError
 from hgsp.pipeline.config import settings_of
 from hgsp.report.page import HTML, MARKDOWN, write_report
@@ -100,6 +99,8 @@ def run_cells(
         InputError: before anything runs, as ``cell_settings`` and ``check_finished``.
         KeyboardInterrupt: once the running cells have ended.
     """
+    from hgsp.console.scratch import remove_abandoned_scratch  # with rich, which help pages do without
+
     settings = [cell_settings(cell, results_dir, passed) for cell in cells]
     if any(own["dry_run"] for own in settings):
         raise InputError(expected="--dry_run before --", got="--dry_run after it", remedy="pass it to the study itself")
