@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import hgsp
 from conftest import make_tiny
+from gguf_files import write_gguf
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
 from hgsp.exports.source import read_source
@@ -256,28 +257,8 @@ def test_a_model_spread_over_devices_stays_spread(stock, tokens):
 
 @torch.no_grad()
 def test_gguf_files_are_unfused(tmp_path, tokens):
-    """The file is as llama.cpp's converter writes it, in float32."""
     stock, path = make_tiny("phi3"), tmp_path / "tiny.gguf"
-    config, writer = stock.config, gguf.GGUFWriter(path, "phi3")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_eos_token_id(257)
-    writer.add_pad_token_id(257)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.PHI3, config.num_hidden_layers)
-    for name, tensor in stock.state_dict().items():
-        writer.add_tensor(f"{names.get_name(name.removesuffix('.weight'))}.weight", tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(stock, path, gguf.MODEL_ARCH.PHI3, eos_token_id=257, pad_token_id=257)
     source = inspect_model(str(path))
     assert source.geometry == geometry_of(unfused(stock))
     assert torch.equal(load_dense(source, "float32", "cpu")(tokens).logits, unfused(stock)(tokens).logits)

@@ -5,13 +5,13 @@ import json
 import re
 import shutil
 
-import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, GptOssConfig
 
 from conftest import TINY, make_tiny
+from gguf_files import write_gguf
 from hgsp.errors import InputError
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.geometry import LayerShape, geometry_of
@@ -446,35 +446,6 @@ def test_a_config_that_contradicts_itself_is_refused(saved):
         inspect_model(str(folder))
 
 
-def write_gguf(model, path, tokenizer_model=None):
-    """The model as llama.cpp's converter writes it, in float32: rows of q and k interleaved for its rotary layout."""
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    if tokenizer_model is not None:
-        writer.add_tokenizer_model(tokenizer_model)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, len(model.model.layers))
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, tensor in model.state_dict().items():
-        rows = tensor.numpy()
-        if name.split(".")[-2] in heads:
-            rows = rows.reshape(heads[name.split(".")[-2]], 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
-        writer.add_tensor(names.get_name(name.removesuffix(".weight")) + ".weight", rows)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def test_a_gguf_file_is_the_model_it_was_made_from(tmp_path, tokens):
     """The dequantised model computes the same and can be pruned and saved like any other."""
     model = make_tiny("llama-8q4kv")
@@ -509,7 +480,8 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
 @pytest.mark.parametrize("tokenizer_model", [None, "llama"])
 def test_a_gguf_without_a_tokenizer_is_refused(tmp_path, tokenizer_model):
     path = tmp_path / "tiny.gguf"
-    write_gguf(make_tiny("llama-8q4kv"), path, tokenizer_model)
+    optional = {} if tokenizer_model is None else {"tokenizer_model": tokenizer_model}
+    write_gguf(make_tiny("llama-8q4kv"), path, **optional)
     with pytest.raises(InputError, match=r"a tokenizer in '.*tiny\.gguf'"):
         load_tokenizer(str(path))
 
