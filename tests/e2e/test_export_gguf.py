@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cores")]
 
 PROMPT = "The capital of France is Paris, and the"
 PRUNE = "--recipe fast --dataset builtin --nsamples 4 --device cpu --skip_evaluation --no_bin"
-#: Minutes each, of a path that another case has too.
+#: Minutes each: the model is trained first.
 THOROUGH = pytest.mark.skipif("HGSP_ALL_EXPORTS" not in os.environ, reason="run by `make test-gguf`")
 #: Two candidates this close may change places when weights are rounded to float16.
 NEAR_TIE = 6e-2
@@ -109,13 +109,11 @@ def attention_gone(model):
     return plan_dropping(model, kv={10: range(3)})
 
 
+@THOROUGH
 @pytest.mark.parametrize(
     ("plan", "architecture"),
-    [
-        pytest.param("20 %", "deci", id="other-sizes"),
-        pytest.param(uniform, "llama", id="uniform", marks=THOROUGH),
-        pytest.param(attention_gone, "deci", id="attention-gone", marks=THOROUGH),
-    ],
+    [("20 %", "deci"), (uniform, "llama"), (attention_gone, "deci")],
+    ids=["other-sizes", "uniform", "attention-gone"],
 )
 def test_recovered_models(pruned, cut, tmp_path, plan, architecture):
     folder = recovered(pruned(20) if plan == "20 %" else cut(plan), tmp_path / "recovered")
