@@ -28,8 +28,13 @@ CHINESE = {
     "WikiText-2 perplexity": "WikiText-2 困惑度",
     "C4 perplexity": "C4 困惑度",
     # headline
-    "SmolLM2-135M-Instruct, WikiText-2 perplexity": "SmolLM2-135M-Instruct，WikiText-2 困惑度",
+    "SmolLM2-135M-Instruct: the fraction of the decoder layers' parameters removed, WikiText-2 perplexity, and "
+    "the speed of models of these sizes as a multiple of the dense model's.": (
+        "SmolLM2-135M-Instruct：剪掉的解码层参数比例、WikiText-2 困惑度，以及同样大小的模型相对稠密模型的速度倍数。"
+    ),
     "OSSCAR, the best published method here": "OSSCAR（对比中表现最好的已发表方法）",
+    "decode, llama.cpp F16": "解码，llama.cpp F16",
+    "prefill, llama.cpp F16": "预填充，llama.cpp F16",
     # shapes of models
     "hub id": "Hub ID",
     "query heads, KV heads": "查询头、KV 头",

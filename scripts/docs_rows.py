@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 
-from docs_results import GIB, RATIOS, TEXTS, Result, Row, by_ratio, methods, number, percent
+from docs_results import GIB, RATIOS, TEXTS, WIKITEXT, Result, Row, by_ratio, methods, number, percent
 
 from hgsp.scoring.names import IMPORTANCE_METHODS
 
@@ -14,8 +14,33 @@ WITH_TEN = (0.1, *RATIOS)
 NORMALIZATIONS = ("none", "mean", "share", "rank", "output")
 
 
+#: Columns of the first table: ways of ``benchmarks/quality.py``, and phases that ``benchmarks/speed.py`` times.
+HEADLINE = {
+    "osscar": "OSSCAR, the best published method here",
+    "fast": "`--recipe fast`",
+    "balanced": "`--recipe balanced`",
+    "best": "`--recipe best`",
+}
+PHASES = {"decode": "decode, llama.cpp F16", "prefill": "prefill, llama.cpp F16"}
+
+
 def code(*names: str) -> dict[str, str]:
     return {name: f"`{name}`" for name in names}
+
+
+def headline(quality: Result, speed: Result) -> Iterable[Row]:
+    """Yield perplexity of the recipes and speed at batch size 1, from dense to small; both have the same ratios."""
+    ppl = {(row["way"], row["ratio"]): row["ppl"][WIKITEXT] for row in quality["rows"]}
+    seconds = [
+        {point["phase"]: point["cpu"] for point in model["points"] if point["batch_size"] == 1}
+        for model in speed["engines"]["llama.cpp f16"].values()
+    ]
+    for ratio, taken in zip((None, *RATIOS), seconds, strict=True):
+        speeds = [f"{seconds[0][phase] / taken[phase]:.2f} ×" for phase in PHASES]
+        if ratio is None:
+            yield "dense", *[number(quality["dense"][WIKITEXT])] * len(HEADLINE), *speeds
+        else:
+            yield percent(ratio), *(number(ppl[way, ratio]) for way in HEADLINE), *speeds
 
 
 def parts(found: Result, plain: Result) -> Iterable[Row]:

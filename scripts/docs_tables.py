@@ -13,7 +13,6 @@ from docs_results import (
     WIKITEXT,
     Comparison,
     Table,
-    by_ratio,
     methods,
     number,
     percent,
@@ -28,17 +27,11 @@ FULL_SIZE = ("full_size_llama-3-8b", "full_size_mistral-7b-v0.3", "full_size_qwe
 
 TABLES: dict[str, Table | Comparison] = {
     "headline": Table(
-        ("quality_smollm2_compared",),
-        ("SmolLM2-135M-Instruct, WikiText-2 perplexity", "dense", *PERCENT),
-        by_ratio(
-            {
-                "osscar": "OSSCAR, the best published method here",
-                "fast": "`--recipe fast`",
-                "balanced": "`--recipe balanced`",
-                "best": "`--recipe best`",
-            }
-        ),
-        OF_DECODER,
+        ("quality_smollm2_compared", "speed_headline_smollm2"),
+        ("removed", *rows.HEADLINE.values(), *rows.PHASES.values()),
+        rows.headline,
+        "SmolLM2-135M-Instruct: the fraction of the decoder layers' parameters removed, WikiText-2 perplexity, and "
+        "the speed of models of these sizes as a multiple of the dense model's.",
     ),
     "parts": Table(
         ("quality_smollm2", "methods_smollm2"),
