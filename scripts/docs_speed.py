@@ -61,15 +61,14 @@ def latency(found: Result) -> Iterable[Row]:
 
 
 def targets(found: Result) -> Iterable[Row]:
-    """Yield the plans for each target speed: ranking, size, speeds and perplexity."""
+    """Yield the plans for each target speed: ranking, size, predicted speed and perplexity."""
     for row in found["rows"]:
         emptied = f" ({row['emptied']} emptied)" if row["emptied"] else ""
-        speeds = f"{row['predicted']:.2f} ×", f"{row['measured']:.2f} ×"
         yield (
             f"{row['target']:g} ×",
             row["setting"] + emptied,
             f"{row['reached_ratio']:.1%}",
-            *speeds,
+            f"{row['predicted']:.2f} ×",
             number(row["ppl"]),
         )
 
@@ -91,7 +90,7 @@ SPEED_TABLES = {
     ),
     "speed_targets": Table(
         ("speed_targets_smollm2",),
-        ("target", "ranked by", "removed", "predicted", "measured", "WikiText-2 perplexity"),
+        ("target", "ranked by", "removed", "predicted", "WikiText-2 perplexity"),
         targets,
         OF_ALL,
     ),
