@@ -15,14 +15,24 @@ from hgsp.pruning.surgery import apply_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cores")]
 
-PRUNE = "--pruning_ratio 0.2 --temperature 0 --importance_method fisher --dataset builtin --nsamples 8 --seq_len 64 --no_bin"
+PRUNE = "--pruning_ratio 0.2 --temperature 0 --importance_method fisher --dataset builtin --nsamples 8 --seq_len 64"
 TRAIN = "--max_steps 6 --batch_size 4 --val_size 4 --cutoff_len 96 --eval_steps 6 --learning_rate 2e-3 --device cpu"
 
 
 @pytest.fixture(scope="module")
 def pruned(real_model, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    flags = [*PRUNE.split(), "--device", "cpu", "--skip_evaluation", "--results_dir", results, "--output_name", "p20"]
+    flags = [
+        *PRUNE.split(),
+        "--device",
+        "cpu",
+        "--skip_evaluation",
+        "--no_bin",
+        "--results_dir",
+        results,
+        "--output_name",
+        "p20",
+    ]
     assert run_global_pruning.main([str(part) for part in ("--base_model", real_model("smollm2-135m"), *flags)]) == 0
     return results / "p20"
 
