@@ -64,6 +64,12 @@ class ScoringConfig(TextConfig, HubConfig):
         choices=LAYER_IMPORTANCES,
         group="H-GSP prior",
     )
+    expert_channels: bool = option(
+        Recipe.expert_channels,
+        help="in mixtures of experts, channels inside experts leave too: the same number of every expert of a layer, "
+        "each expert's own weakest; --min_mlp_width and --mlp_multiple_of hold for them",
+        group="scoring",
+    )
     use_gradient_checkpointing: bool = option(
         False, help="less memory while scoring, for more time; same scores", group="resources"
     )

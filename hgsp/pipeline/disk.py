@@ -79,7 +79,9 @@ def disk_need(
 
 def scores_bytes(geometry: Geometry) -> int:
     """Return the disk that scores, group table and plan take."""
-    return GROUP_BYTES * sum(sum(shape.block_sizes) for shape in geometry.shapes)
+    channels = sum(shape.num_experts * shape.expert_width for shape in geometry.shapes)
+    groups = sum(sum(shape.block_sizes) for shape in geometry.shapes)
+    return GROUP_BYTES * (groups + channels * geometry.prunes_expert_channels)
 
 
 def refitted_params(geometry: Geometry, method: str) -> int:

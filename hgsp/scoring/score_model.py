@@ -34,6 +34,7 @@ def score_model(
     layer_importance: str | None = None,
     seed: int = 42,
     labels: str = "text",
+    expert_channels: bool = False,
     progress: Progress = silent,
 ) -> Scores:
     """Score every group of a model, and measure the influence of its layers.
@@ -45,7 +46,7 @@ def score_model(
         layer_importance: measure of influence, "cosine" or "perplexity"; None measures none, which allows no
             temperature above 0 later.
         seed: of the method "random" and of drawn labels.
-        labels: see ``score_groups``.
+        labels, expert_channels: see ``score_groups``.
 
     Raises:
         InputError: the method or the influence needs text and there is none, or the measure is unknown.
@@ -66,6 +67,7 @@ def score_model(
         options=_spilling(options or ScoringOptions(), loaded.model, calibration),
         seed=seed,
         labels=labels,
+        expert_channels=expert_channels,
         progress=progress,
     )
     influence = found.influence

@@ -4,7 +4,8 @@ All are float32 and independent of the batch size: sums over calibration tokens 
 processes and divides by their count. A mask is a factor on all input columns of a group; its gradient at a token is the
 sum over these columns of input times input gradient, and for a sequence the sum over its tokens.
 
-The matrices of experts have one more dimension in front, [E]. A token that the router does not send to an expert is an
+The matrices of experts have one more dimension in front, [E]; where their channels are scored, so have the statistics
+of outputs and masks of channels, [E, G] beside ``down_proj``. A token that the router does not send to an expert is an
 input of zeros to it, and the input of its output projection is multiplied by the router's weight.
 
 B batch | T tokens of a sequence | I in_features | O out_features | G groups | E experts
@@ -35,8 +36,21 @@ from hgsp.errors import not_finite
 from hgsp.layerwise.distributed import Share, sum_over_processes
 from hgsp.layerwise.walk import BackwardPass, ForwardPass
 from hgsp.models.decoder import watch_inputs, weight_not_finite
-from hgsp.models.experts import EXPERTS, RoutedCall, expert_parameters, has_experts, watch_experts
-from hgsp.scoring.expert_statistics import output_norms, sums_of_experts, watch_mask_gradients
+from hgsp.models.experts import (
+    DOWN,
+    EXPERTS,
+    RoutedCall,
+    expert_parameters,
+    has_experts,
+    watch_expert_outputs,
+    watch_experts,
+)
+from hgsp.scoring.expert_statistics import (
+    output_norms,
+    sums_of_experts,
+    watch_channel_gradients,
+    watch_mask_gradients,
+)
 
 INPUT_STATISTICS = frozenset({"input_sq", "input_mean"})
 OUTPUT_STATISTICS = frozenset({"output_norm", "reached"})
@@ -86,11 +100,14 @@ def gather_forward(
     share: Share,
     seq_len: int,
     group_columns: Mapping[str, int],
+    *,
+    of_channels: bool = False,
 ) -> LayerStatistics:
     """Run one layer forward and gather statistics of the given Linears, and of its experts if it has any.
 
     Args:
         group_columns: columns per group of every Linear that has outputs of groups.
+        of_channels: whether channels of experts are groups too.
 
     Raises:
         NumericalError: a statistic is not finite.
@@ -109,7 +126,7 @@ def gather_forward(
             statistics.add(name, "reached", torch.full_like(norms_G, len(tokens)))
 
     def observe_experts(experts: Any, call: RoutedCall) -> None:
-        for key, found in sums_of_experts(experts, call, needs).items():
+        for key, found in sums_of_experts(experts, call, needs, of_channels=of_channels).items():
             for name, amount in found.items():
                 statistics.add(key, name, amount)
 
@@ -127,12 +144,15 @@ def gather_backward(
     share: Share,
     seq_len: int,
     group_columns: Mapping[str, int],
+    *,
+    of_channels: bool = False,
 ) -> LayerStatistics:
     """Run one layer backward and gather gradient statistics of the given Linears, and of its experts if it has any.
 
     Args:
         layer_pass: with batches of one sequence if ``grad_sq`` is needed, whose gradients are squared before the mean.
         group_columns: columns per group of every Linear that has masks.
+        of_channels: whether channels of experts are groups too.
 
     Raises:
         NumericalError: a statistic is not finite.
@@ -166,9 +186,25 @@ def gather_backward(
                 experts, call, lambda grad_NE: add_mask_gradients(EXPERTS, grad_NE.unflatten(0, (-1, seq_len)))
             )
 
+    def observe_channels(experts: Any, call: RoutedCall, output: Tensor) -> None:
+        num_experts, _, width = experts.down_proj.shape
+        num_sequences = len(call.hidden) // seq_len
+
+        def add(index: int, rows: Tensor, mask_grad_NW: Tensor) -> None:
+            mask_grad_BW = mask_grad_NW.new_zeros(num_sequences, width).index_add_(0, rows // seq_len, mask_grad_NW)
+            for name, of_parts in (("mask_grad_sq", mask_grad_BW), ("mask_grad_token_sq", mask_grad_NW)):
+                if name in needs:
+                    square_EW = mask_grad_NW.new_zeros(num_experts, width)
+                    square_EW[index] = of_parts.square().sum(0)
+                    statistics.add(DOWN, name, square_EW, mean_token**2)
+
+        if needs & MASK_GRADIENTS and output.requires_grad:
+            watch_channel_gradients(experts, call, output, add)
+
     with (
         watch_inputs(linears, observe),
         watch_experts(layer_pass.module, observe_experts),
+        watch_expert_outputs(layer_pass.module, observe_channels) if of_channels else nullcontext(),
         _requiring_gradients(parameters),
     ):
         for gradients in layer_pass.run(list(parameters.values())):

@@ -34,7 +34,7 @@ def test_geometry_counts_what_the_model_has(name):
     model = make_moe(name)
     geometry = geometry_of(model)
     assert geometry.decoder_params == sum(parameter.numel() for parameter in model.model.layers.parameters())
-    assert geometry.shapes[0] == LayerShape(4, 0, 8)
+    assert geometry.shapes[0] == LayerShape(4, 0, 8, 24)
     assert geometry.expert_params == 3 * 64 * 24 + 64  # three matrices and a row of the router
     assert geometry.experts_per_token == 2
 
