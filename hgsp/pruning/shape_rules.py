@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 from hgsp.models.kinds import KIND_NAMED
-from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, RATIO_PHRASES
+from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, EXPERT_MULTIPLE, RATIO_PHRASES
 
 #: Of all parameters; the largest step between two plans whose layers all have the same width.
 LARGEST_UNIFORM_STEP = 0.01
@@ -22,7 +23,8 @@ class ShapeRules:
         min_mlp_width: channels of an MLP or of each expert, at least 1; rounded up to the multiple.
         freeze_first, freeze_last: numbers of layers that stay as they are.
         mlp_multiple_of: channels leave in blocks of this number, so that an MLP that loses channels is left with a
-            multiple of it; None is 64 for MLPs of at least 1,024 channels, else 1. Experts count as MLPs.
+            multiple of it; None is 64 for MLPs of at least 1,024 channels, else 1. Experts count as MLPs, in multiples
+            of ``EXPERT_MULTIPLE`` too.
         equal_kv_groups: every layer keeps the same number of KV groups.
         uniform: every layer keeps the same numbers of KV groups and of channels or experts.
         allow_empty_blocks: the attention or the MLP of a layer may leave whole.
@@ -74,14 +76,15 @@ class ShapeRules:
 
         Uniform plans halve the automatic one until a step of all layers is at most 1 % of the parameters.
         """
+        least = EXPERT_MULTIPLE if kind == "expert_channel" else 1
         if self.mlp_multiple_of is not None:
-            return self.mlp_multiple_of
+            return math.lcm(self.mlp_multiple_of, least)
         widest = max(geometry.shapes, key=lambda shape: shape.size_of(kind))
         if widest.size_of(kind) < AUTO_MULTIPLE_FROM:
-            return 1
+            return least
         multiple = AUTO_MULTIPLE
         step = geometry.num_layers * geometry.params_per_group(kind, widest) if self.uniform else 0
-        while multiple * step > LARGEST_UNIFORM_STEP * geometry.total_params and multiple > 1:
+        while multiple * step > LARGEST_UNIFORM_STEP * geometry.total_params and multiple > least:
             multiple //= 2
         return multiple
 

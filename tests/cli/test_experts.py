@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -107,6 +108,7 @@ def test_a_family_of_experts_that_is_not_known_is_refused_with_the_form_of_its_w
     [
         (("--reconstruct", "bias"), "experts have no bias"),
         (("--min_experts", "0"), "min_experts"),
+        (("--expert_channels", "--cost", "macs"), "no cost of its own"),
         (("--pruning_ratio", "0.9"), "at most"),
     ],
 )
@@ -115,3 +117,41 @@ def test_what_experts_exclude_is_refused_before_anything_is_written(prune, capsy
     assert code == 2
     assert reason in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_channels_inside_experts_leave_under_the_same_budget(prune, capsys, tmp_path):
+    model = make_moe("qwen3-moe-mixed")
+    flags = ("--pruning_ratio", "0.45", "--importance_method", "fisher", "--score_normalization", "rank")
+    code, folder = prune(model, *flags, "--expert_channels", "--skip_evaluation", "--no_bin")
+    assert code == 0
+    kept, report = kept_by_kind(folder), analysis_of(folder)
+    assert {kind: len(rows) for kind, rows in kept.items()} == {
+        "attention": 12,
+        "mlp": 96,
+        "expert": 16,
+        "expert_channel": 48,
+    }
+    assert 0 < sum(kept["expert_channel"]) < 48
+    pruned = load_pruned(folder)
+    assert report["params_after"] == sum(parameter.numel() for parameter in pruned.parameters())
+    widths = [layer.mlp.experts.down_proj.shape[2] for layer in pruned.model.layers if hasattr(layer.mlp, "experts")]
+    assert [len(report["layers"][layer]["kept_expert_slots"]) for layer in (0, 2)] == widths
+    assert [entry["num_expert_slots"] for entry in report["layers"]] == [24, 0, 24]
+    assert "channels of each expert" in (folder / "report.html").read_text()
+    assert main(["verify", str(folder), "--base_model", str(tmp_path / "dense")]) == 0
+    assert "masked dense model beside the sliced one: equal" in capsys.readouterr().out
+    expected = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
+    scores = shutil.copy(folder / "scores.npz", tmp_path)
+    again = ("--scores", str(scores), "--expert_channels", "--overwrite", "--offload", "--skip_evaluation")
+    code, folder = prune(model, "--pruning_ratio", "0.45", "--score_normalization", "rank", *again)
+    assert code == 0
+    assert all(bool((value == expected[name]).all()) for name, value in load_pruned(folder).state_dict().items())
+
+
+def test_a_second_round_keeps_to_the_budget(prune):
+    flags = ("--pruning_ratio", "0.4", "--importance_method", "wanda", "--rounds", "2", "--skip_evaluation", "--no_bin")
+    code, folder = prune(make_moe("mixtral"), *flags, "--expert_channels")
+    assert code == 0
+    report = analysis_of(folder)
+    assert 0.36 < report["reached_ratio"] <= 0.4
+    assert any(len(layer["kept_expert_slots"]) < 24 for layer in report["layers"])

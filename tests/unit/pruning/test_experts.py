@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from experts import TINY_MOE, make_moe, plan_keeping, uneven_plan
+from experts import TINY_MOE, last_hidden, make_moe, plan_keeping, uneven_plan
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import FAMILIES, family_of
@@ -20,14 +20,6 @@ from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.pruning.zero_padded import zero_padded_decoder
 
 pytestmark = pytest.mark.parametrize("name", TINY_MOE)
-
-
-def last_hidden(decoder, tokens):
-    hidden = decoder.embed(tokens)
-    for index in range(decoder.num_layers):
-        with decoder.layer(index) as module:
-            hidden = decoder.call(module, hidden)
-    return hidden
 
 
 def test_geometry_counts_what_the_model_has(name):
