@@ -113,6 +113,8 @@ class ModuleReport(TypedDict, total=False):
     ridge: NonNegative | None
     error_before: NonNegative | None
     error_after: NonNegative | None
+    refitted_experts: Count
+    few_tokens: list[Count]
 
 
 class ReconstructionReport(TypedDict, total=False):

@@ -82,7 +82,7 @@ class DenseComparison:
             NotAppliedError: the one of the report is, or it is not at hand, or the folder holds no pruned model.
         """
         dense, refitted = self._dense, self.folder.refitted()
-        kept = [name for name in self.folder.names if not name.startswith(refitted or ("/",))]
+        kept = [name for name in self.folder.names if not f"{name}.".startswith(refitted or ("/",))]
         try:
             surgery = Surgery(dense.model, self.folder.plan, read=dense.read)
             for name in kept:

@@ -45,7 +45,11 @@ def warnings_about_experts(config: PruneConfig) -> list[str]:
     """Return a line for each step that leaves the weights of experts as they are."""
     found = []
     if config.reconstruct != "none":
-        found.append("experts keep their weights: --reconstruct refits o_proj, and MLPs of layers without experts")
+        found.append(
+            "--reconstruct refits o_proj, down projections of experts that lose channels, and MLPs without experts"
+            if config.expert_channels
+            else "experts keep their weights: --reconstruct refits o_proj, and MLPs of layers without experts"
+        )
     if config.finetune:
         found.append("experts get no LoRA adapters: --finetune trains those of attention")
     return found

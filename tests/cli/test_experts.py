@@ -148,10 +148,17 @@ def test_channels_inside_experts_leave_under_the_same_budget(prune, capsys, tmp_
     assert all(bool((value == expected[name]).all()) for name, value in load_pruned(folder).state_dict().items())
 
 
-def test_a_second_round_keeps_to_the_budget(prune):
+def test_rounds_refit_experts_that_lose_channels_and_keep_to_the_budget(prune, tmp_path):
     flags = ("--pruning_ratio", "0.4", "--importance_method", "wanda", "--rounds", "2", "--skip_evaluation", "--no_bin")
-    code, folder = prune(make_moe("mixtral"), *flags, "--expert_channels")
+    refit = ("--reconstruct", "lstsq", "--reconstruct_nsamples", "16")
+    code, folder = prune(make_moe("mixtral"), *flags, *refit, "--expert_channels")
     assert code == 0
     report = analysis_of(folder)
     assert 0.36 < report["reached_ratio"] <= 0.4
     assert any(len(layer["kept_expert_slots"]) < 24 for layer in report["layers"])
+    assert any("down projections of experts that lose channels" in warning for warning in report["warnings"])
+    fits = [fit for fit in report["reconstruction"]["modules"] if fit["module"] == "mlp.experts.down_proj"]
+    assert any(fit["refitted_experts"] for fit in fits)
+    few = sum(len(fit["few_tokens"]) for fit in fits)
+    assert (f"{few} experts saw too few tokens" in (folder / "report.html").read_text()) == (few > 0)
+    assert main(["verify", str(folder), "--base_model", str(tmp_path / "dense")]) == 0
