@@ -7,6 +7,10 @@ from typing import Any
 
 from hgsp.models.geometry import LayerShape
 
+#: Widths of experts are multiples of this number: grouped matrix products, which transformers runs them by, refuse rows
+#: that are no multiple of 16 bytes.
+EXPERT_MULTIPLE = 8
+
 #: Config keys that describe a dense checkpoint rather than its architecture.
 _STALE_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 from hgsp.models.kinds import KIND_NAMED
-from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, EXPERT_MULTIPLE, RATIO_PHRASES
+from hgsp.models.layer_sizes import EXPERT_MULTIPLE
+from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, RATIO_PHRASES
 
 #: Of all parameters; the largest step between two plans whose layers all have the same width.
 LARGEST_UNIFORM_STEP = 0.01

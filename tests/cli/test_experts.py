@@ -5,11 +5,17 @@ import json
 import shutil
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import run_global_pruning
-from experts import make_moe
+from experts import make_moe, plan_keeping, uneven_plan
 from hgsp.cli.main import main
-from hgsp.models.checkpoint import load_pruned
+from hgsp.models.checkpoint import load_pruned, save_pruned
+from hgsp.models.families import FAMILIES, family_of
+from hgsp.models.geometry import geometry_of
+from hgsp.models.layer_sizes import architecture_settings, layer_sizes, stored_keys
+from hgsp.pruning.surgery import apply_plan
 from pruning import analysis_of
 
 QUICK = {
@@ -79,9 +85,8 @@ def test_offload_writes_the_same_model(prune):
 
 
 def test_the_doctor_names_the_engines_that_read_experts_and_exports_refuse_them(prune, capsys):
-    _, folder = prune(
-        make_moe("olmoe"), "--pruning_ratio", "0.3", "--importance_method", "magnitude", "--skip_evaluation"
-    )
+    flags = ("--pruning_ratio", "0.3", "--importance_method", "magnitude", "--skip_evaluation", "--expert_channels")
+    _, folder = prune(make_moe("olmoe"), *flags)
     capsys.readouterr()
     assert main(["doctor", str(folder), "--json"]) == 0
     found = {engine["engine"]: engine for engine in json.loads(capsys.readouterr().out)["engines"]}
@@ -93,6 +98,36 @@ def test_the_doctor_names_the_engines_that_read_experts_and_exports_refuse_them(
     assert "a mixture of experts" in capsys.readouterr().out
     assert main(["export", str(folder), "--to", "gguf"]) == 2
     assert "mixture of experts" in capsys.readouterr().err
+    assert main(["export", str(folder), "--to", "stock"]) == 2
+    error = capsys.readouterr().err
+    assert "experts of " in error
+    assert "prune again with --uniform: 4 KV groups and " in error
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "olmoe", "mixtral", "qwen3-moe-mixed"])
+def test_a_uniform_mixture_is_exported_as_a_stock_model(name, tokenizer, tokens, tmp_path, capsys):
+    """Of our own class, with sizes per layer that are all the same."""
+    dense = make_moe(name)
+    pruned = apply_plan(dense, uneven_plan(dense), inplace=False)
+    stock = apply_plan(dense, plan_keeping(dense, {index: (2, 5) for index in range(3)}, {}))
+    shapes = geometry_of(stock).shapes
+    width_key = family_of(stock.config).experts.width
+    sizes = [stored_keys(stock.config, layer_sizes(shape, 2, width_key)) for shape in shapes]
+    settings = {**architecture_settings(pruned.config), "per_layer_config": dict(enumerate(sizes))}
+    own = AutoModelForCausalLM.from_config(AutoConfig.for_model(pruned.config.model_type, **settings))
+    own.load_state_dict(stock.state_dict())
+    (tmp_path / "own").mkdir()
+    save_pruned(own, tokenizer, tmp_path / "own", with_bin=False)
+    assert main(["doctor", str(tmp_path / "own")]) == 0
+    assert "after hgsp export --to stock" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "own"), "--to", "stock"]) == 0
+    assert "log-probabilities" in capsys.readouterr().out
+    config = json.loads((tmp_path / "own-stock" / "config.json").read_text())
+    assert config["model_type"] == FAMILIES[config["model_type"]].model_type
+    again, report = AutoModelForCausalLM.from_pretrained(tmp_path / "own-stock", output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(again(tokens).logits, stock(tokens).logits)
+    assert main(["verify", str(tmp_path / "own-stock")]) == 0
 
 
 def test_a_family_of_experts_that_is_not_known_is_refused_with_the_form_of_its_weights(capsys, tmp_path):
