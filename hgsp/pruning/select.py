@@ -215,8 +215,7 @@ def _collapsed_layers(
     """Return the layers that keep less than ``epsilon`` of their parameters, smallest first, within the budget."""
     whole = np.array([geometry.layer_params(shape) for shape in geometry.shapes])
     dropped = np.bincount(table.layer, weights=table.cost * ~kept, minlength=geometry.num_layers)
-    dropped = dropped - params_in_both(table.layer, table.kind, ~kept, geometry)
-    kept_ratio = 1 - dropped / whole
+    kept_ratio = 1 - (dropped - params_in_both(table.layer, table.kind, ~kept, geometry)) / whole
     blocks = set(table.block[kept].tolist())
     complete = {layer for layer in range(geometry.num_layers) if {2 * layer + ATTENTION, 2 * layer + MLP} <= blocks}
     removed_layers = {layer for layer, block in removed if (layer, MLP + ATTENTION - block) in removed}

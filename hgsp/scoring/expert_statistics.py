@@ -82,23 +82,31 @@ def watch_mask_gradients(experts: Any, call: RoutedCall, observe: Callable[[Tens
 
 
 def watch_channel_gradients(
-    experts: Any, call: RoutedCall, output: Tensor, observe: Callable[[int, Tensor, Tensor], None]
+    experts: Any, call: RoutedCall, output: Tensor, seq_len: int, observe: Callable[[dict[str, Tensor]], None]
 ) -> None:
-    """Call ``observe`` with an expert, its tokens [n] and the gradients of masks on its channels there, float32 [n, M].
+    """Call ``observe`` with squared gradients of masks on all channels of experts, float32 [E, M], by statistic.
 
     A mask is a factor on a channel's input of the down projection. Inner activations are computed again, of one expert
     at a time.
 
     Args:
         output: of the experts, [N, H].
+        seq_len: tokens of a sequence, whose gradients are added before they are squared for ``mask_grad_sq``.
     """
     own = RoutedCall(call.hidden.detach(), call.experts, call.weights.detach())
 
     def on_gradient(gradient_NH: Tensor) -> None:
-        for index in range(len(experts.down_proj)):
+        num_experts, _, width = experts.down_proj.shape
+        by_sequence = torch.zeros(num_experts, width, device=gradient_NH.device)
+        by_token = torch.zeros_like(by_sequence)
+        for index in range(num_experts):
             rows, weight_N = own.of_expert(index)
             gate, up = linear(own.hidden[rows], experts.gate_up_proj[index]).chunk(2, dim=-1)
             inner_NM = (experts.act_fn(gate) * up).float() * weight_N.float()[:, None]
-            observe(index, rows, inner_NM * (gradient_NH[rows].float() @ experts.down_proj[index].float()))
+            mask_grad_NM = inner_NM * (gradient_NH[rows].float() @ experts.down_proj[index].float())
+            sums_BM = mask_grad_NM.new_zeros(len(own.hidden) // seq_len, width)
+            by_sequence[index] = sums_BM.index_add_(0, rows // seq_len, mask_grad_NM).square().sum(0)
+            by_token[index] = mask_grad_NM.square().sum(0)
+        observe({"mask_grad_sq": by_sequence, "mask_grad_token_sq": by_token})
 
     output.register_hook(on_gradient)

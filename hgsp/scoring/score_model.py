@@ -53,12 +53,7 @@ def score_model(
         NumericalError: a statistic is not finite.
     """
     method = method_named(method)
-    if layer_importance not in (None, *LAYER_IMPORTANCES):
-        raise InputError(
-            expected="a measure of influence",
-            got=f"'{layer_importance}'",
-            remedy=f"use one of {', '.join(LAYER_IMPORTANCES)}, or None",
-        )
+    _check_measure(layer_importance)
     found = score_groups(
         loaded.decoder,
         method,
@@ -86,6 +81,15 @@ def score_model(
         "weights": asdict(loaded.identity),
     }
     return Scores(found.by_layer, influence, weight_sample(loaded), provenance)
+
+
+def _check_measure(layer_importance: str | None) -> None:
+    if layer_importance not in (None, *LAYER_IMPORTANCES):
+        raise InputError(
+            expected="a measure of influence",
+            got=f"'{layer_importance}'",
+            remedy=f"use one of {', '.join(LAYER_IMPORTANCES)}, or None",
+        )
 
 
 def _spilling(options: ScoringOptions, model: Any, calibration: Calibration | None) -> ScoringOptions:

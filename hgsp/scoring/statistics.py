@@ -25,7 +25,7 @@ B batch | T tokens of a sequence | I in_features | O out_features | G groups | E
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -186,25 +186,10 @@ def gather_backward(
                 experts, call, lambda grad_NE: add_mask_gradients(EXPERTS, grad_NE.unflatten(0, (-1, seq_len)))
             )
 
-    def observe_channels(experts: Any, call: RoutedCall, output: Tensor) -> None:
-        num_experts, _, width = experts.down_proj.shape
-        num_sequences = len(call.hidden) // seq_len
-
-        def add(index: int, rows: Tensor, mask_grad_NW: Tensor) -> None:
-            mask_grad_BW = mask_grad_NW.new_zeros(num_sequences, width).index_add_(0, rows // seq_len, mask_grad_NW)
-            for name, of_parts in (("mask_grad_sq", mask_grad_BW), ("mask_grad_token_sq", mask_grad_NW)):
-                if name in needs:
-                    square_EW = mask_grad_NW.new_zeros(num_experts, width)
-                    square_EW[index] = of_parts.square().sum(0)
-                    statistics.add(DOWN, name, square_EW, mean_token**2)
-
-        if needs & MASK_GRADIENTS and output.requires_grad:
-            watch_channel_gradients(experts, call, output, add)
-
     with (
         watch_inputs(linears, observe),
         watch_experts(layer_pass.module, observe_experts),
-        watch_expert_outputs(layer_pass.module, observe_channels) if of_channels else nullcontext(),
+        _watching_channels(statistics, needs, seq_len) if of_channels else nullcontext(),
         _requiring_gradients(parameters),
     ):
         for gradients in layer_pass.run(list(parameters.values())):
@@ -215,6 +200,22 @@ def gather_backward(
                     statistics.add(key, "grad_sq", gradient.float().square(), mean_token**2)
     statistics.finish(dict.fromkeys(BACKWARD_STATISTICS, share.num_sequences))
     return statistics
+
+
+def _watching_channels(
+    statistics: LayerStatistics, needs: frozenset[str], seq_len: int
+) -> AbstractContextManager[None]:
+    """Return a context that adds gradients of masks on the channels of a layer's experts."""
+
+    def add(sums: Mapping[str, Tensor]) -> None:
+        for name in sorted(MASK_GRADIENTS & needs):
+            statistics.add(DOWN, name, sums[name], (seq_len - 1) ** -2.0)
+
+    def observe(experts: Any, call: RoutedCall, output: Tensor) -> None:
+        if needs & MASK_GRADIENTS and output.requires_grad:
+            watch_channel_gradients(experts, call, output, seq_len, add)
+
+    return watch_expert_outputs(statistics.module, observe)
 
 
 @contextmanager

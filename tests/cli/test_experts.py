@@ -109,7 +109,7 @@ def test_a_uniform_mixture_is_exported_as_a_stock_model(name, tokenizer, tokens,
     """Of our own class, with sizes per layer that are all the same."""
     dense = make_moe(name)
     pruned = apply_plan(dense, uneven_plan(dense), inplace=False)
-    stock = apply_plan(dense, plan_keeping(dense, {index: (2, 5) for index in range(3)}, {}))
+    stock = apply_plan(dense, plan_keeping(dense, dict.fromkeys(range(3), (2, 5)), {}))
     shapes = geometry_of(stock).shapes
     width_key = family_of(stock.config).experts.width
     sizes = [stored_keys(stock.config, layer_sizes(shape, 2, width_key)) for shape in shapes]
