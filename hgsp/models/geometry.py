@@ -120,7 +120,9 @@ class Geometry:
 
     @property
     def smallest_group_params(self) -> int:
-        """The parameters of a group of the smallest kind; of channels where the model has any."""
+        """The parameters of a group of the smallest kind; of channels where the model has any that leave."""
+        if self.prunes_expert_channels and not self.mlp_channel_params:
+            return self.experts_per_token * self.expert_channel_params
         return self.mlp_channel_params or min(self.kv_group_params, self.expert_params)
 
     @property

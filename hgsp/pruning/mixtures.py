@@ -44,6 +44,17 @@ def params_of(units: Units, dropped: Mask, geometry: Geometry) -> int:
     return int(units.cost[dropped].sum()) - int(both.sum())
 
 
+def importance_of(units: Units, dropped: Mask, geometry: Geometry) -> float:
+    """Return the importance that leaves with units; slots count for the experts that stay alone."""
+    loss, is_expert = units.score * units.cost, units.kind == EXPERT
+    experts, gone = (
+        np.bincount(units.layer, weights=units.num_groups * is_expert * leaves, minlength=geometry.num_layers)
+        for leaves in (1, dropped)
+    )
+    stay_L = 1 - gone / np.maximum(experts, 1)
+    return float((loss * np.where(units.kind == EXPERT_CHANNEL, stay_L[units.layer], 1.0))[dropped].sum())
+
+
 def drop_in_turn(units: Units, kept: Mask, protected: Mask, remaining: int, geometry: Geometry) -> Mask:
     """Return the mask [U] of the units that stay when others leave one by one in ascending order.
 

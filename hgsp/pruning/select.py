@@ -15,7 +15,7 @@ import numpy as np
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 from hgsp.models.kinds import GROUP_KINDS
-from hgsp.pruning.mixtures import drop_in_turn, params_in_both, params_of
+from hgsp.pruning.mixtures import drop_in_turn, importance_of, params_in_both, params_of
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.units import Mask, Units, protected_units, ranked_below, units_of
@@ -146,7 +146,7 @@ def _equal_layers(units: Units, gone: Mask, remaining: int, shape_rules: ShapeRu
     where the rules ask for it. Where experts lose channels too, every number of experts is tried as well. Among the
     plans that spend the budget, that with the lowest sum of importance dropped is chosen.
     """
-    loss, last = units.score * units.cost, ~gone & units.is_last
+    last = ~gone & units.is_last
     plans = []
     for kept in _equal_starts(units, gone, shape_rules):
         rest = remaining - params_of(units, ~gone & ~kept, geometry)
@@ -158,7 +158,7 @@ def _equal_layers(units: Units, gone: Mask, remaining: int, shape_rules: ShapeRu
             before = kept
             kept = _drop_greedily(units, kept, ~kept | units.is_last | (units.kind == ATTENTION), rest, geometry)
             rest -= params_of(units, before & ~kept, geometry)
-        plans.append((rest, float(loss[~gone & ~kept].sum()), kept))
+        plans.append((rest, importance_of(units, ~gone & ~kept, geometry), kept))
     step = units.cost[(units.kind != ATTENTION) & ~units.is_last & ~gone]
     tolerance = (int(step.max()) if len(step) else 0) * (int(last.sum()) // 2 if shape_rules.uniform else 1)
     spending = min(rest for rest, _, _ in plans) + tolerance

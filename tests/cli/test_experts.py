@@ -130,12 +130,27 @@ def test_a_uniform_mixture_is_exported_as_a_stock_model(name, tokenizer, tokens,
     assert main(["verify", str(tmp_path / "own-stock")]) == 0
 
 
-def test_a_family_of_experts_that_is_not_known_is_refused_with_the_form_of_its_weights(capsys, tmp_path):
-    settings = {"num_hidden_layers": 2, "num_local_experts": 4, "quantization_config": {"quant_method": "mxfp4"}}
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "'gpt_oss' (mixture of experts, its weights in mxfp4)"),
+        ({"swiglu_limit": 7.0}, "with biases and interleaved gates, beside attention with a sink per query head"),
+    ],
+)
+def test_a_family_of_experts_that_is_not_known_is_refused_with_what_is_missing(capsys, tmp_path, settings, reason):
+    settings |= {"num_hidden_layers": 2, "num_local_experts": 4, "quantization_config": {"quant_method": "mxfp4"}}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss", **settings}))
     argv = ["--base_model", str(tmp_path), "--output_name", "pruned", "--pruning_ratio", "0.2"]
     assert run_global_pruning.main(argv) == 2
-    assert "'gpt_oss' (mixture of experts, its weights in mxfp4)" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
+
+
+def test_a_dense_model_has_no_experts_to_lose_channels(make, saved, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = saved(make("llama-8q4kv"), "dense")
+    argv = ["--base_model", str(model), "--output_name", "pruned", "--pruning_ratio", "0.2", "--expert_channels"]
+    assert run_global_pruning.main(argv) == 2
+    assert "expected a mixture of experts for --expert_channels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
