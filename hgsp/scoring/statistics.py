@@ -158,10 +158,7 @@ def gather_backward(
         NumericalError: a statistic is not finite.
     """
     statistics = LayerStatistics(layer_pass.index, layer_pass.module)
-    parameters: dict[str, nn.Parameter] = {}
-    if needs & WEIGHT_GRADIENTS:
-        parameters = _parameters_of(linears)
-        parameters |= expert_parameters(layer_pass.module) if has_experts(layer_pass.module) else {}
+    parameters = _parameters_of(layer_pass.module, linears) if needs & WEIGHT_GRADIENTS else {}
     mean_token = 1.0 / (seq_len - 1)  # gradients of the walk are of SUMS over tokens
 
     def observe(name: str, input_BTI: Tensor) -> None:
@@ -241,10 +238,11 @@ def _requiring_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[Non
             parameter.requires_grad_(False)
 
 
-def _parameters_of(linears: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
+def _parameters_of(module: nn.Module, linears: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
+    """Return the parameters of Linears of a layer, and of its experts if it has any."""
     parameters: dict[str, nn.Parameter] = {}
     for name, linear in linears.items():
         parameters[name] = cast(nn.Parameter, linear.weight)
         if linear.bias is not None:
             parameters[f"{name}.bias"] = linear.bias
-    return parameters
+    return parameters | (expert_parameters(module) if has_experts(module) else {})
