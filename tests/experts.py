@@ -16,10 +16,20 @@ from transformers import (
 )
 
 from conftest import COMMON
+from hgsp.data.calibration import Calibration
+from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
+from hgsp.models.loaded import LoadedModel
 from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.select import select_groups
+from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
+from hgsp.scoring.score_model import score_model
+from hgsp.scoring.scores import RankingOptions, Scores
 from plans import plan_of
 
+TEXT = Calibration(torch.randint(0, 256, (3, 12), generator=torch.Generator().manual_seed(3)), "random", 3)
+
+EXPERT_WIDTH = 24
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "pad_token_id": None}
 EIGHT = {"num_experts_per_tok": 2, "intermediate_size": 24}
 #: name -> (model class, config class, what differs). The second layer of the mixed one has a plain MLP.
@@ -77,3 +87,25 @@ def uneven_plan(model: Any) -> PrunePlan:
     """Another number of experts in each layer, and fewer KV groups where one may leave alone."""
     fixed = not geometry_of(model).prunes_kv_groups
     return plan_keeping(model, {0: (1, 4, 6), 2: (0, 2, 3, 5, 7)}, {} if fixed else {0: (0, 2), 1: (1, 2, 3)})
+
+
+def channel_scores(model: Any, method: str = "wanda") -> Scores:
+    """Scores of all groups, channels inside experts among them."""
+    loaded = LoadedModel(Decoder(model), None, "float32")
+    return score_model(loaded, method, TEXT, base_model="tiny", expert_channels=True)
+
+
+def channels_plan(model: Any) -> PrunePlan:
+    """Another number of experts in each layer, and of channels inside them; KV groups where they may leave."""
+    geometry, rules = geometry_of(model).with_expert_channels(True), ShapeRules(min_mlp_width=8)
+    table = channel_scores(model).ranked(geometry, RankingOptions(depth_slope=1.0))[0]
+    return select_groups(table, geometry, budget_for_ratio(geometry, 0.5, rules, "decoder"), rules)
+
+
+def last_hidden(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    """The hidden states after all layers."""
+    hidden = decoder.embed(tokens)
+    for index in range(decoder.num_layers):
+        with decoder.layer(index) as module:
+            hidden = decoder.call(module, hidden)
+    return hidden

@@ -61,7 +61,8 @@ def family_rows() -> list[tuple[str, ...]]:
         (
             family.model_type,
             family.models,
-            ("KV groups, " if family.prunes_kv_groups else "") + ("experts" if family.experts else "channels"),
+            ("KV groups, " if family.prunes_kv_groups else "")
+            + ("experts, their channels" if family.experts else "channels"),
             _refits(family),
             "attention" if family.experts else "yes",
             ", ".join(targets_of(family)) or "none",
@@ -73,7 +74,7 @@ def family_rows() -> list[tuple[str, ...]]:
 
 def _refits(family: Family) -> str:
     if family.experts:
-        return "attention"
+        return "attention, experts that lose channels"
     return "toward the output before its norm" if family.blocks["mlp"].post_norm else "yes"
 
 

@@ -46,6 +46,7 @@ def score(config: ScoreConfig, command: str) -> int:
     from hgsp.pipeline import forecast, stages
     from hgsp.pipeline.calibrations import Calibrations
     from hgsp.pipeline.disk import scores_bytes
+    from hgsp.pipeline.experts import refuse_for_others
 
     target = Path(config.output)
     check_file_target(target, config.overwrite, "--output")
@@ -54,6 +55,9 @@ def score(config: ScoreConfig, command: str) -> int:
         refuse_unwritable(spill_dir, "--spill_dir")
     device = resolve_device(config.device)
     source = inspect_model(config.base_model)
+    geometry = source.geometry.with_expert_channels(config.expert_channels)
+    if not geometry.experts_per_token:
+        refuse_for_others(config)
     check_positions(source.config, "--seq_len", config.seq_len)
     texts = [load_text(name, CALIBRATE, config.data_dir) for name in config.datasets]
     tokenizer, warnings = load_own_tokenizer(source)
@@ -61,8 +65,8 @@ def score(config: ScoreConfig, command: str) -> int:
         LOG.warning("%s", warning)
     calibration = build_calibration(texts, tokenizer, config.nsamples, config.seq_len, config.seed)
     check_token_ids(int(calibration.input_ids.max()), source.config.vocab_size, tokenizer, calibration.source)
-    check_free_space(target.parent, scores_bytes(source.geometry), "the scores", "choose another --output")
-    forecast.check_spill(config, source.geometry, Calibrations(scoring=calibration))
+    check_free_space(target.parent, scores_bytes(geometry), "the scores", "choose another --output")
+    forecast.check_spill(config, geometry, Calibrations(scoring=calibration))
     with reserved(target):
         join_processes(device)
         scores = stages.score(

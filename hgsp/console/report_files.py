@@ -64,9 +64,11 @@ class LayerReport(TypedDict, total=False):
     kept_kv_groups: list[Count]
     kept_mlp_channels: list[Count]
     kept_experts: list[Count]
+    kept_expert_slots: list[Count]
     num_kv_groups: Count
     num_mlp_channels: Count
     num_experts: Count
+    num_expert_slots: Count
     kept_ratio: NonNegative
     prior_mode: str
 
@@ -111,6 +113,8 @@ class ModuleReport(TypedDict, total=False):
     ridge: NonNegative | None
     error_before: NonNegative | None
     error_after: NonNegative | None
+    refitted_experts: Count
+    few_tokens: list[Count]
 
 
 class ReconstructionReport(TypedDict, total=False):

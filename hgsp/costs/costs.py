@@ -18,7 +18,6 @@ from hgsp.costs.latency import Floats, LatencyTable, Workload
 from hgsp.costs.names import COST_NAMES
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.models.kinds import KIND_NAMED
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,10 @@ Cost = Callable[[Geometry, CostOptions], Floats]
 
 def params(geometry: Geometry, _options: CostOptions) -> Floats:
     """Return the parameters of a group, biases included."""
-    return _of_blocks(geometry, {kind: geometry.params_per_group(kind) for kind in KIND_NAMED})
+    return np.array(
+        [[geometry.params_per_group(kind.name, shape) for kind in shape.kinds] for shape in geometry.shapes],
+        dtype=np.float64,
+    )
 
 
 def bytes_of_weights(geometry: Geometry, options: CostOptions) -> Floats:

@@ -66,6 +66,13 @@ ENGINES = (
                 experts=True,
             ),
             Form(
+                "AutoModelForCausalLM.from_pretrained('{folder}')",
+                "5.23",
+                (EXPERTS, UNIFORM, STOCK_EXPORT),
+                export="stock",
+                experts=True,
+            ),
+            Form(
                 "AutoModelForCausalLM.from_pretrained('{folder}', trust_remote_code=True)",
                 "4.54 to 5.23",
                 note="with trust_remote_code, from 4.54 on",

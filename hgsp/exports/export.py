@@ -9,6 +9,7 @@ from pathlib import Path
 from hgsp.console.checksums import write_checksums
 from hgsp.console.result_folders import new_folder, refuse_unwritable, remove_leftovers
 from hgsp.errors import InputError
+from hgsp.exports.family_targets import targets_of
 from hgsp.exports.names import GGUF_TYPES, TARGETS
 from hgsp.exports.result import Exported, ExportOptions
 from hgsp.exports.source import read_source
@@ -56,11 +57,11 @@ def export(
     if gguf_type not in GGUF_TYPES:
         raise InputError(expected=f"a type among {', '.join(GGUF_TYPES)}", got=f"'{gguf_type}'", remedy="use f16")
     source = read_source(checkpoint)
-    if source.has_experts:
+    if source.has_experts and to not in targets_of(source.family):
         raise InputError(
-            expected="a dense model",
-            got=f"a mixture of experts in {checkpoint}, for which no export is written",
-            remedy="load the folder itself; pruned with --uniform it is a model of a stock class",
+            expected=f"a dense model for --to {to}",
+            got=f"a mixture of experts in {checkpoint}, for which no such export is written",
+            remedy="use --to stock, for layers of equal sizes, or load the folder itself with Transformers",
         )
     place = source.folder.resolve()
     target = Path(output) if output is not None else place.with_name(f"{place.name}-{to}")

@@ -14,6 +14,7 @@ from hgsp.exports.padding import smallest_layout
 from hgsp.exports.parameters import biased_linears, biases_of
 from hgsp.exports.source import ExportSource
 from hgsp.exports.stock import stock_config
+from hgsp.exports.uniform import sizes_of_mixture
 from hgsp.models.families import LAYER_PREFIX, is_pruned_type
 
 
@@ -60,6 +61,8 @@ def columns(multiple: int) -> Rule:
 def _unequal_layers(source: ExportSource) -> str | None:
     if source.is_uniform:
         return None
+    if source.has_experts:
+        return f"layers differ: {sizes_of_mixture(source.shapes)}"
     groups = _range(shape.num_kv_groups for shape in source.shapes)
     return f"layers differ: {groups} KV groups, {_range(shape.mlp_width for shape in source.shapes)} channels"
 

@@ -59,8 +59,14 @@ class ExportSource:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all layers have the same sizes, and no layer lacks a block."""
-        return len(set(self.shapes)) == 1 and min(self.shapes[0].block_sizes) > 0
+        """Whether all layers have the same sizes, and no layer lacks a block.
+
+        In a mixture of experts, layers without experts need only be like each other, and have the same attention.
+        """
+        different = set(self.shapes)
+        plain = {shape for shape in different if not shape.num_experts}
+        alike = len({shape.num_kv_groups for shape in different}) == 1 and len(plain) < 2 and len(different - plain) < 2
+        return alike and all(min(shape.block_sizes) > 0 for shape in different)
 
     @property
     def ties_embeddings(self) -> bool:

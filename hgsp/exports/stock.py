@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hgsp.errors import InputError
@@ -15,7 +16,7 @@ from hgsp.exports.inventory import Tensors, copied, shapes_of, skeleton_of
 from hgsp.exports.padding import PaddedTensor, Part
 from hgsp.exports.result import Exported, ExportOptions
 from hgsp.exports.source import ExportSource
-from hgsp.exports.uniform import cost_of, largest_shape, nearest_uniform
+from hgsp.exports.uniform import cost_of, largest_shape, nearest_uniform, sizes_of_mixture
 from hgsp.models.configs import describe
 from hgsp.models.families import (
     ATTENTION_INPUTS,
@@ -29,6 +30,7 @@ from hgsp.models.families import (
 )
 from hgsp.models.fusion import rows_of_parts, shapes_in_files, wholes_of
 from hgsp.models.geometry import geometry_of
+from hgsp.models.layer_sizes import layer_sizes, stored_keys
 
 #: Keys of ``config.json`` that describe our class, or sizes that the export writes anew.
 _OWN_KEYS = ("auto_map", "per_layer_config", "writer_bias", "transformers_version", "dtype", "torch_dtype")
@@ -48,7 +50,7 @@ def export_stock(source: ExportSource, folder: Path, options: ExportOptions) -> 
         raise _not_uniform(source, skeleton)
     shapes = shapes_of(skeleton)
     config = stock_config(source, shapes)
-    tensors = _tensors(source, shapes, config)
+    tensors = _stored(source) if source.has_experts else _tensors(source, shapes, config)
     if FAMILIES[config["model_type"]].fused:
         tensors = _fused(shapes, wholes_of(skeleton))
     files = write_folder(folder, source, tensors, config)
@@ -94,14 +96,20 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
         **(own_settings(source) if source.beyond_llama or architecture.fused else shared_settings(source)),
         "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[architecture.model_type]],
         "model_type": architecture.model_type,
-        "num_attention_heads": num_queries,
-        "num_key_value_heads": shape.num_kv_groups,
-        "intermediate_size": shape.mlp_width,
+        **_sizes(source),
     }
     config |= {key: has_bias[kind] for kind, key in architecture.bias_keys.items()}
     if SLIDING in architecture.attention_types and not source.beyond_llama:
         config["sliding_window"] = None
     return config | (_rope_on_the_hub(source) if architecture.fused else {})
+
+
+def _sizes(source: ExportSource) -> dict[str, Any]:
+    """Return the sizes of all layers, by the keys that the family's config stores them by."""
+    width_key = source.family.experts.width if source.family.experts else None
+    sizes = [layer_sizes(shape, source.queries_per_kv, width_key) for shape in set(source.shapes)]
+    common = {key: value for of_layer in sizes for key, value in of_layer.items()}
+    return stored_keys(CONFIG_MAPPING[source.family.model_type], common)
 
 
 def _check_factors(source: ExportSource, num_queries: int) -> None:
@@ -154,6 +162,12 @@ def _tensors(source: ExportSource, shapes: dict[str, tuple[int, ...]], config: d
     return tensors
 
 
+def _stored(source: ExportSource) -> Tensors:
+    """Return the tensors of a mixture of experts as they are stored, which is as the stock class stores them."""
+    tied = {"lm_head.weight"} if source.ties_embeddings else set()
+    return {name: copied(name, shape) for name, shape in source.tensors.shapes.items() if name not in tied}
+
+
 def _fused(shapes: dict[str, tuple[int, ...]], wholes: Mapping[str, tuple[str, ...]]) -> Tensors:
     """Return the checkpoint's tensors, projections as parts of the matrices that the stock class has for them."""
     rows = rows_of_parts(wholes, shapes)
@@ -166,7 +180,13 @@ def _fused(shapes: dict[str, tuple[int, ...]], wholes: Mapping[str, tuple[str, .
 
 
 def _serve(config: dict[str, Any]) -> tuple[str, ...]:
-    """Return command lines. Qwen2 of vLLM and of mlx-lm computes the head dimension from the hidden size."""
+    """Return command lines. Qwen2 of vLLM and of mlx-lm computes the head dimension from the hidden size.
+
+    Engines were not tried with mixtures of experts.
+    """
+    if FAMILIES[config["model_type"]].experts:
+        load = "from transformers import AutoModelForCausalLM as M; M.from_pretrained('{folder}')"
+        return (f'python -c "{load}"',)
     heads_fill_hidden = config["num_attention_heads"] * config["head_dim"] == config["hidden_size"]
     if FAMILIES[config["model_type"]].implied_head_dim and not heads_fill_hidden:
         return ("vllm serve {folder} --model-impl transformers",)
@@ -174,13 +194,25 @@ def _serve(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _not_uniform(source: ExportSource, skeleton: Any) -> InputError:
-    """Return the error with the nearest uniform plan, and with the cost of zero padding to the largest layer."""
+    """Return the error with the nearest uniform plan, and with the cost of zero padding to the largest layer.
+
+    No padding gives a router experts that it never chooses. ``--uniform`` has no plan for a mixture in which some
+    layers have no experts.
+    """
     groups = [shape.num_kv_groups for shape in source.shapes]
     widths = [shape.mlp_width for shape in source.shapes]
+    sizes = f"{min(groups)} to {max(groups)} KV groups and {min(widths)} to {max(widths)} MLP channels"
+    if source.has_experts:
+        sizes = sizes_of_mixture(source.shapes)
     geometry = geometry_of(skeleton)
+    if len({bool(shape.num_experts) for shape in source.shapes}) > 1:
+        remedy = "load the folder itself with Transformers; --uniform needs experts in all layers or in none"
+    else:
+        remedy = f"prune again with --uniform: {cost_of(geometry, nearest_uniform(geometry))} are nearest"
+        if not source.has_experts:
+            remedy += f"; zero padding to the largest sizes would make {cost_of(geometry, largest_shape(geometry))}"
     return InputError(
         expected="the same sizes in every layer, which stock architectures need",
-        got=f"{min(groups)} to {max(groups)} KV groups and {min(widths)} to {max(widths)} MLP channels",
-        remedy=f"prune again with --uniform: {cost_of(geometry, nearest_uniform(geometry))} are nearest; zero padding "
-        f"to the largest sizes would make {cost_of(geometry, largest_shape(geometry))}",
+        got=sizes,
+        remedy=remedy,
     )

@@ -94,7 +94,7 @@ EXPERTS = ("num_experts", "num_local_experts")
 _BLOCKS = ("attention", "mlp")
 _PER_LAYER: Mapping[str, Rule] = {
     **{key: RULES[key] for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size")},
-    **{key: RULES[key] for key in EXPERTS},
+    **{key: RULES[key] for key in (*EXPERTS, "moe_intermediate_size")},
     "skip": Rule(
         f"a list of {' and '.join(_BLOCKS)}",
         lambda value: isinstance(value, list) and all(block in _BLOCKS for block in value),

@@ -24,12 +24,16 @@ EXPERT_PARTS = (ROUTER, GATE_UP, DOWN)
 
 @dataclass(frozen=True)
 class ExpertNames:
-    """Names of a family's checkpoint files: of the block, and of the three matrices of an expert in it."""
+    """Names of a family: of the block and the three matrices of an expert in its files, and of an expert's width.
+
+    ``width`` is the key of the config.
+    """
 
     block: str = "mlp"
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
+    width: str = "intermediate_size"
 
 
 def has_experts(layer: Any) -> bool:
@@ -65,6 +69,33 @@ def expert_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     return {ROUTER: router.weight, GATE_UP: experts.gate_up_proj, DOWN: experts.down_proj}
 
 
+def take_channels(name: str, tensor: Tensor, channels_EW: Tensor) -> Tensor:
+    """Return the channels of every expert in one of the two parameters, another choice for each.
+
+    Args:
+        name: ``GATE_UP`` or ``DOWN``.
+        tensor: [E, 2M, H] or [E, H, M].
+        channels_EW: the indices, int64 [E, W].
+    """
+    index, dim = _channel_index(name, tensor.shape[1] // 2, channels_EW.to(tensor.device))
+    return tensor.take_along_dim(index, dim)
+
+
+def put_channels(name: str, whole: Tensor, channels_EW: Tensor, tensor: Tensor) -> Tensor:
+    """Set the channels of every expert in one of the two parameters; the inverse of ``take_channels``, in place."""
+    index, dim = _channel_index(name, whole.shape[1] // 2, channels_EW.to(whole.device))
+    return whole.scatter_(dim, index.expand_as(tensor), tensor)
+
+
+def _channel_index(name: str, width: int, channels_EW: Tensor) -> tuple[Tensor, int]:
+    """Return the rows of gate and up projections, or the columns of down projections, and their dimension."""
+    import torch
+
+    if name == DOWN:
+        return channels_EW[:, None, :], 2
+    return torch.cat([channels_EW, channels_EW + width], dim=1)[:, :, None], 1
+
+
 @dataclass(frozen=True)
 class RoutedCall:
     """The arguments of one call of the experts of a layer: tokens [N, H], their experts and weights [N, k]."""
@@ -92,6 +123,43 @@ def watch_experts(layer: nn.Module, observe: Callable[[Any, RoutedCall], None]) 
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def watch_expert_outputs(layer: nn.Module, observe: Callable[[Any, RoutedCall, Tensor], None]) -> Iterator[None]:
+    """Call ``observe(experts, call, output)`` after every forward of the experts of a layer, if it has any."""
+    if not has_experts(layer):
+        yield
+        return
+    handle = layer.get_submodule(EXPERTS).register_forward_hook(
+        lambda module, args, output: observe(module, RoutedCall(*args), output)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def with_channels(layer: nn.Module, kept: Sequence[int], channels: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Let some experts of a layer use only the given channels, each its own; without any, they use all.
+
+    The down projection of the layer is replaced by one with zeros meanwhile.
+    """
+    import torch
+
+    if not channels:
+        yield
+        return
+    experts: Any = layer.get_submodule(EXPERTS)
+    dense = experts.down_proj
+    mask_EM = torch.zeros(len(dense), dense.shape[2])
+    mask_EM[torch.tensor(kept)] = mask_EM[torch.tensor(kept)].scatter(1, torch.tensor(channels), 1.0)
+    experts.down_proj = torch.nn.Parameter(dense * mask_EM[:, None].to(dense), requires_grad=False)
+    try:
+        yield
+    finally:
+        experts.down_proj = dense
 
 
 @contextmanager

@@ -240,7 +240,14 @@ _ALL = (
         fused={"self_attn.qkv_proj": ATTENTION_INPUTS, "mlp.gate_up_proj": MLP_INPUTS},
         has_longrope=True,
     ),
-    Family("Qwen3-MoE", "qwen3_moe", "HgspQwen3Moe", **_MOE, qk_norm="head", bias_keys=_ATTENTION_BIAS),
+    Family(
+        "Qwen3-MoE",
+        "qwen3_moe",
+        "HgspQwen3Moe",
+        **{**_MOE, "experts": ExpertNames(width="moe_intermediate_size")},
+        qk_norm="head",
+        bias_keys=_ATTENTION_BIAS,
+    ),
     Family(
         "OLMoE", "olmoe", "HgspOlmoe", **_MOE, qk_norm="all heads", implied_head_dim=True, bias_keys=_ATTENTION_BIAS
     ),

@@ -1,17 +1,17 @@
 """Sizes of a model in groups and parameters, read from its modules.
 
-K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width | E experts
+K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width | E experts | W width of an expert
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hgsp.errors import InputError
-from hgsp.models.experts import expert_parameters, has_experts
+from hgsp.models.experts import DOWN, ROUTER, expert_parameters, has_experts
 from hgsp.models.families import Block, family_of
-from hgsp.models.kinds import GROUP_KINDS, KIND_NAMED, GroupKind, kinds_among
+from hgsp.models.kinds import KIND_NAMED, GroupKind, kinds_among
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Size of one decoder layer in groups of every kind; its MLP has channels or experts, 0 of both if it has none."""
+    """Size of one decoder layer in groups of every kind; its MLP has channels or experts, 0 of both if it has none.
+
+    ``expert_width`` 0 beside experts, in plans without channels of experts, is their width in the dense model.
+    """
 
     num_kv_groups: int
     mlp_width: int
     num_experts: int = 0
+    expert_width: int = 0
 
     @property
     def kinds(self) -> tuple[GroupKind, GroupKind]:
-        """The kinds of the groups that attention and MLP consist of."""
+        """The kinds of the groups that attention and MLP consist of; of a mixture, experts."""
         return KIND_NAMED["attention"], KIND_NAMED["expert" if self.num_experts else "mlp"]
 
     @property
@@ -44,10 +48,11 @@ class LayerShape:
 class Geometry:
     """Sizes and parameter counts of a model. Tied embeddings count once.
 
-    ``kv_group_params``, ``mlp_channel_params`` and ``expert_params`` are the parameters of one group, biases and the
-    router's row included. ``*_extra_params`` are those of a block that belong to no group (norms, output bias) and are
-    removed only with the whole block. ``prunes_kv_groups`` is False where attention is removed whole or not at all. A
-    token uses ``experts_per_token``.
+    ``kv_group_params`` and ``mlp_channel_params`` are the parameters of one group, biases included,
+    ``expert_channel_params`` those of a channel of ONE expert, ``router_row_params`` those of an expert beside its
+    channels. ``*_extra_params`` are those of a block that belong to no group (norms, output bias) and are removed only
+    with the whole block. ``prunes_kv_groups`` is False where attention is removed whole or not at all,
+    ``prunes_expert_channels`` where experts leave whole or not at all. A token uses ``experts_per_token``.
     """
 
     hidden_size: int
@@ -60,9 +65,11 @@ class Geometry:
     mlp_extra_params: int
     total_params: int
     prunes_kv_groups: bool = True
-    expert_params: int = 0
+    expert_channel_params: int = 0
+    router_row_params: int = 0
     expert_extra_params: int = 0
     experts_per_token: int = 0
+    prunes_expert_channels: bool = False
 
     @property
     def num_layers(self) -> int:
@@ -71,45 +78,68 @@ class Geometry:
     @property
     def kinds(self) -> tuple[GroupKind, ...]:
         """The kinds of groups that the model consists of."""
-        return kinds_among({kind.name for shape in self.shapes for kind in shape.kinds if shape.size_of(kind.name)})
+        present = {kind.name for shape in self.shapes for kind in shape.kinds if shape.size_of(kind.name)}
+        return kinds_among(present | {"expert_channel"} if self.prunes_expert_channels else present)
+
+    def with_expert_channels(self, prunes: bool) -> Geometry:
+        """Return the geometry whose experts lose channels or not; without experts there are none to lose."""
+        return replace(self, prunes_expert_channels=prunes and self.experts_per_token > 0)
 
     def columns_per_group(self, kind: str) -> int:
         """Return the number of output-projection columns that belong to one group."""
         return self.queries_per_kv * self.head_dim if kind == "attention" else 1
 
-    def params_per_group(self, kind: str) -> int:
-        """Return the number of parameters of one group."""
-        return self._params_of_kinds[kind][0]
+    @property
+    def expert_width(self) -> int:
+        """The largest number of channels that an expert has."""
+        return max(shape.expert_width for shape in self.shapes)
+
+    @property
+    def expert_params(self) -> int:
+        """The parameters of an expert of the largest width, its row of the router included."""
+        return self.router_row_params + self.expert_width * self.expert_channel_params
+
+    def params_per_group(self, kind: str, shape: LayerShape) -> int:
+        """Return the number of parameters of one group in a layer of this shape; of a slot in all its experts."""
+        width = shape.expert_width or self.expert_width
+        return {
+            "attention": self.kv_group_params,
+            "mlp": self.mlp_channel_params,
+            "expert": self.router_row_params + width * self.expert_channel_params,
+            "expert_channel": shape.num_experts * self.expert_channel_params,
+        }[kind]
 
     def extra_params(self, kind: str) -> int:
         """Return the parameters of a block of such groups that belong to none of them."""
-        return self._params_of_kinds[kind][1]
+        return {
+            "attention": self.attention_extra_params,
+            "mlp": self.mlp_extra_params,
+            "expert": self.expert_extra_params,
+            "expert_channel": 0,
+        }[kind]
 
     @property
     def smallest_group_params(self) -> int:
-        """The parameters of a group of the smallest kind; of channels where the model has any."""
+        """The parameters of a group of the smallest kind; of channels where the model has any that leave."""
+        if self.prunes_expert_channels and not self.mlp_channel_params:
+            return self.experts_per_token * self.expert_channel_params
         return self.mlp_channel_params or min(self.kv_group_params, self.expert_params)
 
     @property
     def params_per_token(self) -> int:
         """The parameters that a token uses: all but those of the experts that it is not routed to."""
-        idle = sum(max(0, shape.num_experts - self.experts_per_token) for shape in self.shapes)
-        return self.total_params - idle * self.expert_params
-
-    @property
-    def _params_of_kinds(self) -> dict[str, tuple[int, int]]:
-        """Parameters of one group, and of a block beside its groups, by kind."""
-        return {
-            "attention": (self.kv_group_params, self.attention_extra_params),
-            "mlp": (self.mlp_channel_params, self.mlp_extra_params),
-            "expert": (self.expert_params, self.expert_extra_params),
-        }
+        idle = (
+            max(0, shape.num_experts - self.experts_per_token) * self.params_per_group("expert", shape)
+            for shape in self.shapes
+        )
+        return self.total_params - sum(idle)
 
     def layer_params(self, shape: LayerShape) -> int:
         """Count the parameters of a layer of this shape. A block without groups has none."""
-        params = self._params_of_kinds
-        sizes = ((shape.size_of(kind.name), *params[kind.name]) for kind in GROUP_KINDS)
-        return sum(size * group + extra for size, group, extra in sizes if size)
+        sizes = {kind: shape.size_of(kind) for kind in ("attention", "mlp", "expert")}
+        return sum(
+            size * self.params_per_group(kind, shape) + self.extra_params(kind) for kind, size in sizes.items() if size
+        )
 
     @property
     def decoder_params(self) -> int:
@@ -149,7 +179,7 @@ def geometry_of(model: nn.Module) -> Geometry:
     blocks = family.blocks
     attention_groups = _params_of_groups(full, blocks["attention"])
     channel_params, mlp_extra = _mlp_params(layers, blocks["mlp"])
-    expert_params, expert_extra = _expert_params(layers, blocks["mlp"])
+    expert_channel, router_row, expert_extra = _expert_params(layers, blocks["mlp"])
     return Geometry(
         hidden_size=config.hidden_size,
         head_dim=head_dim,
@@ -161,7 +191,8 @@ def geometry_of(model: nn.Module) -> Geometry:
         mlp_extra_params=mlp_extra,
         total_params=sum(parameter.numel() for parameter in causal_lm.parameters()),
         prunes_kv_groups=family.prunes_kv_groups,
-        expert_params=expert_params,
+        expert_channel_params=expert_channel,
+        router_row_params=router_row,
         expert_extra_params=expert_extra,
         experts_per_token=config.num_experts_per_tok if family.experts else 0,
     )
@@ -176,14 +207,15 @@ def _mlp_params(layers: Any, block: Block) -> tuple[int, int]:
     return groups // layer.mlp.gate_proj.out_features, _params_of_block(layer, block) - groups
 
 
-def _expert_params(layers: Any, block: Block) -> tuple[int, int]:
-    """Count the parameters of an expert, and of a mixture beside its experts; 0 in dense models."""
+def _expert_params(layers: Any, block: Block) -> tuple[int, int, int]:
+    """Count the parameters of an expert's channel, of its row in the router, and of a mixture beside its experts."""
     layer = next((layer for layer in layers if layer.mlp is not None and has_experts(layer)), None)
     if layer is None:
-        return 0, 0
-    parameters = expert_parameters(layer).values()
-    groups = sum(parameter.numel() for parameter in parameters)
-    return sum(parameter[0].numel() for parameter in parameters), _params_of_block(layer, block) - groups
+        return 0, 0, 0
+    parameters = expert_parameters(layer)
+    groups = sum(parameter.numel() for parameter in parameters.values())
+    row, expert = parameters[ROUTER][0].numel(), sum(parameter[0].numel() for parameter in parameters.values())
+    return (expert - row) // parameters[DOWN].shape[2], row, _params_of_block(layer, block) - groups
 
 
 def _shape_of(layer: Any) -> LayerShape:
@@ -192,7 +224,8 @@ def _shape_of(layer: Any) -> LayerShape:
     if mlp is None:
         return LayerShape(num_kv, 0)
     if has_experts(layer):
-        return LayerShape(num_kv, 0, len(layer.mlp.gate.weight))
+        num_experts, _, width = expert_parameters(layer)[DOWN].shape
+        return LayerShape(num_kv, 0, num_experts, width)
     return LayerShape(num_kv, mlp.gate_proj.out_features)
 
 

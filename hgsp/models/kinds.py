@@ -1,7 +1,8 @@
 """Kinds of groups, the units that leave a model, as data. Importing this module costs no torch.
 
-Every block of a layer consists of groups of ONE kind: attention of KV groups, the MLP of channels, or of whole experts
-where the layer has a router.
+Attention consists of KV groups, the MLP of channels, or where the layer has a router of experts. Experts of a layer are
+stored as one tensor, so that all of them keep the same number of channels: a group is then a slot, the weakest channel
+of every expert together, the second weakest and so on. Slots are counted where channels of experts are pruned.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ GROUP_KINDS = (
     GroupKind("attention", "attention", "num_kv_groups", "kv_groups", "num_kv_groups", "KV groups", "s0"),
     GroupKind("mlp", "mlp", "mlp_width", "mlp_channels", "num_mlp_channels", "MLP channels", "s1"),
     GroupKind("expert", "mlp", "num_experts", "experts", "num_experts", "experts", "s2"),
+    GroupKind(
+        "expert_channel", "mlp", "expert_width", "expert_slots", "num_expert_slots", "channels of each expert", "s3"
+    ),
 )
 KIND_NAMED = {kind.name: kind for kind in GROUP_KINDS}
 #: The kinds of models without experts.

@@ -7,6 +7,10 @@ from typing import Any
 
 from hgsp.models.geometry import LayerShape
 
+#: Widths of experts are multiples of this number: grouped matrix products, which transformers runs them by, refuse rows
+#: that are no multiple of 16 bytes.
+EXPERT_MULTIPLE = 8
+
 #: Config keys that describe a dense checkpoint rather than its architecture.
 _STALE_KEYS = ("model_type", "architectures", "auto_map", "per_layer_config", "transformers_version", "_name_or_path")
 
@@ -16,8 +20,12 @@ def architecture_settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in _STALE_KEYS}
 
 
-def layer_sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
-    """Return the config keys of a layer of this shape; ``skip`` names the blocks that it lacks."""
+def layer_sizes(shape: LayerShape, queries_per_kv: int, expert_width_key: str | None = None) -> dict[str, Any]:
+    """Return the config keys of a layer of this shape; ``skip`` names the blocks that it lacks.
+
+    Args:
+        expert_width_key: of the width of experts; None leaves it as it is in the config.
+    """
     sizes: dict[str, Any] = {}
     if shape.num_kv_groups:
         sizes["num_attention_heads"] = shape.num_kv_groups * queries_per_kv
@@ -26,6 +34,8 @@ def layer_sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
         sizes["intermediate_size"] = shape.mlp_width
     if shape.num_experts:
         sizes["num_experts"] = shape.num_experts
+        if expert_width_key is not None:
+            sizes[expert_width_key] = shape.expert_width
     skipped = [block for block, size in zip(("attention", "mlp"), shape.block_sizes, strict=True) if not size]
     return sizes | ({"skip": skipped} if skipped else {})
 

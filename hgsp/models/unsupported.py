@@ -17,7 +17,12 @@ def reason_against(raw_config: Mapping[str, Any]) -> tuple[str, str]:
     inner = text if isinstance(text, Mapping) else raw_config
     if inner.get("num_local_experts") or inner.get("num_experts") or "moe" in str(inner.get("model_type")):
         quantised = (inner.get("quantization_config") or {}).get("quant_method")
-        return f" (mixture of experts{f', its weights in {quantised}' if quantised else ''})", ""
+        beyond = (
+            " with biases and interleaved gates, beside attention with a sink per query head, which nothing here slices"
+            if "swiglu_limit" in inner
+            else ""
+        )
+        return f" (mixture of experts{beyond}{f', its weights in {quantised}' if quantised else ''})", ""
     if inner.get("num_kv_shared_layers"):
         return (
             f" (the last {inner['num_kv_shared_layers']} layers read keys and values of earlier ones, and removing a "

@@ -36,6 +36,7 @@ from hgsp.reconstruction.reconstruct import reconstruct as reconstruct_weights
 from hgsp.scoring.score import ScoringOptions
 from hgsp.scoring.score_model import score_model
 from hgsp.scoring.scores import Scores as GroupScores
+from hgsp.scoring.slots import CHANNELS
 
 LOG = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ class Scores:
         """
         model, groups = unfused(model), GroupScores.read(Path(path))
         groups.check_belongs_to(_in_memory(model))
-        return cls(groups, geometry_of(model))
+        scored = any(CHANNELS in layer for layer in groups.by_layer)
+        return cls(groups, geometry_of(model).with_expert_channels(scored))
 
     def _repr_html_(self) -> str:
         kinds = self.geometry.kinds
@@ -174,6 +176,7 @@ def score(
     method: str = "taylor",
     *,
     labels: str = "text",
+    expert_channels: bool = False,
     batch_size: int = 4,
     checkpointing: bool = False,
     spill_dir: str | Path | None = None,
@@ -187,6 +190,7 @@ def score(
         text: calibration sequences; ``magnitude`` and ``random`` need none.
         method: a name of ``--importance_method``.
         labels: ``text``, or ``model`` for gradients of tokens that the model draws itself.
+        expert_channels: of a mixture of experts, score the channels inside experts too, so that they may leave.
         batch_size: sequences per call of a layer; changes scores by float rounding at most.
         checkpointing: keep fewer hidden states and compute them again.
         spill_dir: folder for hidden states, None is memory.
@@ -210,9 +214,10 @@ def score(
             layer_importance=None if text is None else "cosine",
             seed=seed,
             labels=labels,
+            expert_channels=expert_channels,
             progress=progress,
         )
-    return Scores(groups, geometry_of(model))
+    return Scores(groups, geometry_of(model).with_expert_channels(expert_channels))
 
 
 def prune(

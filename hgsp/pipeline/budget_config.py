@@ -133,6 +133,19 @@ def _as_tuple(ratios: Any) -> tuple[float, ...]:
     return tuple(ratios) if isinstance(ratios, (tuple, list)) else (ratios,)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig:
+    """The option of what leaves a mixture of experts, which scoring must know too."""
+
+    GROUP: ClassVar[str] = "shapes"
+
+    expert_channels: bool = option(
+        False,
+        help="in mixtures of experts, channels inside experts leave too: the same number of every expert of a layer, "
+        "each expert's own weakest; --min_mlp_width and --mlp_multiple_of hold for them",
+    )
+
+
 def multiple_or_auto(text: str) -> int | None:
     """Parse ``--mlp_multiple_of``: a number, or None for "auto"."""
     return None if text == "auto" else int(text)

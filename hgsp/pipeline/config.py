@@ -14,7 +14,7 @@ from hgsp.environment import launched_processes
 from hgsp.evaluation.config import MeasureConfig
 from hgsp.models.dtypes import DTYPE_NAMES
 from hgsp.models.hub import HubConfig, UploadConfig
-from hgsp.pipeline.budget_config import BudgetConfig, ShapeConfig
+from hgsp.pipeline.budget_config import BudgetConfig, ExpertConfig, ShapeConfig
 from hgsp.pipeline.recipes import (
     DEFAULT_EPSILON,
     DEFAULT_PROFILE_NSAMPLES,
@@ -30,7 +30,7 @@ from hgsp.scoring.names import IMPORTANCE_METHODS, LABELS, LAYER_IMPORTANCES, NO
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringConfig(TextConfig, HubConfig):
+class ScoringConfig(ExpertConfig, TextConfig, HubConfig):
     """Options of every command that scores a model."""
 
     GROUP: ClassVar[str] = "scoring"

@@ -82,7 +82,7 @@ class DenseComparison:
             NotAppliedError: the one of the report is, or it is not at hand, or the folder holds no pruned model.
         """
         dense, refitted = self._dense, self.folder.refitted()
-        kept = [name for name in self.folder.names if not name.startswith(refitted or ("/",))]
+        kept = [name for name in self.folder.names if not f"{name}.".startswith(refitted or ("/",))]
         try:
             surgery = Surgery(dense.model, self.folder.plan, read=dense.read)
             for name in kept:
@@ -123,7 +123,7 @@ class DenseComparison:
         dense = self._dense
         if self.folder.refitted():
             raise NotAppliedError("weights were refitted")
-        if not any(keep.kv_groups and keep.mlp_channels for keep in self.folder.plan.layers):
+        if not any(all(keep.shape.block_sizes) for keep in self.folder.plan.layers):
             raise NotAppliedError("no layer has both blocks")
         tokens = check_tokens(self.folder.model.config.vocab_size)
         masked = self._masked_log_probs(dense.decoder, tokens)

@@ -79,13 +79,18 @@ def disk_need(
 
 def scores_bytes(geometry: Geometry) -> int:
     """Return the disk that scores, group table and plan take."""
-    return GROUP_BYTES * sum(sum(shape.block_sizes) for shape in geometry.shapes)
+    channels = sum(shape.num_experts * shape.expert_width for shape in geometry.shapes)
+    groups = sum(sum(shape.block_sizes) for shape in geometry.shapes)
+    return GROUP_BYTES * (groups + channels * geometry.prunes_expert_channels)
 
 
 def refitted_params(geometry: Geometry, method: str) -> int:
     """Return the parameters that a reconstruction may change, of the dense model's sizes."""
     columns = sum(
-        geometry.columns_per_group("attention") * shape.num_kv_groups + shape.mlp_width for shape in geometry.shapes
+        geometry.columns_per_group("attention") * shape.num_kv_groups
+        + shape.mlp_width
+        + shape.num_experts * shape.expert_width * geometry.prunes_expert_channels
+        for shape in geometry.shapes
     )
     mlps = sum(shape.mlp_width * geometry.mlp_channel_params for shape in geometry.shapes)
     per_method = {"none": 0, "bias": 2 * geometry.num_layers, "lstsq": columns, "blocks": columns}

@@ -130,6 +130,9 @@ def _refit_seconds(geometry: Geometry, tokens: int, speed: Speed) -> float:
     ]
     moments = sum(2 * (columns**2 + width**2) for columns, width in widths)
     solutions = SOLVE_FACTOR * sum(columns**3 + width**3 for columns, width in widths)
+    if geometry.prunes_expert_channels:
+        moments += sum(2 * geometry.experts_per_token * shape.expert_width**2 for shape in geometry.shapes)
+        solutions += SOLVE_FACTOR * sum(shape.num_experts * shape.expert_width**3 for shape in geometry.shapes)
     per_token = 4 * geometry.decoder_params / speed.half + moments / speed.single
     return tokens * per_token / EFFICIENCY + solutions / speed.double
 
@@ -163,7 +166,8 @@ def peak_bytes(request: Request, calibrations: Calibrations, eval_seq_len: int |
         streams = STREAMS * (not (config.spill_dir or config.offload))
         hidden = streams * _tokens(calibrations.reconstruction) * geometry.hidden_size * value_bytes
         kept = max(budget.params for budget in request.budgets)
-        reconstruct = hidden + 20 * max(shape.mlp_width for shape in geometry.shapes) ** 2
+        fitted = max(max(shape.mlp_width, shape.expert_width) for shape in geometry.shapes)
+        reconstruct = hidden + 20 * fitted**2
         reconstruct += 0 if config.offload else (geometry.total_params - kept) * value_bytes
     evaluate = 10 * (eval_seq_len or 0) * vocabulary
     return RUNTIME_BYTES + held * value_bytes + max(score, reconstruct, evaluate)

@@ -21,6 +21,7 @@ class Recipe:
 
     importance_method: str = "taylor"
     labels: str = "text"
+    expert_channels: bool = False
     layer_importance: str = "cosine"
     nsamples: int = 128
     score_normalization: str = "auto"

@@ -87,13 +87,17 @@ def _verdict(
 
 
 def _layers(geometry: Geometry, decision: PruningDecision) -> list[dict[str, Any]]:
-    """Return an entry per dense layer; those of models with experts have the keys of all kinds."""
+    """Return an entry per dense layer; those of models with experts have the keys of all kinds.
+
+    The number of slots is left out where experts lose no channels: their slots are then no groups.
+    """
     kinds = GROUP_KINDS if geometry.experts_per_token else DENSE_KINDS
+    counted = [kind for kind in kinds if kind.name != "expert_channel" or geometry.prunes_expert_channels]
     return [
         {
             "layer": index,
             **{f"kept_{kind.kept}": list(keep.groups[kind.name]) for kind in kinds},
-            **{kind.dense_key: dense.size_of(kind.name) for kind in kinds},
+            **{kind.dense_key: dense.size_of(kind.name) for kind in counted},
             "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
             "prior_mode": mode,
         }

@@ -18,7 +18,7 @@ from hgsp.pipeline.budgets import budgets_of, cost_per_group, read_profile
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.decision import SelectionOptions
 from hgsp.pipeline.disk import DiskNeed, disk_need
-from hgsp.pipeline.experts import refuse_for_experts, warnings_about_experts
+from hgsp.pipeline.experts import refuse_for_experts, refuse_for_others, warnings_about_experts
 from hgsp.pipeline.stages import Resources
 from hgsp.pruning.budget import Budget
 from hgsp.pruning.shape_rules import ShapeRules
@@ -72,7 +72,7 @@ class Request:
 
     @property
     def geometry(self) -> Geometry:
-        return self.source.geometry
+        return self.source.geometry.with_expert_channels(self.config.expert_channels)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -146,10 +146,12 @@ def prepare(config: PruneConfig) -> Request:
             expected=f"at most {source.geometry.num_layers} frozen layers", got=str(frozen), remedy="freeze fewer"
         )
     shape_rules = ShapeRules(**config.shape_settings)
-    geometry = source.geometry
+    geometry = source.geometry.with_expert_channels(config.expert_channels)
     shape_rules.check_equal_layers(geometry)
     if geometry.experts_per_token:
         refuse_for_experts(config)
+    else:
+        refuse_for_others(config)
     profile = read_profile(config, geometry)
     budgets = budgets_of(config, geometry, shape_rules, config.dtype, profile)
     max_positions = getattr(source.config, "max_position_embeddings", None)

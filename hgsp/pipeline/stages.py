@@ -87,6 +87,7 @@ def score(
         layer_importance=recipe.layer_importance if recipe.temperature > 0 else None,
         seed=seed,
         labels=recipe.labels,
+        expert_channels=recipe.expert_channels,
         progress=progress,
     )
 
@@ -110,7 +111,7 @@ def prune_in_rounds(
         InputError, NumericalError: as ``score_groups``, ``search`` and ``reconstruct``.
     """
     timings = Timings() if timings is None else timings
-    geometry, earlier = geometry_of(dense.model), None
+    geometry, earlier = geometry_of(dense.model).with_expert_channels(recipe.expert_channels), None
     for number in range(1, recipe.rounds + 1):
         is_last = number == recipe.rounds
         with timings.stage("cut"):
@@ -151,7 +152,7 @@ def _searched(
     progress: Progress,
 ) -> PruningDecision:
     """Return the decision with the widths that the budget search found."""
-    plan, geometry = decision.plan, geometry_of(dense.model)
+    plan, geometry = decision.plan, geometry_of(dense.model).with_expert_channels(recipe.expert_channels)
     problem = SearchProblem(
         decision.table,
         geometry,

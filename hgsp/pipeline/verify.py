@@ -15,7 +15,7 @@ from hgsp.console.checksums import CHECKSUMS, read_checksums
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.environment import file_sha256
 from hgsp.errors import InputError, one_line
-from hgsp.models.experts import ROUTER
+from hgsp.models.experts import DOWN, ROUTER
 from hgsp.models.families import KINDS, LAYER_PREFIX, family_of
 from hgsp.models.hub_upload import LOCAL_FILES
 from hgsp.models.loading import inspect_model
@@ -134,7 +134,7 @@ def check_plan(folder: VerifiedFolder) -> str:
     """
     plan, report = folder.plan, folder.report
     for layer, (kept, reported) in enumerate(zip(plan.layers, folder.reported_layers(), strict=True) if report else ()):
-        if kept != reported:
+        if kept.groups != reported.groups:
             raise DifferenceError(f"{PLAN} keeps other groups in layer {layer} than {PRUNING_REPORT}")
     _check_sizes(folder)
     if report:
@@ -160,6 +160,11 @@ def _check_sizes(folder: VerifiedFolder) -> None:
                 raise DifferenceError(
                     f"{name} has {stored} rows, and {groups * rows} in the plan of layer {old} before pruning"
                 )
+        name = f"{LAYER_PREFIX}{new}.{DOWN}"
+        if shape.expert_width and (width := folder.files.shapes[name][2]) != shape.expert_width:
+            raise DifferenceError(
+                f"{name} has {width} columns, and {shape.expert_width} in the plan of layer {old} before pruning"
+            )
 
 
 def _check_parameters(folder: VerifiedFolder) -> None:

@@ -43,7 +43,7 @@ def empty_whole_blocks(
         InputError: too few sequences.
         NumericalError: a divergence is not finite.
     """
-    geometry = geometry_of(dense.model)
+    geometry = geometry_of(dense.model).with_expert_channels(recipe.expert_channels)
     rules = replace(selection.shape_rules, allow_empty_blocks=False)
 
     def emptying(blocks: frozenset[BlockId]) -> SelectionOptions:

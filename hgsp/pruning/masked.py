@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hgsp.models.decoder import Decoder
-from hgsp.models.experts import EXPERTS, RoutedCall, has_experts, routed_among, watch_experts
+from hgsp.models.experts import EXPERTS, RoutedCall, has_experts, routed_among, watch_experts, with_channels
 from hgsp.models.families import KINDS, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry
 from hgsp.pruning.plan import LayerKeep, PrunePlan
@@ -24,7 +24,8 @@ from hgsp.scoring.groups import MLP
 class MaskedLayers:
     """Layers of ``dense`` that compute what the pruned layers compute: dropped groups are masked with 0, others with 1.
 
-    The router chooses among the kept experts alone, as that of the pruned layer. A backward pass adds to ``gradients``:
+    The router chooses among the kept experts alone, as that of the pruned layer, and those lack the channels that they
+    lose. A backward pass adds to ``gradients``:
     (layer, block) -> gradient of the masks, float32 [K], [M] or [E], summed over tokens, of dropped groups too; those
     of dropped experts, which no token reaches, are 0.
     """
@@ -57,7 +58,8 @@ class MaskedLayers:
 
     @contextmanager
     def _masked_experts(self, index: int, module: nn.Module) -> Iterator[None]:
-        kept = self._plan.layers[index].experts
+        keep = self._plan.layers[index]
+        kept = keep.experts
 
         def observe(experts: Any, call: RoutedCall) -> None:
             if call.weights.requires_grad:
@@ -71,7 +73,11 @@ class MaskedLayers:
             finally:
                 handle.remove()
         else:
-            with watch_experts(module, observe), routed_among(module, kept):
+            with (
+                watch_experts(module, observe),
+                routed_among(module, kept),
+                with_channels(module, kept, keep.expert_channels),
+            ):
                 yield
 
     def _add(self, index: int, block: int, gradient_G: Tensor) -> None:

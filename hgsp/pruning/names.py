@@ -9,7 +9,6 @@ from typing import Any
 AUTO_MULTIPLE = 64
 #: The number of channels from which an MLP is large.
 AUTO_MULTIPLE_FROM = 1024
-
 #: Denominators of a ratio: all parameters of the model, or those of its decoder layers, as papers count.
 RATIO_OF = ("all", "decoder")
 #: Denominator -> its words in messages.

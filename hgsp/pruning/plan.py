@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerKeep:
-    """Sorted dense indices of the groups that one layer keeps. All empty: the layer is removed whole."""
+    """Sorted dense indices of the groups that one layer keeps. All empty: the layer is removed whole.
+
+    Slots of experts are numbered from the weakest channel of every expert; ``expert_channels`` are the channels that
+    each kept expert has in the kept slots. Without them experts keep all channels.
+    """
 
     kv_groups: tuple[Count, ...]
     mlp_channels: tuple[Count, ...]
     experts: tuple[Count, ...] = ()
+    expert_slots: tuple[Count, ...] = ()
+    expert_channels: tuple[tuple[Count, ...], ...] = ()
 
     @property
     def shape(self) -> LayerShape:
@@ -40,11 +46,12 @@ class LayerKeep:
         """The indices of every kind, by its name."""
         return {kind.name: getattr(self, kind.kept) for kind in GROUP_KINDS}
 
-    def as_json(self) -> dict[str, tuple[int, ...]]:
-        """Return the indices by their keys in a plan; experts are left out where there are none."""
-        return {
+    def as_json(self) -> dict[str, Any]:
+        """Return the indices by their keys in a plan; those of experts are left out where there are none."""
+        indices = {
             kind.kept: self.groups[kind.name] for kind in GROUP_KINDS if kind in DENSE_KINDS or self.groups[kind.name]
         }
+        return indices | ({"expert_channels": self.expert_channels} if self.expert_channels else {})
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,7 +66,8 @@ class PrunePlan:
         geometry: of the dense model; not in the JSON file.
 
     Raises:
-        InputError: more parameters removed than budgeted, or indices that are not sorted, distinct and non-negative.
+        InputError: more parameters removed than budgeted, indices that are not sorted, distinct and non-negative, or
+            other numbers of experts and slots than of their channels.
     """
 
     layers: tuple[LayerKeep, ...]
@@ -77,13 +85,21 @@ class PrunePlan:
                 remedy="select again from the scores",
             )
         for index, keep in enumerate(self.layers):
-            for name, indices in keep.as_json().items():
+            named = [(name, indices) for name, indices in keep.as_json().items() if name != "expert_channels"]
+            for name, indices in [*named, *(("expert_channels", channels) for channels in keep.expert_channels)]:
                 if list(indices) != sorted(set(indices)) or (indices and indices[0] < 0):
                     raise InputError(
                         expected=f"sorted, distinct, non-negative {name} in layer {index}",
                         got=f"{indices[:8]}...",
                         remedy="write the plan again",
                     )
+            sizes = [len(channels) for channels in keep.expert_channels]
+            if sizes and sizes != [len(keep.expert_slots)] * len(keep.experts):
+                raise InputError(
+                    expected=f"{len(keep.expert_slots)} channels of {len(keep.experts)} experts each in layer {index}",
+                    got=f"{sizes[:8]}...",
+                    remedy="write the plan again",
+                )
 
     @property
     def removed_layers(self) -> tuple[int, ...]:

@@ -6,19 +6,20 @@ G groups | U units, groups that leave together | L layers. Budget and costs are 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hgsp.errors import InputError
-from hgsp.models.geometry import Geometry
+from hgsp.models.geometry import Geometry, LayerShape
 from hgsp.models.kinds import GROUP_KINDS
+from hgsp.pruning.mixtures import drop_in_turn, importance_of, params_in_both, params_of
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.shape_rules import ShapeRules
-from hgsp.pruning.units import Mask, Units, attention_ranked_below, protected_units, units_of
-from hgsp.scoring.groups import ATTENTION, MLP, GroupTable, Ints, block_of
+from hgsp.pruning.units import Mask, Units, protected_units, ranked_below, units_of
+from hgsp.scoring.groups import ATTENTION, EXPERT, EXPERT_CHANNEL, MLP, GroupTable, Ints, block_of
 
 #: A block of one layer: (layer, ``ATTENTION`` or ``MLP``, be it of channels or of experts).
 BlockIndex = tuple[int, int]
@@ -37,8 +38,8 @@ def select_groups(
 
     The unspent rest is less than the cost of a block of MLP channels (``ShapeRules.mlp_multiple_of``) if any selection
     achieves that, and of a KV group or an expert in models without channels; of uniform plans, less than a block in
-    every layer. Ties: earlier layer first, attention first, lower
-    index first.
+    every layer. Ties: earlier layer first, attention first, lower index first. Where experts lose channels, see
+    ``hgsp.pruning.mixtures``.
 
     Args:
         budget_params: parameters to remove at most.
@@ -60,7 +61,7 @@ def select_groups(
             break
         removed |= {(layer, block) for layer in collapsed for block in (ATTENTION, MLP)}
         kept = _select(table, geometry, budget_params, shape_rules, removed)
-    layers = _layers_of(table, kept, geometry.num_layers)
+    layers = _layers_of(table, kept, geometry)
     removed_params = sum(
         geometry.layer_params(dense) - geometry.layer_params(keep.shape)
         for dense, keep in zip(geometry.shapes, layers, strict=True)
@@ -71,10 +72,12 @@ def select_groups(
 def kept_mask(table: GroupTable, plan: PrunePlan) -> Mask:
     """Return the mask of the table's rows that the plan keeps, bool [G]."""
     kept = np.zeros(len(table), dtype=bool)
-    start = np.searchsorted(table.block, np.arange(2 * len(plan.layers)))
+    start = np.searchsorted(table.part, np.arange(len(GROUP_KINDS) * len(plan.layers) + 1))
     for index, keep in enumerate(plan.layers):
-        for block, indices in ((ATTENTION, keep.kv_groups), (MLP, keep.experts or keep.mlp_channels)):
-            kept[start[2 * index + block] + np.array(indices, dtype=np.int64)] = True
+        for kind, indices in enumerate(keep.groups.values()):
+            first, stop = start[len(GROUP_KINDS) * index + kind :][:2]
+            if stop > first:  # slots have no rows where experts leave whole
+                kept[first + np.array(indices, dtype=np.int64)] = True
     return kept
 
 
@@ -96,15 +99,17 @@ def _select(
     gone = np.isin(units.layer * 2 + block_of(units.kind), [2 * layer + block for layer, block in removed])
     remaining = budget - _block_params(geometry, removed)
     if shape_rules.has_equal_layers:
-        kept = _equal_layers(units, gone, remaining, shape_rules)
+        kept = _equal_layers(units, gone, remaining, shape_rules, geometry)
     else:
         protected = gone | protected_units(units, gone, geometry, shape_rules)
-        kept = _drop_greedily(units, ~gone, protected, remaining)
+        kept = _drop_greedily(units, ~gone, protected, remaining, geometry)
     return kept[units.of_group]
 
 
-def _drop_greedily(units: Units, kept: Mask, protected: Mask, remaining: int) -> Mask:
+def _drop_greedily(units: Units, kept: Mask, protected: Mask, remaining: int, geometry: Geometry) -> Mask:
     """Return the mask [U] of the units that stay when others leave in ascending order while they fit the budget."""
+    if (units.kind == EXPERT_CHANNEL).any():
+        return drop_in_turn(units, kept, protected, remaining, geometry)
     kept = kept.copy()
     order = candidates = units.ascending(~protected)
     while len(order := order[units.cost[order] <= remaining]):
@@ -134,42 +139,56 @@ def _exchange_channels_for_a_kv_group(units: Units, candidates: Ints, kept: Mask
         kept[channels[:num_restored]] = True
 
 
-def _equal_layers(units: Units, gone: Mask, remaining: int, shape_rules: ShapeRules) -> Mask:
+def _equal_layers(units: Units, gone: Mask, remaining: int, shape_rules: ShapeRules, geometry: Geometry) -> Mask:
     """Return the mask [U] of the units that stay when every layer drops the same number of KV groups.
 
     Every number is tried, and the rest of the budget is spent on channels or experts, the same number in every layer
-    where the rules ask for it. Among the plans that spend the budget, that with the lowest sum of importance dropped is
-    chosen.
+    where the rules ask for it. Where experts lose channels too, every number of experts is tried as well. Among the
+    plans that spend the budget, that with the lowest sum of importance dropped is chosen.
     """
-    loss, last = units.score * units.cost, ~gone & units.is_last
+    last = ~gone & units.is_last
     plans = []
-    for num_dropped in range(int(units.rank[last & (units.kind == ATTENTION)].min()) + 1):
-        kept = ~gone & ~attention_ranked_below(units, num_dropped)
-        rest = remaining - int(units.cost[~gone & ~kept].sum())
+    for kept in _equal_starts(units, gone, shape_rules):
+        rest = remaining - params_of(units, ~gone & ~kept, geometry)
         if rest < 0:
-            break
+            continue
         if shape_rules.uniform:
-            kept, rest = _drop_ranks(units, kept, rest)
+            kept, rest = _drop_ranks(units, kept, rest, geometry)
         else:
             before = kept
-            kept = _drop_greedily(units, kept, ~kept | units.is_last | (units.kind == ATTENTION), rest)
-            rest -= int(units.cost[before & ~kept].sum())
-        plans.append((rest, float(loss[~gone & ~kept].sum()), kept))
+            kept = _drop_greedily(units, kept, ~kept | units.is_last | (units.kind == ATTENTION), rest, geometry)
+            rest -= params_of(units, before & ~kept, geometry)
+        plans.append((rest, importance_of(units, ~gone & ~kept, geometry), kept))
     step = units.cost[(units.kind != ATTENTION) & ~units.is_last & ~gone]
     tolerance = (int(step.max()) if len(step) else 0) * (int(last.sum()) // 2 if shape_rules.uniform else 1)
     spending = min(rest for rest, _, _ in plans) + tolerance
     return min((plan for plan in plans if plan[0] <= spending), key=lambda plan: plan[1])[2]
 
 
-def _drop_ranks(units: Units, kept: Mask, remaining: int) -> tuple[Mask, int]:
-    """Drop the first units of every MLP while they fit; return the mask [U] and the rest of the budget."""
-    in_mlp = kept & (units.kind != ATTENTION)
+def _equal_starts(units: Units, gone: Mask, shape_rules: ShapeRules) -> Iterator[Mask]:
+    """Yield masks [U] of what stays when every layer drops numbers of KV groups, and of experts that lose channels."""
+    last = ~gone & units.is_last
+    has_slots = shape_rules.uniform and bool((units.kind == EXPERT_CHANNEL).any())
+    experts = range(int(units.rank[last & (units.kind == EXPERT)].min()) + 1) if has_slots else range(1)
+    for num_dropped in range(int(units.rank[last & (units.kind == ATTENTION)].min()) + 1):
+        for num_experts in experts:
+            yield ~gone & ~ranked_below(units, num_dropped) & ~ranked_below(units, num_experts, EXPERT)
+
+
+def _drop_ranks(units: Units, kept: Mask, remaining: int, geometry: Geometry) -> tuple[Mask, int]:
+    """Drop the first units of every MLP, of experts that lose channels the first slots, while they fit the budget.
+
+    Returns the mask [U] of what stays and the rest of the budget.
+    """
+    has_slots = bool((units.kind == EXPERT_CHANNEL).any())
+    in_mlp = kept & (units.kind == EXPERT_CHANNEL if has_slots else units.kind != ATTENTION)
     highest = int(units.rank[in_mlp & units.is_last].min())
     for rank in range(highest):
-        cost = int(units.cost[in_mlp & (units.rank == rank)].sum())
+        dropped = in_mlp & (units.rank == rank)
+        cost = params_of(units, ~kept | dropped, geometry) - params_of(units, ~kept, geometry)
         if cost > remaining:
             break
-        kept = kept & ~(in_mlp & (units.rank == rank))
+        kept = kept & ~dropped
         remaining -= cost
     return kept, remaining
 
@@ -196,7 +215,7 @@ def _collapsed_layers(
     """Return the layers that keep less than ``epsilon`` of their parameters, smallest first, within the budget."""
     whole = np.array([geometry.layer_params(shape) for shape in geometry.shapes])
     dropped = np.bincount(table.layer, weights=table.cost * ~kept, minlength=geometry.num_layers)
-    kept_ratio = 1 - dropped / whole
+    kept_ratio = 1 - (dropped - params_in_both(table.layer, table.kind, ~kept, geometry)) / whole
     blocks = set(table.block[kept].tolist())
     complete = {layer for layer in range(geometry.num_layers) if {2 * layer + ATTENTION, 2 * layer + MLP} <= blocks}
     removed_layers = {layer for layer, block in removed if (layer, MLP + ATTENTION - block) in removed}
@@ -212,9 +231,28 @@ def _collapsed_layers(
     return collapsed
 
 
-def _layers_of(table: GroupTable, kept: Mask, num_layers: int) -> tuple[LayerKeep, ...]:
-    number = table.layer * len(GROUP_KINDS) + table.kind
-    bounds = np.searchsorted(number, np.arange(len(GROUP_KINDS) * num_layers + 1))
-    blocks = (slice(first, stop) for first, stop in itertools.pairwise(bounds))
-    indices = [tuple(table.group[block][kept[block]].tolist()) for block in blocks]
-    return tuple(LayerKeep(*layer) for layer in zip(*[iter(indices)] * len(GROUP_KINDS), strict=True))
+def _layers_of(table: GroupTable, kept: Mask, geometry: Geometry) -> tuple[LayerKeep, ...]:
+    bounds = np.searchsorted(table.part, np.arange(len(GROUP_KINDS) * geometry.num_layers + 1))
+    parts = (slice(first, stop) for first, stop in itertools.pairwise(bounds))
+    indices = [tuple(table.group[part][kept[part]].tolist()) for part in parts]
+    layers = zip(*[iter(indices)] * len(GROUP_KINDS), strict=True)
+    return tuple(
+        _with_channels(LayerKeep(*layer), geometry.shapes[index], table.channel_order.get(index))
+        for index, layer in enumerate(layers)
+    )
+
+
+def _with_channels(keep: LayerKeep, dense: LayerShape, order_EW: Ints | None) -> LayerKeep:
+    """Return what a layer keeps with the slots of its experts, and their channels if some leave.
+
+    Args:
+        order_EW: the channel that every expert has in every slot; None where experts leave whole.
+    """
+    if not keep.experts:
+        return replace(keep, expert_slots=())
+    if order_EW is None:
+        return replace(keep, expert_slots=tuple(range(dense.expert_width)))
+    if len(keep.expert_slots) == dense.expert_width:
+        return keep
+    channels = np.sort(order_EW[np.ix_(keep.experts, keep.expert_slots)], axis=1)
+    return replace(keep, expert_channels=tuple(map(tuple, channels.tolist())))

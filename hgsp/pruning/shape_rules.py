@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
 from hgsp.models.kinds import KIND_NAMED
+from hgsp.models.layer_sizes import EXPERT_MULTIPLE
 from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, RATIO_PHRASES
 
 #: Of all parameters; the largest step between two plans whose layers all have the same width.
@@ -19,10 +21,11 @@ class ShapeRules:
 
     Args:
         min_kv_groups: at least 1.
-        min_mlp_width: channels, at least 1; rounded up to the multiple.
+        min_mlp_width: channels of an MLP or of each expert, at least 1; rounded up to the multiple.
         freeze_first, freeze_last: numbers of layers that stay as they are.
         mlp_multiple_of: channels leave in blocks of this number, so that an MLP that loses channels is left with a
-            multiple of it; None is 64 for MLPs of at least 1,024 channels, else 1.
+            multiple of it; None is 64 for MLPs of at least 1,024 channels, else 1. Experts count as MLPs, in multiples
+            of ``EXPERT_MULTIPLE`` too.
         equal_kv_groups: every layer keeps the same number of KV groups.
         uniform: every layer keeps the same numbers of KV groups and of channels or experts.
         allow_empty_blocks: the attention or the MLP of a layer may leave whole.
@@ -69,31 +72,38 @@ class ShapeRules:
         """Return the indices of the layers that are never touched."""
         return frozenset({*range(self.freeze_first), *range(num_layers - self.freeze_last, num_layers)})
 
-    def multiple_for(self, geometry: Geometry) -> int:
-        """Return the multiple of channels in force for a model.
+    def multiple_for(self, geometry: Geometry, kind: str = "mlp") -> int:
+        """Return the multiple of channels in force for the MLPs of a model, or for its experts.
 
         Uniform plans halve the automatic one until a step of all layers is at most 1 % of the parameters.
         """
+        least = EXPERT_MULTIPLE if kind == "expert_channel" else 1
         if self.mlp_multiple_of is not None:
-            return self.mlp_multiple_of
-        if max(shape.mlp_width for shape in geometry.shapes) < AUTO_MULTIPLE_FROM:
-            return 1
+            return math.lcm(self.mlp_multiple_of, least)
+        widest = max(geometry.shapes, key=lambda shape: shape.size_of(kind))
+        if widest.size_of(kind) < AUTO_MULTIPLE_FROM:
+            return least
         multiple = AUTO_MULTIPLE
-        step = geometry.num_layers * geometry.mlp_channel_params if self.uniform else 0
-        while multiple * step > LARGEST_UNIFORM_STEP * geometry.total_params and multiple > 1:
+        step = geometry.num_layers * geometry.params_per_group(kind, widest) if self.uniform else 0
+        while multiple * step > LARGEST_UNIFORM_STEP * geometry.total_params and multiple > least:
             multiple //= 2
         return multiple
 
     def smallest_shapes(self, geometry: Geometry) -> tuple[LayerShape, ...]:
         """Return the smallest shape of every layer whose blocks all stay."""
-        frozen, multiple = self.frozen_layers(geometry.num_layers), self.multiple_for(geometry)
-        min_mlp_width = -(-self.min_mlp_width // multiple) * multiple
+        frozen = self.frozen_layers(geometry.num_layers)
+
+        def min_width(kind: str) -> int:
+            multiple = self.multiple_for(geometry, kind)
+            return -(-self.min_mlp_width // multiple) * multiple
+
         minimum = {
             "attention": self.min_kv_groups
             if geometry.prunes_kv_groups
             else max(s.num_kv_groups for s in geometry.shapes),
-            "mlp": min_mlp_width,
+            "mlp": min_width("mlp"),
             "expert": max(self.min_experts, geometry.experts_per_token),
+            "expert_channel": min_width("expert_channel") if geometry.prunes_expert_channels else geometry.expert_width,
         }
         return tuple(
             shape if index in frozen else LayerShape(*(min(shape.size_of(kind), minimum[kind]) for kind in KIND_NAMED))

@@ -1,12 +1,10 @@
-"""Surgery: the tensors and the config of the pruned model that a plan makes of a dense one.
-
-K kv groups | R query heads per kv group | D head dim | M mlp width | E experts
-"""
+"""Surgery: the tensors and the config of the pruned model that a plan makes of a dense one."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,21 +14,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hgsp.errors import InputError
 from hgsp.models.buffers import make_buffers
 from hgsp.models.dispatch import dispatched_like
-from hgsp.models.experts import EXPERT_PARTS
 from hgsp.models.families import (
-    ATTENTION_INPUTS,
     ATTENTION_OUTPUT,
     LAYER_PREFIX,
-    LINEARS,
-    MLP_INPUTS,
     MLP_OUTPUT,
     Family,
     family_of,
 )
-from hgsp.models.geometry import Geometry, geometry_of
+from hgsp.models.geometry import Geometry, LayerShape, geometry_of
 from hgsp.models.layer_sizes import architecture_settings, layer_sizes, stored_keys
 from hgsp.models.weight_checks import refuse_missing_weights, refuse_own_head
 from hgsp.pruning.plan import LayerKeep, PrunePlan
+from hgsp.pruning.slices import LayerSlices, is_sliced
 
 
 class Surgery:
@@ -61,7 +56,7 @@ class Surgery:
         self._read = read or (lambda name: model.get_parameter(name).detach())
         self.replaced: Mapping[str, Tensor] = {} if replaced is None else replaced
         self._slices = {
-            new_index: (old_index, _slices_of(plan.layers[old_index], geometry))
+            new_index: (old_index, LayerSlices(plan.layers[old_index], geometry))
             for new_index, old_index in enumerate(surviving_layers(plan))
         }
         bias_keys = {ATTENTION_OUTPUT: "attention_bias", MLP_OUTPUT: "mlp_bias"}
@@ -88,11 +83,7 @@ class Surgery:
             return torch.zeros(self.skeleton.config.hidden_size, dtype=self.skeleton.dtype)
         new_index, _, inner = name.removeprefix(LAYER_PREFIX).partition(".")
         old_index, slices = self._slices[int(new_index)]
-        tensor = self._read(f"{LAYER_PREFIX}{old_index}.{inner}")
-        dim, indices = slices.get(_owner(inner), (None, None))
-        if dim is None or indices is None or dim >= tensor.ndim:  # norms, and the bias of an output projection
-            return tensor
-        return tensor.index_select(dim, indices.to(tensor.device))
+        return slices.take(inner, self._read(f"{LAYER_PREFIX}{old_index}.{inner}"))
 
     def zero_padded(self, old_index: int, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the matrices of one layer of the pruned model in their dense shapes, with zeros for dropped groups.
@@ -103,23 +94,12 @@ class Surgery:
             dense: the tensors of the dense layer, by their names in it.
         """
         new_index = self._new_index_of.get(old_index)
-        linears = {name: tensor for name, tensor in dense.items() if _owner(name) in (*LINEARS, *EXPERT_PARTS)}
+        linears = {name: tensor for name, tensor in dense.items() if is_sliced(name)}
         linears |= {name: dense[name.replace(".bias", ".weight")][:, 0] * 0 for name in self.added_biases}
-        return {name: self._zero_padded(new_index, name, tensor) for name, tensor in linears.items()}
-
-    def _zero_padded(self, new_index: int | None, name: str, dense: Tensor) -> Tensor:
-        padded = torch.zeros_like(dense)
         if new_index is None:
-            return padded
-        dim, indices = self._slices[new_index][1][_owner(name)]
-        if not len(indices):
-            return padded
-        indices = indices.to(dense.device)
-        replaced = self.replaced.get(f"{LAYER_PREFIX}{new_index}.{name}")
-        if dim >= dense.ndim:  # the bias of an output projection
-            return dense if replaced is None else replaced.to(dense)
-        kept = dense.index_select(dim, indices) if replaced is None else replaced.to(dense)
-        return padded.index_copy_(dim, indices, kept)
+            return {name: torch.zeros_like(tensor) for name, tensor in linears.items()}
+        slices, prefix = self._slices[new_index][1], f"{LAYER_PREFIX}{new_index}."
+        return {name: slices.padded(name, tensor, self.replaced.get(prefix + name)) for name, tensor in linears.items()}
 
 
 def apply_plan(
@@ -180,7 +160,7 @@ def pruned_skeleton(config: Any, plan: PrunePlan, geometry: Geometry) -> nn.Modu
 def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
     """Return the config of the pruned model, a stock one if all layers have one shape that a stock class accepts."""
     _check_fits(plan, geometry)
-    shapes = [plan.layers[index].shape for index in surviving_layers(plan)]
+    shapes = [_whole(plan.layers[index].shape, geometry.shapes[index]) for index in surviving_layers(plan)]
     settings = architecture_settings(config)
     settings |= {"num_hidden_layers": len(shapes), "head_dim": geometry.head_dim, "dtype": config.dtype}
     queries, family = geometry.queries_per_kv, family_of(config)
@@ -195,7 +175,10 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
         }
     if plan.writer_bias:
         settings["writer_bias"] = True
-    sizes = [stored_keys(config, layer_sizes(shape, queries)) for shape in shapes]
+    width_key = family.experts.width if family.experts else None
+    if {shape.expert_width for shape in shapes if shape.num_experts} <= {settings.get(str(width_key))}:
+        width_key = None
+    sizes = [stored_keys(config, layer_sizes(shape, queries, width_key)) for shape in shapes]
     common = {key: value for of_layer in sizes for key, value in of_layer.items()}
     is_uniform = "skip" not in common and all(of_layer.items() <= common.items() for of_layer in sizes)
     if is_uniform and not settings.get("writer_bias"):
@@ -209,6 +192,11 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
         settings["output_router_logits"] = False  # the loss that it adds is defined for equal numbers of experts
     settings["per_layer_config"] = dict(enumerate(sizes))
     return AutoConfig.for_model(family.pruned_model_type, **settings)
+
+
+def _whole(kept: LayerShape, dense: LayerShape) -> LayerShape:
+    """Return a shape whose experts have their width in the dense model where the plan names none."""
+    return replace(kept, expert_width=kept.expert_width or dense.expert_width if kept.num_experts else 0)
 
 
 def surviving_layers(plan: PrunePlan) -> list[int]:
@@ -227,34 +215,6 @@ def _of_surviving_layers(values: Sequence[Any], plan: PrunePlan) -> list[Any]:
     return [values[next((other for other in attends if other >= index), attends[-1])] for index in left]
 
 
-def _slices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
-    """Return the dimension of every matrix that is sliced, and the indices that it keeps."""
-    per_kv, per_query = geometry.head_dim, geometry.columns_per_group("attention")
-    query_rows, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
-    channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
-    query, key, value = ATTENTION_INPUTS
-    return {
-        query: (0, query_rows),
-        key: (0, kv_rows),
-        value: (0, kv_rows),
-        ATTENTION_OUTPUT: (1, query_rows),
-        **dict.fromkeys(MLP_INPUTS, (0, channels)),
-        MLP_OUTPUT: (1, channels),
-        **dict.fromkeys(EXPERT_PARTS, (0, torch.tensor(keep.experts, dtype=torch.int64))),
-    }
-
-
-def _owner(name: str) -> str:
-    """Return the Linear that a parameter belongs to, or the parameter itself where it is none's."""
-    return name.removesuffix(".weight").removesuffix(".bias")
-
-
-def _spans(groups: tuple[int, ...], width: int) -> Tensor:
-    """Return the indices of the rows of these groups: group k owns rows k*width to (k+1)*width-1."""
-    starts = torch.tensor(groups, dtype=torch.int64).view(-1, 1) * width
-    return (starts + torch.arange(width)).flatten()
-
-
 def _stock_type(family: Family, settings: dict[str, Any]) -> str | None:
     """Return the stock architecture that accepts these uniform sizes, None if there is none.
 
@@ -271,6 +231,7 @@ def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
     differs = len(plan.layers) != geometry.num_layers or any(
         (indices and indices[-1] >= shape.size_of(kind))
         or (kind == "attention" and not geometry.prunes_kv_groups and len(indices) not in (0, shape.size_of(kind)))
+        or (kind == "expert_channel" and not _names_channels(keep, shape))
         for keep, shape in zip(plan.layers, geometry.shapes, strict=False)
         for kind, indices in keep.groups.items()
     )
@@ -281,3 +242,10 @@ def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
             got=f"a plan for {len(plan.layers)} layers",
             remedy="apply the plan to the model it was made from",
         )
+
+
+def _names_channels(keep: LayerKeep, dense: LayerShape) -> bool:
+    """Return whether a plan says which channels its experts keep, if not all of them; plans in reports do not."""
+    if not keep.expert_channels:
+        return len(keep.expert_slots) in (0, dense.expert_width)
+    return max(channels[-1] for channels in keep.expert_channels) < dense.expert_width

@@ -5,10 +5,12 @@ N sequences | B of them in a batch | T tokens | H hidden | S inputs of a pruned 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hgsp.layerwise.hidden_states import HiddenStateCache
@@ -67,6 +69,26 @@ class PairedForward:
             for batch in self._batches:
                 stream[batch] = self._decoder.call(module, stream[batch].to(device_of(module))).to(stream)
 
+    def pass_dense_mlp(self, dense: nn.Module) -> None:
+        """Run the MLP of the dense model alone, and measure ``mlp_energy``."""
+        self.mlp_energy = 0.0
+        for batch in self._batches:
+            before = self._dense[batch].to(device_of(dense))
+            after = self._decoder.call_block(dense, "mlp", before)
+            if batch.start >= self._num_fit:
+                self.mlp_energy += energy(after.float() - before.float())
+            self._dense[batch] = after.to(self._dense)
+
+    @contextmanager
+    def errors(self) -> Iterator[Tensor]:
+        """Open an array [N, T, H] of float32 where the hidden states are, removed on exit."""
+        shape = self._dense.shape[0], self._dense.shape[1], self._dense.shape[2]
+        cache = HiddenStateCache(shape, torch.float32, self._spill_dir, self._decoder.embedding.weight.device)
+        try:
+            yield cache.open(0)
+        finally:
+            cache.close()
+
     def pass_dense(self, kind: str, dense: nn.Module) -> None:
         """Run one block of the dense model alone."""
         self._pass_block(kind, dense, self._dense)
@@ -92,7 +114,10 @@ class PairedForward:
             self._projection_inputs = None
 
     def mlp_batches(self, pruned: Any) -> BlockBatches:
-        """Return the inputs and targets of the pruned layer's MLP, between ``gather`` and ``pass_pruned``."""
+        """Return the inputs and targets of the pruned layer's MLP, between ``gather`` and ``pass_pruned``.
+
+        The MLP of the dense model must have been run.
+        """
         norm = self._decoder.family.blocks["mlp"].norm
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:

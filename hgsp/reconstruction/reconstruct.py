@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
+from hgsp.reconstruction.expert_fit import fit_experts, loses_channels
 from hgsp.reconstruction.least_squares import Moments, accumulation_dtype, relative_norm, solve
 from hgsp.reconstruction.names import RECONSTRUCTIONS
 from hgsp.reconstruction.paired_forward import PairedForward, num_held_out
@@ -49,9 +50,9 @@ class ReconstructionOptions:
     """How to reconstruct.
 
     Args:
-        method: "lstsq" refits ``o_proj`` and ``down_proj`` by least squares, "blocks" all weights of an MLP after that
-            (``fit_block``), neither those of experts; "bias" nothing but the biases that the plan adds
-            (arXiv:2312.11983).
+        method: "lstsq" refits ``o_proj`` and ``down_proj`` by least squares, of experts where they lose channels
+            (``fit_experts``), "blocks" all weights of an MLP without experts after that (``fit_block``); "bias" nothing
+            but the biases that the plan adds (arXiv:2312.11983).
         batch_size: sequences per call of a layer.
         spill_dir: folder for activations, [sequences, tokens, H] twice, and on a CPU the inputs of one output
             projection; None keeps them in memory.
@@ -92,7 +93,7 @@ class Reconstruction:
             "method": self.method,
             "calibration": self.calibration.describe(),
             "held_out_sequences": num_held_out(len(self.calibration.input_ids)),
-            "modules": [asdict(module) for module in self.modules],
+            "modules": [module.as_json() for module in self.modules],
         }
 
     def __repr__(self) -> str:
@@ -153,6 +154,10 @@ def reconstruct(
                         continue
                     fits: list[ModuleFit] = []
                     for kind in KINDS:
+                        if kind == "mlp" and loses_channels(dense, pruned):
+                            experts = surgery.plan.layers[index].experts
+                            fits += fit_experts(streams, index, dense, pruned, experts)
+                            continue
                         seed = calibration.seed + index if options.method == "blocks" and kind == "mlp" else None
                         fits += _reconstruct_block(streams, kind, index, dense, pruned, options.method == "bias", seed)
                     new = _new_tensors(fits, new_index, pruned)
@@ -200,7 +205,8 @@ def _reconstruct_block(
 ) -> list[ModuleFit]:
     """Refit one output projection and, with a seed, the whole MLP, and run the block of both models.
 
-    Returns an empty list if the pruned layer has no such block, or one of experts, which keep their weights.
+    Returns an empty list if the pruned layer has no such block, or one of experts with all their channels, which keep
+    their weights.
     """
     block, _, name = OUTPUT_PROJECTIONS[kind].partition(".")
     projection = getattr(getattr(pruned, block), name, None)
@@ -251,8 +257,9 @@ def _pruned_layer(surgery: Surgery, index: int, dense: nn.Module) -> Iterator[nn
 def _new_tensors(fits: list[ModuleFit], new_index: int, pruned: nn.Module) -> dict[str, Tensor]:
     """Return the refitted tensors of one layer, by their names in the pruned model."""
     return {
-        f"{LAYER_PREFIX}{new_index}.{fit.module}.{name}": parameter.detach()
+        f"{LAYER_PREFIX}{new_index}.{name}": parameter.detach()
         for fit in fits
         if fit.changed
-        for name, parameter in pruned.get_submodule(fit.module).named_parameters()
+        for name, parameter in pruned.named_parameters()
+        if f"{name}.".startswith(f"{fit.module}.")
     }

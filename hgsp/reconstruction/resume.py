@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -21,10 +22,12 @@ STATE_FILE, KIND = "finished.json", "reconstruction"
 
 @dataclass(frozen=True)
 class ModuleFit:
-    """The fit of one output projection, or of one whole MLP. ``layer`` is its index in the dense model.
+    """The fit of one output projection, of one whole MLP, or of the experts of one layer.
 
-    ``ridge`` is None if least squares kept the old weights, and for an MLP. Errors are held out: norm of e over the
-    norm of the dense block's output, None where that is zero. ``changed``: whether there are new weights.
+    ``layer`` is its index in the dense model. ``ridge`` is None if least squares kept the old weights, and for an MLP
+    and experts, which have one each. Errors are held out: norm of e over the norm of the dense block's output, None
+    where that is zero. ``changed``: whether there are new weights. Of experts, ``refitted_experts`` is the number that
+    has, and ``few_tokens`` are the dense indices of those that saw too few tokens; other modules have neither.
     """
 
     layer: int
@@ -33,6 +36,13 @@ class ModuleFit:
     error_before: float | None
     error_after: float | None
     changed: bool
+    refitted_experts: int | None = None
+    few_tokens: tuple[int, ...] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report's entry; what is of experts is left out of others."""
+        of_experts = ("refitted_experts", "few_tokens")
+        return {key: value for key, value in asdict(self).items() if key not in of_experts or value is not None}
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,8 @@ def reconstruction_section(sources: Sources) -> Section:
         f"Norm of the error of a block's output relative to the dense block's, on {found['held_out_sequences']} "
         "sequences that the weights were not fitted to. Modules without error are not drawn."
     )
+    if few := sum(len(entry.get("few_tokens", ())) for entry in modules):
+        note += f" {few:,} experts saw too few tokens to be refitted and kept their weights."
     rows = [
         (
             f"{entry['layer']} {entry['module']}",

@@ -23,7 +23,9 @@ def output_norms(input_NI: Tensor, weight_HI: Tensor, columns: int) -> Tensor:
     return torch.stack([linear(inputs, weight.float()).norm(dim=1).sum() for inputs, weight in pairs])
 
 
-def sums_of_experts(experts: Any, call: RoutedCall, needs: frozenset[str]) -> dict[str, dict[str, Tensor]]:
+def sums_of_experts(
+    experts: Any, call: RoutedCall, needs: frozenset[str], *, of_channels: bool = False
+) -> dict[str, dict[str, Tensor]]:
     """Return the sums over the tokens of one call, float32 [E, ...], by matrix and statistic.
 
     They are computed for one expert at a time, on the tokens that reach it.
@@ -31,6 +33,7 @@ def sums_of_experts(experts: Any, call: RoutedCall, needs: frozenset[str]) -> di
     Args:
         experts: the module of the experts of a layer.
         needs: statistics of a forward pass.
+        of_channels: whether those of outputs are also needed of single channels, under ``DOWN`` [E, M].
     """
     tokens = call.hidden.float()
     squares, means = {"input_sq"} & needs, {"input_mean"} & needs
@@ -40,7 +43,8 @@ def sums_of_experts(experts: Any, call: RoutedCall, needs: frozenset[str]) -> di
     if squares:
         sums[ROUTER]["input_sq"] = tokens.square().sum(0)
     sums[GATE_UP] = {name: zeros(num_experts, tokens.shape[1]) for name in squares}
-    sums[DOWN] = {name: zeros(num_experts, width) for name in sorted(squares | means)}
+    norms = {"output_norm"} & needs if of_channels else set()
+    sums[DOWN] = {name: zeros(num_experts, width) for name in sorted(squares | means | norms)}
     sums[EXPERTS] = {name: zeros(num_experts) for name in sorted({"output_norm", "reached"} & needs)}
     for index in range(num_experts):
         rows, weight_N = call.of_expert(index)
@@ -53,6 +57,8 @@ def sums_of_experts(experts: Any, call: RoutedCall, needs: frozenset[str]) -> di
             sums[DOWN]["input_sq"][index] = weighted_NM.square().sum(0)
         if means:
             sums[DOWN]["input_mean"][index] = weighted_NM.sum(0)
+        if norms:
+            sums[DOWN]["output_norm"][index] = output_norms(weighted_NM, experts.down_proj[index], 1)
         if sums[EXPERTS]:
             output_NH = linear(inner_NM, experts.down_proj[index]).float()
             sums[EXPERTS]["output_norm"][index] = (output_NH.norm(dim=1) * weight_N.float()).sum()
@@ -73,3 +79,34 @@ def watch_mask_gradients(experts: Any, call: RoutedCall, observe: Callable[[Tens
         observe(product_NK.new_zeros(len(product_NK), num_experts).scatter_add_(1, chosen_NK, product_NK))
 
     call.weights.register_hook(on_gradient)
+
+
+def watch_channel_gradients(
+    experts: Any, call: RoutedCall, output: Tensor, seq_len: int, observe: Callable[[dict[str, Tensor]], None]
+) -> None:
+    """Call ``observe`` with squared gradients of masks on all channels of experts, float32 [E, M], by statistic.
+
+    A mask is a factor on a channel's input of the down projection. Inner activations are computed again, of one expert
+    at a time.
+
+    Args:
+        output: of the experts, [N, H].
+        seq_len: tokens of a sequence, whose gradients are added before they are squared for ``mask_grad_sq``.
+    """
+    own = RoutedCall(call.hidden.detach(), call.experts, call.weights.detach())
+
+    def on_gradient(gradient_NH: Tensor) -> None:
+        num_experts, _, width = experts.down_proj.shape
+        by_sequence = torch.zeros(num_experts, width, device=gradient_NH.device)
+        by_token = torch.zeros_like(by_sequence)
+        for index in range(num_experts):
+            rows, weight_N = own.of_expert(index)
+            gate, up = linear(own.hidden[rows], experts.gate_up_proj[index]).chunk(2, dim=-1)
+            inner_NM = (experts.act_fn(gate) * up).float() * weight_N.float()[:, None]
+            mask_grad_NM = inner_NM * (gradient_NH[rows].float() @ experts.down_proj[index].float())
+            sums_BM = mask_grad_NM.new_zeros(len(own.hidden) // seq_len, width)
+            by_sequence[index] = sums_BM.index_add_(0, rows // seq_len, mask_grad_NM).square().sum(0)
+            by_token[index] = mask_grad_NM.square().sum(0)
+        observe({"mask_grad_sq": by_sequence, "mask_grad_token_sq": by_token})
+
+    output.register_hook(on_gradient)

@@ -1,10 +1,12 @@
 """Folding: the importance of the groups of one layer, from statistics and saliencies of its matrices.
 
-K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width | E experts | O outputs | I inputs
+K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width | E experts | W channels of each |
+O outputs | I inputs
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,11 +25,12 @@ from hgsp.models.families import (
 from hgsp.models.geometry import Geometry
 from hgsp.scoring.methods import ColumnMethod, GroupMethod, MaskMethod, Method, OutputMethod, WeightMethod
 from hgsp.scoring.normalization import LayerImportance, kinds_in
+from hgsp.scoring.slots import CHANNELS
 from hgsp.scoring.statistics import LayerStatistics
 
 
 def layer_importance(method: Method, statistics: LayerStatistics, geometry: Geometry, seed: int) -> LayerImportance:
-    """Return the importance of the groups of one layer, float64.
+    """Return the importance of the groups of one layer, float64; where the geometry says so, of experts' channels too.
 
     Raises:
         NumericalError: an importance is not finite; the message names the layer, and a weight or the kind of group.
@@ -36,9 +39,12 @@ def layer_importance(method: Method, statistics: LayerStatistics, geometry: Geom
         generator = torch.Generator().manual_seed(seed + statistics.index)
         shape = geometry.shapes[statistics.index]
         importance = {
-            kind.name: method.groups(shape.size_of(kind.name), geometry.params_per_group(kind.name), generator)
+            kind.name: method.groups(shape.size_of(kind.name), geometry.params_per_group(kind.name, shape), generator)
             for kind in shape.kinds
         }
+        if geometry.prunes_expert_channels and shape.num_experts:
+            size = shape.num_experts, shape.expert_width
+            importance[CHANNELS] = method.groups(math.prod(size), geometry.expert_channel_params, generator).view(size)
     elif isinstance(method, ColumnMethod):
         importance = _columns(method, statistics, geometry)
     elif isinstance(method, (MaskMethod, OutputMethod)):
@@ -46,6 +52,9 @@ def layer_importance(method: Method, statistics: LayerStatistics, geometry: Geom
             kind: method.groups(statistics.values[name]).cpu().double()
             for kind, name in _outputs(statistics.module).items()
         }
+        if geometry.prunes_expert_channels and has_experts(statistics.module):
+            reached_E1 = {name: values[:, None] for name, values in statistics.values[EXPERTS].items()}
+            importance[CHANNELS] = method.groups(reached_E1 | statistics.values[DOWN]).cpu().double()
     else:
         importance = _weights(method, statistics, geometry)
     for kind in kinds_in(importance):
@@ -73,10 +82,11 @@ def _columns(method: ColumnMethod, statistics: LayerStatistics, geometry: Geomet
     if not has_experts(module):
         return importance | {"mlp": of_linear(MLP_OUTPUT)}
     down_EHM, values = expert_parameters(module)[DOWN], statistics.values.get(DOWN, {})
-    experts = [
-        _float64_sum(method.columns(down_EHM[index], _of_expert(values, index)), 0) for index in range(len(down_EHM))
-    ]
-    return importance | {"expert": torch.stack(experts)}
+    columns = [method.columns(down_EHM[index], _of_expert(values, index)) for index in range(len(down_EHM))]
+    importance["expert"] = torch.stack([_float64_sum(own, 0) for own in columns])
+    if geometry.prunes_expert_channels:
+        importance[CHANNELS] = torch.stack(columns).cpu().double()
+    return importance
 
 
 def _weights(method: WeightMethod, statistics: LayerStatistics, geometry: Geometry) -> dict[str, Tensor]:
@@ -102,7 +112,10 @@ def _weights(method: WeightMethod, statistics: LayerStatistics, geometry: Geomet
         return method.saliency(parameters[name][index], _of_expert(statistics.values.get(name, {}), index))
 
     router_E = _float64_sum(method.saliency(parameters[ROUTER], statistics.values.get(ROUTER, {})), 1)
-    return importance | fold_experts(of_expert, router_E)
+    folded = fold_experts(of_expert, router_E)
+    if not geometry.prunes_expert_channels:
+        folded = {name: values for name, values in folded.items() if not name.startswith(CHANNELS)}
+    return importance | folded
 
 
 def _of_expert(values: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
@@ -136,15 +149,28 @@ def fold_mlp(saliency: Callable[[str], Tensor]) -> dict[str, Tensor]:
 
 
 def fold_experts(saliency: Callable[[str, int], Tensor], router_E: Tensor) -> dict[str, Tensor]:
-    """Sum per-weight saliency over everything that is removed with an expert: "expert" [E], and its output's share.
+    """Sum per-weight saliency over everything that is removed with an expert, or with one of its channels.
+
+    "expert" is [E] and "expert_channel" [E, W]; both have the share of their outputs beside them.
 
     Args:
         saliency: returns float32 [2M, H] for ``GATE_UP`` and an expert, and [H, M] for ``DOWN``.
         router_E: of the router's rows, float64 [E].
     """
-    output_E = torch.stack([saliency(DOWN, index).sum().cpu().double() for index in range(len(router_E))])
-    inputs_E = torch.stack([saliency(GATE_UP, index).sum().cpu().double() for index in range(len(router_E))])
-    return {"expert": router_E + inputs_E + output_E, "expert.output": output_E}
+    totals: dict[str, list[Tensor]] = {DOWN: [], GATE_UP: []}
+    channels: dict[str, list[Tensor]] = {DOWN: [], GATE_UP: []}
+    for name, dim in ((DOWN, 0), (GATE_UP, 1)):
+        for index in range(len(router_E)):
+            values = saliency(name, index)
+            totals[name].append(values.sum().cpu().double())
+            channels[name].append(_float64_sum(values, dim).view(dim + 1, -1).sum(0))
+    output_E, output_EW = torch.stack(totals[DOWN]), torch.stack(channels[DOWN])
+    return {
+        "expert": router_E + torch.stack(totals[GATE_UP]) + output_E,
+        "expert.output": output_E,
+        CHANNELS: torch.stack(channels[GATE_UP]) + output_EW,
+        f"{CHANNELS}.output": output_EW,
+    }
 
 
 def _rows(saliency: Callable[[str], Tensor], name: str) -> Tensor:

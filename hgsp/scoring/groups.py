@@ -1,15 +1,15 @@
-"""The table of all groups: one row per KV group, SwiGLU channel and expert of the dense model.
+"""The table of all groups: one row per KV group, SwiGLU channel, expert, and slot of experts, of the dense model.
 
-Rows are ordered by layer, attention before MLP, then group index. Factors and costs are the same for all groups of a
-block, and are given as arrays [L, 2]: attention, MLP.
+Rows are ordered by layer, attention before MLP, kind, then group index. Factors and costs are the same for all groups
+of a block, and are given as arrays [L, 2]: attention, MLP.
 
-G groups of all layers | L layers
+G groups of all layers | L layers | E experts | W channels of each
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from hgsp.models.geometry import Geometry
 from hgsp.models.kinds import GROUP_KINDS
 
 #: Kinds of groups by their position in ``GROUP_KINDS``; the first two are the numbers of the blocks of a layer too.
-ATTENTION, MLP, EXPERT = range(len(GROUP_KINDS))
+ATTENTION, MLP, EXPERT, EXPERT_CHANNEL = range(len(GROUP_KINDS))
 CSV_COLUMNS = ("layer", "kind", "group", "importance", "cost", "base_score", "prior", "score", "kept")
 #: Block of a layer that groups of a kind belong to.
 _BLOCK_OF_KIND = np.array([("attention", "mlp").index(kind.block) for kind in GROUP_KINDS])
@@ -59,6 +59,7 @@ class GroupTable:
         base_score: importance, normalized if configured, over cost.
         prior: 1 without a prior.
         score: ``base_score * prior``.
+        channel_order: of layers with slots, the channel that every expert has in every slot, [E, W].
 
     Raises:
         NumericalError: a value is not finite; the message names layer and kind.
@@ -72,11 +73,12 @@ class GroupTable:
     base_score: Floats
     prior: Floats
     score: Floats
+    channel_order: Mapping[int, Ints] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         order = np.lexsort((self.group, self.kind, self.layer))
         if (np.diff(order) != 1).any():
-            for item in fields(self):
+            for item in fields(self)[:-1]:
                 object.__setattr__(self, item.name, getattr(self, item.name)[order])
         for name in ("importance", "base_score", "prior", "score"):
             _require_finite(name, getattr(self, name), self.layer, self.kind)
@@ -89,6 +91,11 @@ class GroupTable:
     def block(self) -> Ints:
         """The block of every group, 2 * layer + ``ATTENTION`` or ``MLP``."""
         return self.layer * 2 + block_of(self.kind)
+
+    @property
+    def part(self) -> Ints:
+        """The layer and kind of every group as one number: kinds of layer 0, kinds of layer 1, ..."""
+        return self.layer * len(GROUP_KINDS) + self.kind
 
     def __repr__(self) -> str:
         num_layers, params = int(self.layer[-1]) + 1, int(self.cost.sum())
@@ -151,13 +158,16 @@ def build_group_table(
     importance: Sequence[Mapping[str, Floats]],
     geometry: Geometry,
     base_importance: Sequence[Mapping[str, Floats]] | None = None,
+    channel_order: Mapping[int, Ints] | None = None,
 ) -> GroupTable:
     """Build the table from the importances of every layer.
 
     Args:
-        importance: ``{"attention": [K], "mlp": [M]}`` per layer, or "expert" [E] for "mlp", float64, any common unit.
+        importance: ``{"attention": [K], "mlp": [M]}`` per layer, or "expert" [E] for "mlp", and "expert_channel" [W]
+            of slots where experts lose channels; float64, any common unit.
         geometry: of the dense model; gives the cost of each group.
         base_importance: normalized importances for the base score; default: ``importance``.
+        channel_order: of layers with slots.
 
     Raises:
         NumericalError: an importance is not finite; the message names layer and kind.
@@ -171,7 +181,7 @@ def build_group_table(
             layers.append(np.full(len(block), index))
             kinds.append(np.full(len(block), kind))
             groups.append(np.arange(len(block)))
-            costs.append(np.full(len(block), geometry.params_per_group(name)))
+            costs.append(np.full(len(block), geometry.params_per_group(name, geometry.shapes[index])))
             values.append(block)
             bases.append(block if base_importance is None else base_importance[index][name])
     cost = np.concatenate(costs).astype(np.int64)
@@ -185,6 +195,7 @@ def build_group_table(
         base_score=base_score,
         prior=np.ones(len(cost)),
         score=base_score,
+        channel_order=channel_order or {},
     )
 
 

@@ -16,6 +16,7 @@ from hgsp.scoring.groups import Floats
 
 #: Importance of one layer's groups: "attention" [K] and "mlp" [M] or "expert" [E], float64. Methods that score all
 #: weights add the share of the output projections alone as "attention.output" and "mlp.output" or "expert.output".
+#: Channels of experts are "expert_channel" [E, W] as scored, and [W] as slots.
 LayerImportance = Mapping[str, Floats]
 
 
@@ -68,14 +69,15 @@ def normalize(importance: Sequence[LayerImportance], geometry: Geometry, name: s
         name: a key of ``NORMALIZERS``.
 
     Returns:
-        "attention" [K] and "mlp" [M] or "expert" [E] of every layer, float64.
+        "attention" [K] and "mlp" [M] or "expert" [E] of every layer, and "expert_channel" [W] of slots, float64.
     """
     normalizer = NORMALIZERS[name]
-    params = {kind: geometry.params_per_group(kind) for kind in KIND_NAMED}
     return [
         {
-            kind: normalizer(layer[kind], layer.get(f"{kind}.output", layer[kind]), params[kind])
+            kind: normalizer(
+                layer[kind], layer.get(f"{kind}.output", layer[kind]), geometry.params_per_group(kind, shape)
+            )
             for kind in kinds_in(layer)
         }
-        for layer in importance
+        for layer, shape in zip(importance, geometry.shapes, strict=True)
     ]

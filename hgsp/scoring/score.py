@@ -20,7 +20,7 @@ from hgsp.layerwise.walk import LayerWalk, Objective
 from hgsp.models.decoder import Decoder
 from hgsp.models.experts import has_experts
 from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS, OUTPUT_PROJECTIONS
-from hgsp.models.geometry import geometry_of
+from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.scoring.folding import layer_importance
 from hgsp.scoring.methods import Method, WeightMethod, method_named
@@ -79,6 +79,7 @@ def score_groups(
     options: ScoringOptions | None = None,
     seed: int = 42,
     labels: str = "text",
+    expert_channels: bool = False,
     progress: Progress = silent,
 ) -> Importances:
     """Score every group of the model, float64, in the unit of the method.
@@ -91,6 +92,7 @@ def score_groups(
         with_influence: measure the cosine influence of layers and blocks, too.
         labels: "text" takes gradients of the loss on the text's next tokens. "model" draws next tokens from the model,
             seeded: ``fisher`` then estimates the Fisher information, the curvature of the KL divergence.
+        expert_channels: score the channels inside experts, too.
 
     Raises:
         InputError: unknown method or labels, or the method needs text and there is no calibration.
@@ -101,17 +103,18 @@ def score_groups(
         raise InputError(expected=f"labels from {' or '.join(LABELS)}", got=f"'{labels}'", remedy="change labels")
     if calibration is None and (method.needs or with_influence):
         raise InputError(expected=f"calibration text for {method.name}", got="none", remedy="pass a Calibration")
+    geometry = geometry_of(decoder.model).with_expert_channels(expert_channels)
     with frozen_parameters(decoder.model):
         if calibration is None or not (method.needs or with_influence):
-            return Importances(_score_weights(decoder, method, seed), None, None)
+            return Importances(_score_weights(decoder, method, geometry, seed), None, None)
         return _score_by_walking(
-            decoder, method, calibration, with_influence, options or ScoringOptions(), seed, labels, progress
+            decoder, method, geometry, calibration, with_influence, options or ScoringOptions(), seed, labels, progress
         )
 
 
-def _score_weights(decoder: Decoder, method: Method, seed: int) -> tuple[LayerImportance, ...]:
+def _score_weights(decoder: Decoder, method: Method, geometry: Geometry, seed: int) -> tuple[LayerImportance, ...]:
     """Score by a method that needs no text."""
-    geometry, found = geometry_of(decoder.model), []
+    found = []
     for index in range(decoder.num_layers):
         with decoder.layer(index) as module:
             found.append(layer_importance(method, LayerStatistics(index, module), geometry, seed))
@@ -121,6 +124,7 @@ def _score_weights(decoder: Decoder, method: Method, seed: int) -> tuple[LayerIm
 def _score_by_walking(
     decoder: Decoder,
     method: Method,
+    geometry: Geometry,
     calibration: Calibration,
     with_influence: bool,
     options: ScoringOptions,
@@ -129,7 +133,7 @@ def _score_by_walking(
     progress: Progress,
 ) -> Importances:
     found: dict[int, LayerImportance] = {}
-    geometry = geometry_of(decoder.model)
+    of_channels = geometry.prunes_expert_channels
     share = own_share(len(calibration.input_ids))
     seq_len = calibration.input_ids.shape[1]
     backward = bool(method.needs & BACKWARD_STATISTICS)
@@ -148,7 +152,9 @@ def _score_by_walking(
             with cosine.watching(layer_pass) if cosine else nullcontext():
                 linears = _linears(layer_pass.module, method)
                 needs = method.needs & FORWARD_STATISTICS
-                statistics = gather_forward(layer_pass, linears, needs, share, seq_len, group_columns)
+                statistics = gather_forward(
+                    layer_pass, linears, needs, share, seq_len, group_columns, of_channels=of_channels
+                )
             if not backward:
                 found[layer_pass.index] = layer_importance(method, statistics, geometry, seed)
         if backward:
@@ -156,7 +162,9 @@ def _score_by_walking(
             for back in progress(walk.backward(objective), f"{method.name} scores", decoder.num_layers):
                 linears = _linears(back.module, method)
                 needs = method.needs & BACKWARD_STATISTICS
-                statistics = gather_backward(back, linears, needs, share, seq_len, group_columns)
+                statistics = gather_backward(
+                    back, linears, needs, share, seq_len, group_columns, of_channels=of_channels
+                )
                 found[back.index] = layer_importance(method, statistics, geometry, seed)
                 del statistics  # else the gradients of two layers are in memory
     influence = cosine.influence(share.num_sequences * seq_len) if cosine else None

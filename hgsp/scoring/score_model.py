@@ -34,6 +34,7 @@ def score_model(
     layer_importance: str | None = None,
     seed: int = 42,
     labels: str = "text",
+    expert_channels: bool = False,
     progress: Progress = silent,
 ) -> Scores:
     """Score every group of a model, and measure the influence of its layers.
@@ -45,19 +46,14 @@ def score_model(
         layer_importance: measure of influence, "cosine" or "perplexity"; None measures none, which allows no
             temperature above 0 later.
         seed: of the method "random" and of drawn labels.
-        labels: see ``score_groups``.
+        labels, expert_channels: see ``score_groups``.
 
     Raises:
         InputError: the method or the influence needs text and there is none, or the measure is unknown.
         NumericalError: a statistic is not finite.
     """
     method = method_named(method)
-    if layer_importance not in (None, *LAYER_IMPORTANCES):
-        raise InputError(
-            expected="a measure of influence",
-            got=f"'{layer_importance}'",
-            remedy=f"use one of {', '.join(LAYER_IMPORTANCES)}, or None",
-        )
+    _check_measure(layer_importance)
     found = score_groups(
         loaded.decoder,
         method,
@@ -66,6 +62,7 @@ def score_model(
         options=_spilling(options or ScoringOptions(), loaded.model, calibration),
         seed=seed,
         labels=labels,
+        expert_channels=expert_channels,
         progress=progress,
     )
     influence = found.influence
@@ -84,6 +81,15 @@ def score_model(
         "weights": asdict(loaded.identity),
     }
     return Scores(found.by_layer, influence, weight_sample(loaded), provenance)
+
+
+def _check_measure(layer_importance: str | None) -> None:
+    if layer_importance not in (None, *LAYER_IMPORTANCES):
+        raise InputError(
+            expected="a measure of influence",
+            got=f"'{layer_importance}'",
+            remedy=f"use one of {', '.join(LAYER_IMPORTANCES)}, or None",
+        )
 
 
 def _spilling(options: ScoringOptions, model: Any, calibration: Calibration | None) -> ScoringOptions:

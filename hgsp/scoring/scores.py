@@ -29,6 +29,7 @@ from hgsp.scoring.names import NORMALIZATIONS
 from hgsp.scoring.normalization import LayerImportance, kinds_in, normalize
 from hgsp.scoring.prior import Influence, prior_of
 from hgsp.scoring.scores_file import INFLUENCE_PARTS, SAMPLED_VALUES, SCHEMA, read_scores_file
+from hgsp.scoring.slots import CHANNELS, importance_of_slots
 
 MAX_DEPTH_SLOPE = 10
 
@@ -81,7 +82,7 @@ class Scores:
     provenance: Mapping[str, Any]
 
     def __repr__(self) -> str:
-        num_groups = sum(len(layer[kind]) for layer in self.by_layer for kind in kinds_in(layer))
+        num_groups = sum(layer[kind].shape[-1] for layer in self.by_layer for kind in kinds_in(layer))
         influence = "no influence" if self.influence is None else f"{self.influence.measure} influence"
         method = self.provenance.get("importance_method", "unknown method")
         return f"Scores({method}, {num_groups:,} groups in {len(self.by_layer)} layers, {influence})"
@@ -129,14 +130,25 @@ class Scores:
         return cls(found.by_layer, found.influence, found.weight_sample, found.provenance)
 
     def check_sizes(self, geometry: Geometry) -> None:
-        """Refuse scores of a model of other sizes.
+        """Refuse scores of a model of other sizes, or without the channels of experts that are to be pruned.
 
         Raises:
             InputError: names the model that was scored.
         """
-        sizes = [{kind: len(layer[kind]) for kind in kinds_in(layer)} for layer in self.by_layer]
-        if sizes != [{kind.name: shape.size_of(kind.name) for kind in shape.kinds} for shape in geometry.shapes]:
+        sizes = [{kind: layer[kind].shape for kind in kinds_in(layer)} for layer in self.by_layer]
+        dense: list[dict[str, tuple[int, ...]]]
+        dense = [{kind.name: (shape.size_of(kind.name),) for kind in shape.kinds} for shape in geometry.shapes]
+        for own, wanted, shape in zip(sizes, dense, geometry.shapes, strict=False):
+            if CHANNELS in own:  # which experts need not have
+                wanted[CHANNELS] = shape.num_experts, shape.expert_width
+        if sizes != dense:
             raise self._of_another_model("a model of other sizes")
+        if geometry.prunes_expert_channels and not all(CHANNELS in own for own in sizes if "expert" in own):
+            raise InputError(
+                expected="scores of channels inside experts for --expert_channels",
+                got="scores of whole experts",
+                remedy="score again with --expert_channels",
+            )
 
     def check_belongs_to(self, loaded: LoadedModel) -> None:
         """Refuse scores of another model.
@@ -189,7 +201,8 @@ class Scores:
         options = options or RankingOptions()
         automatic = options.normalization == "auto"
         normalization = options.normalization_of(self.method) if automatic else options.normalization
-        table = build_group_table(self.by_layer, geometry, normalize(self.by_layer, geometry, normalization))
+        by_layer, channel_order = importance_of_slots(self.by_layer, geometry, normalization)
+        table = build_group_table(by_layer, geometry, normalize(by_layer, geometry, normalization), channel_order)
         modes = ["none"] * len(self.by_layer)
         if options.temperature > 0:
             self.check_influence(options.temperature)

@@ -1,6 +1,6 @@
 """The file of scores: arrays beside JSON text, checked against their schema when they are read.
 
-L layers | K kv groups | M mlp width | E experts
+L layers | K kv groups | M mlp width | E experts | W channels of each
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from hgsp.scoring.names import LABELS, LAYER_IMPORTANCES
 from hgsp.scoring.normalization import LayerImportance
 from hgsp.scoring.npz_files import Array, read_npz
 from hgsp.scoring.prior import Influence
+from hgsp.scoring.slots import CHANNELS
 
 SCHEMA = 1
 SAMPLED_VALUES = 16
@@ -98,11 +99,15 @@ def _influence_of(arrays: dict[str, Array], num_layers: int, measure: str) -> In
 def _layer_of(arrays: dict[str, Array], index: int) -> LayerImportance:
     """Take the importances of one layer out of the arrays of a file; those of the outputs are optional."""
     layer = {}
-    mlp = "expert" if f"{index}.expert" in arrays else "mlp"
+    mlp = "expert" if f"{index}.expert" in arrays or f"{index}.{CHANNELS}" in arrays else "mlp"
     for kind in ("attention", mlp):
         layer[kind] = _importance(arrays, f"{index}.{kind}", (None,))
         if f"{index}.{kind}.output" in arrays:
             layer[f"{kind}.output"] = _importance(arrays, f"{index}.{kind}.output", layer[kind].shape)
+    if f"{index}.{CHANNELS}" in arrays:
+        layer[CHANNELS] = _importance(arrays, f"{index}.{CHANNELS}", (len(layer["expert"]), None))
+        if f"{index}.{CHANNELS}.output" in arrays:
+            layer[f"{CHANNELS}.output"] = _importance(arrays, f"{index}.{CHANNELS}.output", layer[CHANNELS].shape)
     return layer
 
 

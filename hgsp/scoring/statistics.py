@@ -4,7 +4,8 @@ All are float32 and independent of the batch size: sums over calibration tokens 
 processes and divides by their count. A mask is a factor on all input columns of a group; its gradient at a token is the
 sum over these columns of input times input gradient, and for a sequence the sum over its tokens.
 
-The matrices of experts have one more dimension in front, [E]. A token that the router does not send to an expert is an
+The matrices of experts have one more dimension in front, [E]; where their channels are scored, so have the statistics
+of outputs and masks of channels, [E, G] beside ``down_proj``. A token that the router does not send to an expert is an
 input of zeros to it, and the input of its output projection is multiplied by the router's weight.
 
 B batch | T tokens of a sequence | I in_features | O out_features | G groups | E experts
@@ -24,7 +25,7 @@ B batch | T tokens of a sequence | I in_features | O out_features | G groups | E
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -35,8 +36,21 @@ from hgsp.errors import not_finite
 from hgsp.layerwise.distributed import Share, sum_over_processes
 from hgsp.layerwise.walk import BackwardPass, ForwardPass
 from hgsp.models.decoder import watch_inputs, weight_not_finite
-from hgsp.models.experts import EXPERTS, RoutedCall, expert_parameters, has_experts, watch_experts
-from hgsp.scoring.expert_statistics import output_norms, sums_of_experts, watch_mask_gradients
+from hgsp.models.experts import (
+    DOWN,
+    EXPERTS,
+    RoutedCall,
+    expert_parameters,
+    has_experts,
+    watch_expert_outputs,
+    watch_experts,
+)
+from hgsp.scoring.expert_statistics import (
+    output_norms,
+    sums_of_experts,
+    watch_channel_gradients,
+    watch_mask_gradients,
+)
 
 INPUT_STATISTICS = frozenset({"input_sq", "input_mean"})
 OUTPUT_STATISTICS = frozenset({"output_norm", "reached"})
@@ -86,11 +100,14 @@ def gather_forward(
     share: Share,
     seq_len: int,
     group_columns: Mapping[str, int],
+    *,
+    of_channels: bool = False,
 ) -> LayerStatistics:
     """Run one layer forward and gather statistics of the given Linears, and of its experts if it has any.
 
     Args:
         group_columns: columns per group of every Linear that has outputs of groups.
+        of_channels: whether channels of experts are groups too.
 
     Raises:
         NumericalError: a statistic is not finite.
@@ -109,7 +126,7 @@ def gather_forward(
             statistics.add(name, "reached", torch.full_like(norms_G, len(tokens)))
 
     def observe_experts(experts: Any, call: RoutedCall) -> None:
-        for key, found in sums_of_experts(experts, call, needs).items():
+        for key, found in sums_of_experts(experts, call, needs, of_channels=of_channels).items():
             for name, amount in found.items():
                 statistics.add(key, name, amount)
 
@@ -127,21 +144,21 @@ def gather_backward(
     share: Share,
     seq_len: int,
     group_columns: Mapping[str, int],
+    *,
+    of_channels: bool = False,
 ) -> LayerStatistics:
     """Run one layer backward and gather gradient statistics of the given Linears, and of its experts if it has any.
 
     Args:
         layer_pass: with batches of one sequence if ``grad_sq`` is needed, whose gradients are squared before the mean.
         group_columns: columns per group of every Linear that has masks.
+        of_channels: whether channels of experts are groups too.
 
     Raises:
         NumericalError: a statistic is not finite.
     """
     statistics = LayerStatistics(layer_pass.index, layer_pass.module)
-    parameters: dict[str, nn.Parameter] = {}
-    if needs & WEIGHT_GRADIENTS:
-        parameters = _parameters_of(linears)
-        parameters |= expert_parameters(layer_pass.module) if has_experts(layer_pass.module) else {}
+    parameters = _parameters_of(layer_pass.module, linears) if needs & WEIGHT_GRADIENTS else {}
     mean_token = 1.0 / (seq_len - 1)  # gradients of the walk are of SUMS over tokens
 
     def observe(name: str, input_BTI: Tensor) -> None:
@@ -169,6 +186,7 @@ def gather_backward(
     with (
         watch_inputs(linears, observe),
         watch_experts(layer_pass.module, observe_experts),
+        _watching_channels(statistics, needs, seq_len) if of_channels else nullcontext(),
         _requiring_gradients(parameters),
     ):
         for gradients in layer_pass.run(list(parameters.values())):
@@ -179,6 +197,22 @@ def gather_backward(
                     statistics.add(key, "grad_sq", gradient.float().square(), mean_token**2)
     statistics.finish(dict.fromkeys(BACKWARD_STATISTICS, share.num_sequences))
     return statistics
+
+
+def _watching_channels(
+    statistics: LayerStatistics, needs: frozenset[str], seq_len: int
+) -> AbstractContextManager[None]:
+    """Return a context that adds gradients of masks on the channels of a layer's experts."""
+
+    def add(sums: Mapping[str, Tensor]) -> None:
+        for name in sorted(MASK_GRADIENTS & needs):
+            statistics.add(DOWN, name, sums[name], (seq_len - 1) ** -2.0)
+
+    def observe(experts: Any, call: RoutedCall, output: Tensor) -> None:
+        if needs & MASK_GRADIENTS and output.requires_grad:
+            watch_channel_gradients(experts, call, output, seq_len, add)
+
+    return watch_expert_outputs(statistics.module, observe)
 
 
 @contextmanager
@@ -204,10 +238,11 @@ def _requiring_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[Non
             parameter.requires_grad_(False)
 
 
-def _parameters_of(linears: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
+def _parameters_of(module: nn.Module, linears: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
+    """Return the parameters of Linears of a layer, and of its experts if it has any."""
     parameters: dict[str, nn.Parameter] = {}
     for name, linear in linears.items():
         parameters[name] = cast(nn.Parameter, linear.weight)
         if linear.bias is not None:
             parameters[f"{name}.bias"] = linear.bias
-    return parameters
+    return parameters | (expert_parameters(module) if has_experts(module) else {})

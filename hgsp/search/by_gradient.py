@@ -10,7 +10,6 @@ L layers | K kinds of block | G groups of one block
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -108,13 +107,13 @@ class GradientProposals:
 def _gain_per_param(problem: SearchProblem, plan: PrunePlan, masks: MaskedLayers) -> Floats:
     """Return the decrease of the summed divergence per parameter added to every block, [L, 2]."""
     table, kept = problem.table, kept_mask(problem.table, plan)
-    bounds = np.searchsorted(table.block, np.arange(2 * problem.geometry.num_layers + 1))
+    bounds = np.searchsorted(table.block, np.arange(2 * problem.geometry.num_layers))
     gain_LK = np.empty((problem.geometry.num_layers, 2))
-    for block, (first, stop) in enumerate(itertools.pairwise(bounds)):
+    for block, first in enumerate(bounds):
         layer, side = divmod(block, 2)
-        rows = slice(first, stop)
-        near = _near_threshold(table.score[rows], kept[rows], routed=table.kind[first] == EXPERT)
         gradient_G = masks.gradients[layer, side].double().numpy()
+        rows = slice(first, first + len(gradient_G))  # of a mixture its experts, which come before slots
+        near = _near_threshold(table.score[rows], kept[rows], routed=table.kind[first] == EXPERT)
         gain_LK[layer, side] = -(gradient_G[near] / table.cost[rows][near]).mean()
     return gain_LK
 

@@ -20,7 +20,7 @@ import numpy as np
 from hgsp.errors import InputError, NumericalError
 from hgsp.models.families import KINDS
 from hgsp.pruning.plan import PrunePlan
-from hgsp.scoring.groups import Floats, GroupTable
+from hgsp.scoring.groups import EXPERT_CHANNEL, Floats, GroupTable
 
 LOG = logging.getLogger(__name__)
 
@@ -123,12 +123,15 @@ def emptying_order(
 def block_importance(table: GroupTable, group_costs: Floats | None = None) -> Floats:
     """Return the importance of every block with its prior, summed over its groups, float64 [L, 2].
 
+    Slots of experts are left out: their channels are those of the experts.
+
     Args:
         group_costs: that the table's scores are divided by, [L, 2]; None is parameters.
     """
     cost = table.cost if group_costs is None else group_costs.ravel()[table.block]
     num_layers = int(table.layer[-1]) + 1
-    sums = np.bincount(table.block, weights=table.score * cost, minlength=num_layers * len(KINDS))
+    weights = table.score * cost * (table.kind != EXPERT_CHANNEL)
+    sums = np.bincount(table.block, weights=weights, minlength=num_layers * len(KINDS))
     return np.asarray(sums.reshape(num_layers, len(KINDS)), dtype=np.float64)
 
 

@@ -2,13 +2,20 @@
 
 import csv
 import json
+import shutil
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import run_global_pruning
-from experts import make_moe
+from experts import make_moe, plan_keeping, uneven_plan
 from hgsp.cli.main import main
-from hgsp.models.checkpoint import load_pruned
+from hgsp.models.checkpoint import load_pruned, save_pruned
+from hgsp.models.families import FAMILIES, family_of
+from hgsp.models.geometry import geometry_of
+from hgsp.models.layer_sizes import architecture_settings, layer_sizes, stored_keys
+from hgsp.pruning.surgery import apply_plan
 from pruning import analysis_of
 
 QUICK = {
@@ -78,9 +85,8 @@ def test_offload_writes_the_same_model(prune):
 
 
 def test_the_doctor_names_the_engines_that_read_experts_and_exports_refuse_them(prune, capsys):
-    _, folder = prune(
-        make_moe("olmoe"), "--pruning_ratio", "0.3", "--importance_method", "magnitude", "--skip_evaluation"
-    )
+    flags = ("--pruning_ratio", "0.3", "--importance_method", "magnitude", "--skip_evaluation", "--expert_channels")
+    _, folder = prune(make_moe("olmoe"), *flags)
     capsys.readouterr()
     assert main(["doctor", str(folder), "--json"]) == 0
     found = {engine["engine"]: engine for engine in json.loads(capsys.readouterr().out)["engines"]}
@@ -92,14 +98,59 @@ def test_the_doctor_names_the_engines_that_read_experts_and_exports_refuse_them(
     assert "a mixture of experts" in capsys.readouterr().out
     assert main(["export", str(folder), "--to", "gguf"]) == 2
     assert "mixture of experts" in capsys.readouterr().err
+    assert main(["export", str(folder), "--to", "stock"]) == 2
+    error = capsys.readouterr().err
+    assert "experts of " in error
+    assert "prune again with --uniform: 4 KV groups and " in error
 
 
-def test_a_family_of_experts_that_is_not_known_is_refused_with_the_form_of_its_weights(capsys, tmp_path):
-    settings = {"num_hidden_layers": 2, "num_local_experts": 4, "quantization_config": {"quant_method": "mxfp4"}}
+@pytest.mark.parametrize("name", ["qwen3-moe", "olmoe", "mixtral", "qwen3-moe-mixed"])
+def test_a_uniform_mixture_is_exported_as_a_stock_model(name, tokenizer, tokens, tmp_path, capsys):
+    """Of our own class, with sizes per layer that are all the same."""
+    dense = make_moe(name)
+    pruned = apply_plan(dense, uneven_plan(dense), inplace=False)
+    stock = apply_plan(dense, plan_keeping(dense, dict.fromkeys(range(3), (2, 5)), {}))
+    shapes = geometry_of(stock).shapes
+    width_key = family_of(stock.config).experts.width
+    sizes = [stored_keys(stock.config, layer_sizes(shape, 2, width_key)) for shape in shapes]
+    settings = {**architecture_settings(pruned.config), "per_layer_config": dict(enumerate(sizes))}
+    own = AutoModelForCausalLM.from_config(AutoConfig.for_model(pruned.config.model_type, **settings))
+    own.load_state_dict(stock.state_dict())
+    (tmp_path / "own").mkdir()
+    save_pruned(own, tokenizer, tmp_path / "own", with_bin=False)
+    assert main(["doctor", str(tmp_path / "own")]) == 0
+    assert "after hgsp export --to stock" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "own"), "--to", "stock"]) == 0
+    assert "log-probabilities" in capsys.readouterr().out
+    config = json.loads((tmp_path / "own-stock" / "config.json").read_text())
+    assert config["model_type"] == FAMILIES[config["model_type"]].model_type
+    again, report = AutoModelForCausalLM.from_pretrained(tmp_path / "own-stock", output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(again(tokens).logits, stock(tokens).logits)
+    assert main(["verify", str(tmp_path / "own-stock")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({}, "'gpt_oss' (mixture of experts, its weights in mxfp4)"),
+        ({"swiglu_limit": 7.0}, "with biases and interleaved gates, beside attention with a sink per query head"),
+    ],
+)
+def test_a_family_of_experts_that_is_not_known_is_refused_with_what_is_missing(capsys, tmp_path, settings, reason):
+    settings |= {"num_hidden_layers": 2, "num_local_experts": 4, "quantization_config": {"quant_method": "mxfp4"}}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_oss", **settings}))
     argv = ["--base_model", str(tmp_path), "--output_name", "pruned", "--pruning_ratio", "0.2"]
     assert run_global_pruning.main(argv) == 2
-    assert "'gpt_oss' (mixture of experts, its weights in mxfp4)" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
+
+
+def test_a_dense_model_has_no_experts_to_lose_channels(make, saved, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = saved(make("llama-8q4kv"), "dense")
+    argv = ["--base_model", str(model), "--output_name", "pruned", "--pruning_ratio", "0.2", "--expert_channels"]
+    assert run_global_pruning.main(argv) == 2
+    assert "expected a mixture of experts for --expert_channels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -107,6 +158,7 @@ def test_a_family_of_experts_that_is_not_known_is_refused_with_the_form_of_its_w
     [
         (("--reconstruct", "bias"), "experts have no bias"),
         (("--min_experts", "0"), "min_experts"),
+        (("--expert_channels", "--cost", "macs"), "no cost of its own"),
         (("--pruning_ratio", "0.9"), "at most"),
     ],
 )
@@ -115,3 +167,48 @@ def test_what_experts_exclude_is_refused_before_anything_is_written(prune, capsy
     assert code == 2
     assert reason in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_channels_inside_experts_leave_under_the_same_budget(prune, capsys, tmp_path):
+    model = make_moe("qwen3-moe-mixed")
+    flags = ("--pruning_ratio", "0.45", "--importance_method", "fisher", "--score_normalization", "rank")
+    code, folder = prune(model, *flags, "--expert_channels", "--skip_evaluation", "--no_bin")
+    assert code == 0
+    kept, report = kept_by_kind(folder), analysis_of(folder)
+    assert {kind: len(rows) for kind, rows in kept.items()} == {
+        "attention": 12,
+        "mlp": 96,
+        "expert": 16,
+        "expert_channel": 48,
+    }
+    assert 0 < sum(kept["expert_channel"]) < 48
+    pruned = load_pruned(folder)
+    assert report["params_after"] == sum(parameter.numel() for parameter in pruned.parameters())
+    widths = [layer.mlp.experts.down_proj.shape[2] for layer in pruned.model.layers if hasattr(layer.mlp, "experts")]
+    assert [len(report["layers"][layer]["kept_expert_slots"]) for layer in (0, 2)] == widths
+    assert [entry["num_expert_slots"] for entry in report["layers"]] == [24, 0, 24]
+    assert "channels of each expert" in (folder / "report.html").read_text()
+    assert main(["verify", str(folder), "--base_model", str(tmp_path / "dense")]) == 0
+    assert "masked dense model beside the sliced one: equal" in capsys.readouterr().out
+    expected = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
+    scores = shutil.copy(folder / "scores.npz", tmp_path)
+    again = ("--scores", str(scores), "--expert_channels", "--overwrite", "--offload", "--skip_evaluation")
+    code, folder = prune(model, "--pruning_ratio", "0.45", "--score_normalization", "rank", *again)
+    assert code == 0
+    assert all(bool((value == expected[name]).all()) for name, value in load_pruned(folder).state_dict().items())
+
+
+def test_rounds_refit_experts_that_lose_channels_and_keep_to_the_budget(prune, tmp_path):
+    flags = ("--pruning_ratio", "0.4", "--importance_method", "wanda", "--rounds", "2", "--skip_evaluation", "--no_bin")
+    refit = ("--reconstruct", "lstsq", "--reconstruct_nsamples", "16")
+    code, folder = prune(make_moe("mixtral"), *flags, *refit, "--expert_channels")
+    assert code == 0
+    report = analysis_of(folder)
+    assert 0.36 < report["reached_ratio"] <= 0.4
+    assert any(len(layer["kept_expert_slots"]) < 24 for layer in report["layers"])
+    assert any("down projections of experts that lose channels" in warning for warning in report["warnings"])
+    fits = [fit for fit in report["reconstruction"]["modules"] if fit["module"] == "mlp.experts.down_proj"]
+    assert any(fit["refitted_experts"] for fit in fits)
+    few = sum(len(fit["few_tokens"]) for fit in fits)
+    assert (f"{few} experts saw too few tokens" in (folder / "report.html").read_text()) == (few > 0)
+    assert main(["verify", str(folder), "--base_model", str(tmp_path / "dense")]) == 0

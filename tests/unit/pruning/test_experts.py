@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from experts import TINY_MOE, make_moe, plan_keeping, uneven_plan
+from experts import TINY_MOE, last_hidden, make_moe, plan_keeping, uneven_plan
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import FAMILIES, family_of
@@ -22,19 +22,11 @@ from hgsp.pruning.zero_padded import zero_padded_decoder
 pytestmark = pytest.mark.parametrize("name", TINY_MOE)
 
 
-def last_hidden(decoder, tokens):
-    hidden = decoder.embed(tokens)
-    for index in range(decoder.num_layers):
-        with decoder.layer(index) as module:
-            hidden = decoder.call(module, hidden)
-    return hidden
-
-
 def test_geometry_counts_what_the_model_has(name):
     model = make_moe(name)
     geometry = geometry_of(model)
     assert geometry.decoder_params == sum(parameter.numel() for parameter in model.model.layers.parameters())
-    assert geometry.shapes[0] == LayerShape(4, 0, 8)
+    assert geometry.shapes[0] == LayerShape(4, 0, 8, 24)
     assert geometry.expert_params == 3 * 64 * 24 + 64  # three matrices and a row of the router
     assert geometry.experts_per_token == 2
 

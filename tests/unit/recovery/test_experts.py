@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from experts import make_moe, uneven_plan
+from experts import channels_plan, make_moe, uneven_plan
 from hgsp.errors import InputError
 from hgsp.evaluation.metrics.efficiency import static_costs
 from hgsp.pruning.surgery import apply_plan
@@ -12,11 +12,11 @@ from hgsp.recovery.config import PROJECTIONS
 from hgsp.recovery.training import adapter_targets
 
 
-@pytest.mark.parametrize("is_pruned", [False, True])
-def test_adapters_go_to_attention_alone(is_pruned, caplog):
+@pytest.mark.parametrize("plan_of", [None, uneven_plan, channels_plan])
+def test_adapters_go_to_attention_alone(plan_of, caplog):
     """Of stock classes, peft would train parts of experts too; of ours, none."""
     model = make_moe("olmoe")
-    model = apply_plan(model, uneven_plan(model)) if is_pruned else model
+    model = apply_plan(model, plan_of(model)) if plan_of else model
     with caplog.at_level(logging.WARNING):
         assert adapter_targets(model, PROJECTIONS) == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert "experts get no adapters" in caplog.text

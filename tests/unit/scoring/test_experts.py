@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from experts import make_moe
-from hgsp.data.calibration import Calibration
+from experts import TEXT, channel_scores, make_moe
 from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
@@ -20,11 +19,11 @@ from hgsp.scoring.methods import METHODS
 from hgsp.scoring.score import ScoringOptions, score_groups
 from hgsp.scoring.score_model import score_model
 from hgsp.scoring.scores import RankingOptions, Scores
+from hgsp.scoring.slots import importance_of_slots
 
 NAMES = ("qwen3-moe-mixed", "olmoe", "mixtral")
 #: Float32 sums in another order than in the reference.
 ROUNDING = 1e-4
-TEXT = Calibration(torch.randint(0, 256, (3, 12), generator=torch.Generator().manual_seed(3)), "random", 3)
 
 
 def mean_loss(model, ids):
@@ -204,3 +203,118 @@ def test_a_layer_may_lose_its_experts_whole_where_that_is_allowed():
     rules = ShapeRules(allow_empty_blocks=True)
     plan = select_groups(table, geometry, geometry.decoder_params - rules.smallest_params(geometry), rules)
     assert {len(keep.experts) for keep in plan.layers} == {0, 2}
+
+
+def reference_of_channels(name, model):
+    """Compute importances of channels inside experts token by token, by autograd where the method needs it."""
+    squares, seen = {}, {}
+    gradients = name not in ("reap", "flap", "magnitude", "wanda")
+    with torch.set_grad_enabled(gradients):
+        for ids in TEXT.input_ids:
+            calls = expert_calls(model, ids)
+            masks = {index: torch.ones(12, 8, 24, requires_grad=gradients) for index in calls}
+            handles = [
+                model.model.layers[index].mlp.experts.register_forward_hook(
+                    lambda module, args, _output, mask=masks[index]: by_hand(module, args, mask, seen)
+                )
+                for index in calls
+            ]
+            loss = mean_loss(model, ids)
+            for handle in handles:
+                handle.remove()
+            for index, mask in masks.items():
+                if gradients:
+                    (gradient,) = torch.autograd.grad(loss, mask, retain_graph=True)
+                    part = gradient.sum(0).square() if name == "fisher" else gradient.square().sum(0)
+                    squares[index] = squares.get(index, 0) + part / len(TEXT.input_ids)
+    if gradients:
+        return squares
+    found = {}
+    for index, layer in enumerate(model.model.layers):
+        experts = getattr(layer.mlp, "experts", None)
+        if experts is None:
+            continue
+        down, gate_up = experts.down_proj, experts.gate_up_proj.unflatten(1, (2, 24))
+        inner_sq, inner, inner_abs, inputs_sq, reached = (value / TEXT.input_ids.numel() for value in seen[experts])
+        found[index] = {
+            "reap": inner_abs * down.norm(dim=1) / reached.clamp(min=1e-9)[:, None],
+            "flap": (inner_sq - inner**2) * down.square().sum(1),
+            "magnitude": gate_up.abs().sum((1, 3)) + down.abs().sum(1),
+            "wanda": (gate_up.abs() * inputs_sq.sqrt()[:, None, None]).sum((1, 3))
+            + down.abs().sum(1) * inner_sq.sqrt(),
+        }[name]
+    return found
+
+
+def by_hand(experts, args, mask, seen):
+    """Return the output of the experts with a mask on every channel at every token, and add up inner activations."""
+    hidden, chosen, weights = args
+    output = torch.zeros_like(hidden)
+    zeros = [torch.zeros(8, 24) for _ in range(3)] + [torch.zeros(8, 64), torch.zeros(8)]
+    sums = seen.setdefault(experts, zeros)
+    for token in range(len(hidden)):
+        for expert, weight in zip(chosen[token].tolist(), weights[token], strict=True):
+            inner = outputs(experts, expert, hidden[token])[0] * weight
+            output[token] += linear(inner * mask[token, expert], experts.down_proj[expert])
+            with torch.no_grad():
+                amounts = (inner.square(), inner, inner.abs(), hidden[token].square(), 1.0)
+                for total, amount in zip(sums, amounts, strict=True):
+                    total[expert] += amount
+    return output
+
+
+@pytest.mark.parametrize("method", ["fisher", "fisher_token", "reap", "flap", "magnitude", "wanda"])
+@pytest.mark.parametrize("name", ["qwen3-moe-mixed", "mixtral"])
+def test_channels_of_experts_are_scored_as_by_the_slow_reference(name, method):
+    model = make_moe(name)
+    options = ScoringOptions(batch_size=2)
+    found = score_groups(Decoder(model), method, TEXT, options=options, expert_channels=True)
+    whole = score_groups(Decoder(model), method, TEXT, options=options)
+    for index, importance in reference_of_channels(method, model).items():
+        np.testing.assert_allclose(found.by_layer[index]["expert_channel"], importance.detach(), ROUNDING, 1e-9)
+        assert np.array_equal(found.by_layer[index]["expert"], whole.by_layer[index]["expert"])
+        assert "expert_channel" not in whole.by_layer[index]
+
+
+@pytest.mark.parametrize("method", ["taylor", "taylor_2nd", "magnitude"])
+def test_channels_and_rows_of_the_router_are_all_of_an_expert(method):
+    model = make_moe("mixtral")
+    found = score_groups(Decoder(model), method, TEXT, expert_channels=True)
+    router = model.model.layers[0].mlp.gate.weight
+    by_channel = found.by_layer[0]["expert_channel"].sum(1)
+    if method == "magnitude":
+        by_channel = by_channel + router.detach().abs().sum(1).numpy()
+    else:
+        assert (by_channel > 0).any()
+    assert (by_channel <= found.by_layer[0]["expert"] * (1 + ROUNDING)).all()
+    np.testing.assert_allclose(by_channel, found.by_layer[0]["expert"], rtol=ROUNDING if method == "magnitude" else 0.5)
+
+
+def test_slots_are_the_mean_over_experts_that_tokens_reach():
+    geometry = geometry_of(make_moe("mixtral")).with_expert_channels(True)
+    channels = np.zeros((8, 24))
+    channels[2], channels[5] = np.arange(24)[::-1], np.arange(24) * 3
+    layer = {"attention": np.ones(4), "expert": np.ones(8), "expert_channel": channels}
+    (found, *_), orders = importance_of_slots([layer] * 3, geometry, "none")
+    assert found["expert_channel"].tolist() == [8 * 2 * channel for channel in range(24)]
+    assert orders[0][2].tolist() == list(range(24))[::-1]
+    assert orders[0][5].tolist() == list(range(24))
+    silent = {**layer, "expert_channel": np.zeros((8, 24))}
+    assert not importance_of_slots([silent] * 3, geometry, "none")[0][0]["expert_channel"].any()
+
+
+def test_scores_of_channels_survive_their_file_and_whole_experts_have_none(tmp_path):
+    model = make_moe("qwen3-moe-mixed")
+    scores, geometry = channel_scores(model), geometry_of(model)
+    scores.write(tmp_path / "scores.npz")
+    again = Scores.read(tmp_path / "scores.npz")
+    both = geometry.with_expert_channels(True)
+    again.check_sizes(both)
+    assert again.ranked(both)[0].channel_order.keys() == {0, 2}
+    assert np.array_equal(again.ranked(both)[0].score, scores.ranked(both)[0].score)
+    assert set(again.ranked(geometry)[0].kind.tolist()) == {0, 1, 2}
+    loaded = LoadedModel(Decoder(model), None, "float32")
+    whole = score_model(loaded, "magnitude", base_model="tiny")
+    whole.check_sizes(geometry)
+    with pytest.raises(InputError, match="score again with --expert_channels"):
+        whole.check_sizes(both)
