@@ -67,6 +67,7 @@ class LayerReport(TypedDict, total=False):
     num_kv_groups: Count
     num_mlp_channels: Count
     num_experts: Count
+    kept_linear_attention: bool
     kept_ratio: NonNegative
     prior_mode: str
 

@@ -56,10 +56,10 @@ def export(
     if gguf_type not in GGUF_TYPES:
         raise InputError(expected=f"a type among {', '.join(GGUF_TYPES)}", got=f"'{gguf_type}'", remedy="use f16")
     source = read_source(checkpoint)
-    if source.has_experts:
+    if source.untried:
         raise InputError(
             expected="a dense model",
-            got=f"a mixture of experts in {checkpoint}, for which no export is written",
+            got=f"{source.untried} in {checkpoint}, for which no export is written",
             remedy="load the folder itself; pruned with --uniform it is a model of a stock class",
         )
     place = source.folder.resolve()

@@ -54,13 +54,22 @@ class ExportSource:
         return self.family.experts is not None
 
     @property
+    def untried(self) -> str:
+        """The part for which no export is written and no engine but Transformers was tried; empty without one."""
+        if self.has_experts:
+            return "a mixture of experts"
+        return "linear attention in some layers" if self.family.is_hybrid else ""
+
+    @property
     def hidden_size(self) -> int:
         return int(self.config["hidden_size"])
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all layers have the same sizes, and no layer lacks a block."""
-        return len(set(self.shapes)) == 1 and min(self.shapes[0].block_sizes) > 0
+        """Whether all layers have the same sizes, but for linear attention, and no layer lacks a block."""
+        attending = [shape for shape in self.shapes if not shape.linear_attention]
+        widths = {shape.block_sizes[1] for shape in self.shapes}
+        return len(set(attending)) == len(widths) == 1 and min(attending[0].block_sizes) > 0
 
     @property
     def ties_embeddings(self) -> bool:
@@ -143,7 +152,8 @@ def read_source(path: str | Path) -> ExportSource:
     family = family_of(found.config)
     with refusing(lambda error: _wrong_sizes(file, error)):
         config = {**{key: getattr(found.config, key) for key in _REQUIRED if key not in found.raw}, **found.raw}
-        shapes = _shapes_of(config) if family.experts is None else geometry_of(found.skeleton).shapes
+        is_plain = family.experts is None and not family.is_hybrid
+        shapes = _shapes_of(config) if is_plain else geometry_of(found.skeleton).shapes
     return ExportSource(folder, config, family, shapes, _queries_per_kv(config), _head_dim(config))
 
 

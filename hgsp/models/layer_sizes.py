@@ -26,7 +26,8 @@ def layer_sizes(shape: LayerShape, queries_per_kv: int) -> dict[str, Any]:
         sizes["intermediate_size"] = shape.mlp_width
     if shape.num_experts:
         sizes["num_experts"] = shape.num_experts
-    skipped = [block for block, size in zip(("attention", "mlp"), shape.block_sizes, strict=True) if not size]
+    present = (shape.block_sizes[0] or shape.linear_attention, shape.block_sizes[1])
+    skipped = [block for block, has in zip(("attention", "mlp"), present, strict=True) if not has]
     return sizes | ({"skip": skipped} if skipped else {})
 
 

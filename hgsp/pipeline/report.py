@@ -87,13 +87,14 @@ def _verdict(
 
 
 def _layers(geometry: Geometry, decision: PruningDecision) -> list[dict[str, Any]]:
-    """Return an entry per dense layer; those of models with experts have the keys of all kinds."""
+    """Return an entry per dense layer; models with experts have the keys of all kinds, linear attention one more."""
     kinds = GROUP_KINDS if geometry.experts_per_token else DENSE_KINDS
     return [
         {
             "layer": index,
             **{f"kept_{kind.kept}": list(keep.groups[kind.name]) for kind in kinds},
             **{kind.dense_key: dense.size_of(kind.name) for kind in kinds},
+            **({"kept_linear_attention": keep.linear_attention} if dense.linear_attention else {}),
             "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
             "prior_mode": mode,
         }

@@ -17,7 +17,7 @@ from hgsp.console.schemas import Count
 from hgsp.environment import install_command, write_atomically
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.models.kinds import DENSE_KINDS, GROUP_KINDS, GroupKind, kinds_among
+from hgsp.models.kinds import DENSE_KINDS, GROUP_KINDS, KIND_NAMED, GroupKind, kinds_among
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,26 +25,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerKeep:
-    """Sorted dense indices of the groups that one layer keeps. All empty: the layer is removed whole."""
+    """Sorted dense indices of the groups that one layer keeps, and whether it keeps linear attention.
+
+    All empty: the layer is removed whole.
+    """
 
     kv_groups: tuple[Count, ...]
     mlp_channels: tuple[Count, ...]
     experts: tuple[Count, ...] = ()
+    linear_attention: bool = False
 
     @property
     def shape(self) -> LayerShape:
-        return LayerShape(*map(len, self.groups.values()))
+        return LayerShape(*map(len, self.groups.values()), self.linear_attention)
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
         """The indices of every kind, by its name."""
         return {kind.name: getattr(self, kind.kept) for kind in GROUP_KINDS}
 
-    def as_json(self) -> dict[str, tuple[int, ...]]:
-        """Return the indices by their keys in a plan; experts are left out where there are none."""
-        return {
+    def as_json(self) -> dict[str, tuple[int, ...] | bool]:
+        """Return the content by its keys in a plan; experts and linear attention are left out where there are none."""
+        kept: dict[str, tuple[int, ...] | bool] = {
             kind.kept: self.groups[kind.name] for kind in GROUP_KINDS if kind in DENSE_KINDS or self.groups[kind.name]
         }
+        return kept | ({"linear_attention": True} if self.linear_attention else {})
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,10 +82,10 @@ class PrunePlan:
                 remedy="select again from the scores",
             )
         for index, keep in enumerate(self.layers):
-            for name, indices in keep.as_json().items():
+            for name, indices in keep.groups.items():
                 if list(indices) != sorted(set(indices)) or (indices and indices[0] < 0):
                     raise InputError(
-                        expected=f"sorted, distinct, non-negative {name} in layer {index}",
+                        expected=f"sorted, distinct, non-negative {KIND_NAMED[name].kept} in layer {index}",
                         got=f"{indices[:8]}...",
                         remedy="write the plan again",
                     )

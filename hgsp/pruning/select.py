@@ -60,7 +60,7 @@ def select_groups(
             break
         removed |= {(layer, block) for layer in collapsed for block in (ATTENTION, MLP)}
         kept = _select(table, geometry, budget_params, shape_rules, removed)
-    layers = _layers_of(table, kept, geometry.num_layers)
+    layers = _layers_of(table, kept, geometry, removed)
     removed_params = sum(
         geometry.layer_params(dense) - geometry.layer_params(keep.shape)
         for dense, keep in zip(geometry.shapes, layers, strict=True)
@@ -180,6 +180,8 @@ def _block_params(geometry: Geometry, blocks: Collection[BlockIndex]) -> int:
     for layer, block in blocks:
         shape = geometry.shapes[layer]
         emptied = replace(shape, **{shape.kinds[block].size: 0})
+        if block == ATTENTION:
+            emptied = replace(emptied, linear_attention=False)
         total += geometry.layer_params(shape) - geometry.layer_params(emptied)
     return total
 
@@ -212,9 +214,16 @@ def _collapsed_layers(
     return collapsed
 
 
-def _layers_of(table: GroupTable, kept: Mask, num_layers: int) -> tuple[LayerKeep, ...]:
+def _layers_of(
+    table: GroupTable, kept: Mask, geometry: Geometry, removed: Collection[BlockIndex]
+) -> tuple[LayerKeep, ...]:
     number = table.layer * len(GROUP_KINDS) + table.kind
-    bounds = np.searchsorted(number, np.arange(len(GROUP_KINDS) * num_layers + 1))
+    bounds = np.searchsorted(number, np.arange(len(GROUP_KINDS) * geometry.num_layers + 1))
     blocks = (slice(first, stop) for first, stop in itertools.pairwise(bounds))
     indices = [tuple(table.group[block][kept[block]].tolist()) for block in blocks]
-    return tuple(LayerKeep(*layer) for layer in zip(*[iter(indices)] * len(GROUP_KINDS), strict=True))
+    layers = zip(*[iter(indices)] * len(GROUP_KINDS), strict=True)
+    linear = (
+        shape.linear_attention and not {(index, ATTENTION), (index, MLP)} <= set(removed)
+        for index, shape in enumerate(geometry.shapes)
+    )
+    return tuple(LayerKeep(*groups, linear_attention=has) for groups, has in zip(layers, linear, strict=True))

@@ -29,6 +29,7 @@ from hgsp.models.families import (
 )
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.layer_sizes import architecture_settings, layer_sizes, stored_keys
+from hgsp.models.linear_attention import LINEAR_ATTENTION
 from hgsp.models.weight_checks import refuse_missing_weights, refuse_own_head
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 
@@ -103,7 +104,8 @@ class Surgery:
             dense: the tensors of the dense layer, by their names in it.
         """
         new_index = self._new_index_of.get(old_index)
-        linears = {name: tensor for name, tensor in dense.items() if _owner(name) in (*LINEARS, *EXPERT_PARTS)}
+        written = (*LINEARS, *EXPERT_PARTS, LINEAR_ATTENTION.output_projection)
+        linears = {name: tensor for name, tensor in dense.items() if _owner(name) in written}
         linears |= {name: dense[name.replace(".bias", ".weight")][:, 0] * 0 for name in self.added_biases}
         return {name: self._zero_padded(new_index, name, tensor) for name, tensor in linears.items()}
 
@@ -111,13 +113,13 @@ class Surgery:
         padded = torch.zeros_like(dense)
         if new_index is None:
             return padded
-        dim, indices = self._slices[new_index][1][_owner(name)]
-        if not len(indices):
-            return padded
-        indices = indices.to(dense.device)
         replaced = self.replaced.get(f"{LAYER_PREFIX}{new_index}.{name}")
-        if dim >= dense.ndim:  # the bias of an output projection
+        dim, indices = self._slices[new_index][1].get(_owner(name), (dense.ndim, None))
+        if indices is not None and not len(indices):
+            return padded
+        if indices is None or dim >= dense.ndim:  # linear attention, and the bias of an output projection
             return dense if replaced is None else replaced.to(dense)
+        indices = indices.to(dense.device)
         kept = dense.index_select(dim, indices) if replaced is None else replaced.to(dense)
         return padded.index_copy_(dim, indices, kept)
 
@@ -223,21 +225,22 @@ def _of_surviving_layers(values: Sequence[Any], plan: PrunePlan) -> list[Any]:
     transformers counts tokens, is of a type that some layer has.
     """
     left = surviving_layers(plan)
-    attends = [index for index in left if plan.layers[index].kv_groups] or left
+    attends = [index for index in left if plan.layers[index].kv_groups or plan.layers[index].linear_attention] or left
     return [values[next((other for other in attends if other >= index), attends[-1])] for index in left]
 
 
 def _slices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
     """Return the dimension of every matrix that is sliced, and the indices that it keeps."""
     per_kv, per_query = geometry.head_dim, geometry.columns_per_group("attention")
-    query_rows, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
+    query_rows = _spans(keep.kv_groups, per_query * geometry.query_width)
+    query_columns, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
     channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
     query, key, value = ATTENTION_INPUTS
     return {
         query: (0, query_rows),
         key: (0, kv_rows),
         value: (0, kv_rows),
-        ATTENTION_OUTPUT: (1, query_rows),
+        ATTENTION_OUTPUT: (1, query_columns),
         **dict.fromkeys(MLP_INPUTS, (0, channels)),
         MLP_OUTPUT: (1, channels),
         **dict.fromkeys(EXPERT_PARTS, (0, torch.tensor(keep.experts, dtype=torch.int64))),
@@ -268,13 +271,17 @@ def _stock_type(family: Family, settings: dict[str, Any]) -> str | None:
 
 
 def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
+    left = surviving_layers(plan)
     differs = len(plan.layers) != geometry.num_layers or any(
         (indices and indices[-1] >= shape.size_of(kind))
         or (kind == "attention" and not geometry.prunes_kv_groups and len(indices) not in (0, shape.size_of(kind)))
         for keep, shape in zip(plan.layers, geometry.shapes, strict=False)
         for kind, indices in keep.groups.items()
     )
-    if differs or not surviving_layers(plan):
+    differs = differs or any(
+        plan.layers[index].linear_attention != geometry.shapes[index].linear_attention for index in left
+    )
+    if differs or not left:
         kept = "at least one" + ("" if geometry.prunes_kv_groups else ", with all KV groups of a block or none")
         raise InputError(
             expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps {kept}",
