@@ -70,7 +70,7 @@ def _own_class(source: ExportSource) -> str | None:
 
 
 def _check_stock(source: ExportSource) -> None:
-    if source.is_uniform:
+    if source.is_uniform and not source.untried:
         stock_config(source, {f"{LAYER_PREFIX}0.{linear}.bias": () for linear in biased_linears(source)})
 
 

@@ -244,7 +244,7 @@ _ALL = (
         "qwen3_5_text",
         "HgspQwen35",
         "modeling_hgsp_qwen3_5",
-        first_version=(5, 23),
+        first_version=(5, 17),
         attention_types=frozenset({FULL, LINEAR}),
         qk_norm="head",
         query_width=2,
@@ -292,7 +292,7 @@ def family_named(model_type: str) -> Family | None:
 
 def unsupported(raw_config: Mapping[str, Any]) -> InputError:
     """Return the refusal of a model that belongs to no family, with what it lacks."""
-    detail, remedy = reason_against(raw_config)
+    detail, remedy = reason_against(raw_config, FAMILIES)
     return InputError(
         expected=f"a supported architecture ({', '.join(FAMILIES)})",
         got=f"unsupported architecture '{raw_config.get('model_type')}'{detail}",

@@ -20,7 +20,7 @@ from .modeling_hgsp import (
     revalidated,
 )
 
-checked_version(transformers.__version__, (5, 23))
+checked_version(transformers.__version__, (5, 17))
 
 
 @revalidated
