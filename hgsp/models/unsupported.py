@@ -11,17 +11,16 @@ _ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attentio
 _TYPES = ("layer_types", "layers_block_type", "block_types")
 #: Config keys of layers that mix tokens without attention, where the config has no kind per layer.
 _MIXERS = ("hybrid_override_pattern", "mamba_d_state", "state_size", "ssm_state_size")
+_MULTIMODAL = " (multimodal)", "save its language model alone and prune that; docs/ADDING_A_FAMILY.md shows how"
 
 
 def reason_against(raw_config: Mapping[str, Any], supported: Container[str]) -> tuple[str, str]:
     """Return the part of an unsupported model that pruning lacks, in brackets, and a remedy; both may be empty."""
     text = raw_config.get("text_config")
     inner = text if isinstance(text, Mapping) else raw_config
-    if inner is not raw_config and inner.get("model_type") in supported:
-        return (
-            " (multimodal)",
-            "save its language model alone and prune that; docs/ADDING_A_FAMILY.md shows how",
-        )
+    is_multimodal = inner is not raw_config
+    if is_multimodal and inner.get("model_type") in supported:
+        return _MULTIMODAL
     if _has_experts(inner):
         quantised = (inner.get("quantization_config") or {}).get("quant_method")
         return f" (mixture of experts{f', its weights in {quantised}' if quantised else ''})", ""
@@ -38,7 +37,7 @@ def reason_against(raw_config: Mapping[str, Any], supported: Container[str]) -> 
         return f" (layers without attention{kind}, of a kind that no supported family has)", ""
     if inner.get("shared_intermediate_size"):
         return " (an MLP whose matrices have other names than gate_proj, up_proj and down_proj)", ""
-    return (" (multimodal)", "") if inner is not raw_config else ("", "")
+    return _MULTIMODAL if is_multimodal else ("", "")
 
 
 def _has_experts(config: Mapping[str, Any]) -> bool:
