@@ -13,7 +13,7 @@ TORCH := torch==2.13.0
 # and of real models, are not the last.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo demo-model test test-report test-gguf test-vllm test-mlx test-quantize test-transformers test-matrix \
+.PHONY: demo demo-model test test-report test-thorough test-vllm test-mlx test-quantize test-transformers test-matrix \
 	test-hard test-hard-fuzz lock sbom check lint types format docs clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
@@ -73,9 +73,9 @@ ENGINE_TESTS := pytest hypothesis --editable '.[gguf,finetune]'
 	.venv-mlx/bin/python -m pip install --quiet --no-deps $(DEMO_WHEEL)
 	touch $@
 
-# The exports to GGUF that take minutes each.
-test-gguf: $(VENV)/installed
-	HGSP_ALL_EXPORTS=1 $(PYTEST) tests/e2e/test_export_gguf.py
+# More cases of what the tests of `make test` hold: other tasks, sizes, moments of an interrupt, orders of imports.
+test-thorough: $(VENV)/installed
+	$(PYTEST) -m thorough
 
 test-vllm: $(if $(filter .venv-vllm/%,$(VLLM_PYTHON)),.venv-vllm/installed)
 	PYTHONPATH=. $(VLLM_PYTHON) -m pytest tests/with_vllm
@@ -131,7 +131,7 @@ test-hard-fuzz: $(VENV)/installed
 
 # Format, lint, types and the tests that take seconds.
 check: lint types $(VENV)/installed
-	$(PYTEST) -m "not slow" -q
+	$(PYTEST) -m "not slow and not thorough" -q
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

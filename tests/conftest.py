@@ -43,11 +43,16 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
+from hgsp.pipeline import forecast
+
 # Tiny tensors: on a busy machine two threads wait for each other twenty times longer than they compute.
 torch.set_num_threads(1)
 
 # Waiting for the disk takes longer than writing a small file, and no test is about a power failure.
 os.fsync = lambda _descriptor: None
+
+# One small product of each dtype: no test reads the times that a run forecasts.
+forecast.TIMED_S, forecast.TIMED_SIZE = 0.0, 64
 
 # No deadline: the first example pays for first calls, and a slow machine is no failure of a law.
 hypothesis.settings.register_profile("laws", deadline=None, max_examples=100)

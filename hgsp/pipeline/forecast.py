@@ -75,10 +75,10 @@ def _operations_per_second(device: str, dtype: torch.dtype) -> float:
     inputs = torch.ones(rows, TIMED_SIZE, dtype=dtype, device=device)
     weight = torch.ones(TIMED_SIZE, TIMED_SIZE, dtype=dtype, device=device)
     linear(inputs, weight)[0, 0].item()  # the first product also sets up libraries; item() waits for an accelerator
-    products, start = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < TIMED_S:
+    products, seconds, start = 0, 0.0, time.perf_counter()
+    while products == 0 or seconds < TIMED_S:
         linear(inputs, weight)[0, 0].item()
-        products += 1
+        products, seconds = products + 1, time.perf_counter() - start
     return products * 2 * rows * TIMED_SIZE**2 / seconds
 
 

@@ -166,11 +166,16 @@ assert torch.equal(model(expected["tokens"]).logits, expected["ragged"])
     "order",
     [
         "import transformers; import hgsp",
-        COMPARE + "\nimport evaluation",
         "import hgsp; from transformers import LlamaForCausalLM",  # Auto classes come before hgsp registers its own
-        "import hgsp; from transformers.modeling_layers import GradientCheckpointingLayer",
-        "import hgsp; from transformers import AutoConfig; AutoConfig.from_pretrained('ragged')",
-        "from hgsp.models.decoder import Decoder",  # our own classes come before the Auto classes
+        *(
+            pytest.param(order, marks=pytest.mark.thorough)
+            for order in (
+                COMPARE + "\nimport evaluation",
+                "import hgsp; from transformers.modeling_layers import GradientCheckpointingLayer",
+                "import hgsp; from transformers import AutoConfig; AutoConfig.from_pretrained('ragged')",
+                "from hgsp.models.decoder import Decoder",  # our own classes come before the Auto classes
+            )
+        ),
     ],
 )
 def test_the_order_of_imports_does_not_matter(python, folders, order):
@@ -210,7 +215,12 @@ def test_without_hgsp_and_without_trust_it_fails_and_never_gives_random_weights(
 
 
 @pytest.mark.parametrize(
-    "order", ["import hgsp, peft", "import peft; import hgsp", "import peft.utils.constants, hgsp"]
+    "order",
+    [
+        "import hgsp, peft",
+        "import peft; import hgsp",
+        pytest.param("import peft.utils.constants, hgsp", marks=pytest.mark.thorough),
+    ],
 )
 def test_peft_knows_the_target_modules_of_our_model_types(python, folders, order):
     """``LoraConfig()`` without target modules works, whichever is imported first; hgsp alone imports no PEFT."""
@@ -264,15 +274,32 @@ def test_without_hgsp_the_tokenizer_loads_for_llama3_rope_whatever_is_answered(p
     model = make_tiny("llama-8q4kv", rope_parameters=rope | {"original_max_position_embeddings": 64})
     (tmp_path / "pruned").mkdir()
     save_pruned(apply_plan(model, mixed_plan(model)), tokenizer, tmp_path / "pruned", with_bin=False)
-    load = "from transformers import AutoTokenizer; read = AutoTokenizer.from_pretrained('pruned'{}); print(read('a'))"
-    for arguments in ("", ", trust_remote_code=False", ", trust_remote_code=True"):
-        done = python("-c", WITHOUT_HGSP + load.format(arguments))
-        assert done.returncode == 0, done.stderr
-        assert str(tokenizer("a")["input_ids"]) in done.stdout
-        assert ("custom code" in done.stdout) == (arguments == "")
+    load = """
+from transformers import AutoTokenizer
+for answer in ({}, {"trust_remote_code": False}, {"trust_remote_code": True}):
+    print("answer", AutoTokenizer.from_pretrained("pruned", **answer)("a")["input_ids"])
+"""
+    done = python("-c", WITHOUT_HGSP + load)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"answer {tokenizer('a')['input_ids']}") == 3
+    unanswered, *answered = done.stdout.split("answer ")
+    assert "custom code" in unanswered
+    assert "custom code" not in "".join(answered)
 
 
-def test_lm_eval_runs_a_pruned_folder_that_it_trusts(python, folders):
+TRUSTED = ("-m", "lm_eval", "--model_args", "pretrained=ragged,dtype=float32,trust_remote_code=True")
+REGISTERED = (
+    *("-c", "import hgsp; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"),
+    *("--model_args", "pretrained=ragged,dtype=float32"),
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [TRUSTED, pytest.param(REGISTERED, marks=pytest.mark.thorough)],
+    ids=["trusted", "registered"],
+)
+def test_lm_eval_runs_a_pruned_folder(python, folders, command):
     pytest.importorskip("lm_eval", reason="the extra hgsp[eval] is not installed")
     (folders / "tasks").mkdir()
     rows = [{"question": "Is water wet?", "answer": 0}, {"question": "Is fire cold?", "answer": 1}]
@@ -282,12 +309,7 @@ def test_lm_eval_runs_a_pruned_folder_that_it_trusts(python, folders):
         'output_type: multiple_choice\ndoc_to_text: "{{question}}"\ndoc_to_choice: ["yes", "no"]\n'
         'doc_to_target: "{{answer}}"\nmetric_list: [{metric: acc}]\n'
     )
-    flags = ("--include_path", "tasks", "--tasks", "tiny", "--device", "cpu")
-    trusted = "pretrained=ragged,dtype=float32,trust_remote_code=True"
-    done = python("-m", "lm_eval", "--model", "hf", "--model_args", trusted, *flags)
-    assert done.returncode == 0, done.stderr
-    assert "|tiny" in done.stdout
-    registered = "import hgsp; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
-    done = python("-c", registered, "--model", "hf", "--model_args", "pretrained=ragged,dtype=float32", *flags)
+    flags = ("--model", "hf", "--include_path", "tasks", "--tasks", "tiny", "--device", "cpu")
+    done = python(*command, *flags)
     assert done.returncode == 0, done.stderr
     assert "|tiny" in done.stdout

@@ -16,15 +16,17 @@ from hgsp.cli.main import COMMANDS
 #: What Windows lacks: these modules, and UTF-8 as the encoding of files that name none. Commands that compute import
 #: psutil, whose part for Linux alone needs ``resource``: it is imported before.
 AS_ON_WINDOWS = """
-import sys, warnings
-if "--help" not in sys.argv:
+import json, sys, warnings
+if "--help" not in sys.argv[1]:
     import psutil
 for name in ("resource", "fcntl"):
     sys.modules[name] = None
 warnings.simplefilter("ignore", EncodingWarning)
 warnings.filterwarnings("error", category=EncodingWarning, module="hgsp")
 from hgsp.cli.main import main
-sys.exit(main(sys.argv[1:]))
+for command in json.loads(sys.argv[1]):
+    if main(command):
+        sys.exit(f"{command[0]} failed")
 """
 QUICK = shlex.split(
     "--pruning_ratio 0.2 --temperature 0 --dtype float32 --device cpu --nsamples 8 --seq_len 32 --eval_tasks builtin "
@@ -35,12 +37,13 @@ SLURM = REPOSITORY / "scripts" / "slurm_requeue.sh"
 
 @pytest.fixture
 def masked(tmp_path):
-    """``masked(*arguments)`` runs ``hgsp`` in a process as on Windows, with an ASCII locale and piped output."""
+    """``masked(*commands)`` runs ``hgsp`` in one process as on Windows, with an ASCII locale and piped output."""
 
-    def run(*arguments):
+    def run(*commands):
+        lines = json.dumps([[str(part) for part in command] for command in commands])
         own = {"PYTHONPATH": str(REPOSITORY), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
         return subprocess.run(
-            [sys.executable, "-X", "warn_default_encoding", "-c", AS_ON_WINDOWS, *map(str, arguments)],
+            [sys.executable, "-X", "warn_default_encoding", "-c", AS_ON_WINDOWS, lines],
             cwd=tmp_path,
             env={**os.environ, **own, "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -54,7 +57,7 @@ def masked(tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_starts_without_unix_modules(masked, command):
-    done = masked(command, "--help")
+    done = masked([command, "--help"])
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr  # filelock may say that it falls back to lock files
     assert done.stdout.startswith("usage: ")
@@ -69,15 +72,14 @@ def test_pruning_recovery_evaluation_and_export_need_no_unix_module(masked, save
     rows.write_text("\n".join(content), encoding="utf-8")
     measure = shlex.split("--device cpu --eval_tasks builtin --eval_seq_len 64 --eval_max_windows 1")
     training = shlex.split("--max_steps 1 --batch_size 4 --micro_batch_size 4 --cutoff_len 64")
-    for arguments in (
+    done = masked(
         ["prune", *QUICK, "--base_model", dense, "--dataset", text_file, "--output_name", "X/p"],
         ["finetune", *training, *measure, "--pruned_model", "results/X/p", "--output_dir", "r", "--data_path", rows],
         ["evaluate", "--model_path", "r", "--tasks", "builtin", "--seq_len", "64", "--max_windows", "1"],
         ["export", "results/X/p", "--to", "decilm", "--output", "served"],
         ["summarize", "results/X"],
-    ):
-        done = masked(*arguments)
-        assert done.returncode == 0, (arguments[0], done.stdout, done.stderr)
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
     report = json.loads((tmp_path / "results/X/p/pruning_analysis.json").read_text(encoding="utf-8"))
     assert report["peak_memory_bytes"] is None
 

@@ -124,7 +124,13 @@ def test_a_reconstruction_of_another_plan_begins_anew(prune, tmp_path, monkeypat
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("llama-9q3kv-tied", "bfloat16"), ("llama-mha-biased", "float32")])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("llama-9q3kv-tied", "bfloat16"),
+        pytest.param("llama-mha-biased", "float32", marks=pytest.mark.thorough),
+    ],
+)
 def test_whole_blocks_replace_all_of_an_mlp_offloaded_as_resident(prune, family, dtype):
     flags = ("--dtype", dtype, "--reconstruct", "blocks", "--reconstruct_nsamples", "100000", "--rounds", "2")
     (code, folder), (offloaded_code, offloaded) = (

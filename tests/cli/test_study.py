@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -100,7 +101,26 @@ def finished(models, tmp_path_factory):
 
 
 def names_of(ran):
-    return [arguments[arguments.index("--output_name") + 1] for arguments in ran]
+    return [value_of(arguments, "--output_name") for arguments in ran]
+
+
+def value_of(arguments, flag):
+    return arguments[arguments.index(flag) + 1]
+
+
+@pytest.fixture
+def quick_cells(finished, monkeypatch):
+    """Cells that copy the results of ``finished``, for tests of when they run and after what."""
+
+    def copy(arguments):
+        name = value_of(arguments, "--output_name")
+        result = Path(value_of(arguments, "--results_dir")) / name
+        if result.exists():
+            return 2
+        shutil.copytree(finished / name, result)
+        return 0
+
+    monkeypatch.setattr(run_global_pruning, "main", copy)
 
 
 def results_in(folder):
@@ -214,7 +234,8 @@ def test_the_whole_matrix_with_one_scoring_pass_per_model_then_nothing_again(sma
     assert "0 cells completed, 7 already finished, 0 failed" in capsys.readouterr().out
 
 
-def test_a_failing_cell_does_not_stop_the_others_nor_their_scores(small, tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("quick_cells")
+def test_a_failing_cell_does_not_stop_the_others_nor_their_scores(small, tmp_path, capsys):
     """The next cell of the same model computes its own scores."""
     for name in ("SmolLM2-135M/prune_20", "Mistral-135M/prune_30"):
         (tmp_path / "out" / name).mkdir(parents=True)  # in the way, but not a result
@@ -266,6 +287,7 @@ def test_two_studies_cannot_share_a_folder(small, tmp_path, capsys):
     assert "one study at a time" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick_cells")
 def test_each_device_runs_one_cell_at_a_time_and_cells_wait_for_scores(models, tmp_path, monkeypatch):
     """With three devices, the three models are scored first; what comes next has the arguments that it has on one."""
     monkeypatch.setenv("MODELS_DIR", str(models))
@@ -289,7 +311,7 @@ def test_each_device_runs_one_cell_at_a_time_and_cells_wait_for_scores(models, t
     assert study.main(["--smoke", *flags]) == 0
     assert sorted(names_of(order)) == sorted(CELLS)
     assert names_of(order)[:3] == [name for name in CELLS if name.endswith("20")]
-    scores = [arguments[arguments.index("--scores") + 1] for arguments in order[3:]]
+    scores = [value_of(arguments, "--scores") for arguments in order[3:]]
     models_of = [name.partition("/")[0] for name in names_of(order)[3:]]
     assert scores == [str(tmp_path / "out" / model / "prune_20" / "scores.npz") for model in models_of]
 
@@ -333,6 +355,7 @@ class Study:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_twice_and_started_again_on_two_devices_gives_the_files_of_one(models, finished, tmp_path):
     folder = tmp_path / "killed"
     first = Study(models, folder)
@@ -353,8 +376,15 @@ def test_killed_twice_and_started_again_on_two_devices_gives_the_files_of_one(mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [(), ("--devices", "cpu,cpu")], ids=["one", "two"])
-@pytest.mark.parametrize("end", ["Ctrl-C", "kill"])
+@pytest.mark.parametrize(
+    ("end", "devices"),
+    [
+        pytest.param("Ctrl-C", ("--devices", "cpu,cpu"), id="Ctrl-C-two"),
+        pytest.param("kill", (), id="kill-one"),
+        pytest.param("Ctrl-C", (), marks=pytest.mark.thorough, id="Ctrl-C-one"),
+        pytest.param("kill", ("--devices", "cpu,cpu"), marks=pytest.mark.thorough, id="kill-two"),
+    ],
+)
 def test_an_interrupt_removes_partial_output_and_exits_with_1(end, devices, models, tmp_path):
     """Ctrl-C reaches the whole process group, kill only the script."""
     folder = tmp_path / "ended"

@@ -1,6 +1,5 @@
 """GGUF files of SmolLM2-135M, pruned in every way, in llama.cpp: the same text and probabilities as transformers."""
 
-import os
 import re
 
 import pytest
@@ -23,8 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cores")]
 
 PROMPT = "The capital of France is Paris, and the"
 PRUNE = "--recipe fast --dataset builtin --nsamples 4 --device cpu --skip_evaluation --no_bin"
-#: Minutes each: the model is trained first.
-THOROUGH = pytest.mark.skipif("HGSP_ALL_EXPORTS" not in os.environ, reason="run by `make test-gguf`")
 #: Two candidates this close may change places when weights are rounded to float16.
 NEAR_TIE = 6e-2
 
@@ -84,11 +81,20 @@ def assert_same_in_llama_cpp(folder, output, gguf_type, architecture):
     assert len(got) == 32 or model.generation_config.eos_token_id in expected[: len(got) + 1]
 
 
-@pytest.mark.parametrize(("percent", "gguf_type"), [(20, "f32"), (20, "f16"), (50, "f32"), (50, "f16")])
+@pytest.mark.parametrize(
+    ("percent", "gguf_type"),
+    [
+        (20, "f16"),
+        (50, "f32"),
+        pytest.param(20, "f32", marks=pytest.mark.thorough),
+        pytest.param(50, "f16", marks=pytest.mark.thorough),
+    ],
+)
 def test_other_sizes_in_every_layer(pruned, tmp_path, percent, gguf_type):
     assert_same_in_llama_cpp(pruned(percent), tmp_path / "out", gguf_type, "deci")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "gone",
     [{"layers": [10]}, {"kv": {0: range(3)}}, {"mlp": {10: range(1536)}}],
@@ -109,7 +115,7 @@ def attention_gone(model):
     return plan_dropping(model, kv={10: range(3)})
 
 
-@THOROUGH
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("plan", "architecture"),
     [("20 %", "deci"), (uniform, "llama"), (attention_gone, "deci")],
@@ -120,6 +126,7 @@ def test_recovered_models(pruned, cut, tmp_path, plan, architecture):
     assert_same_in_llama_cpp(folder, tmp_path / "out", "f32", architecture)
 
 
+@pytest.mark.thorough
 def test_float16_may_differ_as_much_as_in_transformers(dense, tmp_path):
     """A model that magnitude wrecked amplifies rounding: transformers in float16 is as far from float32."""
     flags = ["--base_model", dense, "--output_name", "wrecked", "--pruning_ratio", "0.2", "--results_dir", tmp_path]

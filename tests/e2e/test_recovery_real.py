@@ -16,13 +16,23 @@ from hgsp.pruning.surgery import apply_plan
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_cores")]
 
 PRUNE = "--pruning_ratio 0.2 --temperature 0 --importance_method fisher --dataset builtin --nsamples 8 --seq_len 64"
-TRAIN = "--max_steps 8 --batch_size 4 --val_size 4 --cutoff_len 128 --eval_steps 8 --learning_rate 2e-3 --device cpu"
+TRAIN = "--max_steps 6 --batch_size 4 --val_size 4 --cutoff_len 96 --eval_steps 6 --learning_rate 2e-3 --device cpu"
 
 
 @pytest.fixture(scope="module")
 def pruned(real_model, tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    flags = [*PRUNE.split(), "--device", "cpu", "--skip_evaluation", "--results_dir", results, "--output_name", "p20"]
+    flags = [
+        *PRUNE.split(),
+        "--device",
+        "cpu",
+        "--skip_evaluation",
+        "--no_bin",
+        "--results_dir",
+        results,
+        "--output_name",
+        "p20",
+    ]
     assert run_global_pruning.main([str(part) for part in ("--base_model", real_model("smollm2-135m"), *flags)]) == 0
     return results / "p20"
 
@@ -33,7 +43,7 @@ def recovered(pruned, real_model, data_dir):
     output = pruned.with_name("p20_finetuned")
     rows = data_dir / "alpaca" / "alpaca_data_cleaned_first5000.json"
     paths = ["--pruned_model", pruned, "--data_path", rows, "--output_dir", output, "--data_dir", data_dir]
-    measured = ["--eval_tasks", "wikitext", "--eval_seq_len", "256", "--eval_max_windows", "4"]
+    measured = ["--eval_tasks", "wikitext", "--eval_seq_len", "256", "--eval_max_windows", "2"]
     parent = ["--distill_from", real_model("smollm2-135m")]
     assert finetune_lora.main([str(part) for part in (*paths, *TRAIN.split(), *measured, *parent)]) == 0
     return output

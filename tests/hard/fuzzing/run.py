@@ -34,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parsers", nargs="*", help="names of targets; all by default")
     parser.add_argument("--seconds", type=float, default=85, help="at most, for each parser")
-    parser.add_argument("--share", type=float, default=1.0, help="share of each parser's executions")
+    parser.add_argument("--executions", type=int, default=100_000, help="at most, of each parser")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -71,7 +71,7 @@ def in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Fuzz one parser in a process; one that hangs outside Python, or dies, is a failure with its last input."""
     file = OUTPUT / "fuzz" / f"{name.replace(' ', '_')}.json"
     file.unlink(missing_ok=True)
-    flags = ["--child", name, "--seconds", str(options.seconds), "--share", str(options.share)]
+    flags = ["--child", name, "--seconds", str(options.seconds), "--executions", str(options.executions)]
     command = [sys.executable, __file__, *flags, "--seed", str(options.seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     with (OUTPUT / "fuzz" / f"{file.stem}.log").open("w") as log:
@@ -102,9 +102,8 @@ def fuzz(name: str, options: argparse.Namespace) -> None:
     scratch = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         seeds, run = target.prepare(Path(folder))
-        limit = int(target.executions * options.share)
         output = OUTPUT / "fuzz" / f"{name.replace(' ', '_')}.json"
-        executions = Executions(run, output, limit, time.monotonic() + options.seconds)
+        executions = Executions(run, output, options.executions, time.monotonic() + options.seconds)
         for seed in seeds:
             executions.one(seed)
         if importlib.util.find_spec("atheris"):
@@ -144,7 +143,7 @@ def guided(mutation: Any, seeds: Any, executions: Any, folder: Path, seed: int) 
         except Exception:  # noqa: BLE001 - a mutated archive may be one that nothing can open again
             return mutation(random, random.choice(seeds))[:max_size]
 
-    longest = 4 * max(map(len, seeds)) + 4096
+    longest = 2 * max(map(len, seeds)) + 512  # what is longer takes longer to read and finds no more
     flags = [f"-seed={seed + 1}", f"-max_len={longest}", "-timeout=0", "-rss_limit_mb=0", "-verbosity=0", "-runs=-1"]
     atheris.Setup([sys.argv[0], *flags, str(corpus)], executions.one, custom_mutator=custom)
     atheris.Fuzz()

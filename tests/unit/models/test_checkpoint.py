@@ -374,6 +374,7 @@ def test_layers_of_several_shapes_say_how_to_load_them(write, folder):
 @pytest.mark.parametrize("device_map", ["cpu", "auto"])
 @pytest.mark.parametrize("shard_bytes", [10**9, 100_000])
 def test_device_map_and_shards_load_equal(make, tokenizer, folder, tokens, device_map, shard_bytes):
+    pytest.importorskip("accelerate", reason="transformers needs it for device_map")
     model = make("llama-8q4kv")
     pruned = apply_plan(model, mixed_plan(model))
     state = pruned.state_dict()
