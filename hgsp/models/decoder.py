@@ -51,7 +51,7 @@ class _Recorder(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.attends = attention_mask_of(layer)
+        self.mask_kind = mask_kind_of(layer)
         self.attention_type = getattr(layer, "attention_type", None)  # read by models of transformers before 5.2
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
@@ -90,7 +90,7 @@ class Decoder:
             self.model.model(input_ids_BT.to(self.embedding.weight.device), use_cache=False)
         finally:
             self.model.model.layers = layers
-        self._calls[input_ids_BT.shape] = {recorder.attends: recorder.kwargs for recorder in recorders}
+        self._calls[input_ids_BT.shape] = {recorder.mask_kind: recorder.kwargs for recorder in recorders}
         return recorders[0].hidden
 
     def call(self, module: nn.Module, hidden_BTH: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Decoder:
         arguments = {}
         if kind == "attention":
             arguments = _on_device(self._arguments(module, hidden_BTH), hidden_BTH.device)
-            if has_linear_attention(module):  # the layer keeps the other arguments of attention from it
+            if has_linear_attention(module):  # without positions, which the layer itself does not pass on either
                 arguments = {"attention_mask": arguments["attention_mask"]}
         return residual_block(module, block_of(module, kind, self.family).parts, hidden_BTH, **arguments)
 
@@ -177,10 +177,10 @@ class Decoder:
     def _arguments(self, module: nn.Module, hidden_BTH: Tensor) -> dict[str, Any]:
         """Return the arguments of a layer, dense or pruned; those of any other one if it has no attention."""
         by_mask = self._calls[hidden_BTH.shape[:2]]
-        return by_mask.get(attention_mask_of(module), next(iter(by_mask.values())))
+        return by_mask.get(mask_kind_of(module), next(iter(by_mask.values())))
 
 
-def attention_mask_of(layer: Any) -> int | str | None:
+def mask_kind_of(layer: Any) -> int | str | None:
     """Return what tells the masks of layers apart: linear attention, the sliding window, or None; all else is equal."""
     window: int | None = getattr(attention_of(layer), "sliding_window", None)
     return LINEAR if has_linear_attention(layer) else window

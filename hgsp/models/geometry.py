@@ -5,7 +5,7 @@ K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width |
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hgsp.errors import InputError
@@ -28,7 +28,7 @@ class LayerShape:
     num_kv_groups: int
     mlp_width: int
     num_experts: int = 0
-    linear_attention: bool = False
+    linear_attention: bool = field(default=False, kw_only=True)
 
     @property
     def kinds(self) -> tuple[GroupKind, GroupKind]:
@@ -202,10 +202,10 @@ def _shape_of(layer: Any) -> LayerShape:
     attention, mlp, is_linear = attention_of(layer), layer.mlp, has_linear_attention(layer)
     num_kv = 0 if attention is None else attention.k_proj.out_features // attention.head_dim
     if mlp is None:
-        return LayerShape(num_kv, 0, 0, is_linear)
+        return LayerShape(num_kv, 0, linear_attention=is_linear)
     if has_experts(layer):
-        return LayerShape(num_kv, 0, len(layer.mlp.gate.weight), is_linear)
-    return LayerShape(num_kv, mlp.gate_proj.out_features, 0, is_linear)
+        return LayerShape(num_kv, 0, len(layer.mlp.gate.weight), linear_attention=is_linear)
+    return LayerShape(num_kv, mlp.gate_proj.out_features, linear_attention=is_linear)
 
 
 def _params_of_groups(layer: Any, block: Block) -> int:

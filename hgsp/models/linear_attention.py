@@ -1,6 +1,6 @@
 """Layers of linear attention (gated DeltaNet) in hybrid models: they have no KV groups, and the block stays as it is.
 
-It leaves only with its whole layer, or is refitted by its output projection.
+It leaves with its whole layer alone; its output projection is refitted as that of attention.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def cache_slots(config: Any) -> list[int | None]:
 
 def residual_block(layer: Any, parts: Parts, hidden_states: Any, **kwargs: Any) -> Any:
     """Return the residual stream after one block of a layer; unchanged if the layer lacks it."""
-    block, norm = getattr(layer, parts[0]), parts[1]
+    block, norm = getattr(layer, parts[0], None), parts[1]
     if block is None:
         return hidden_states
     output = block(hidden_states if norm is None else getattr(layer, norm)(hidden_states), **kwargs)

@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 class LayerKeep:
     """Sorted dense indices of the groups that one layer keeps, and whether it keeps linear attention.
 
-    All empty: the layer is removed whole.
+    Without any of them the layer is removed whole.
     """
 
     kv_groups: tuple[Count, ...]
     mlp_channels: tuple[Count, ...]
     experts: tuple[Count, ...] = ()
-    linear_attention: bool = False
+    linear_attention: bool = field(default=False, kw_only=True)
 
     @property
     def shape(self) -> LayerShape:
-        return LayerShape(*map(len, self.groups.values()), self.linear_attention)
+        return LayerShape(*map(len, self.groups.values()), linear_attention=self.linear_attention)
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:

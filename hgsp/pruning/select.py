@@ -179,9 +179,10 @@ def _block_params(geometry: Geometry, blocks: Collection[BlockIndex]) -> int:
     total = 0
     for layer, block in blocks:
         shape = geometry.shapes[layer]
-        emptied = replace(shape, **{shape.kinds[block].size: 0})
-        if block == ATTENTION:
-            emptied = replace(emptied, linear_attention=False)
+        gone: dict[str, Any] = {shape.kinds[block].size: 0} | (
+            {"linear_attention": False} if block == ATTENTION else {}
+        )
+        emptied = replace(shape, **gone)
         total += geometry.layer_params(shape) - geometry.layer_params(emptied)
     return total
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
-from hgsp.models.kinds import GROUP_KINDS
+from hgsp.models.kinds import KIND_NAMED
 from hgsp.pruning.names import AUTO_MULTIPLE, AUTO_MULTIPLE_FROM, RATIO_PHRASES
 
 #: Of all parameters; the largest step between two plans whose layers all have the same width.
@@ -98,8 +98,9 @@ class ShapeRules:
         return tuple(
             shape
             if index in frozen
-            else replace(
-                shape, **{kind.size: min(shape.size_of(kind.name), minimum[kind.name]) for kind in GROUP_KINDS}
+            else LayerShape(
+                *(min(shape.size_of(kind), minimum[kind]) for kind in KIND_NAMED),
+                linear_attention=shape.linear_attention,
             )
             for index, shape in enumerate(geometry.shapes)
         )
@@ -111,10 +112,8 @@ class ShapeRules:
         if not self.allow_empty_blocks:
             return params
         frozen = self.frozen_layers(geometry.num_layers)
-        emptied = LayerShape(0, 0)
         saved = {
-            index: geometry.layer_params(shape)
-            - geometry.layer_params(replace(emptied, linear_attention=shape.linear_attention))
+            index: geometry.layer_params(shape) - geometry.linear_attention_params * shape.linear_attention
             for index, shape in enumerate(shapes)
         }
         attends = [index for index, shape in enumerate(shapes) if shape.num_kv_groups]

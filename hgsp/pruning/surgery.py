@@ -106,7 +106,8 @@ class Surgery:
         new_index = self._new_index_of.get(old_index)
         written = (*LINEARS, *EXPERT_PARTS, LINEAR_ATTENTION.output_projection)
         linears = {name: tensor for name, tensor in dense.items() if _owner(name) in written}
-        linears |= {name: dense[name.replace(".bias", ".weight")][:, 0] * 0 for name in self.added_biases}
+        weights = {name: dense.get(name.replace(".bias", ".weight")) for name in self.added_biases}
+        linears |= {name: weight[:, 0] * 0 for name, weight in weights.items() if weight is not None}
         return {name: self._zero_padded(new_index, name, tensor) for name, tensor in linears.items()}
 
     def _zero_padded(self, new_index: int | None, name: str, dense: Tensor) -> Tensor:

@@ -61,7 +61,9 @@ def test_kv_groups_and_channels_leave_and_linear_attention_stays(prune, capsys):
     assert "with trust_remote_code, from 5.17 on" in told
 
 
-@pytest.mark.parametrize("search", [(), ("--search", "2", "--search_nsamples", "4"), ("--search", "1", *REFIT)])
+@pytest.mark.parametrize(
+    "search", [(), ("--search", "2", "--search_nsamples", "4"), ("--search", "1", "--reconstruct", "bias", *REFIT[2:])]
+)
 def test_blocks_may_be_emptied_but_linear_attention_is_no_candidate(prune, search):
     code, folder = prune("--pruning_ratio", "0.3", "--allow_empty_blocks", "--skip_evaluation", *search)
     assert code == 0
