@@ -112,11 +112,11 @@ def test_perplexity_of_wikitext2_equals_ten_lines(model, real_tokenizer, data_di
 
 def test_perplexity_does_not_depend_on_batch_size_or_padding_side(model, real_tokenizer, data_dir):
     found = [
-        PPLMetric(model, side, seq_len=64, max_windows=12, data_dir=data_dir, batch_size=size)["wikitext2"]
+        PPLMetric(model, side, seq_len=64, max_windows=6, data_dir=data_dir, batch_size=size)["wikitext2"]
         for side in (padding(real_tokenizer, "left"), padding(real_tokenizer, "right"))
-        for size in (1, 3, 12)
+        for size in (1, 4)
     ]
-    assert found == pytest.approx([found[0]] * 6, rel=1e-4)  # float32, other batch shapes
+    assert found == pytest.approx([found[0]] * 4, rel=1e-4)  # float32, other batch shapes
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import finetune_lora
 from conftest import REPOSITORY, make_tiny
 from hgsp.models.checkpoint import save_pruned
 from hgsp.pruning.surgery import apply_plan
@@ -62,7 +63,7 @@ def adapter_of(folder):
 
 def test_two_processes_learn_what_one_learns(command, tmp_path):
     """Same global batch, same order: the same losses and weights to float32 rounding."""
-    finish(start(*command(tmp_path / "one")))
+    assert finetune_lora.main(command(tmp_path / "one")[1:]) == 0
     output = finish(start(*LAUNCHER, *command(tmp_path / "two")))
     one, two = curve_of(tmp_path / "one"), curve_of(tmp_path / "two")
     losses = [[float(row[1]) for row in curve if row[1]] for curve in (one, two)]
@@ -76,7 +77,7 @@ def test_two_processes_learn_what_one_learns(command, tmp_path):
 
 def test_a_kill_in_the_middle_and_a_resume_end_where_an_uninterrupted_run_ends(command, tmp_path):
     """SIGKILL arrives as soon as a training state exists."""
-    finish(start(*command(tmp_path / "whole")))
+    assert finetune_lora.main(command(tmp_path / "whole")[1:]) == 0
     process = start(*command(tmp_path / "killed"))
     states = tmp_path / "killed.training" / "states"
     while process.poll() is None and not list(states.glob("checkpoint-*/trainer_state.json")):
