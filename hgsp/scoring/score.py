@@ -19,11 +19,11 @@ from hgsp.layerwise.distributed import own_share, sum_over_processes
 from hgsp.layerwise.walk import LayerWalk, Objective
 from hgsp.models.decoder import Decoder
 from hgsp.models.experts import has_experts
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS, OUTPUT_PROJECTIONS
+from hgsp.models.families import LINEARS, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import geometry_of
 from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.models.linear_attention import attention_of
-from hgsp.scoring.folding import layer_importance
+from hgsp.scoring.folding import ATTENTION_LINEARS, layer_importance
 from hgsp.scoring.methods import Method, WeightMethod, method_named
 from hgsp.scoring.names import LABELS
 from hgsp.scoring.normalization import LayerImportance
@@ -36,8 +36,6 @@ from hgsp.scoring.statistics import (
     gather_backward,
     gather_forward,
 )
-
-ATTENTION_LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT)
 
 
 @dataclass(frozen=True)

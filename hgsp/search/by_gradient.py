@@ -112,16 +112,15 @@ def _gain_per_param(problem: SearchProblem, plan: PrunePlan, masks: MaskedLayers
     gain_LK = np.empty((problem.geometry.num_layers, 2))
     for block, (first, stop) in enumerate(itertools.pairwise(bounds)):
         layer, side = divmod(block, 2)
-        if first == stop:  # linear attention
-            gain_LK[layer, side] = np.nan
+        if first == stop:
             continue
         rows = slice(first, stop)
         near = _near_threshold(table.score[rows], kept[rows], routed=table.kind[first] == EXPERT)
         gradient_G = masks.gradients[layer, side].double().numpy()
         gain_LK[layer, side] = -(gradient_G[near] / table.cost[rows][near]).mean()
-    missing = np.isnan(gain_LK)
-    if missing.any():  # such blocks are never moved
-        gain_LK[missing] = np.broadcast_to(np.nanmedian(gain_LK, axis=0), gain_LK.shape)[missing]
+    has_groups_LK = np.diff(bounds).reshape(-1, 2) > 0
+    for side, has_L in enumerate(has_groups_LK.T):
+        gain_LK[~has_L, side] = np.median(gain_LK[has_L, side])  # linear attention: no direction moves it
     return gain_LK
 
 
