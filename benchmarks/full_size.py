@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from hgsp.environment import peak_memory_bytes
+from hgsp.models.blocks import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.checkpoint import save_streamed
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded

@@ -9,7 +9,7 @@ from docs_chinese import is_chinese, said
 from docs_source import table
 
 from hgsp.exports.engines import ENGINES
-from hgsp.exports.rules import EXPERTS, UNIFORM, Rule
+from hgsp.exports.rules import BEYOND_DENSE, UNIFORM, Rule
 from hgsp.exports.verdict import Engine, Form
 
 
@@ -21,9 +21,9 @@ def engines(page: Path) -> str:
 
 def _rows(engine: Engine, page: Path) -> Iterable[tuple[str, ...]]:
     comma = "，" if is_chinese(page) else ", "
-    for form in [form for form in engine.forms if not {UNIFORM, EXPERTS} & {*form.needs}] or engine.forms[:1]:
+    for form in [form for form in engine.forms if not {UNIFORM, BEYOND_DENSE} & {*form.needs}] or engine.forms[:1]:
         reads = f"`--to {form.export}`" if form.export else said("the folder", page)
-        reads += f"{comma}{said(form.note, page)}" if form.note else ""
+        reads += f"{comma}{said(form.note_for(), page)}" if form.note else ""
         preset = f"`{engine.preset}`" if engine.preset else ""
         yield said(engine.name, page), reads, _needs(form, page), preset, said(form.checked, page)
 

@@ -35,6 +35,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
     SmolLM3Config,
@@ -115,6 +117,13 @@ TINY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 _EIGHT_FOUR = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 _ALTERNATING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_LINEAR = {
+    **_EIGHT_FOUR,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 
 #: Models of the other families, and variants, for test_any_family.py; their windows are shorter than its texts.
 VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -173,6 +182,21 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
             "logits_scaling": 4.0,
             "residual_multiplier": 0.5,
             "attention_multiplier": 0.2,
+        },
+    ),
+    "qwen3.5": (
+        Qwen3_5ForCausalLM,
+        Qwen3_5TextConfig,
+        {**_LINEAR, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    ),
+    "qwen3.5-biased": (
+        Qwen3_5ForCausalLM,
+        Qwen3_5TextConfig,
+        {
+            **_LINEAR,
+            "layer_types": ["full_attention", "linear_attention", "full_attention"],
+            "attention_bias": True,
+            "tie_word_embeddings": True,
         },
     ),
     "phi3": (Phi3ForCausalLM, Phi3Config, {**_EIGHT_FOUR, "pad_token_id": None}),

@@ -34,6 +34,7 @@ def plan_dropping(model: Any, kv: Drop | None = None, mlp: Drop | None = None, l
         return LayerKeep(
             tuple(k for k in range(shape.num_kv_groups) if k not in drop_kv),
             tuple(m for m in range(shape.mlp_width) if m not in drop_mlp),
+            linear_attention=shape.linear_attention,
         )
 
     return plan_of(geometry, (keep(index, shape) for index, shape in enumerate(geometry.shapes)))
@@ -42,6 +43,7 @@ def plan_dropping(model: Any, kv: Drop | None = None, mlp: Drop | None = None, l
 def mixed_plan(model: Any, seed: int = 0) -> PrunePlan:
     """Random MLP channels leave every layer, another number in each; where KV groups may leave, some do."""
     geometry = geometry_of(model)
+    prunes = geometry.prunes_kv_groups
     generator = torch.Generator().manual_seed(seed)
 
     def subset(size: int, keep: int) -> tuple[int, ...]:
@@ -53,9 +55,10 @@ def mixed_plan(model: Any, seed: int = 0) -> PrunePlan:
             LayerKeep(
                 subset(
                     shape.num_kv_groups,
-                    max(1, shape.num_kv_groups - index % 3) if geometry.prunes_kv_groups else shape.num_kv_groups,
+                    max(1, shape.num_kv_groups - index % 3) if prunes and shape.num_kv_groups else shape.num_kv_groups,
                 ),
                 subset(shape.mlp_width, shape.mlp_width // 2 + 3 * index),
+                linear_attention=shape.linear_attention,
             )
             for index, shape in enumerate(geometry.shapes)
         ),
@@ -66,6 +69,8 @@ def mixed_plan(model: Any, seed: int = 0) -> PrunePlan:
 def silenced(model: Any, plan: PrunePlan) -> Any:
     """A copy of the dense model whose o_proj and down_proj read zeros from every group the plan drops.
 
+    The linear attention of a removed layer writes zeros.
+
     What a writer adds besides its groups (its bias) is silenced where a block leaves the model whole.
     """
     geometry = geometry_of(model)
@@ -75,7 +80,10 @@ def silenced(model: Any, plan: PrunePlan) -> Any:
         for group in set(range(shape.num_kv_groups)) - set(keep.kv_groups):
             layer.self_attn.o_proj.weight[:, group * columns : (group + 1) * columns] = 0
         layer.mlp.down_proj.weight[:, sorted(set(range(shape.mlp_width)) - set(keep.mlp_channels))] = 0
-        for kept, writer in ((keep.kv_groups, layer.self_attn.o_proj), (keep.mlp_channels, layer.mlp.down_proj)):
+        if shape.linear_attention:
+            layer.linear_attn.out_proj.weight *= keep.linear_attention
+        attention = [] if shape.linear_attention else [(keep.kv_groups, layer.self_attn.o_proj)]
+        for kept, writer in (*attention, (keep.mlp_channels, layer.mlp.down_proj)):
             if not kept and writer.bias is not None:
                 writer.bias.zero_()
     return masked

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from baselines.widths import plan_keeping, uniform_shapes
 from hgsp.data.calibration import Calibration
+from hgsp.models.blocks import OUTPUT_PROJECTIONS
 from hgsp.models.decoder import Decoder, watch_inputs
-from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.plan import LayerKeep
 from hgsp.pruning.surgery import apply_plan

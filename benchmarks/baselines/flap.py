@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from baselines.blocks import Block, walk_blocks
 from baselines.widths import Scores, global_plan
 from hgsp.data.calibration import Calibration
-from hgsp.models.families import OUTPUT_PROJECTIONS
+from hgsp.models.blocks import OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.pruning.shape_rules import ShapeRules

@@ -26,8 +26,8 @@ from baselines.widths import global_plan, uniform_plan
 from hgsp.data.calibration import Calibration
 from hgsp.layerwise.distributed import Share
 from hgsp.layerwise.walk import LayerWalk
+from hgsp.models.blocks import LINEARS
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan

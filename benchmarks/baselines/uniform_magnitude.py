@@ -13,7 +13,7 @@ from torch import Tensor
 from baselines.llm_pruner import fold
 from baselines.widths import uniform_plan
 from hgsp.data.calibration import Calibration
-from hgsp.models.families import LINEARS
+from hgsp.models.blocks import LINEARS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.pruning.surgery import apply_plan
 

@@ -61,8 +61,8 @@ def doctor(config: DoctorConfig) -> int:
     source = read_source(folder)
     verdicts = judge_all(source)
     # sizes and divisors are those of dense models
-    sizes = [] if source.has_experts else sizes_of(source, value_bytes_of(source))
-    divisibility = None if source.has_experts else divisibility_of(source)
+    sizes = [] if source.untried else sizes_of(source, value_bytes_of(source))
+    divisibility = None if source.untried else divisibility_of(source)
     if config.json:
         found = {"folder": str(folder), "model_type": source.config["model_type"], "layers": len(source.shapes)}
         engines = [_as_dict(verdict, folder) for verdict in verdicts]
@@ -103,7 +103,7 @@ def _as_dict(verdict: Verdict, folder: Path) -> dict[str, Any]:
         "status": verdict.status,
         "use": _use(form.use, form.export, folder) if form else None,
         "export": form.export or None if form else None,
-        "note": form.note if form else "",
+        "note": verdict.note,
         "checked": form.checked if form else None,
         "findings": [asdict(finding) for finding in verdict.findings],
         "loss": form.loss if form and verdict.findings else "",
@@ -115,7 +115,7 @@ def _as_dict(verdict: Verdict, folder: Path) -> dict[str, Any]:
 def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
     """Return engine, verdict and reason of one line; what is installed follows the reason."""
     form, findings = verdict.form, [finding.violation for finding in verdict.findings]
-    parts = [form.note, *[f"after hgsp export --to {form.export}"] * bool(form.export)] if form else []
+    parts = [verdict.note, *[f"after hgsp export --to {form.export}"] * bool(form.export)] if form else []
     parts += findings
     if form and findings:
         parts.append(form.loss)

@@ -69,6 +69,7 @@ class LayerReport(TypedDict, total=False):
     num_mlp_channels: Count
     num_experts: Count
     num_expert_slots: Count
+    kept_linear_attention: bool
     kept_ratio: NonNegative
     prior_mode: str
 

@@ -56,11 +56,12 @@ def bytes_of_weights(geometry: Geometry, options: CostOptions) -> Floats:
 def macs(geometry: Geometry, options: CostOptions) -> Floats:
     """Return the multiply-accumulates of a group for one token: linear weights, and attention to the context.
 
-    2HD(R+1) + 2RD * context for a KV group, 3H for an MLP channel. An expert saves H, its row of the router: a token
-    uses as many experts as before.
+    HD(WR+R+2) + 2RD * context for a KV group with W rows of the query projection per row of a head, 3H for an MLP
+    channel. An expert saves H, its row of the router: a token uses as many experts as before.
     """
     hidden, head_dim, queries = geometry.hidden_size, geometry.head_dim, geometry.queries_per_kv
-    attention = 2 * hidden * head_dim * (queries + 1) + 2 * queries * head_dim * options.context_length
+    rows = (geometry.query_width + 1) * queries + 2
+    attention = hidden * head_dim * rows + 2 * queries * head_dim * options.context_length
     return _of_blocks(geometry, {"attention": attention, "mlp": 3 * hidden, "expert": hidden})
 
 

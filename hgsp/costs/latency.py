@@ -142,9 +142,9 @@ class LatencyTable:
 
         Raises:
             InputError: another hidden size, head dim or number of queries per KV head, a layer larger than the largest
-                one measured, or a mixture of experts.
+                one measured, a mixture of experts, or linear attention.
         """
-        refuse_experts(geometry)
+        refuse_unmeasured(geometry)
         own = (self.hidden_size, self.head_dim, self.queries_per_kv)
         given = (geometry.hidden_size, geometry.head_dim, geometry.queries_per_kv)
         largest = self.kv_groups[-1], max(widths[-1] for widths in self.mlp_widths.values())
@@ -207,12 +207,18 @@ class LatencyTable:
                 yield timings, batch_weight * context_weight
 
 
-def refuse_experts(geometry: Geometry) -> None:
-    """Refuse a mixture of experts, whose seconds depend on how tokens are routed rather than on its size.
+def refuse_unmeasured(geometry: Geometry) -> None:
+    """Refuse mixtures of experts, whose seconds depend on how tokens are routed, and linear attention.
 
     Raises:
-        InputError: a layer has experts.
+        InputError: a layer has experts or linear attention.
     """
+    if geometry.linear_attention_params:
+        raise InputError(
+            expected="a model with KV groups in every layer, whose blocks have seconds of their own",
+            got=f"linear attention in {sum(shape.linear_attention for shape in geometry.shapes)} layers",
+            remedy="state budgets of such models as --pruning_ratio, --target_bytes or --target_kv_bytes",
+        )
     if geometry.experts_per_token:
         raise InputError(
             expected="a model without experts, whose blocks have seconds of their own",

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hgsp.console.progress import Progress, silent
-from hgsp.costs.latency import BlockTimings, Floats, LatencyTable, Workload, refuse_experts
+from hgsp.costs.latency import BlockTimings, Floats, LatencyTable, Workload, refuse_unmeasured
 from hgsp.costs.names import PHASES, PREFILL
 from hgsp.costs.passes import PassSeconds, TimedPasses, random_model
 from hgsp.environment import describe_environment, device_name
@@ -107,7 +107,7 @@ def profile(
         model: its name in the table.
         config: of the dense model.
     """
-    refuse_experts(geometry)
+    refuse_unmeasured(geometry)
     grid = grid_of(geometry)
     copies = _copies(grid, geometry, DTYPES[options.dtype].itemsize)
     shapes = grid.shapes(copies)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hgsp.exports.rules import (
     ATTENTION,
+    BEYOND_DENSE,
     CHECKED_BLOCK,
     DECILM,
     DEFAULT_ROPE,
@@ -52,7 +53,7 @@ ENGINES = (
     Engine(
         "Transformers + hgsp",
         ("transformers",),
-        (Form("import hgsp; AutoModelForCausalLM.from_pretrained('{folder}')", "5.23", experts=True),),
+        (Form("import hgsp; AutoModelForCausalLM.from_pretrained('{folder}')", "5.23", beyond_dense=True),),
     ),
     Engine(
         "Transformers",
@@ -62,27 +63,29 @@ ENGINES = (
             Form(
                 "AutoModelForCausalLM.from_pretrained('{folder}')",
                 "5.23",
-                (EXPERTS, UNIFORM, STOCK_CLASS),
-                experts=True,
+                (BEYOND_DENSE, UNIFORM, STOCK_CLASS),
+                beyond_dense=True,
             ),
             Form(
                 "AutoModelForCausalLM.from_pretrained('{folder}')",
                 "5.23",
                 (EXPERTS, UNIFORM, STOCK_EXPORT),
                 export="stock",
-                experts=True,
+                beyond_dense=True,
             ),
             Form(
                 "AutoModelForCausalLM.from_pretrained('{folder}', trust_remote_code=True)",
                 "4.54 to 5.23",
-                note="with trust_remote_code, from 4.54 on",
+                note="with trust_remote_code",
+                since=(4, 54),
             ),
             Form(
                 "AutoModelForCausalLM.from_pretrained('{folder}', trust_remote_code=True)",
                 "5.23",
-                (EXPERTS,),
-                note="with trust_remote_code, from 5 on",
-                experts=True,
+                (BEYOND_DENSE,),
+                note="with trust_remote_code",
+                since=(5, 0),
+                beyond_dense=True,
             ),
         ),
         "stock",

@@ -57,11 +57,13 @@ def export(
     if gguf_type not in GGUF_TYPES:
         raise InputError(expected=f"a type among {', '.join(GGUF_TYPES)}", got=f"'{gguf_type}'", remedy="use f16")
     source = read_source(checkpoint)
-    if source.has_experts and to not in targets_of(source.family):
+    if source.untried and to not in targets_of(source.family):
         raise InputError(
             expected=f"a dense model for --to {to}",
-            got=f"a mixture of experts in {checkpoint}, for which no such export is written",
-            remedy="use --to stock, for layers of equal sizes, or load the folder itself with Transformers",
+            got=f"{source.untried} in {checkpoint}, for which no such export is written",
+            remedy="use --to stock, for layers of equal sizes, or load the folder itself with Transformers"
+            if targets_of(source.family)
+            else "load the folder itself; pruned with --uniform it is a model of a stock class",
         )
     place = source.folder.resolve()
     target = Path(output) if output is not None else place.with_name(f"{place.name}-{to}")

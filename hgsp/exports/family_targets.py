@@ -11,6 +11,8 @@ _WITH_HEAD_NORMS = ("gguf", "stock", "mlx")
 
 def targets_of(family: Family) -> tuple[str, ...]:
     """Return the targets for full attention in all layers; what else they need, ``hgsp doctor`` tells of a model."""
+    if family.is_hybrid:
+        return ()
     if family.beyond_llama:
         return ("stock",)
     return _WITH_HEAD_NORMS if family.qk_norm else tuple(TARGETS)

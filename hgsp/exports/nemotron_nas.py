@@ -17,8 +17,9 @@ from hgsp.exports.hf_folder import shared_settings
 from hgsp.exports.inventory import Tensors, copied, num_params
 from hgsp.exports.padding import HeadLayout, PaddedTensor, Part, round_up, smallest_layout
 from hgsp.exports.source import ExportSource
+from hgsp.models.blocks import BLOCKS, Block
 from hgsp.models.configuration_decilm import DeciLMConfig
-from hgsp.models.families import BLOCKS, LAYER_PREFIX, Block
+from hgsp.models.families import LAYER_PREFIX
 
 WIDTH_MULTIPLE = 256
 #: Scalings of rotary frequencies that every engine of this layout computes as transformers does.

@@ -15,7 +15,8 @@ from hgsp.exports.hf_folder import shared_settings
 from hgsp.exports.inventory import Tensors
 from hgsp.exports.padding import PaddedTensor, Part
 from hgsp.exports.source import ExportSource
-from hgsp.models.families import BLOCKS, LAYER_PREFIX, Block
+from hgsp.models.blocks import BLOCKS, Block
+from hgsp.models.families import LAYER_PREFIX
 
 MODEL_TYPE = "openelm"
 #: Kind of block -> names of input projection, output projection and norm in this layout.

@@ -12,7 +12,7 @@ from hgsp.exports.gguf_architecture import has_head_norms
 from hgsp.exports.nemotron_nas import NemotronNas, nemotron_nas
 from hgsp.exports.padding import cheapest_num_queries
 from hgsp.exports.source import ExportSource
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, KINDS, MLP_INPUTS, MLP_OUTPUT
+from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, KINDS, MLP_INPUTS, MLP_OUTPUT
 
 
 class Biases(NamedTuple):

@@ -73,7 +73,7 @@ def _own_class(source: ExportSource) -> str | None:
 
 
 def _check_stock(source: ExportSource) -> None:
-    if source.is_uniform:
+    if source.is_uniform and not source.family.is_hybrid:
         stock_config(source, {f"{LAYER_PREFIX}0.{linear}.bias": () for linear in biased_linears(source)})
 
 
@@ -113,8 +113,8 @@ def _biases(source: ExportSource) -> str | None:
     return "biases" if any(biases_of(source)) else None
 
 
-def _experts(source: ExportSource) -> str | None:
-    return "a mixture of experts, which was not tried here" if source.has_experts else None
+def _untried(source: ExportSource) -> str | None:
+    return f"{source.untried}, which was not tried here" if source.untried else None
 
 
 def _scaled_rope(source: ExportSource) -> str | None:
@@ -157,8 +157,9 @@ LLAMA_BLOCK = Rule("a Llama block, with or without norms of queries and keys", _
 CHECKED_BLOCK = Rule("a block that its Transformers backend was checked with", _unchecked)
 DECILM = Rule("a Llama block (no Qwen3)", _refused_by(check_nemotron_nas))
 HEADS_IN_HIDDEN = Rule("query heads within the hidden size", _heads_beyond_hidden)
-DENSE = Rule("no experts", _experts)
+DENSE = Rule("no experts, no linear attention", _untried)
 EXPERTS = Rule("experts", lambda source: None if source.has_experts else "no experts")
+BEYOND_DENSE = Rule("experts or linear attention", lambda source: None if source.untried else "neither")
 DEFAULT_ROPE = Rule("no rope scaling", _scaled_rope)
 
 

@@ -54,6 +54,13 @@ class ExportSource:
         return self.family.experts is not None
 
     @property
+    def untried(self) -> str:
+        """The part for which no export is written and no engine but Transformers was tried; empty without one."""
+        if self.has_experts:
+            return "a mixture of experts"
+        return "linear attention in some layers" if self.family.is_hybrid else ""
+
+    @property
     def hidden_size(self) -> int:
         return int(self.config["hidden_size"])
 
@@ -62,11 +69,15 @@ class ExportSource:
         """Whether all layers have the same sizes, and no layer lacks a block.
 
         In a mixture of experts, layers without experts need only be like each other, and have the same attention.
+        Layers with linear attention need only have the width of the others.
         """
-        different = set(self.shapes)
-        plain = {shape for shape in different if not shape.num_experts}
-        alike = len({shape.num_kv_groups for shape in different}) == 1 and len(plain) < 2 and len(different - plain) < 2
-        return alike and all(min(shape.block_sizes) > 0 for shape in different)
+        attending = {shape for shape in self.shapes if not shape.linear_attention}
+        if len(attending) < len(set(self.shapes)):
+            widths = {shape.mlp_width for shape in self.shapes}
+            return len(attending) == len(widths) == 1 and min(*attending.pop().block_sizes) > 0
+        plain = {shape for shape in attending if not shape.num_experts}
+        alike = len({shape.num_kv_groups for shape in attending}) == 1 and len(plain) < 2 and len(attending - plain) < 2
+        return alike and all(min(shape.block_sizes) > 0 for shape in attending)
 
     @property
     def ties_embeddings(self) -> bool:
@@ -149,7 +160,8 @@ def read_source(path: str | Path) -> ExportSource:
     family = family_of(found.config)
     with refusing(lambda error: _wrong_sizes(file, error)):
         config = {**{key: getattr(found.config, key) for key in _REQUIRED if key not in found.raw}, **found.raw}
-        shapes = _shapes_of(config) if family.experts is None else geometry_of(found.skeleton).shapes
+        is_plain = family.experts is None and not family.is_hybrid
+        shapes = _shapes_of(config) if is_plain else geometry_of(found.skeleton).shapes
     return ExportSource(folder, config, family, shapes, _queries_per_kv(config), _head_dim(config))
 
 

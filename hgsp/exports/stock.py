@@ -17,17 +17,9 @@ from hgsp.exports.padding import PaddedTensor, Part
 from hgsp.exports.result import Exported, ExportOptions
 from hgsp.exports.source import ExportSource
 from hgsp.exports.uniform import cost_of, largest_shape, nearest_uniform, sizes_of_mixture
+from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, MLP_INPUTS, MLP_OUTPUT
 from hgsp.models.configs import describe
-from hgsp.models.families import (
-    ATTENTION_INPUTS,
-    ATTENTION_OUTPUT,
-    FAMILIES,
-    LAYER_PREFIX,
-    MLP_INPUTS,
-    MLP_OUTPUT,
-    SLIDING,
-    Family,
-)
+from hgsp.models.families import FAMILIES, LAYER_PREFIX, SLIDING, Family
 from hgsp.models.fusion import rows_of_parts, shapes_in_files, wholes_of
 from hgsp.models.geometry import geometry_of
 from hgsp.models.layer_sizes import layer_sizes, stored_keys

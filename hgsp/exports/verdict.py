@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from hgsp.exports.rules import DENSE, Rule
 from hgsp.exports.source import ExportSource
+from hgsp.models.families import Family
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Form:
         wants: rules without which it runs with a ``loss``.
         export: target of ``hgsp export`` that writes the form; empty if the checkpoint is the form.
         note: for the reader of a verdict.
-        experts: whether mixtures of experts were tried too.
+        since: major and minor version of the first transformers that reads the form, of families whose classes it has.
+        beyond_dense: whether mixtures of experts and linear attention were tried too.
     """
 
     use: str
@@ -29,12 +31,20 @@ class Form:
     loss: str = ""
     export: str = ""
     note: str = ""
-    experts: bool = False
+    since: tuple[int, int] | None = None
+    beyond_dense: bool = False
 
     @property
     def was_run(self) -> bool:
         """Whether the engine ran the form here; else its source was read."""
         return not self.checked.startswith("source ")
+
+    def note_for(self, family: Family | None = None) -> str:
+        """Return the note, with the first transformers that reads the form and, of a family, has its classes."""
+        if self.since is None:
+            return self.note
+        major, minor = self.since if family is None else max(self.since, family.first_version)
+        return f"{self.note}, from {major}.{minor} on"
 
 
 @dataclass(frozen=True)
@@ -71,12 +81,14 @@ class Verdict:
         form: the first whose needs are met; None if the engine does not run the model.
         findings: with a form, what it wants and lacks; without, the needs that the closest form lacks.
         others: further forms whose needs are met.
+        note: of the form, on this model.
     """
 
     engine: Engine
     form: Form | None
     findings: tuple[Finding, ...]
     others: tuple[Form, ...] = ()
+    note: str = ""
 
     @property
     def status(self) -> str:
@@ -95,10 +107,13 @@ class Verdict:
 
 def judge(engine: Engine, source: ExportSource) -> Verdict:
     """Return the verdict of one engine on a checkpoint."""
-    lacks = [(form, _violations(form.needs if form.experts else (DENSE, *form.needs), source)) for form in engine.forms]
+    lacks = [
+        (form, _violations(form.needs if form.beyond_dense else (DENSE, *form.needs), source)) for form in engine.forms
+    ]
     met = [form for form, findings in lacks if not findings]
     if met:
-        return Verdict(engine, met[0], _violations(met[0].wants, source), tuple(met[1:]))
+        note = met[0].note_for(source.family)
+        return Verdict(engine, met[0], _violations(met[0].wants, source), tuple(met[1:]), note)
     closest = min((findings for _, findings in lacks), key=lambda found: (not _is_curable(found), len(found)))
     return Verdict(engine, None, closest)
 

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hgsp.models.families import family_of
+from hgsp.models.families import LINEAR, family_of
+from hgsp.models.linear_attention import attention_of, block_of, has_linear_attention
 from hgsp.models.modeling_hgsp import added_to_stream, residual_block
 from hgsp.models.weight_checks import refuse_missing_weights
 
@@ -50,7 +51,7 @@ class _Recorder(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.window = window_of(layer)
+        self.mask_kind = mask_kind_of(layer)
         self.attention_type = getattr(layer, "attention_type", None)  # read by models of transformers before 5.2
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
@@ -74,7 +75,7 @@ class Decoder:
         self.family = family_of(model.config)
         self.num_layers = len(model.model.layers)
         self._source = layers or ResidentLayers(model)
-        self._calls: dict[torch.Size, dict[int | None, dict[str, Any]]] = {}
+        self._calls: dict[torch.Size, dict[Any, dict[str, Any]]] = {}
 
     def layer(self, index: int) -> AbstractContextManager[nn.Module]:
         """Return a context in which one layer has its weights."""
@@ -89,7 +90,7 @@ class Decoder:
             self.model.model(input_ids_BT.to(self.embedding.weight.device), use_cache=False)
         finally:
             self.model.model.layers = layers
-        self._calls[input_ids_BT.shape] = {recorder.window: recorder.kwargs for recorder in recorders}
+        self._calls[input_ids_BT.shape] = {recorder.mask_kind: recorder.kwargs for recorder in recorders}
         return recorders[0].hidden
 
     def call(self, module: nn.Module, hidden_BTH: Tensor) -> Tensor:
@@ -105,14 +106,16 @@ class Decoder:
         arguments = {}
         if kind == "attention":
             arguments = _on_device(self._arguments(module, hidden_BTH), hidden_BTH.device)
-        return residual_block(module, self.family.blocks[kind].parts, hidden_BTH, **arguments)
+            if has_linear_attention(module):  # without positions, which the layer itself does not pass on either
+                arguments = {"attention_mask": arguments["attention_mask"]}
+        return residual_block(module, block_of(module, kind, self.family).parts, hidden_BTH, **arguments)
 
     def add_output(self, module: nn.Module, kind: str, stream_BTH: Tensor, output_BTH: Tensor) -> None:
         """Add the output of a layer's output projection [B, T, H] to the residual stream, in place.
 
         Norms and multipliers behind the projection, if the family has any, are applied first.
         """
-        stream_BTH += added_to_stream(module, self.family.blocks[kind].parts, output_BTH).to(stream_BTH)
+        stream_BTH += added_to_stream(module, block_of(module, kind, self.family).parts, output_BTH).to(stream_BTH)
 
     @property
     def residual_multiplier(self) -> float | None:
@@ -173,14 +176,14 @@ class Decoder:
 
     def _arguments(self, module: nn.Module, hidden_BTH: Tensor) -> dict[str, Any]:
         """Return the arguments of a layer, dense or pruned; those of any other one if it has no attention."""
-        by_window = self._calls[hidden_BTH.shape[:2]]
-        return by_window.get(window_of(module), next(iter(by_window.values())))
+        by_mask = self._calls[hidden_BTH.shape[:2]]
+        return by_mask.get(mask_kind_of(module), next(iter(by_mask.values())))
 
 
-def window_of(layer: Any) -> int | None:
-    """Return the sliding window of a layer, None without one; layers of a model get the same arguments otherwise."""
-    window: int | None = getattr(layer.self_attn, "sliding_window", None)
-    return window
+def mask_kind_of(layer: Any) -> int | str | None:
+    """Return what tells the masks of layers apart: linear attention, the sliding window, or None; all else is equal."""
+    window: int | None = getattr(attention_of(layer), "sliding_window", None)
+    return LINEAR if has_linear_attention(layer) else window
 
 
 def _sample(logits_TV: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,6 @@
 """The supported model families, one value each, and the module names that all of them share.
 
-A new family is one value in ``FAMILIES`` plus its classes in a modelling file; docs/ADDING_A_FAMILY.md walks through
-one.
+A new family is one value in ``FAMILIES`` plus its classes in a modelling file: see docs/ADDING_A_FAMILY.md.
 """
 
 from __future__ import annotations
@@ -11,52 +10,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hgsp.errors import InputError
+from hgsp.models.blocks import ATTENTION_INPUTS, BLOCKS, MLP_INPUTS, Block
 from hgsp.models.experts import ExpertNames
 from hgsp.models.unsupported import reason_against
 
 LAYER_PREFIX = "model.layers."
 
 
-@dataclass(frozen=True)
-class Block:
-    """One residual block of a layer, ``x + post_norm(module(norm(x)))``, by the names of its parts in the layer.
-
-    A group owns rows of the input projections and columns of the output projection. Everything else in the block
-    (norms, output bias) is removed only with the whole block. Without ``norm`` or ``post_norm``, the block lacks it.
-    """
-
-    module: str
-    norm: str | None
-    input_projections: tuple[str, ...]
-    output_projection: str
-    post_norm: str | None = None
-
-    @property
-    def parts(self) -> tuple[str, str | None, str | None]:
-        """Module, norm of its input and norm of its output, as the modelling files name them."""
-        return self.module, self.norm, self.post_norm
-
-    @property
-    def entry(self) -> str:
-        """The submodule whose input is the residual stream."""
-        return self.norm or self.module
-
-
-#: Kind of block -> its parts, in the order in which a layer calls them.
-BLOCKS: Mapping[str, Block] = {
-    "attention": Block(
-        "self_attn", "input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
-    ),
-    "mlp": Block("mlp", "post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
-}
-KINDS = tuple(BLOCKS)
-OUTPUT_PROJECTIONS = {kind: block.output_projection for kind, block in BLOCKS.items()}
-
-ATTENTION_INPUTS, ATTENTION_OUTPUT = BLOCKS["attention"].input_projections, OUTPUT_PROJECTIONS["attention"]
-MLP_INPUTS, MLP_OUTPUT = BLOCKS["mlp"].input_projections, OUTPUT_PROJECTIONS["mlp"]
-LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *MLP_INPUTS, MLP_OUTPUT)
-
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 
 @dataclass(frozen=True)
@@ -68,10 +29,12 @@ class Family:
         model_type: of the dense models; with the prefix "hgsp_", of pruned ones.
         class_prefix: of the classes of pruned models.
         modeling_file: the module of this package that holds those classes.
+        first_version: major and minor version of the first transformers that our classes work with.
         attention_types: values of the config's ``layer_types`` that the decoder can build masks for.
         per_layer_lists: config keys with one value per layer, which follow the layers that are left.
         qk_norm: "head" for norms of queries and keys per head; "all heads" for one over all of them, whose RMS would
             change with the heads, so that KV groups are not removed. Empty: no such norms.
+        query_width: rows of the query projection per row of a head: 2 with a gate on each head's output, interleaved.
         residual_multiplier: the config key of a factor on what every block adds to the residual stream.
         logit_softcap: the config key of the bound that is applied to the logits by tanh.
         logit_divisor: the config key of a number that divides the logits.
@@ -97,9 +60,11 @@ class Family:
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    first_version: tuple[int, int] = (5, 0)
     attention_types: frozenset[str] = frozenset({FULL, SLIDING})
     per_layer_lists: tuple[str, ...] = ("layer_types",)
     qk_norm: str = ""
+    query_width: int = 1
     residual_multiplier: str | None = None
     logit_softcap: str | None = None
     logit_divisor: str | None = None
@@ -123,6 +88,10 @@ class Family:
     def prunes_kv_groups(self) -> bool:
         return self.qk_norm != "all heads"
 
+    @property
+    def is_hybrid(self) -> bool:
+        return LINEAR in self.attention_types
+
 
 PRUNED_PREFIX = "hgsp_"
 _ATTENTION_BIAS = {"attention": "attention_bias"}
@@ -134,6 +103,15 @@ _GEMMA_BLOCKS = {
 }
 _OLMO_BLOCKS = {kind: replace(block, norm=None) for kind, block in _GEMMA_BLOCKS.items()}
 
+_GEMMA: Mapping[str, Any] = {
+    "modeling_file": "modeling_hgsp_gemma",
+    "blocks": _GEMMA_BLOCKS,
+    "logit_softcap": "final_logit_softcapping",
+    "scales_embedding": True,
+    "bias_keys": _ATTENTION_BIAS,
+    "heads_divide_hidden": True,
+    "beyond_llama": "norms behind its blocks",
+}
 _MOE: Mapping[str, Any] = {
     "modeling_file": "modeling_hgsp_moe",
     "attention_types": frozenset({FULL}),
@@ -146,6 +124,7 @@ _ALL = (
         "Llama 2 to 3.3, SmolLM2",
         "llama",
         "HgspLlama",
+        first_version=(4, 54),
         attention_types=frozenset({FULL}),
         bias_keys=_ALL_BIASES,
         heads_divide_hidden=True,
@@ -153,36 +132,18 @@ _ALL = (
         real_weights="SmolLM2 135M",
     ),
     Family(
-        "Qwen2, Qwen2.5", "qwen2", "HgspQwen2", implied_head_dim=True, input_biases=True, real_weights="Qwen2.5 0.5B"
+        "Qwen2, Qwen2.5",
+        "qwen2",
+        "HgspQwen2",
+        first_version=(4, 54),
+        implied_head_dim=True,
+        input_biases=True,
+        real_weights="Qwen2.5 0.5B",
     ),
-    Family("Mistral", "mistral", "HgspMistral", real_weights="SmolLM2 135M as Mistral"),
-    Family("Qwen3", "qwen3", "HgspQwen3", qk_norm="head", bias_keys=_ATTENTION_BIAS),
-    Family(
-        "Gemma 2",
-        "gemma2",
-        "HgspGemma2",
-        "modeling_hgsp_gemma",
-        blocks=_GEMMA_BLOCKS,
-        logit_softcap="final_logit_softcapping",
-        scales_embedding=True,
-        bias_keys=_ATTENTION_BIAS,
-        heads_divide_hidden=True,
-        beyond_llama="norms behind its blocks",
-    ),
-    Family(
-        "Gemma 3 (text)",
-        "gemma3_text",
-        "HgspGemma3",
-        "modeling_hgsp_gemma",
-        blocks=_GEMMA_BLOCKS,
-        qk_norm="head",
-        logit_softcap="final_logit_softcapping",
-        scales_embedding=True,
-        bias_keys=_ATTENTION_BIAS,
-        heads_divide_hidden=True,
-        beyond_llama="norms behind its blocks",
-        real_weights="Gemma 3 270M",
-    ),
+    Family("Mistral", "mistral", "HgspMistral", first_version=(4, 54), real_weights="SmolLM2 135M as Mistral"),
+    Family("Qwen3", "qwen3", "HgspQwen3", first_version=(4, 54), qk_norm="head", bias_keys=_ATTENTION_BIAS),
+    Family("Gemma 2", "gemma2", "HgspGemma2", **_GEMMA),
+    Family("Gemma 3 (text)", "gemma3_text", "HgspGemma3", **_GEMMA, qk_norm="head", real_weights="Gemma 3 270M"),
     Family(
         "Ministral",
         "ministral",
@@ -241,6 +202,18 @@ _ALL = (
         has_longrope=True,
     ),
     Family(
+        "Qwen3.5, Qwen3.6 (text)",
+        "qwen3_5_text",
+        "HgspQwen35",
+        "modeling_hgsp_qwen3_5",
+        first_version=(5, 17),
+        attention_types=frozenset({FULL, LINEAR}),
+        qk_norm="head",
+        query_width=2,
+        bias_keys=_ATTENTION_BIAS,
+        beyond_llama="linear attention in some layers",
+    ),
+    Family(
         "Qwen3-MoE",
         "qwen3_moe",
         "HgspQwen3Moe",
@@ -288,7 +261,7 @@ def family_named(model_type: str) -> Family | None:
 
 def unsupported(raw_config: Mapping[str, Any]) -> InputError:
     """Return the refusal of a model that belongs to no family, with what it lacks."""
-    detail, remedy = reason_against(raw_config)
+    detail, remedy = reason_against(raw_config, FAMILIES)
     return InputError(
         expected=f"a supported architecture ({', '.join(FAMILIES)})",
         got=f"unsupported architecture '{raw_config.get('model_type')}'{detail}",

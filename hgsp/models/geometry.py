@@ -5,13 +5,15 @@ K kv groups | R query heads per kv group | D head dim | H hidden | M mlp width |
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hgsp.errors import InputError
+from hgsp.models.blocks import Block
 from hgsp.models.experts import DOWN, ROUTER, expert_parameters, has_experts
-from hgsp.models.families import Block, family_of
+from hgsp.models.families import family_of
 from hgsp.models.kinds import KIND_NAMED, GroupKind, kinds_among
+from hgsp.models.linear_attention import LINEAR_ATTENTION, attention_of, has_linear_attention
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,13 +23,15 @@ if TYPE_CHECKING:
 class LayerShape:
     """Size of one decoder layer in groups of every kind; its MLP has channels or experts, 0 of both if it has none.
 
-    ``expert_width`` 0 beside experts, in plans without channels of experts, is their width in the dense model.
+    ``expert_width`` 0 beside experts, in plans without channels of experts, is their width in the dense model. A layer
+    with ``linear_attention`` has no KV groups, and what mixes its tokens stays as long as the layer.
     """
 
     num_kv_groups: int
     mlp_width: int
     num_experts: int = 0
     expert_width: int = 0
+    linear_attention: bool = field(default=False, kw_only=True)
 
     @property
     def kinds(self) -> tuple[GroupKind, GroupKind]:
@@ -52,7 +56,9 @@ class Geometry:
     ``expert_channel_params`` those of a channel of ONE expert, ``router_row_params`` those of an expert beside its
     channels. ``*_extra_params`` are those of a block that belong to no group (norms, output bias) and are removed only
     with the whole block. ``prunes_kv_groups`` is False where attention is removed whole or not at all,
-    ``prunes_expert_channels`` where experts leave whole or not at all. A token uses ``experts_per_token``.
+    ``prunes_expert_channels`` where experts leave whole or not at all. A token uses ``experts_per_token``. A head has
+    ``query_width`` times ``head_dim`` rows of the query projection. ``linear_attention_params`` are those of a block of
+    linear attention, with its norm.
     """
 
     hidden_size: int
@@ -70,6 +76,8 @@ class Geometry:
     expert_extra_params: int = 0
     experts_per_token: int = 0
     prunes_expert_channels: bool = False
+    query_width: int = 1
+    linear_attention_params: int = 0
 
     @property
     def num_layers(self) -> int:
@@ -137,9 +145,10 @@ class Geometry:
     def layer_params(self, shape: LayerShape) -> int:
         """Count the parameters of a layer of this shape. A block without groups has none."""
         sizes = {kind: shape.size_of(kind) for kind in ("attention", "mlp", "expert")}
-        return sum(
+        groups = sum(
             size * self.params_per_group(kind, shape) + self.extra_params(kind) for kind, size in sizes.items() if size
         )
+        return groups + shape.linear_attention * self.linear_attention_params
 
     @property
     def decoder_params(self) -> int:
@@ -159,7 +168,7 @@ def geometry_of(model: nn.Module) -> Geometry:
     causal_lm: Any = model
     config = causal_lm.config
     layers = causal_lm.model.layers
-    full = next((layer for layer in layers if layer.self_attn is not None and layer.mlp is not None), None)
+    full = next((layer for layer in layers if attention_of(layer) is not None and layer.mlp is not None), None)
     if full is None:
         raise InputError(
             expected="a model in which at least one layer has both attention and MLP",
@@ -168,15 +177,16 @@ def geometry_of(model: nn.Module) -> Geometry:
         )
     head_dim = full.self_attn.head_dim
     num_kv = full.self_attn.k_proj.out_features // head_dim
-    num_queries = full.self_attn.q_proj.out_features // head_dim
+    family = family_of(config)
+    num_queries = full.self_attn.q_proj.out_features // (head_dim * family.query_width)
     if num_queries % num_kv:
         raise InputError(
             expected="query heads that divide evenly over the KV heads",
             got=f"{num_queries} query heads over {num_kv} KV heads",
             remedy="check the model's config.json",
         )
-    family = family_of(config)
     blocks = family.blocks
+    linear = next((layer for layer in layers if has_linear_attention(layer)), None)
     attention_groups = _params_of_groups(full, blocks["attention"])
     channel_params, mlp_extra = _mlp_params(layers, blocks["mlp"])
     expert_channel, router_row, expert_extra = _expert_params(layers, blocks["mlp"])
@@ -195,6 +205,8 @@ def geometry_of(model: nn.Module) -> Geometry:
         router_row_params=router_row,
         expert_extra_params=expert_extra,
         experts_per_token=config.num_experts_per_tok if family.experts else 0,
+        query_width=family.query_width,
+        linear_attention_params=0 if linear is None else _params_of_block(linear, LINEAR_ATTENTION),
     )
 
 
@@ -219,14 +231,14 @@ def _expert_params(layers: Any, block: Block) -> tuple[int, int, int]:
 
 
 def _shape_of(layer: Any) -> LayerShape:
-    attention, mlp = layer.self_attn, layer.mlp
+    attention, mlp, is_linear = attention_of(layer), layer.mlp, has_linear_attention(layer)
     num_kv = 0 if attention is None else attention.k_proj.out_features // attention.head_dim
     if mlp is None:
-        return LayerShape(num_kv, 0)
+        return LayerShape(num_kv, 0, linear_attention=is_linear)
     if has_experts(layer):
         num_experts, _, width = expert_parameters(layer)[DOWN].shape
-        return LayerShape(num_kv, 0, num_experts, width)
-    return LayerShape(num_kv, mlp.gate_proj.out_features)
+        return LayerShape(num_kv, 0, num_experts, width, linear_attention=is_linear)
+    return LayerShape(num_kv, mlp.gate_proj.out_features, linear_attention=is_linear)
 
 
 def _params_of_groups(layer: Any, block: Block) -> int:

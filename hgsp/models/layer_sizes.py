@@ -36,7 +36,8 @@ def layer_sizes(shape: LayerShape, queries_per_kv: int, expert_width_key: str | 
         sizes["num_experts"] = shape.num_experts
         if expert_width_key is not None:
             sizes[expert_width_key] = shape.expert_width
-    skipped = [block for block, size in zip(("attention", "mlp"), shape.block_sizes, strict=True) if not size]
+    present = (shape.block_sizes[0] or shape.linear_attention, shape.block_sizes[1])
+    skipped = [block for block, has in zip(("attention", "mlp"), present, strict=True) if not has]
     return sizes | ({"skip": skipped} if skipped else {})
 
 

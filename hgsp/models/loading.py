@@ -76,7 +76,8 @@ def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
         )
     if dtype == "float16" and found.config.dtype == torch.bfloat16:
         warnings.append("weights stored in bfloat16 are used in float16, whose range is smaller: values may overflow")
-    if any(layer.self_attn is None or layer.mlp is None for layer in found.skeleton.model.layers):
+    shapes = geometry_of(found.skeleton).shapes
+    if any(not (shape.num_kv_groups or shape.linear_attention) or not shape.block_sizes[1] for shape in shapes):
         raise InputError(
             expected="attention and MLP in every layer",
             got="a pruned model with layers that lack one",

@@ -96,7 +96,7 @@ def cache_slots(config: Any) -> list[int | None]:
 
 def residual_block(layer: Any, parts: Parts, hidden_states: Any, **kwargs: Any) -> Any:
     """Return the residual stream after one block of a layer; unchanged if the layer lacks it."""
-    block, norm = getattr(layer, parts[0]), parts[1]
+    block, norm = getattr(layer, parts[0], None), parts[1]
     if block is None:
         return hidden_states
     output = block(hidden_states if norm is None else getattr(layer, norm)(hidden_states), **kwargs)
@@ -121,13 +121,13 @@ class PerLayerDecoderLayer(nn.Module):
     def __init__(self, config: Any, layer_idx: int, cache_idx: int | None) -> None:
         settings, skip = layer_settings(config, layer_idx)
         super().__init__(settings, layer_idx)
-        self.self_attn.config = config  # shared, so that set_attn_implementation() reaches it
-        self.self_attn.layer_idx = cache_idx
+        mixer = getattr(self, self.attention[0])
+        mixer.config, mixer.layer_idx = config, cache_idx  # shared, so that set_attn_implementation() reaches it
         skipped = (*self.attention * ("attention" in skip), *self.feed_forward * ("mlp" in skip))
         for name in filter(None, skipped):
             setattr(self, name, None)
         if getattr(config, "writer_bias", False):
-            _give_bias(self.self_attn, "o_proj")
+            _give_bias(getattr(self, "self_attn", None), "o_proj")
             _give_bias(self.mlp, "down_proj")
 
     def forward(self, hidden_states: Any, **kwargs: Any) -> Any:

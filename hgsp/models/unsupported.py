@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
-#: Values of ``layer_types`` of layers whose attention has queries, keys and values.
-_ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-#: Config keys of layers that mix tokens without attention.
-_MIXERS = ("layers_block_type", "hybrid_override_pattern", "mamba_d_state", "state_size", "ssm_state_size")
+#: Values of ``layer_types``, or of what earlier configs call it, of layers that have queries, keys and values.
+_ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention", "attention"})
+#: Config keys of one kind per layer.
+_TYPES = ("layer_types", "layers_block_type", "block_types")
+#: Config keys of layers that mix tokens without attention, where the config has no kind per layer.
+_MIXERS = ("hybrid_override_pattern", "mamba_d_state", "state_size", "ssm_state_size")
+_MULTIMODAL = " (multimodal)", "save its language model alone and prune that; docs/ADDING_A_FAMILY.md shows how"
 
 
-def reason_against(raw_config: Mapping[str, Any]) -> tuple[str, str]:
+def reason_against(raw_config: Mapping[str, Any], supported: Container[str]) -> tuple[str, str]:
     """Return the part of an unsupported model that pruning lacks, in brackets, and a remedy; both may be empty."""
     text = raw_config.get("text_config")
     inner = text if isinstance(text, Mapping) else raw_config
-    if inner.get("num_local_experts") or inner.get("num_experts") or "moe" in str(inner.get("model_type")):
+    is_multimodal = inner is not raw_config
+    if is_multimodal and inner.get("model_type") in supported:
+        return _MULTIMODAL
+    if _has_experts(inner):
         quantised = (inner.get("quantization_config") or {}).get("quant_method")
         beyond = (
             " with biases and interleaved gates, beside attention with a sink per query head, which nothing here slices"
@@ -29,13 +35,17 @@ def reason_against(raw_config: Mapping[str, Any]) -> tuple[str, str]:
             "KV group there would remove it here)",
             "",
         )
-    others = sorted({*(inner.get("layer_types") or ())} - _ATTENTION)
-    if others or any(inner.get(key) for key in _MIXERS):
+    types = {kind for key in _TYPES for kind in inner.get(key) or ()}
+    others = sorted(types - _ATTENTION)
+    if others or (not types and any(inner.get(key) for key in _MIXERS)):
         kind = f": {others[0]}" if others else ""
-        return f" (layers without attention{kind}, which have no KV groups to score and remove)", ""
-    if inner is not raw_config:
-        return (
-            " (multimodal)",
-            "save its language model alone and prune that; docs/ADDING_A_FAMILY.md shows how",
-        )
-    return "", ""
+        return f" (layers without attention{kind}, of a kind that no supported family has)", ""
+    if inner.get("shared_intermediate_size"):
+        return " (an MLP whose matrices have other names than gate_proj, up_proj and down_proj)", ""
+    return _MULTIMODAL if is_multimodal else ("", "")
+
+
+def _has_experts(config: Mapping[str, Any]) -> bool:
+    """Return whether a config is of a mixture of experts; some families of them have dense members with 0 experts."""
+    numbers = [config[key] for key in ("num_local_experts", "num_experts") if key in config]
+    return any(numbers) if numbers else "moe" in str(config.get("model_type"))

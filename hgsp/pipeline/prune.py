@@ -124,8 +124,8 @@ def _dry_run(request: Request, scores: Scores | None) -> None:
 
 
 def _show_engines(request: Request, plan: PrunePlan | None = None) -> None:
-    """Print the sizes in the formats of engines, which are known of models without experts."""
-    if not request.geometry.experts_per_token:
+    """Print the sizes in the formats of engines, which are known of models without experts and linear attention."""
+    if not (request.geometry.experts_per_token or request.geometry.linear_attention_params):
         show(engine_table(request, plan))
 
 

@@ -87,7 +87,7 @@ def _verdict(
 
 
 def _layers(geometry: Geometry, decision: PruningDecision) -> list[dict[str, Any]]:
-    """Return an entry per dense layer; those of models with experts have the keys of all kinds.
+    """Return an entry per dense layer; models with experts have the keys of all kinds, linear attention one more.
 
     The number of slots is left out where experts lose no channels: their slots are then no groups.
     """
@@ -98,6 +98,7 @@ def _layers(geometry: Geometry, decision: PruningDecision) -> list[dict[str, Any
             "layer": index,
             **{f"kept_{kind.kept}": list(keep.groups[kind.name]) for kind in kinds},
             **{kind.dense_key: dense.size_of(kind.name) for kind in counted},
+            **({"kept_linear_attention": keep.linear_attention} if dense.linear_attention else {}),
             "kept_ratio": geometry.layer_params(keep.shape) / geometry.layer_params(dense),
             "prior_mode": mode,
         }

@@ -98,7 +98,8 @@ class VerifiedFolder:
     def reported_layers(self) -> Iterator[LayerKeep]:
         """Yield the groups that every dense layer keeps, as the report has them."""
         for layer in self.report["layers"]:
-            yield LayerKeep(*(tuple(layer.get(f"kept_{kind.kept}", ())) for kind in GROUP_KINDS))
+            kept = (tuple(layer.get(f"kept_{kind.kept}", ())) for kind in GROUP_KINDS)
+            yield LayerKeep(*kept, linear_attention=layer.get("kept_linear_attention", False))
 
     def refitted(self) -> tuple[str, ...]:
         """Return the beginnings of the names of all tensors that a reconstruction changed."""

@@ -15,9 +15,11 @@ from hgsp.console.checksums import CHECKSUMS, read_checksums
 from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.environment import file_sha256
 from hgsp.errors import InputError, one_line
+from hgsp.models.blocks import KINDS
 from hgsp.models.experts import DOWN, ROUTER
-from hgsp.models.families import KINDS, LAYER_PREFIX, family_of
+from hgsp.models.families import LAYER_PREFIX, family_of
 from hgsp.models.hub_upload import LOCAL_FILES
+from hgsp.models.linear_attention import LINEAR_ATTENTION
 from hgsp.models.loading import inspect_model
 from hgsp.models.pruned_bin import BIN_NAME, read_bin
 from hgsp.models.weight_files import pickled_weight_files
@@ -152,7 +154,12 @@ def _check_sizes(folder: VerifiedFolder) -> None:
     for new, old in enumerate(kept_layers):
         shape = folder.plan.layers[old].shape
         attention, mlp = (family.blocks[kind].input_projections[-1] for kind in KINDS)
-        sizes = ((attention, shape.num_kv_groups, head_dim), (mlp, shape.mlp_width, 1), (ROUTER, shape.num_experts, 1))
+        sizes = (
+            (attention, shape.num_kv_groups, head_dim),
+            (mlp, shape.mlp_width, 1),
+            (ROUTER, shape.num_experts, 1),
+            (LINEAR_ATTENTION.output_projection, shape.linear_attention, folder.model.config.hidden_size),
+        )
         for linear, groups, rows in sizes:
             name = f"{LAYER_PREFIX}{new}.{linear}.weight"
             stored = folder.files.shapes[name][0] if name in folder.names else 0

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hgsp.models.blocks import KINDS, OUTPUT_PROJECTIONS
 from hgsp.models.decoder import Decoder
 from hgsp.models.experts import EXPERTS, RoutedCall, has_experts, routed_among, watch_experts, with_channels
-from hgsp.models.families import KINDS, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry
+from hgsp.models.linear_attention import LINEAR_ATTENTION, has_linear_attention
 from hgsp.pruning.plan import LayerKeep, PrunePlan
 from hgsp.scoring.expert_statistics import watch_mask_gradients
-from hgsp.scoring.groups import MLP
+from hgsp.scoring.groups import ATTENTION, MLP
 
 
 class MaskedLayers:
@@ -40,6 +41,8 @@ class MaskedLayers:
             for block, name in enumerate(OUTPUT_PROJECTIONS.values()):
                 if block == MLP and has_experts(module):
                     masks.enter_context(self._masked_experts(index, module))
+                elif block == ATTENTION and has_linear_attention(module):
+                    masks.enter_context(self._masked_linear_attention(index, module))
                 else:
                     masks.enter_context(self._masked_columns(index, block, module.get_submodule(name)))
             yield module
@@ -55,6 +58,18 @@ class MaskedLayers:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def _masked_linear_attention(self, index: int, module: nn.Module) -> Iterator[None]:
+        if self._plan.layers[index].linear_attention:
+            yield
+            return
+        projection = module.get_submodule(LINEAR_ATTENTION.output_projection)
+        handle = projection.register_forward_hook(lambda _module, _args, output: output * 0)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     @contextmanager
     def _masked_experts(self, index: int, module: nn.Module) -> Iterator[None]:

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerKeep:
-    """Sorted dense indices of the groups that one layer keeps. All empty: the layer is removed whole.
+    """Sorted dense indices of the groups that one layer keeps, and whether it keeps linear attention.
 
-    Slots of experts are numbered from the weakest channel of every expert; ``expert_channels`` are the channels that
-    each kept expert has in the kept slots. Without them experts keep all channels.
+    Without any of them the layer is removed whole. Slots of experts are numbered from the weakest channel of every
+    expert; ``expert_channels`` are the channels that each kept expert has in the kept slots. Without them experts keep
+    all channels.
     """
 
     kv_groups: tuple[Count, ...]
@@ -36,10 +37,11 @@ class LayerKeep:
     experts: tuple[Count, ...] = ()
     expert_slots: tuple[Count, ...] = ()
     expert_channels: tuple[tuple[Count, ...], ...] = ()
+    linear_attention: bool = field(default=False, kw_only=True)
 
     @property
     def shape(self) -> LayerShape:
-        return LayerShape(*map(len, self.groups.values()))
+        return LayerShape(*map(len, self.groups.values()), linear_attention=self.linear_attention)
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
@@ -47,11 +49,13 @@ class LayerKeep:
         return {kind.name: getattr(self, kind.kept) for kind in GROUP_KINDS}
 
     def as_json(self) -> dict[str, Any]:
-        """Return the indices by their keys in a plan; those of experts are left out where there are none."""
-        indices = {
+        """Return the content by its keys in a plan; experts and linear attention are left out where there are none."""
+        kept: dict[str, Any] = {
             kind.kept: self.groups[kind.name] for kind in GROUP_KINDS if kind in DENSE_KINDS or self.groups[kind.name]
         }
-        return indices | ({"expert_channels": self.expert_channels} if self.expert_channels else {})
+        if self.expert_channels:
+            kept["expert_channels"] = self.expert_channels
+        return kept | ({"linear_attention": True} if self.linear_attention else {})
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +89,7 @@ class PrunePlan:
                 remedy="select again from the scores",
             )
         for index, keep in enumerate(self.layers):
-            named = [(name, indices) for name, indices in keep.as_json().items() if name != "expert_channels"]
+            named = [(kind.kept, keep.groups[kind.name]) for kind in GROUP_KINDS]
             for name, indices in [*named, *(("expert_channels", channels) for channels in keep.expert_channels)]:
                 if list(indices) != sorted(set(indices)) or (indices and indices[0] < 0):
                     raise InputError(

@@ -61,7 +61,7 @@ def select_groups(
             break
         removed |= {(layer, block) for layer in collapsed for block in (ATTENTION, MLP)}
         kept = _select(table, geometry, budget_params, shape_rules, removed)
-    layers = _layers_of(table, kept, geometry)
+    layers = _layers_of(table, kept, geometry, removed)
     removed_params = sum(
         geometry.layer_params(dense) - geometry.layer_params(keep.shape)
         for dense, keep in zip(geometry.shapes, layers, strict=True)
@@ -198,7 +198,10 @@ def _block_params(geometry: Geometry, blocks: Collection[BlockIndex]) -> int:
     total = 0
     for layer, block in blocks:
         shape = geometry.shapes[layer]
-        emptied = replace(shape, **{shape.kinds[block].size: 0})
+        gone: dict[str, Any] = {shape.kinds[block].size: 0} | (
+            {"linear_attention": False} if block == ATTENTION else {}
+        )
+        emptied = replace(shape, **gone)
         total += geometry.layer_params(shape) - geometry.layer_params(emptied)
     return total
 
@@ -231,14 +234,20 @@ def _collapsed_layers(
     return collapsed
 
 
-def _layers_of(table: GroupTable, kept: Mask, geometry: Geometry) -> tuple[LayerKeep, ...]:
+def _layers_of(
+    table: GroupTable, kept: Mask, geometry: Geometry, removed: Collection[BlockIndex]
+) -> tuple[LayerKeep, ...]:
     bounds = np.searchsorted(table.part, np.arange(len(GROUP_KINDS) * geometry.num_layers + 1))
     parts = (slice(first, stop) for first, stop in itertools.pairwise(bounds))
     indices = [tuple(table.group[part][kept[part]].tolist()) for part in parts]
     layers = zip(*[iter(indices)] * len(GROUP_KINDS), strict=True)
+    linear = (
+        shape.linear_attention and not {(index, ATTENTION), (index, MLP)} <= set(removed)
+        for index, shape in enumerate(geometry.shapes)
+    )
     return tuple(
-        _with_channels(LayerKeep(*layer), geometry.shapes[index], table.channel_order.get(index))
-        for index, layer in enumerate(layers)
+        _with_channels(LayerKeep(*groups, linear_attention=has), geometry.shapes[index], table.channel_order.get(index))
+        for index, (groups, has) in enumerate(zip(layers, linear, strict=True))
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hgsp.errors import InputError
 from hgsp.models.geometry import Geometry, LayerShape
@@ -106,18 +106,29 @@ class ShapeRules:
             "expert_channel": min_width("expert_channel") if geometry.prunes_expert_channels else geometry.expert_width,
         }
         return tuple(
-            shape if index in frozen else LayerShape(*(min(shape.size_of(kind), minimum[kind]) for kind in KIND_NAMED))
+            shape
+            if index in frozen
+            else LayerShape(
+                *(min(shape.size_of(kind), minimum[kind]) for kind in KIND_NAMED),
+                linear_attention=shape.linear_attention,
+            )
             for index, shape in enumerate(geometry.shapes)
         )
 
     def smallest_params(self, geometry: Geometry) -> int:
         """Return the fewest parameters that the decoder layers can be left with."""
-        params = [geometry.layer_params(shape) for shape in self.smallest_shapes(geometry)]
+        shapes = self.smallest_shapes(geometry)
+        params = sum(map(geometry.layer_params, shapes))
         if not self.allow_empty_blocks:
-            return sum(params)
+            return params
         frozen = self.frozen_layers(geometry.num_layers)
-        touchable = [size for index, size in enumerate(params) if index not in frozen]
-        return sum(params) - sum(touchable) + (max(touchable) if len(touchable) == len(params) else 0)
+        saved = {
+            index: geometry.layer_params(shape) - geometry.linear_attention_params * shape.linear_attention
+            for index, shape in enumerate(shapes)
+        }
+        attends = [index for index, shape in enumerate(shapes) if shape.num_kv_groups]
+        stays = 0 if frozen.intersection(attends) else max(saved[index] for index in attends)
+        return params - sum(size for index, size in saved.items() if index not in frozen) + stays
 
     def check_equal_layers(self, geometry: Geometry) -> None:
         """Refuse a model whose layers cannot all be left with the same sizes by the same steps.
@@ -125,7 +136,9 @@ class ShapeRules:
         Raises:
             InputError: equal layers of a model whose layers differ already.
         """
-        if self.has_equal_layers and len(set(geometry.shapes)) > 1:
+        attention = {shape.num_kv_groups for shape in geometry.shapes if not shape.linear_attention}
+        mlps = {replace(shape, num_kv_groups=0, linear_attention=False) for shape in geometry.shapes}
+        if self.has_equal_layers and max(len(attention), len(mlps)) > 1:
             raise InputError(
                 expected="a model whose layers have the same sizes, for --uniform or --equal_kv_groups",
                 got=f"{len(set(geometry.shapes))} different sizes",

@@ -8,15 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS, MLP_INPUTS, MLP_OUTPUT
 from hgsp.models.experts import DOWN, EXPERT_PARTS, GATE_UP, put_channels, take_channels
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS, MLP_INPUTS, MLP_OUTPUT
 from hgsp.models.geometry import Geometry
+from hgsp.models.linear_attention import LINEAR_ATTENTION
 from hgsp.pruning.plan import LayerKeep
 
 
-def is_sliced(name: str) -> bool:
-    """Return whether groups own a part of a tensor of a layer."""
-    return _owner(name) in (*LINEARS, *EXPERT_PARTS)
+def is_written(name: str) -> bool:
+    """Return whether a plan or a refit changes a tensor of a layer."""
+    return _owner(name) in (*LINEARS, *EXPERT_PARTS, LINEAR_ATTENTION.output_projection)
 
 
 class LayerSlices:
@@ -40,17 +41,17 @@ class LayerSlices:
         return take_channels(name, kept, self._channels_EW)
 
     def padded(self, name: str, dense: Tensor, replaced: Tensor | None) -> Tensor:
-        """Return a sliced tensor in its dense shape with zeros for what leaves.
+        """Return a tensor in its dense shape with zeros for what leaves.
 
         Args:
             replaced: used instead of the kept part of ``dense``.
         """
         padded = torch.zeros_like(dense)
-        dim, indices = self._indices[_owner(name)]
-        if not len(indices):
+        dim, indices = self._indices.get(_owner(name), (dense.ndim, None))
+        if indices is not None and not len(indices):
             return padded
         kept = self.take(name, dense) if replaced is None else replaced.to(dense)
-        if dim >= dense.ndim:  # the bias of an output projection
+        if indices is None or dim >= dense.ndim:  # linear attention, and the bias of an output projection
             return kept
         indices = indices.to(dense.device)
         if self._channels_EW is not None and name in (GATE_UP, DOWN):
@@ -60,14 +61,15 @@ class LayerSlices:
 
 def _indices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Tensor]]:
     per_kv, per_query = geometry.head_dim, geometry.columns_per_group("attention")
-    query_rows, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
+    query_rows = _spans(keep.kv_groups, per_query * geometry.query_width)
+    query_columns, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
     channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
     query, key, value = ATTENTION_INPUTS
     return {
         query: (0, query_rows),
         key: (0, kv_rows),
         value: (0, kv_rows),
-        ATTENTION_OUTPUT: (1, query_rows),
+        ATTENTION_OUTPUT: (1, query_columns),
         **dict.fromkeys(MLP_INPUTS, (0, channels)),
         MLP_OUTPUT: (1, channels),
         **dict.fromkeys(EXPERT_PARTS, (0, torch.tensor(keep.experts, dtype=torch.int64))),

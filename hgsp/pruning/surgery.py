@@ -12,20 +12,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hgsp.errors import InputError
+from hgsp.models.blocks import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.buffers import make_buffers
 from hgsp.models.dispatch import dispatched_like
-from hgsp.models.families import (
-    ATTENTION_OUTPUT,
-    LAYER_PREFIX,
-    MLP_OUTPUT,
-    Family,
-    family_of,
-)
+from hgsp.models.families import LAYER_PREFIX, Family, family_of
 from hgsp.models.geometry import Geometry, LayerShape, geometry_of
 from hgsp.models.layer_sizes import architecture_settings, layer_sizes, stored_keys
 from hgsp.models.weight_checks import refuse_missing_weights, refuse_own_head
 from hgsp.pruning.plan import LayerKeep, PrunePlan
-from hgsp.pruning.slices import LayerSlices, is_sliced
+from hgsp.pruning.slices import LayerSlices, is_written
 
 
 class Surgery:
@@ -94,8 +89,9 @@ class Surgery:
             dense: the tensors of the dense layer, by their names in it.
         """
         new_index = self._new_index_of.get(old_index)
-        linears = {name: tensor for name, tensor in dense.items() if is_sliced(name)}
-        linears |= {name: dense[name.replace(".bias", ".weight")][:, 0] * 0 for name in self.added_biases}
+        linears = {name: tensor for name, tensor in dense.items() if is_written(name)}
+        weights = {name: dense.get(name.replace(".bias", ".weight")) for name in self.added_biases}
+        linears |= {name: weight[:, 0] * 0 for name, weight in weights.items() if weight is not None}
         if new_index is None:
             return {name: torch.zeros_like(tensor) for name, tensor in linears.items()}
         slices, prefix = self._slices[new_index][1], f"{LAYER_PREFIX}{new_index}."
@@ -211,7 +207,7 @@ def _of_surviving_layers(values: Sequence[Any], plan: PrunePlan) -> list[Any]:
     transformers counts tokens, is of a type that some layer has.
     """
     left = surviving_layers(plan)
-    attends = [index for index in left if plan.layers[index].kv_groups] or left
+    attends = [index for index in left if plan.layers[index].kv_groups or plan.layers[index].linear_attention] or left
     return [values[next((other for other in attends if other >= index), attends[-1])] for index in left]
 
 
@@ -228,6 +224,7 @@ def _stock_type(family: Family, settings: dict[str, Any]) -> str | None:
 
 
 def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
+    left = surviving_layers(plan)
     differs = len(plan.layers) != geometry.num_layers or any(
         (indices and indices[-1] >= shape.size_of(kind))
         or (kind == "attention" and not geometry.prunes_kv_groups and len(indices) not in (0, shape.size_of(kind)))
@@ -235,7 +232,10 @@ def _check_fits(plan: PrunePlan, geometry: Geometry) -> None:
         for keep, shape in zip(plan.layers, geometry.shapes, strict=False)
         for kind, indices in keep.groups.items()
     )
-    if differs or not surviving_layers(plan):
+    differs = differs or any(
+        plan.layers[index].linear_attention != geometry.shapes[index].linear_attention for index in left
+    )
+    if differs or not left:
         kept = "at least one" + ("" if geometry.prunes_kv_groups else ", with all KV groups of a block or none")
         raise InputError(
             expected=f"a plan for {geometry.num_layers} layers like {geometry.shapes[0]} that keeps {kept}",

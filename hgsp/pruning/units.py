@@ -102,7 +102,9 @@ def protected_units(units: Units, gone: Mask, geometry: Geometry, shape_rules: S
         return units.is_last
     importance_L = np.bincount(units.layer, weights=units.score * units.cost, minlength=geometry.num_layers)
     importance_L[units.layer[gone]] = -1
-    whole = [*shape_rules.frozen_layers(geometry.num_layers)] or [int(importance_L.argmax())]
+    attends = {index for index, shape in enumerate(geometry.shapes) if shape.num_kv_groups}
+    frozen = shape_rules.frozen_layers(geometry.num_layers)
+    whole = [*frozen] if frozen & attends else [*frozen, max(sorted(attends), key=importance_L.__getitem__)]
     return units.is_last & (np.isin(units.layer, whole) | (units.kind == EXPERT_CHANNEL))
 
 

@@ -32,9 +32,11 @@ from torch import Tensor, nn
 from hgsp.console.progress import Progress, silent
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError, not_finite
+from hgsp.models.blocks import KINDS
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import KINDS, LAYER_PREFIX, OUTPUT_PROJECTIONS
+from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.half_precision import fp32_matmul_fallback
+from hgsp.models.linear_attention import output_of
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
@@ -205,21 +207,22 @@ def _reconstruct_block(
 ) -> list[ModuleFit]:
     """Refit one output projection and, with a seed, the whole MLP, and run the block of both models.
 
-    Returns an empty list if the pruned layer has no such block, or one of experts with all their channels, which keep
-    their weights.
+    Returns an empty list if the pruned layer has no such block, one of experts with all their channels, which keep
+    their weights, or linear attention, which takes no bias, where biases alone are fitted.
     """
-    block, _, name = OUTPUT_PROJECTIONS[kind].partition(".")
-    projection = getattr(getattr(pruned, block), name, None)
-    if projection is None:
+    output = output_of(pruned, kind)
+    block, _, name = output.partition(".")
+    projection = getattr(getattr(pruned, block, None), name, None)
+    if projection is None or (bias_only and projection.bias is None):
         streams.pass_dense(kind, dense)
-        if getattr(pruned, block) is not None:
+        if getattr(pruned, block, None) is not None:
             streams.pass_pruned(kind, pruned, None)
         return []
     fit = Moments(projection, accumulation_dtype(projection.weight.device), bias_only=bias_only)
     held_out = Moments(projection, torch.float32, bias_only=bias_only)
     streams.gather(kind, dense, pruned, projection, fit, held_out)
     if not (fit.are_finite and held_out.are_finite):
-        raise not_finite("input or output of the pruned model", index, OUTPUT_PROJECTIONS[kind])
+        raise not_finite("input or output of the pruned model", index, output)
     columns = [] if bias_only else [projection.weight.detach()]
     columns += [] if projection.bias is None else [projection.bias.detach()[:, None]]
     new_HS, ridge, error = solve(torch.cat(columns, dim=1), fit, held_out)
@@ -230,7 +233,7 @@ def _reconstruct_block(
         if projection.bias is not None:
             projection.bias = nn.Parameter(new_HS[:, -1].contiguous(), requires_grad=False)
     errors = held_out.relative(held_out.error), held_out.relative(error)
-    fits = [ModuleFit(index, OUTPUT_PROJECTIONS[kind], ridge, *errors, changed=ridge is not None)]
+    fits = [ModuleFit(index, output, ridge, *errors, changed=ridge is not None)]
     if seed is not None:
         before, after = fit_block(streams.mlp_branch(pruned), streams.mlp_batches(pruned), seed)
         worse, better = (relative_norm(found.energy, streams.mlp_energy) for found in (before, after))

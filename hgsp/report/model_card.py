@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hgsp.console.report_schema import AFTER, BEFORE, PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.environment import write_atomically
-from hgsp.models.families import is_pruned_type
+from hgsp.models.families import family_named, is_pruned_type
 from hgsp.models.kinds import GROUP_KINDS, kinds_among
 from hgsp.models.model_cards import CARD, hub_id_of, is_own_card, read_card, read_text, signed
 
@@ -156,7 +156,8 @@ def _protocol(result: Mapping[str, Any]) -> list[Any]:
 
 def _usage(name: str, config: Mapping[str, Any]) -> str:
     own = is_pruned_type(config.get("model_type"))
-    oldest = "5.0" if "modeling_hgsp_" in str(config.get("auto_map")) else "4.54"
+    family = family_named(str(config.get("model_type")))
+    oldest = "" if family is None else ".".join(map(str, family.first_version))
     registers = "import hgsp  # registers models whose layers differ in size\n" if own else ""
     note = (
         f"\n\nWithout hgsp, transformers ({oldest} or newer) runs `modeling_hgsp.py` of this folder if you pass "

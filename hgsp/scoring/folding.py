@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from hgsp.errors import not_finite
+from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, MLP_INPUTS, MLP_OUTPUT
 from hgsp.models.decoder import weight_not_finite
 from hgsp.models.experts import DOWN, EXPERTS, GATE_UP, ROUTER, expert_parameters, has_experts
-from hgsp.models.families import (
-    ATTENTION_INPUTS,
-    ATTENTION_OUTPUT,
-    LINEARS,
-    MLP_OUTPUT,
-)
 from hgsp.models.geometry import Geometry
+from hgsp.models.linear_attention import attention_of
 from hgsp.scoring.methods import ColumnMethod, GroupMethod, MaskMethod, Method, OutputMethod, WeightMethod
 from hgsp.scoring.normalization import LayerImportance, kinds_in
 from hgsp.scoring.slots import CHANNELS
 from hgsp.scoring.statistics import LayerStatistics
+
+ATTENTION_LINEARS, MLP_LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT), (*MLP_INPUTS, MLP_OUTPUT)
+#: The importance of a block that has no groups, as linear attention.
+_NO_GROUPS = torch.zeros(0, dtype=torch.float64)
 
 
 def layer_importance(method: Method, statistics: LayerStatistics, geometry: Geometry, seed: int) -> LayerImportance:
@@ -57,6 +57,7 @@ def layer_importance(method: Method, statistics: LayerStatistics, geometry: Geom
             importance[CHANNELS] = method.groups(reached_E1 | statistics.values[DOWN]).cpu().double()
     else:
         importance = _weights(method, statistics, geometry)
+    importance.setdefault("attention", _NO_GROUPS)
     for kind in kinds_in(importance):
         if not importance[kind].isfinite().all():
             where = weight_not_finite(statistics.module)
@@ -65,8 +66,9 @@ def layer_importance(method: Method, statistics: LayerStatistics, geometry: Geom
 
 
 def _outputs(module: Any) -> dict[str, str]:
-    """Return the kind of the groups of either block, and the name of its output projection, or of the experts."""
-    return {"attention": ATTENTION_OUTPUT} | ({"expert": EXPERTS} if has_experts(module) else {"mlp": MLP_OUTPUT})
+    """Return the kinds of the groups of a layer, and the names of the output projections, or of the experts."""
+    attention = {"attention": ATTENTION_OUTPUT} if attention_of(module) is not None else {}
+    return attention | ({"expert": EXPERTS} if has_experts(module) else {"mlp": MLP_OUTPUT})
 
 
 def _columns(method: ColumnMethod, statistics: LayerStatistics, geometry: Geometry) -> dict[str, Tensor]:
@@ -77,8 +79,10 @@ def _columns(method: ColumnMethod, statistics: LayerStatistics, geometry: Geomet
         linear: Any = module.get_submodule(name)
         return method.columns(linear.weight, statistics.values.get(name, {})).cpu().double()
 
-    attention_KC = of_linear(ATTENTION_OUTPUT).unflatten(0, (-1, geometry.columns_per_group("attention")))
-    importance = {"attention": attention_KC.sum(1)}
+    importance = {}
+    if attention_of(module) is not None:
+        attention_KC = of_linear(ATTENTION_OUTPUT).unflatten(0, (-1, geometry.columns_per_group("attention")))
+        importance["attention"] = attention_KC.sum(1)
     if not has_experts(module):
         return importance | {"mlp": of_linear(MLP_OUTPUT)}
     down_EHM, values = expert_parameters(module)[DOWN], statistics.values.get(DOWN, {})
@@ -92,7 +96,8 @@ def _columns(method: ColumnMethod, statistics: LayerStatistics, geometry: Geomet
 def _weights(method: WeightMethod, statistics: LayerStatistics, geometry: Geometry) -> dict[str, Tensor]:
     """Score single weights, and add those of a group."""
     module = statistics.module
-    present = (*ATTENTION_INPUTS, ATTENTION_OUTPUT) if has_experts(module) else LINEARS
+    attends = attention_of(module) is not None
+    present = (*ATTENTION_LINEARS * attends, *MLP_LINEARS * (not has_experts(module)))
     linears: dict[str, Any] = {name: module.get_submodule(name) for name in present}
 
     def saliency(key: str) -> Tensor:
@@ -103,7 +108,8 @@ def _weights(method: WeightMethod, statistics: LayerStatistics, geometry: Geomet
         return method.saliency(parameter, statistics.values.get(key, {}))
 
     R, D = geometry.queries_per_kv, geometry.head_dim
-    importance = fold_attention(saliency, geometry.shapes[statistics.index].num_kv_groups, R, D)
+    K = geometry.shapes[statistics.index].num_kv_groups
+    importance = fold_attention(saliency, K, R, D, geometry.query_width) if attends else {}
     if not has_experts(module):
         return importance | fold_mlp(saliency)
     parameters = expert_parameters(module)
@@ -123,10 +129,13 @@ def _of_expert(values: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return {name: value[index] for name, value in values.items()}
 
 
-def fold_attention(saliency: Callable[[str], Tensor], K: int, R: int, D: int) -> dict[str, Tensor]:
+def fold_attention(
+    saliency: Callable[[str], Tensor], K: int, R: int, D: int, query_width: int = 1
+) -> dict[str, Tensor]:
     """Sum per-weight saliency over everything that is removed with a KV group.
 
-    Query heads of KV head k are rows k*R*D to (k+1)*R*D, the order of ``repeat_kv``.
+    Query heads of KV head k are rows k*R*D to (k+1)*R*D, the order of ``repeat_kv``, with ``query_width`` times as
+    many rows of the query projection.
 
     Args:
         saliency: returns float32 [O, I] for the name of a Linear, and [O] for its bias under ``name + ".bias"``, zeros
@@ -136,7 +145,7 @@ def fold_attention(saliency: Callable[[str], Tensor], K: int, R: int, D: int) ->
         "attention" [K], float64, and the share of the output projection in it, "attention.output".
     """
     query, key, value = (_rows(saliency, name) for name in ATTENTION_INPUTS)
-    inputs_K = query.view(K, R * D).sum(1) + key.view(K, D).sum(1) + value.view(K, D).sum(1)
+    inputs_K = query.view(K, query_width * R * D).sum(1) + key.view(K, D).sum(1) + value.view(K, D).sum(1)
     output_K = _float64_sum(saliency(ATTENTION_OUTPUT), 0).view(K, R * D).sum(1)
     return {"attention": inputs_K + output_K, "attention.output": output_K}
 

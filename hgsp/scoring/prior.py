@@ -19,8 +19,8 @@ from hgsp.layerwise.distributed import sum_over_processes
 from hgsp.layerwise.walk import ForwardPass
 from hgsp.models.decoder import Decoder
 from hgsp.models.experts import EXPERTS, has_experts
-from hgsp.models.families import OUTPUT_PROJECTIONS
 from hgsp.models.half_precision import fp32_matmul_fallback
+from hgsp.models.linear_attention import output_of
 from hgsp.scoring.groups import Floats
 
 
@@ -139,7 +139,7 @@ def perplexity_influence(decoder: Decoder, input_ids_NT: Tensor) -> Influence:
 
 def _call_without(decoder: Decoder, module: nn.Module, block: str, hidden: Tensor) -> Tensor:
     """Return the output of a layer, [B, T, H], with zeros as the output of one block."""
-    last = EXPERTS if block == "mlp" and has_experts(module) else OUTPUT_PROJECTIONS[block]
+    last = EXPERTS if block == "mlp" and has_experts(module) else output_of(module, block)
     handle = module.get_submodule(last).register_forward_hook(lambda _module, _args, output: torch.zeros_like(output))
     try:
         return decoder.call(module, hidden)

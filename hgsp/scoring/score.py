@@ -17,12 +17,13 @@ from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
 from hgsp.layerwise.distributed import own_share, sum_over_processes
 from hgsp.layerwise.walk import LayerWalk, Objective
+from hgsp.models.blocks import LINEARS, OUTPUT_PROJECTIONS
 from hgsp.models.decoder import Decoder
 from hgsp.models.experts import has_experts
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS, OUTPUT_PROJECTIONS
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.scoring.folding import layer_importance
+from hgsp.models.linear_attention import attention_of
+from hgsp.scoring.folding import ATTENTION_LINEARS, layer_importance
 from hgsp.scoring.methods import Method, WeightMethod, method_named
 from hgsp.scoring.names import LABELS
 from hgsp.scoring.normalization import LayerImportance
@@ -35,8 +36,6 @@ from hgsp.scoring.statistics import (
     gather_backward,
     gather_forward,
 )
-
-ATTENTION_LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,8 @@ def _loss_of_drawn_labels(walk: LayerWalk, first_seed: int) -> Objective:
 
 
 def _linears(module: nn.Module, method: Method) -> dict[str, nn.Linear]:
-    """Return the Linears of a layer that the method scores; weights of experts are none."""
+    """Return the Linears of a layer that the method scores: none of experts, nor of linear attention."""
     names = LINEARS if isinstance(method, WeightMethod) else OUTPUT_PROJECTIONS.values()
-    present = (name for name in names if name in ATTENTION_LINEARS or not has_experts(module))
+    attends, experts = attention_of(module) is not None, has_experts(module)
+    present = (name for name in names if (attends if name in ATTENTION_LINEARS else not experts))
     return {name: cast(nn.Linear, module.get_submodule(name)) for name in present}

@@ -19,8 +19,9 @@ from torch import Tensor
 from hgsp.console.portable_paths import portable
 from hgsp.environment import replacing
 from hgsp.errors import InputError
+from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS
 from hgsp.models.experts import EXPERT_PARTS, ROUTER
-from hgsp.models.families import ATTENTION_INPUTS, ATTENTION_OUTPUT, LAYER_PREFIX, LINEARS
+from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.scoring.groups import GroupTable, build_group_table
@@ -215,7 +216,8 @@ class Scores:
 def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
     """Return the first weights of every matrix of a loaded model, [L, 7, 16] float32, rounded to the model's dtype.
 
-    A mixture of experts has three in place of an MLP's: the router, and the two of its first expert.
+    A mixture of experts has three in place of an MLP's: the router, and the two of its first expert. Linear attention
+    has zeros.
     """
     parameters = dict(loaded.model.named_parameters())
     names = (
@@ -223,7 +225,10 @@ def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
         for index in range(loaded.decoder.num_layers)
         for name in (_SAMPLED_EXPERTS if f"{LAYER_PREFIX}{index}.{ROUTER}.weight" in parameters else _SAMPLED)
     )
-    values = [_first_values(loaded.read_first_row(name)) for name in names]
+    values = [
+        _first_values(loaded.read_first_row(name)) if name in parameters else np.zeros(SAMPLED_VALUES, np.float32)
+        for name in names
+    ]
     return np.stack(values).reshape(-1, len(LINEARS), SAMPLED_VALUES)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hgsp.console.json_files import json_object
 from hgsp.console.schemas import OneOf, Positive, Sha256, checked
 from hgsp.errors import InputError, one_line
-from hgsp.models.families import LINEARS
+from hgsp.models.blocks import LINEARS
 from hgsp.scoring.names import LABELS, LAYER_IMPORTANCES
 from hgsp.scoring.normalization import LayerImportance
 from hgsp.scoring.npz_files import Array, read_npz

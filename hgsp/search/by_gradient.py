@@ -107,14 +107,17 @@ class GradientProposals:
 def _gain_per_param(problem: SearchProblem, plan: PrunePlan, masks: MaskedLayers) -> Floats:
     """Return the decrease of the summed divergence per parameter added to every block, [L, 2]."""
     table, kept = problem.table, kept_mask(problem.table, plan)
-    bounds = np.searchsorted(table.block, np.arange(2 * problem.geometry.num_layers))
+    bounds = np.searchsorted(table.block, np.arange(2 * problem.geometry.num_layers + 1))
+    has_groups_LK = np.diff(bounds).reshape(-1, 2) > 0
     gain_LK = np.empty((problem.geometry.num_layers, 2))
-    for block, first in enumerate(bounds):
-        layer, side = divmod(block, 2)
+    for layer, side in np.argwhere(has_groups_LK).tolist():
+        first = bounds[2 * layer + side]
         gradient_G = masks.gradients[layer, side].double().numpy()
         rows = slice(first, first + len(gradient_G))  # of a mixture its experts, which come before slots
         near = _near_threshold(table.score[rows], kept[rows], routed=table.kind[first] == EXPERT)
         gain_LK[layer, side] = -(gradient_G[near] / table.cost[rows][near]).mean()
+    for side, has_L in enumerate(has_groups_LK.T):
+        gain_LK[~has_L, side] = np.median(gain_LK[has_L, side])  # linear attention: no direction moves it
     return gain_LK
 
 

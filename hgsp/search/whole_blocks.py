@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hgsp.errors import InputError, NumericalError
-from hgsp.models.families import KINDS
+from hgsp.models.blocks import KINDS
 from hgsp.pruning.plan import PrunePlan
 from hgsp.scoring.groups import EXPERT_CHANNEL, Floats, GroupTable
 

@@ -24,8 +24,8 @@ from conftest import REPOSITORY, make_tiny
 from hgsp.data.calibration import build_calibration
 from hgsp.data.texts import Text
 from hgsp.evaluation.metrics.ppl import perplexity
+from hgsp.models.blocks import KINDS
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import KINDS
 from hgsp.models.geometry import geometry_of
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.select import select_groups

@@ -91,23 +91,16 @@ def static_costs(model: Any) -> Static:
 
 
 def _cache_tensors(cache: Any) -> Iterator[Tensor]:
-    """Yield keys and values; layers without attention have an empty entry in the cache."""
+    """Yield keys and values; layers without attention have an empty entry in the cache, linear attention has none."""
     for layer in cache.layers:
-        if layer.keys is not None:
+        if getattr(layer, "keys", None) is not None:
             yield layer.keys
             yield layer.values
 
 
 def _query_width(model: Any) -> int:
     """Sum query heads times head dimension over layers: the MACs of q K^T, and of P V, per context token."""
-    widths: dict[str, int] = {}
-    for name, module in model.named_modules():
-        layer, _, projection = name.rpartition("self_attn.")
-        if projection == "q_proj":
-            widths[layer] = module.out_features
-        elif projection == "o_proj":  # for stock classes that fuse the projections of queries, keys and values
-            widths.setdefault(layer, module.in_features)
-    return sum(widths.values())
+    return sum(module.in_features for name, module in model.named_modules() if name.endswith("self_attn.o_proj"))
 
 
 @torch.inference_mode()

@@ -5,8 +5,8 @@ import copy
 import torch
 
 from hgsp.models import decoder as decoder_module
+from hgsp.models.blocks import KINDS
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import KINDS
 from hgsp.pruning.surgery import apply_plan
 from plans import mixed_plan
 

@@ -17,9 +17,10 @@ from gguf_files import write_gguf
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
 from hgsp.exports.source import read_source
+from hgsp.models.blocks import LINEARS
 from hgsp.models.checkpoint import BIN_NAME, load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import FAMILIES, LINEARS
+from hgsp.models.families import FAMILIES
 from hgsp.models.fusion import rows_of_parts, shapes_in_files, unfused, wholes_of
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model, load_dense

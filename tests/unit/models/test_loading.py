@@ -163,9 +163,40 @@ def test_attention_that_the_family_lacks_is_refused(saved, name, changes, messag
             {"model_type": "gemma3n", "text_config": {"num_kv_shared_layers": 15}},
             "read keys and values of earlier ones",
         ),
-        ({"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]}, ": linear_attention, "),
-        ({"model_type": "mamba", "state_size": 16}, "no KV groups to score"),
+        (
+            {"model_type": "qwen3_next", "layer_types": ["linear_attention", "full_attention"]},
+            "(layers without attention: linear_attention, of a kind that no supported family has)",
+        ),
+        ({"model_type": "mamba", "state_size": 16}, "(layers without attention, of a kind"),
+        ({"model_type": "jamba", "num_experts": 1, "mamba_d_state": 16}, "(mixture of experts)"),
+        ({"model_type": "bamba", "mamba_d_state": 256, "attn_layer_indices": [9]}, "(layers without attention, of a"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*"}, "(layers without attention, of a kind"),
+        ({"model_type": "zamba2", "layers_block_type": ["mamba", "hybrid"]}, "(layers without attention: hybrid, "),
+        ({"model_type": "recurrent_gemma", "block_types": ["recurrent", "attention"]}, "attention: recurrent, "),
+        ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "(layers without attention: conv, "),
+        (
+            {"model_type": "granitemoehybrid", "num_local_experts": 0, "layer_types": ["mamba", "attention"]},
+            "(layers without attention: mamba, ",
+        ),
+        (
+            {
+                "model_type": "granitemoehybrid",
+                "num_local_experts": 0,
+                "layer_types": ["attention"] * 2,
+                "mamba_d_state": 256,
+                "shared_intermediate_size": 64,
+            },
+            "(an MLP whose matrices have other names than gate_proj, up_proj and down_proj)",
+        ),
+        ({"model_type": "granitemoehybrid", "num_local_experts": 62}, "(mixture of experts)"),
         ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "(multimodal)"),
+        (
+            {
+                "model_type": "qwen3_5",
+                "text_config": {"model_type": "qwen3_5_text", "layer_types": ["linear_attention"]},
+            },
+            "(multimodal); save its language model alone",
+        ),
     ],
 )
 def test_architectures_are_refused_by_what_they_lack(tmp_path, raw, reason):

@@ -12,8 +12,8 @@ import torch
 from conftest import make_tiny
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
+from hgsp.models.blocks import LINEARS
 from hgsp.models.decoder import Decoder
-from hgsp.models.families import LINEARS
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.scoring.groups import MLP, build_group_table
