@@ -30,7 +30,6 @@ def params_in_both(layer: Ints, kind: Ints, count: npt.NDArray[np.int64 | np.boo
     Args:
         layer, kind, count: of groups or units; the count is the number of groups that leave.
     """
-
     experts, slots = (
         np.bincount(layer, weights=count * (kind == of), minlength=geometry.num_layers)
         for of in (EXPERT, EXPERT_CHANNEL)
