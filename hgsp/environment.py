@@ -149,6 +149,11 @@ def write_atomically(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
+def siblings_of(name: str) -> re.Pattern[str]:
+    """Return the pattern of the names that ``replacing`` writes a file of this name under."""
+    return re.compile(rf"\.[0-9a-f]{{8}}-{re.escape(name)}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a hidden sibling of ``path`` to write, which replaces it on success and is removed on failure.
@@ -157,8 +162,7 @@ def replacing(path: Path) -> Iterator[Path]:
     replaced, not followed. Siblings that killed processes left are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    leftover = re.compile(rf"\.[0-9a-f]{{8}}-{re.escape(path.name)}")
-    remove_abandoned(path.parent, leftover)
+    remove_abandoned(path.parent, siblings_of(path.name))
     partial = path.with_name(f".{secrets.token_hex(4)}-{path.name}")  # keeps the suffix, which numpy looks at
     lock = None
     try:

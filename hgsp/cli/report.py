@@ -12,6 +12,7 @@ from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
 from hgsp.console.result_folders import refuse_unwritable
 from hgsp.errors import InputError
+from hgsp.models.places import is_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ReportConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folders", tuple(self.folders))
         for folder in self.folders:
-            require(Path(folder).is_dir(), "DIR", "a folder", folder, "check the path")
+            require(is_folder(folder), "DIR", "a folder", folder, "check the path")
 
 
 OPTIONS = ReportConfig

@@ -13,6 +13,7 @@ from hgsp.console.exit_codes import run_guarded
 from hgsp.console.flags import option, parse, require
 from hgsp.environment import install_command, replacing, write_atomically
 from hgsp.errors import InputError
+from hgsp.models.places import is_folder
 
 if TYPE_CHECKING:
     from hgsp.study.collect import Result
@@ -32,7 +33,7 @@ class SummaryConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folders", tuple(self.folders))
         for folder in self.folders:
-            require(Path(folder).is_dir(), "DIR", "a folder", folder, "check the path")
+            require(is_folder(folder), "DIR", "a folder", folder, "check the path")
 
 
 OPTIONS = SummaryConfig

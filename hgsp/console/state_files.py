@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from hgsp.console.json_files import file_bytes, json_object
 from hgsp.console.schemas import Sha256, checked
-from hgsp.environment import remove_folder, write_atomically
+from hgsp.environment import remove_folder, siblings_of, write_atomically
 from hgsp.errors import InputError
 
 LOG = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ def check_state_folder(folder: Path, file_name: str, kind: str) -> None:
     Raises:
         InputError: a folder with content but no state file, or a file.
     """
-    if folder.is_dir() and not any(folder.iterdir()):
-        return  # a run was killed between making the folder and its file
+    if folder.is_dir() and all(siblings_of(file_name).fullmatch(path.name) for path in folder.iterdir()):
+        return  # a run was killed between making the folder and finishing its file
     named = (folder / file_name, folder / f"{file_name}{DAMAGED}")
     check_state(next((path for path in named if path.is_file()), folder), kind)
 

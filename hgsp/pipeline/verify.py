@@ -21,6 +21,7 @@ from hgsp.models.families import LAYER_PREFIX, family_of
 from hgsp.models.hub_upload import LOCAL_FILES
 from hgsp.models.linear_attention import LINEAR_ATTENTION
 from hgsp.models.loading import inspect_model
+from hgsp.models.places import is_folder
 from hgsp.models.pruned_bin import BIN_NAME, read_bin
 from hgsp.models.weight_files import pickled_weight_files
 from hgsp.pipeline.dense_comparison import DenseComparison, DenseModelError
@@ -53,7 +54,7 @@ def verify_folder(path: str | Path, base_model: str | None = None) -> list[Check
     Raises:
         InputError: no folder, one without a model, or another dense model than the folder was pruned from.
     """
-    if not Path(path).is_dir():
+    if not is_folder(path):
         raise InputError(expected="the folder of a model", got=f"'{path}'", remedy="check the path")
     folder = VerifiedFolder(Path(path))
     dense = DenseComparison(folder, None if base_model is None else inspect_model(base_model))

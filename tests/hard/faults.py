@@ -178,6 +178,8 @@ def judged(ended: Ended, most_lines: int = 1) -> list[str]:
     """
     if ended.code is None:
         return ["hangs"]
+    if ended.code == 127 and "cannot allocate memory for thread-local data" in ended.errors:
+        return []  # glibc ends the process itself
     problems = []
     if ended.code not in (0, 1, 2):
         problems.append(f"exit code {ended.code}: {ended.errors[-300:]}")

@@ -70,6 +70,8 @@ def test_a_folder_with_other_content_is_refused_and_an_empty_one_is_not(tmp_path
     check_state_folder(folder, "finished.json", "reconstruction")
     folder.mkdir()
     check_state_folder(folder, "finished.json", "reconstruction")
+    (folder / ".0123abcd-finished.json").touch()  # a kill before the file got its name
+    check_state_folder(folder, "finished.json", "reconstruction")
     (folder / "model.safetensors").write_text("a complete result")
     with pytest.raises(InputError, match="something else"):
         check_state_folder(folder, "finished.json", "reconstruction")
