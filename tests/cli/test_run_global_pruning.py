@@ -443,7 +443,7 @@ def test_gradient_checkpointing_prunes_the_same(prune, result, tmp_path):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
 def test_out_of_memory_while_scoring_names_what_to_try_and_leaves_nothing(prune, tmp_path, capsys, monkeypatch, error):
-    def fail(*args):
+    def fail(*args, **named):
         raise error
 
     monkeypatch.setattr("hgsp.scoring.score.gather_backward", fail)

@@ -192,7 +192,8 @@ def test_in_every_block_the_best_scores_stay(problem):
 def test_order_of_rows_is_irrelevant(problem, epsilon, seed):
     geometry, table, budget, shape_rules = problem
     rows = np.random.default_rng(seed).permutation(len(table))
-    shuffled = GroupTable(*(getattr(table, item.name)[rows] for item in fields(GroupTable)))
+    arrays = [getattr(table, item.name)[rows] for item in fields(GroupTable) if item.name != "channel_order"]
+    shuffled = GroupTable(*arrays)
     expected = select_groups(table, geometry, budget, shape_rules, epsilon)
     assert select_groups(shuffled, geometry, budget, shape_rules, epsilon) == expected
 
