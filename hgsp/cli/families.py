@@ -19,9 +19,10 @@ HEAD = ("model_type", "models", "removes", "refits", "trains", "exports", "teste
 ON_SCREEN = ("model_type", "removes", "exports", "tested on")
 NOTE = """
 All are scored with every method, refitted (--reconstruct), searched, trained
-(hgsp finetune) and read layer by layer (--offload). Models whose layers have
-sliding windows, partial rotary embeddings or longrope can be exported to
-"stock" only; `hgsp doctor DIR` judges one."""
+(hgsp finetune) and read layer by layer (--offload). Channels inside experts
+leave with --expert_channels. Models whose layers have sliding windows, partial
+rotary embeddings or longrope can be exported to "stock" only; `hgsp doctor DIR`
+judges one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,7 @@ def family_rows() -> list[tuple[str, ...]]:
         (
             family.model_type,
             family.models,
-            ("KV groups, " if family.prunes_kv_groups else "")
-            + ("experts, their channels" if family.experts else "channels"),
+            ("KV groups, " if family.prunes_kv_groups else "") + ("experts" if family.experts else "channels"),
             _refits(family),
             "attention" if family.experts else "yes",
             ", ".join(targets_of(family)) or "none",
