@@ -181,7 +181,7 @@ class Decoder:
 
 
 def mask_kind_of(layer: Any) -> int | str | None:
-    """Return what tells the masks of layers apart: linear attention, the sliding window, or None; all else is equal."""
+    """Return the kind of mask of a layer: linear attention, a sliding window, or None; all else is equal."""
     window: int | None = getattr(attention_of(layer), "sliding_window", None)
     return LINEAR if has_linear_attention(layer) else window
 

@@ -24,7 +24,7 @@ class LayerShape:
     """Size of one decoder layer in groups of every kind; its MLP has channels or experts, 0 of both if it has none.
 
     ``expert_width`` 0 beside experts, in plans without channels of experts, is their width in the dense model. A layer
-    with ``linear_attention`` has no KV groups, and what mixes its tokens stays as long as the layer.
+    with ``linear_attention`` has no KV groups, and keeps its mixing of tokens as long as it is there itself.
     """
 
     num_kv_groups: int

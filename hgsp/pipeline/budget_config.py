@@ -135,7 +135,7 @@ def _as_tuple(ratios: Any) -> tuple[float, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertConfig:
-    """The option of what leaves a mixture of experts, which scoring must know too."""
+    """The option of channels inside experts, which scoring must know too."""
 
     GROUP: ClassVar[str] = "shapes"
 

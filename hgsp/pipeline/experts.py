@@ -28,7 +28,7 @@ def refuse_for_experts(config: PruneConfig) -> None:
 
 
 def refuse_for_others(config: ScoringConfig) -> None:
-    """Refuse what needs experts.
+    """Refuse options that need experts.
 
     Raises:
         InputError: channels of experts of a dense model.

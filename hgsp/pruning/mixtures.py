@@ -1,4 +1,4 @@
-"""Experts and their channels under one budget: what a unit costs depends on what its layer has lost already.
+"""Experts and their channels under one budget: the cost of a unit depends on the losses of its layer.
 
 A channel of an expert belongs to the expert and to its slot. Where e experts and s slots of a layer leave, e * s
 channels are in both, and are counted once. The order stays that of scores of the dense model, as for all other groups.

@@ -166,7 +166,7 @@ def _equal_layers(units: Units, gone: Mask, remaining: int, shape_rules: ShapeRu
 
 
 def _equal_starts(units: Units, gone: Mask, shape_rules: ShapeRules) -> Iterator[Mask]:
-    """Yield masks [U] of what stays when every layer drops numbers of KV groups, and of experts that lose channels."""
+    """Yield masks [U] of units that stay when layers drop numbers of KV groups, and of experts that lose channels."""
     last = ~gone & units.is_last
     has_slots = shape_rules.uniform and bool((units.kind == EXPERT_CHANNEL).any())
     experts = range(int(units.rank[last & (units.kind == EXPERT)].min()) + 1) if has_slots else range(1)
@@ -178,7 +178,7 @@ def _equal_starts(units: Units, gone: Mask, shape_rules: ShapeRules) -> Iterator
 def _drop_ranks(units: Units, kept: Mask, remaining: int, geometry: Geometry) -> tuple[Mask, int]:
     """Drop the first units of every MLP, of experts that lose channels the first slots, while they fit the budget.
 
-    Returns the mask [U] of what stays and the rest of the budget.
+    Returns the mask [U] of units that stay and the rest of the budget.
     """
     has_slots = bool((units.kind == EXPERT_CHANNEL).any())
     in_mlp = kept & (units.kind == EXPERT_CHANNEL if has_slots else units.kind != ATTENTION)
@@ -252,7 +252,7 @@ def _layers_of(
 
 
 def _with_channels(keep: LayerKeep, dense: LayerShape, order_EW: Ints | None) -> LayerKeep:
-    """Return what a layer keeps with the slots of its experts, and their channels if some leave.
+    """Return the groups of a layer with the slots of its experts, and their channels if some leave.
 
     Args:
         order_EW: the channel that every expert has in every slot; None where experts leave whole.

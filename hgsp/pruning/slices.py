@@ -41,7 +41,7 @@ class LayerSlices:
         return take_channels(name, kept, self._channels_EW)
 
     def padded(self, name: str, dense: Tensor, replaced: Tensor | None) -> Tensor:
-        """Return a tensor in its dense shape with zeros for what leaves.
+        """Return a tensor in its dense shape, zero where groups leave.
 
         Args:
             replaced: used instead of the kept part of ``dense``.

@@ -40,7 +40,7 @@ class ModuleFit:
     few_tokens: tuple[int, ...] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report's entry; what is of experts is left out of others."""
+        """Return the report's entry; keys of experts are left out of others."""
         of_experts = ("refitted_experts", "few_tokens")
         return {key: value for key, value in asdict(self).items() if key not in of_experts or value is not None}
 
