@@ -6,6 +6,15 @@ from safetensors.torch import load_file
 
 from hgsp.pipeline.verify import DIFFERS, verify_folder
 
+#: Flags that score a tiny model in a second.
+QUICK = {
+    "--nsamples": "4",
+    "--seq_len": "32",
+    "--dtype": "float32",
+    "--device": "cpu",
+    "--min_mlp_width": "8",
+    "--temperature": "0",
+}
 BALANCED = {
     "--pruning_ratio": "0.2",
     "--temperature": "0.0",

@@ -16,16 +16,7 @@ from hgsp.models.families import FAMILIES, family_of
 from hgsp.models.geometry import geometry_of
 from hgsp.models.layer_sizes import architecture_settings, layer_sizes, stored_keys
 from hgsp.pruning.surgery import apply_plan
-from pruning import analysis_of
-
-QUICK = {
-    "--nsamples": "4",
-    "--seq_len": "32",
-    "--dtype": "float32",
-    "--device": "cpu",
-    "--min_mlp_width": "8",
-    "--temperature": "0",
-}
+from pruning import QUICK, analysis_of
 
 
 @pytest.fixture

@@ -9,16 +9,8 @@ from conftest import make_tiny
 from hgsp.cli.main import main
 from hgsp.models.checkpoint import load_pruned
 from hgsp.models.geometry import geometry_of
-from pruning import analysis_of
+from pruning import QUICK, analysis_of
 
-QUICK = {
-    "--nsamples": "4",
-    "--seq_len": "32",
-    "--dtype": "float32",
-    "--device": "cpu",
-    "--min_mlp_width": "8",
-    "--temperature": "0",
-}
 REFIT = ("--reconstruct", "lstsq", "--reconstruct_nsamples", "8")
 LINEAR = [True, False, True]
 
