@@ -123,11 +123,12 @@ sbom: $(VENV)/installed build/tools/installed
 	build/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 		--output-file build/sbom.cdx.json $(BIN)/python
 
-# Mutated files and command lines, guided by coverage where atheris installs; counts go to build/hard/fuzz.json.
+# Mutated files and command lines, guided by coverage where atheris installs.
 test-hard-fuzz: $(VENV)/installed
 	test -d build/atheris || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--target build/atheris atheris || echo "no atheris for this Python: mutations are not guided"
-	PYTHONPATH=build/atheris $(BIN)/python tests/hard/fuzzing/run.py
+	PYTHONPATH=build/atheris $(BIN)/python benchmarks/fuzzing.py --minutes 14 \
+		--output benchmarks/results/fuzzing.json
 
 # Format, lint, types and the tests that take seconds.
 check: lint types $(VENV)/installed

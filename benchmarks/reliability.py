@@ -44,9 +44,6 @@ SUITES = {
     "same bytes": "another order of hashes, locale, thread count and memory setting",
     "hostile files": "links, pipes, devices and names",
 }
-#: Counts of ``make test-hard-fuzz``, which are copied into the result if they are there.
-FUZZ = HERE.parent / "build" / "hard" / "fuzz.json"
-
 #: Every experiment with its suite and stage, for workers that are forked once it is complete.
 TASKS: list[tuple[str, str, Experiment]] = []
 
@@ -76,14 +73,8 @@ def main() -> int:
     finally:
         shutil.rmtree(root, ignore_errors=True)
     show(rows)
-    found = {"rows": rows, "seconds": round(time.monotonic() - begun), **provenance()}
-    if FUZZ.is_file():
-        fuzzed = json.loads(FUZZ.read_text(encoding="utf-8"))
-        found["fuzz"] = [
-            {"parser": name, **{key: row[key] for key in ("executions", "refused")}, "problems": len(row["failures"])}
-            for name, row in fuzzed.items()
-        ]
     if options.output is not None:
+        found = {"rows": rows, "seconds": round(time.monotonic() - begun), **provenance()}
         options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     return int(any(row["problems"] for row in rows))
 

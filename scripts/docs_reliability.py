@@ -28,11 +28,11 @@ def _cell(counted: tuple[int, int] | None) -> str:
 
 def fuzzed(found: Result) -> Iterable[Row]:
     """Yield one row per parser that was fuzzed."""
-    for row in found.get("fuzz", ()):
-        yield row["parser"], f"{row['executions']:,}", f"{row['refused']:,}", f"{row['problems']:,}"
+    for row in found["rows"]:
+        yield row["parser"], f"{row['executions']:,}", f"{row['refused']:,}", f"{len(row['failures']):,}"
 
 
 RELIABILITY_TABLES = {
     "reliability": Table(("reliability",), ("stage", *SUITES), counts),
-    "fuzzing": Table(("reliability",), ("parser", "executions", "refused", "wrong"), fuzzed),
+    "fuzzing": Table(("fuzzing",), ("parser", "executions", "refused", "wrong"), fuzzed),
 }

@@ -1,4 +1,5 @@
-"""Fuzz the parsers of all files: ``python tests/hard/fuzzing/run.py``, see ``--help``.
+#!/usr/bin/env python3
+"""Fuzz the parsers of everything that a user passes, and count: a table of docs/RELIABILITY.md.
 
 Each parser runs in a process of its own. atheris guides the mutations by the coverage of hgsp where it is installed;
 without it they are drawn from a seed alone. An input is fine if it is accepted, or refused with an InputError.
@@ -22,40 +23,44 @@ from random import Random
 from threading import Lock
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
-OUTPUT = ROOT / "build" / "hard"
+#: Counts, logs and last inputs of every parser, and inputs that failed.
+FOLDER = ROOT / "build" / "fuzzing"
 #: Seconds that a process may need beyond its share: for its imports and its seeds.
 STARTUP_S = 240
 
 
 def main() -> int:
     """Run the parsers side by side, print and write their counts; exit code 1 if any failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parsers", nargs="*", help="names of targets; all by default")
     parser.add_argument("--minutes", type=float, default=14, help="at most, for all parsers together")
     parser.add_argument("--executions", type=int, default=100_000, help="at most, of each parser")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="file for the counts, such as benchmarks/results/fuzzing.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         fuzz(options.child, options)
         return 0
+    from machine import provenance
+
     from hard.fuzzing.targets import BY_NAME
 
     names = sorted(options.parsers or BY_NAME, key=lambda name: -BY_NAME[name].executions)  # the slowest last
-    (OUTPUT / "fuzz").mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
     shares = Shares(time.monotonic() + 60 * options.minutes, len(names), options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
         counts = dict(zip(names, pool.map(lambda name: in_process(name, shares.next(), options), names), strict=True))
-    file = OUTPUT / "fuzz.json"
-    before = json.loads(file.read_text()) if file.exists() and options.parsers else {}
-    file.write_text(json.dumps(before | counts, indent=2) + "\n")
     for line in table_of(counts):
         print(line)
+    if options.output is not None:
+        rows = [{"parser": name, **counts[name]} for name in BY_NAME if name in counts]
+        options.output.write_text(json.dumps({"rows": rows, **provenance()}, indent=2) + "\n", encoding="utf-8")
     return int(any(found["failures"] for found in counts.values()))
 
 
@@ -88,12 +93,12 @@ def table_of(counts: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 def in_process(name: str, seconds: float, options: argparse.Namespace) -> dict[str, Any]:
     """Fuzz one parser in a process; one that hangs outside Python, or dies, is a failure with its last input."""
-    file = OUTPUT / "fuzz" / f"{name.replace(' ', '_')}.json"
+    file = counts_of(name)
     file.unlink(missing_ok=True)
     flags = ["--child", name, "--seconds", str(seconds), "--executions", str(options.executions)]
     command = [sys.executable, __file__, *flags, "--seed", str(options.seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    with (OUTPUT / "fuzz" / f"{file.stem}.log").open("w") as log:
+    with file.with_suffix(".log").open("w") as log:
         try:
             code: int | None = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT, check=False,
@@ -111,6 +116,11 @@ def in_process(name: str, seconds: float, options: argparse.Namespace) -> dict[s
     return counts
 
 
+def counts_of(name: str) -> Path:
+    """Return the file with the counts of one parser."""
+    return FOLDER / f"{name.replace(' ', '_')}.json"
+
+
 def fuzz(name: str, options: argparse.Namespace) -> None:
     """Run one parser in this process until its executions or seconds are spent, and end the process."""
     with instrumented():
@@ -121,8 +131,7 @@ def fuzz(name: str, options: argparse.Namespace) -> None:
     scratch = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         seeds, run = target.prepare(Path(folder))
-        output = OUTPUT / "fuzz" / f"{name.replace(' ', '_')}.json"
-        executions = Executions(run, output, options.executions, time.monotonic() + options.seconds)
+        executions = Executions(run, counts_of(name), options.executions, time.monotonic() + options.seconds)
         for seed in seeds:
             executions.one(seed)
         if importlib.util.find_spec("atheris"):
