@@ -176,19 +176,11 @@ def test_attention_that_the_family_lacks_is_refused(saved, name, changes, messag
         ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "(layers without attention: conv, "),
         (
             {"model_type": "granitemoehybrid", "num_local_experts": 0, "layer_types": ["mamba", "attention"]},
-            "(layers without attention: mamba, ",
+            "full_attention in every layer of a granitemoehybrid model; got mamba",
         ),
-        (
-            {
-                "model_type": "granitemoehybrid",
-                "num_local_experts": 0,
-                "layer_types": ["attention"] * 2,
-                "mamba_d_state": 256,
-                "shared_intermediate_size": 64,
-            },
-            "(an MLP whose matrices have other names than gate_proj, up_proj and down_proj)",
-        ),
-        ({"model_type": "granitemoehybrid", "num_local_experts": 62}, "(mixture of experts)"),
+        ({"model_type": "granitemoehybrid", "num_local_experts": 0}, "granitemoehybrid model; got linear_attention"),
+        ({"model_type": "granitemoehybrid", "num_local_experts": 62}, "Granite 4 (dense); got a mixture of experts"),
+        ({"model_type": "granitemoehybrid"}, "Granite 4 (dense); got a mixture of experts"),
         ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, "(multimodal)"),
         (
             {
