@@ -238,6 +238,13 @@ _ALL = (
     Family(
         "Mixtral", "mixtral", "HgspMixtral", **{**_MOE, "experts": ExpertNames("block_sparse_moe", "w1", "w3", "w2")}
     ),
+    Family(
+        "GPT-OSS",
+        "gpt_oss",
+        "HgspGptOss",
+        **{**_MOE, "attention_types": frozenset({FULL, SLIDING}), "experts": ExpertNames(stacked=True)},
+        bias_keys=_ATTENTION_BIAS,
+    ),
 )
 FAMILIES = {family.model_type: family for family in _ALL}
 

@@ -11,6 +11,11 @@ from hgsp.models.unsupported import is_mixture
 
 #: Kinds of layers by the names of earlier configs.
 _EARLIER = {"attention": FULL}
+#: Method of a quantised checkpoint -> the way to plain weights, where there may be no other checkpoint.
+_DEQUANTISED = {
+    "mxfp4": "load it with quantization_config=Mxfp4Config(dequantize=True) of Transformers, save it with "
+    "save_pretrained(FOLDER, save_original_format=False), and prune that folder",
+}
 
 
 def check_prunable(raw_config: Mapping[str, Any]) -> None:
@@ -30,7 +35,9 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
         raise InputError(
             expected="plain floating-point weights",
             got="already quantised weights",
-            remedy="start from the bf16 checkpoint and quantise after pruning",
+            remedy=_DEQUANTISED.get(
+                _method_of(raw_config), "start from the bf16 checkpoint and quantise after pruning"
+            ),
         )
     if (refusal := beyond_family(raw_config, family)) is not None:
         raise refusal
@@ -61,3 +68,8 @@ def beyond_family(raw_config: Mapping[str, Any], family: Family) -> InputError |
             "layers",
         )
     return None
+
+
+def _method_of(raw_config: Mapping[str, Any]) -> str:
+    quantisation = raw_config["quantization_config"]
+    return str(quantisation.get("quant_method")) if isinstance(quantisation, Mapping) else ""

@@ -23,12 +23,7 @@ def reason_against(raw_config: Mapping[str, Any], supported: Container[str]) -> 
         return _MULTIMODAL
     if is_mixture(inner):
         quantised = (inner.get("quantization_config") or {}).get("quant_method")
-        beyond = (
-            " with biases and interleaved gates, beside attention with a sink per query head, which nothing here slices"
-            if "swiglu_limit" in inner
-            else ""
-        )
-        return f" (mixture of experts{beyond}{f', its weights in {quantised}' if quantised else ''})", ""
+        return f" (mixture of experts{f', its weights in {quantised}' if quantised else ''})", ""
     if inner.get("num_kv_shared_layers"):
         return (
             f" (the last {inner['num_kv_shared_layers']} layers read keys and values of earlier ones, and removing a "
