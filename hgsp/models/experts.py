@@ -30,8 +30,8 @@ EXPERT_PARTS = (*ROUTERS, GATE_UP, DOWN, GATE_UP_BIAS, DOWN_BIAS)
 class ExpertNames:
     """Names of a family: of the block and the three matrices of an expert in its files, and of an expert's width.
 
-    ``width`` is the key of the config. ``stacked``: files hold the parameters of a layer as they are, in which gate and
-    up are interleaved, so that channels inside experts do not leave.
+    ``width`` is the key of the config. ``stacked``: files hold the parameters of a layer as they are, transposed and
+    with gate and up interleaved, so that channels inside experts do not leave.
     """
 
     block: str = "mlp"

@@ -169,9 +169,10 @@ def _check_sizes(folder: VerifiedFolder) -> None:
                     f"{name} has {stored} rows, and {groups * rows} in the plan of layer {old} before pruning"
                 )
         name = f"{LAYER_PREFIX}{new}.{DOWN}"
-        if shape.expert_width and (width := folder.files.shapes[name][2]) != shape.expert_width:
+        dim = 1 if family.experts is not None and family.experts.stacked else 2
+        if shape.expert_width and (width := folder.files.shapes[name][dim]) != shape.expert_width:
             raise DifferenceError(
-                f"{name} has {width} columns, and {shape.expert_width} in the plan of layer {old} before pruning"
+                f"{name} has {width} channels, and {shape.expert_width} in the plan of layer {old} before pruning"
             )
 
 

@@ -70,6 +70,7 @@ def test_offload_writes_the_same_model(prune, name):
     expected = {name: tensor.clone() for name, tensor in load_pruned(folder).state_dict().items()}
     code, folder = prune(model, *flags, "--offload")
     assert code == 0
+    assert main(["verify", str(folder)]) == 0
     for path in (folder, folder / "pruned_model.bin"):
         found = load_pruned(path).state_dict()
         assert found.keys() == expected.keys()
