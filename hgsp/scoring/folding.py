@@ -85,10 +85,10 @@ def _columns(method: ColumnMethod, statistics: LayerStatistics, geometry: Geomet
         importance["attention"] = attention_KC.sum(1)
     if not has_experts(module):
         return importance | {"mlp": of_linear(MLP_OUTPUT)}
-    down_EHM, values = expert_parameters(module)[DOWN], statistics.values.get(DOWN, {})
+    experts, values = module.get_submodule(EXPERTS), statistics.values.get(DOWN, {})
     columns = [
-        method.columns(as_linear(module.mlp.experts, down_EHM[index]), _of_expert(values, index))
-        for index in range(len(down_EHM))
+        method.columns(as_linear(experts, matrix), _of_expert(values, index))
+        for index, matrix in enumerate(expert_parameters(module)[DOWN])
     ]
     importance["expert"] = torch.stack([_float64_sum(own, 0) for own in columns])
     if geometry.prunes_expert_channels:
@@ -118,7 +118,7 @@ def _weights(method: WeightMethod, statistics: LayerStatistics, geometry: Geomet
         importance["attention"] += _float64_sum(of_heads.view(K, R), 1)
     if not has_experts(module):
         return importance | fold_mlp(saliency)
-    parameters, experts = expert_parameters(module), module.mlp.experts
+    parameters, experts = expert_parameters(module), module.get_submodule(EXPERTS)
 
     def of_expert(name: str, index: int) -> Tensor:
         values = _of_expert(statistics.values.get(name, {}), index)

@@ -72,6 +72,12 @@ def test_layers_from_files_score_as_layers_in_memory(saved):
         assert all((streamed[kind] == resident[kind]).all() for kind in ("attention", "expert"))
 
 
+def test_norms_have_the_dtype_of_other_weights_in_memory_too(saved):
+    source = inspect_model(str(saved(make_moe("gpt-oss"))))
+    model, (_, files) = load_dense(source, "float16", "cpu"), load_offloaded(source, "float16", "cpu")
+    assert all(torch.equal(value, files.read(name).half()) for name, value in model.state_dict().items())
+
+
 def test_settings_as_on_the_hub_are_those_of_a_model_to_prune(saved):
     """Rotary factors of YaRN, and the number of experts of a token under two names."""
     model = make_moe("gpt-oss", rope_parameters=None)
