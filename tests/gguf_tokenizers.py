@@ -43,19 +43,19 @@ RULES = {
 }
 
 
-def byte_level(rules: str, adds_bos: bool = False, normalizer: Any = None) -> Any:
-    """A byte-level tokenizer of 400 tokens with BOS and EOS."""
+def byte_level(rules: str, adds_bos: bool = False, normalizer: Any = None, only: str | None = None) -> Any:
+    """A byte-level tokenizer of 400 tokens with BOS and EOS; or of the characters of ``only`` and their merges."""
     pre_tokenizer, ignore_merges = RULES[rules]
     tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizer, decoders.ByteLevel()
     if normalizer is not None:
         tokenizer.normalizer = normalizer
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) if only is None else sorted(set(only) - {" "} | {"Ġ"})
     special = ["<|begin|>", "<|end|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE, initial_alphabet=alphabet, special_tokens=special, show_progress=False
     )
-    tokenizer.train_from_iterator([text()], trainer)
+    tokenizer.train_from_iterator([text() if only is None else only], trainer)
     return finished(tokenizer, "<|begin|>", "<|end|>", adds_bos)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from baselines import flap, llm_pruner, osscar, shortgpt, uniform_magnitude, uniform_random, wanda_sp
+from baselines import flap, gisp, llm_pruner, osscar, shortgpt, uniform_magnitude, uniform_random, wanda_sp
 from hgsp.data.calibration import Calibration
 
 BASELINES: dict[str, Callable[[Any, Calibration, int, int], Any]] = {
@@ -23,4 +23,5 @@ BASELINES: dict[str, Callable[[Any, Calibration, int, int], Any]] = {
     "flap-published": flap.prune,
     "shortgpt": shortgpt.prune,
     "osscar": osscar.prune,
+    "gisp": gisp.prune,
 }

@@ -5,7 +5,7 @@ N sequences | T tokens | I inputs of an output projection | H hidden | R query h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,11 +66,17 @@ def prune_sequentially(
         num_groups = block.projection.in_features // columns
         num_kept = shape.num_kv_groups if block.kind == "attention" else shape.mlp_width
         chosen = torch.arange(num_groups) if num_kept == num_groups else select(block, columns, num_kept).cpu()
-        pruned = torch.ones(num_groups, dtype=torch.bool).index_fill_(0, chosen, 0).repeat_interleave(columns)
-        block.projection.weight[:, pruned.to(block.projection.weight.device)] = 0
         kept[block.index, block.kind] = tuple(sorted(chosen.tolist()))
+        zero_columns(block.projection, columns, kept[block.index, block.kind])
     layers = (LayerKeep(kept[index, "attention"], kept[index, "mlp"]) for index in range(geometry.num_layers))
     return apply_plan(model, plan_keeping(layers, geometry, budget_params))
+
+
+def zero_columns(projection: nn.Linear, columns_per_group: int, kept: Sequence[int]) -> None:
+    """Zero the columns of the groups that an output projection loses, in place."""
+    pruned = torch.ones(projection.in_features // columns_per_group, dtype=torch.bool)
+    pruned[list(kept)] = False
+    projection.weight[:, pruned.repeat_interleave(columns_per_group).to(projection.weight.device)] = 0
 
 
 def _projection_inputs(

@@ -27,7 +27,7 @@ from hgsp.scoring.methods import METHODS
 sys.path.append(str(REPOSITORY / "benchmarks"))
 import quality
 import quality_settings
-from baselines import BASELINES, flap, llm_pruner, osscar, shortgpt, uniform_magnitude, wanda_sp
+from baselines import BASELINES, flap, gisp, llm_pruner, osscar, shortgpt, uniform_magnitude, wanda_sp
 from baselines.blocks import walk_blocks
 from baselines.widths import uniform_shapes
 from divergence import DenseReference
@@ -122,6 +122,25 @@ def test_uniform_widths_take_a_group_when_channels_run_out(make):
 @pytest.mark.parametrize(("num_layers", "expected"), [(32, range(4, 30)), (30, range(4, 28)), (24, range(3, 22))])
 def test_llm_pruner_spares_the_first_and_last_layers(num_layers, expected):
     assert llm_pruner.band(num_layers) == expected
+
+
+def test_gisp_goes_on_where_a_smaller_budget_ends(make, calibration):
+    """Each step ranks what is left by gradients of the pruned model; what has left is worth nothing."""
+    model = make(GQA, num_hidden_layers=18, intermediate_size=32)
+    step = int(gisp.STEP * geometry_of(model).decoder_params)
+    plans, silenced = [], []
+    for steps in (2, 4):
+        pruned = copy.deepcopy(model)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gisp, "apply_plan", lambda left, plan: (plans.append(plan), silenced.append(left)))
+            gisp.prune(pruned, calibration, steps * step, BATCH)
+    full = geometry_of(model).shapes[0]
+    assert {plan.layers[index].shape for plan in plans for index in (0, -1)} == {full}
+    channels = zip(*([set(keep.mlp_channels) for keep in plan.layers] for plan in plans), strict=True)
+    assert all(more <= fewer for fewer, more in channels)
+    scores = llm_pruner.group_scores(silenced[1], calibration, BATCH, strided=False)
+    for keep, by_kind in zip(plans[1].layers, scores, strict=True):
+        assert tuple(by_kind["mlp"].nonzero().flatten().tolist()) == keep.mlp_channels
 
 
 @pytest.mark.parametrize("name", ["llm-pruner", "llm-pruner-global"])

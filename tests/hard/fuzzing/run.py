@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from threading import Lock
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,27 +34,45 @@ def main() -> int:
     """Run the parsers side by side, print and write their counts; exit code 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parsers", nargs="*", help="names of targets; all by default")
-    parser.add_argument("--seconds", type=float, default=85, help="at most, for each parser")
+    parser.add_argument("--minutes", type=float, default=14, help="at most, for all parsers together")
     parser.add_argument("--executions", type=int, default=100_000, help="at most, of each parser")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         fuzz(options.child, options)
         return 0
     from hard.fuzzing.targets import BY_NAME
 
-    names = options.parsers or list(BY_NAME)
+    names = sorted(options.parsers or BY_NAME, key=lambda name: -BY_NAME[name].executions)  # the slowest last
     (OUTPUT / "fuzz").mkdir(parents=True, exist_ok=True)
+    shares = Shares(time.monotonic() + 60 * options.minutes, len(names), options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
-        counts = dict(zip(names, pool.map(lambda name: in_process(name, options), names), strict=True))
+        counts = dict(zip(names, pool.map(lambda name: in_process(name, shares.next(), options), names), strict=True))
     file = OUTPUT / "fuzz.json"
     before = json.loads(file.read_text()) if file.exists() and options.parsers else {}
     file.write_text(json.dumps(before | counts, indent=2) + "\n")
     for line in table_of(counts):
         print(line)
     return int(any(found["failures"] for found in counts.values()))
+
+
+class Shares:
+    """Equal shares of the time that is left, for parsers in their order: those that need less leave more to others."""
+
+    def __init__(self, deadline: float, parsers: int, jobs: int) -> None:
+        self._deadline, self._parsers, self._jobs = deadline, parsers, jobs
+        self._lock = Lock()
+
+    def next(self) -> float:
+        """Return the seconds of the parser that begins now."""
+        with self._lock:
+            left = max(1.0, self._deadline - time.monotonic())
+            share = left * self._jobs / max(self._parsers, self._jobs)
+            self._parsers -= 1
+        return share
 
 
 def table_of(counts: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -67,18 +86,18 @@ def table_of(counts: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield f"{name}: {failure['count']} x {failure['error']}"
 
 
-def in_process(name: str, options: argparse.Namespace) -> dict[str, Any]:
+def in_process(name: str, seconds: float, options: argparse.Namespace) -> dict[str, Any]:
     """Fuzz one parser in a process; one that hangs outside Python, or dies, is a failure with its last input."""
     file = OUTPUT / "fuzz" / f"{name.replace(' ', '_')}.json"
     file.unlink(missing_ok=True)
-    flags = ["--child", name, "--seconds", str(options.seconds), "--executions", str(options.executions)]
+    flags = ["--child", name, "--seconds", str(seconds), "--executions", str(options.executions)]
     command = [sys.executable, __file__, *flags, "--seed", str(options.seed)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     with (OUTPUT / "fuzz" / f"{file.stem}.log").open("w") as log:
         try:
             code: int | None = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=ROOT, check=False,
-                timeout=options.seconds + STARTUP_S,
+                timeout=seconds + STARTUP_S,
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             code = None

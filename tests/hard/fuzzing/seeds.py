@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import TrainerState
 
 from conftest import make_tiny, make_tokenizer
-from gguf_tokenizers import VOCAB_SIZE, byte_level
+from gguf_tokenizers import byte_level
 from hgsp.console.state_files import write_state
 from hgsp.costs.latency import BlockTimings, LatencyTable, Workload
 from hgsp.evaluation.results import Metric, Results, TaskResult
@@ -151,8 +151,11 @@ def rows() -> list[dict[str, Any]]:
 
 
 def gguf(folder: Path) -> bytes:
-    make_tiny(GEOMETRY, **SMALL, vocab_size=VOCAB_SIZE).save_pretrained(folder / "dense")
-    byte_level("smollm").save_pretrained(folder / "dense")
+    tokenizer = byte_level("smollm", only="Some text.")  # each token takes time in every execution
+    make_tiny(GEOMETRY, **SMALL, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1).save_pretrained(
+        folder / "dense"
+    )
+    tokenizer.save_pretrained(folder / "dense")
     written = export(folder / "dense", "gguf", folder / "gguf", gguf_type="f32", self_check=False)
     (file,) = written.folder.glob("*.gguf")
     return file.read_bytes()
