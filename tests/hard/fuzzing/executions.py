@@ -52,13 +52,15 @@ class Executions:
         self._failures: dict[str, dict[str, Any]] = {}
         self.guided = False
         self._done = 0
+        self._last = os.open(output.with_suffix(".last"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         signal.signal(signal.SIGALRM, _hang)
 
     def one(self, content: bytes) -> None:
         """Run the parser once; ends the process after the last execution."""
-        self._output.with_suffix(".last").write_bytes(content)
+        os.pwrite(self._last, content, 0)
+        os.ftruncate(self._last, len(content))  # a file that is opened again each time waits for the disk
         signal.setitimer(signal.ITIMER_REAL, HANG_S)
         try:
             outcome = outcome_of(self._run, content)
