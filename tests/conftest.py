@@ -20,6 +20,8 @@ from transformers import (
     Gemma3TextConfig,
     GraniteConfig,
     GraniteForCausalLM,
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MinistralConfig,
@@ -117,6 +119,20 @@ TINY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 _EIGHT_FOUR = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 _ALTERNATING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_MULTIPLIERS = {
+    "embedding_multiplier": 6.0,
+    "logits_scaling": 4.0,
+    "residual_multiplier": 0.5,
+    "attention_multiplier": 0.2,
+}
+_GRANITE4 = {
+    **_EIGHT_FOUR,
+    **_MULTIPLIERS,
+    "num_local_experts": 0,
+    "shared_intermediate_size": 96,
+    "layer_types": ["full_attention"] * 3,
+    "tie_word_embeddings": True,
+}
 _LINEAR = {
     **_EIGHT_FOUR,
     "linear_key_head_dim": 8,
@@ -173,16 +189,16 @@ VARIANTS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
     "olmo2": (Olmo2ForCausalLM, Olmo2Config, {**_EIGHT_FOUR, "pad_token_id": None}),
     "olmo3": (Olmo3ForCausalLM, Olmo3Config, {**_EIGHT_FOUR, **_ALTERNATING, "pad_token_id": None}),
-    "granite": (
-        GraniteForCausalLM,
-        GraniteConfig,
-        {
-            **_EIGHT_FOUR,
-            "embedding_multiplier": 6.0,
-            "logits_scaling": 4.0,
-            "residual_multiplier": 0.5,
-            "attention_multiplier": 0.2,
-        },
+    "granite": (GraniteForCausalLM, GraniteConfig, {**_EIGHT_FOUR, **_MULTIPLIERS}),
+    "granite4": (
+        GraniteMoeHybridForCausalLM,
+        GraniteMoeHybridConfig,
+        {**_GRANITE4, "position_embedding_type": "rope", "intermediate_size": 32},
+    ),
+    "granite4-nope": (
+        GraniteMoeHybridForCausalLM,
+        GraniteMoeHybridConfig,
+        {**_GRANITE4, "position_embedding_type": "nope", "attention_bias": True},
     ),
     "qwen3.5": (
         Qwen3_5ForCausalLM,

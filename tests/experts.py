@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     OlmoeConfig,
@@ -58,14 +60,34 @@ TINY_MOE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
     "olmoe": (OlmoeForCausalLM, OlmoeConfig, {"num_experts": 8, **EIGHT, "clip_qkv": 4.0}),
     "mixtral": (MixtralForCausalLM, MixtralConfig, {"num_local_experts": 8, **EIGHT, "sliding_window": None}),
+    "gpt-oss": (
+        GptOssForCausalLM,
+        GptOssConfig,
+        {
+            "num_local_experts": 8,
+            **EIGHT,
+            "head_dim": 8,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
 }
+
+#: Those whose experts may lose channels.
+WITH_CHANNELS = tuple(name for name in TINY_MOE if name != "gpt-oss")
 
 
 def make_moe(name: str, seed: int = 0, **changes: Any) -> Any:
-    """A float32 model with random weights, in eval mode."""
+    """A float32 model with random weights, biases and sinks, in eval mode."""
     model_class, config_class, settings = TINY_MOE[name]
     torch.manual_seed(seed)
-    return model_class(config_class(**{**COMMON, **HEADS, **settings, **changes})).eval()
+    model = model_class(config_class(**{**COMMON, **HEADS, **settings, **changes}))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith(("bias", "sinks")):
+                parameter.normal_(std=0.5)
+    return model.eval()
 
 
 def plan_keeping(model: Any, experts: Mapping[int, tuple[int, ...]], kv: Mapping[int, tuple[int, ...]]) -> PrunePlan:

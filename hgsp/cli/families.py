@@ -20,9 +20,9 @@ ON_SCREEN = ("model_type", "removes", "exports", "tested on")
 NOTE = """
 All are scored with every method, refitted (--reconstruct), searched, trained
 (hgsp finetune) and read layer by layer (--offload). Channels inside experts
-leave with --expert_channels. Models whose layers have sliding windows, partial
-rotary embeddings or longrope can be exported to "stock" only; `hgsp doctor DIR`
-judges one."""
+leave with --expert_channels, but for GPT-OSS, whose gates are interleaved.
+Models whose layers have sliding windows, partial rotary embeddings or longrope
+can be exported to "stock" only; `hgsp doctor DIR` judges one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def family_rows() -> list[tuple[str, ...]]:
 
 def _refits(family: Family) -> str:
     if family.experts:
-        return "attention, experts that lose channels"
+        return "attention" + (", experts that lose channels" * (not family.experts.stacked))
     return "toward the output before its norm" if family.blocks["mlp"].post_norm else "yes"
 
 

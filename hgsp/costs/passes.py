@@ -48,17 +48,17 @@ def random_model(config: Any, geometry: Geometry, shapes: Sequence[LayerShape], 
     Layers without blocks are left out.
     """
     shapes = [shape for shape in shapes if shape != LayerShape(0, 0)]
-    settings = architecture_settings(config)
+    settings, family = architecture_settings(config), family_of(config)
     settings |= {
         "num_hidden_layers": len(shapes),
         "head_dim": geometry.head_dim,
-        "per_layer_config": sizes_per_layer(shapes, geometry.queries_per_kv),
+        "per_layer_config": sizes_per_layer(shapes, geometry.queries_per_kv, family.width),
     }
     if settings.get("layer_types"):
         settings["layer_types"] = settings["layer_types"][:1] * len(shapes)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(family_of(config).pruned_model_type, **settings), dtype=DTYPES[dtype]
+            AutoConfig.for_model(family.pruned_model_type, **settings), dtype=DTYPES[dtype]
         )
     return model.eval()  # frozen weights would take other kernels than those of a loaded model
 

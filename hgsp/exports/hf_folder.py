@@ -17,6 +17,7 @@ from hgsp.errors import InputError
 from hgsp.exports.inventory import Tensors, num_params
 from hgsp.exports.source import ExportSource
 from hgsp.models.checkpoint import DEFAULT_SHARD_BYTES
+from hgsp.models.infinite_settings import with_named_infinities
 
 #: Files of which a tokenizer needs one.
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
@@ -68,7 +69,9 @@ def write_folder(
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps(with_named_infinities(config), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     for name in _TOKENIZER_FILES:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)

@@ -24,11 +24,8 @@ from hgsp.models.refusals import refusing
 from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.models.stored_tensors import stored_dtype
 
-#: Settings that exports write; where ``config.json`` lacks one, its architecture's default holds.
-_REQUIRED = (
-    *("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"),
-    *("num_hidden_layers", "num_attention_heads"),
-)
+#: Settings that exports write, beside the width; where ``config.json`` lacks one, its architecture's default holds.
+_REQUIRED = ("hidden_size", "vocab_size", "max_position_embeddings", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
@@ -159,9 +156,12 @@ def read_source(path: str | Path) -> ExportSource:
     found = describe(folder, lambda config: _check_family(config, file))
     family = family_of(found.config)
     with refusing(lambda error: _wrong_sizes(file, error)):
-        config = {**{key: getattr(found.config, key) for key in _REQUIRED if key not in found.raw}, **found.raw}
+        config = {
+            **{key: getattr(found.config, key) for key in (*_REQUIRED, family.width) if key not in found.raw},
+            **found.raw,
+        }
         is_plain = family.experts is None and not family.is_hybrid
-        shapes = _shapes_of(config) if is_plain else geometry_of(found.skeleton).shapes
+        shapes = _shapes_of(config, family.width) if is_plain else geometry_of(found.skeleton).shapes
     return ExportSource(folder, config, family, shapes, _queries_per_kv(config), _head_dim(config))
 
 
@@ -187,7 +187,7 @@ def _check_family(config: Mapping[str, Any], file: Path) -> None:
         )
 
 
-def _shapes_of(config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
+def _shapes_of(config: Mapping[str, Any], width_key: str) -> tuple[LayerShape, ...]:
     per_layer = {int(index): sizes for index, sizes in (config.get("per_layer_config") or {}).items()}
     queries_per_kv = _queries_per_kv(config)
     shapes = []
@@ -198,7 +198,7 @@ def _shapes_of(config: Mapping[str, Any]) -> tuple[LayerShape, ...]:
         num_queries = sizes.get("num_attention_heads", config["num_attention_heads"])
         if "attention" not in skipped and num_queries != num_kv * queries_per_kv:
             raise ValueError(f"layer {index} has {num_queries} query heads for {num_kv} KV heads")
-        width = sizes.get("intermediate_size", config["intermediate_size"])
+        width = sizes.get(width_key, config[width_key])
         shapes.append(LayerShape(0 if "attention" in skipped else num_kv, 0 if "mlp" in skipped else width))
     return tuple(shapes)
 

@@ -93,13 +93,13 @@ def stock_config(source: ExportSource, shapes: dict[str, tuple[int, ...]]) -> di
     config |= {key: has_bias[kind] for kind, key in architecture.bias_keys.items()}
     if SLIDING in architecture.attention_types and not source.beyond_llama:
         config["sliding_window"] = None
-    return config | (_rope_on_the_hub(source) if architecture.fused else {})
+    return config | (_rope_on_the_hub(source) if architecture.has_longrope else {})
 
 
 def _sizes(source: ExportSource) -> dict[str, Any]:
     """Return the sizes of all layers, by the keys that the family's config stores them by."""
     width_key = source.family.experts.width if source.family.experts else None
-    sizes = [layer_sizes(shape, source.queries_per_kv, width_key) for shape in set(source.shapes)]
+    sizes = [layer_sizes(shape, source.queries_per_kv, width_key, source.family.width) for shape in set(source.shapes)]
     common = {key: value for of_layer in sizes for key, value in of_layer.items()}
     return stored_keys(CONFIG_MAPPING[source.family.model_type], common)
 

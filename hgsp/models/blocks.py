@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -43,4 +44,12 @@ OUTPUT_PROJECTIONS = {kind: block.output_projection for kind, block in BLOCKS.it
 
 ATTENTION_INPUTS, ATTENTION_OUTPUT = BLOCKS["attention"].input_projections, OUTPUT_PROJECTIONS["attention"]
 MLP_INPUTS, MLP_OUTPUT = BLOCKS["mlp"].input_projections, OUTPUT_PROJECTIONS["mlp"]
+#: A logit per query head that takes a part of its attention from all tokens, in families that have them.
+SINKS = "self_attn.sinks"
 LINEARS = (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *MLP_INPUTS, MLP_OUTPUT)
+
+
+def head_parameters(layer: Any) -> dict[str, Any]:
+    """Return the parameters of a layer's attention with a value per query head, by name."""
+    sinks = getattr(getattr(layer, BLOCKS["attention"].module, None), "sinks", None)
+    return {} if sinks is None else {SINKS: sinks}

@@ -29,6 +29,7 @@ from hgsp.models.expert_parts import StoredPart, stored_parts
 from hgsp.models.families import experts_of, family_of, is_pruned_type
 from hgsp.models.family_classes import auto_map, travelling_files
 from hgsp.models.gguf_files import load_gguf
+from hgsp.models.infinite_settings import with_named_infinities
 from hgsp.models.loading import load_complete
 from hgsp.models.places import is_bin, is_gguf
 from hgsp.models.pruned_bin import BIN_FORMAT, BIN_NAME, read_bin
@@ -94,7 +95,7 @@ def config_as_dict(config: Any) -> dict[str, Any]:
     Our own class reads ``rope_parameters`` in every version. Beside it the old keys would be fatal: ``AutoTokenizer``
     of transformers 5 without ``hgsp`` reads a llama3 ``rope_scaling`` into a bare config, which fails.
     """
-    content: dict[str, Any] = config.to_diff_dict()
+    content: dict[str, Any] = with_named_infinities(config.to_diff_dict())
     rope = content.get("rope_parameters")
     if is_pruned_type(config.model_type):
         content["auto_map"] = auto_map(family_of(config))

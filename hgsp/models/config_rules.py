@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from hgsp.errors import InputError
+from hgsp.models.families import family_named
 
 MAX_LAYERS = 10_000
 MAX_SIZE = 2**24
@@ -68,13 +69,8 @@ _STRINGS = Rule(
 TOKEN_IDS: Mapping[str, Rule] = {"bos_token_id": _TOKEN_ID, "pad_token_id": _TOKEN_ID, "eos_token_id": _TOKEN_IDS}
 #: Setting -> its rule. A setting that is missing or null has the default of its architecture.
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size", "head_dim"), _SIZE),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "shared_intermediate_size", "vocab_size", "head_dim"), _SIZE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _SIZE),
-    **dict.fromkeys(("num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size"), _SIZE),
-    "decoder_sparse_step": _integer(1, MAX_LAYERS),
-    "mlp_only_layers": Rule(
-        "a list of layers", lambda value: isinstance(value, list) and all(type(item) is int for item in value)
-    ),
     "num_labels": _integer(0, MAX_LAYERS),  # transformers makes a name for each
     "num_hidden_layers": _integer(1, MAX_LAYERS),
     "max_position_embeddings": _integer(1, MAX_POSITIONS),
@@ -90,11 +86,20 @@ RULES: Mapping[str, Rule] = {
 
 #: Names of the number of experts.
 EXPERTS = ("num_experts", "num_local_experts")
+#: Settings of mixtures of experts; dense members of their families have some of them too, such as 0 experts.
+_EXPERT_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys((*EXPERTS, "num_experts_per_tok", "moe_intermediate_size"), _SIZE),
+    "decoder_sparse_step": _integer(1, MAX_LAYERS),
+    "mlp_only_layers": Rule(
+        "a list of layers", lambda value: isinstance(value, list) and all(type(item) is int for item in value)
+    ),
+}
 #: Blocks that a layer of a pruned model may lack.
 _BLOCKS = ("attention", "mlp")
 _PER_LAYER: Mapping[str, Rule] = {
-    **{key: RULES[key] for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size")},
-    **{key: RULES[key] for key in (*EXPERTS, "moe_intermediate_size")},
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _SIZE),
+    **dict.fromkeys(("intermediate_size", "shared_intermediate_size"), _SIZE),
+    **{key: _EXPERT_RULES[key] for key in (*EXPERTS, "moe_intermediate_size")},
     "skip": Rule(
         f"a list of {' and '.join(_BLOCKS)}",
         lambda value: isinstance(value, list) and all(block in _BLOCKS for block in value),
@@ -114,6 +119,8 @@ def check_settings(raw: Mapping[str, Any], place: str) -> None:
         InputError: with key and value.
     """
     check_rules(raw, RULES, place)
+    if _is_mixture(raw):
+        check_rules(raw, _EXPERT_RULES, place)
     for key in ("rope_parameters", "rope_scaling"):
         if raw.get(key) is not None:
             _check_rope(raw[key], key, place)
@@ -196,9 +203,14 @@ def _check_heads(raw: Mapping[str, Any], place: str) -> None:
 
 def _check_experts(raw: Mapping[str, Any], place: str, prefix: str = "") -> None:
     used = raw.get("num_experts_per_tok") or 0
-    for key in EXPERTS:
+    for key in EXPERTS if _is_mixture(raw) else ():
         if raw.get(key) is not None and raw[key] < used:
             raise wrong_setting(place, f"{prefix}{key}", f"at least num_experts_per_tok {used}", raw[key])
+
+
+def _is_mixture(raw: Mapping[str, Any]) -> bool:
+    family = family_named(str(raw.get("model_type")))
+    return family is not None and family.experts is not None
 
 
 def _check_division(raw: Mapping[str, Any], place: str) -> None:

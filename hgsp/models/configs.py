@@ -25,6 +25,7 @@ from hgsp.models.families import FAMILIES
 from hgsp.models.fusion import unfused
 from hgsp.models.gguf_files import gguf_config
 from hgsp.models.hub import with_revision
+from hgsp.models.infinite_settings import with_infinities
 from hgsp.models.places import is_bin, is_folder, is_gguf, is_lfs_pointer, refuse_no_model
 from hgsp.models.pruned_bin import read_bin
 from hgsp.models.refusals import is_about_the_file, refusing
@@ -203,7 +204,7 @@ def _config_object(settings: Mapping[str, Any], name: str) -> Any:
         )
     config_class = CONFIG_MAPPING[model_type]
     _refuse_shadowing(config_class, settings, f"{CONFIG_NAME} of '{name}'")
-    return config_class.from_dict(dict(settings), name_or_path=name)
+    return config_class.from_dict(with_infinities(dict(settings)), name_or_path=name)
 
 
 def _refuse_shadowing(settings_class: type, raw: Mapping[str, Any], place: str) -> None:
@@ -217,7 +218,7 @@ def _refuse_shadowing(settings_class: type, raw: Mapping[str, Any], place: str) 
 
 def _check_rotary(skeleton: Any) -> None:
     """Check that rotary frequencies, computed from a few settings, are finite."""
-    if skeleton.config.model_type in MODEL_TYPES:
+    if skeleton.config.model_type in MODEL_TYPES and skeleton.model.rotary_emb is not None:
         for name, buffer in type(skeleton.model.rotary_emb)(config=skeleton.config).named_buffers():
             if not torch.isfinite(buffer).all():
                 raise ValueError(f"rotary frequencies ({name}) that are not finite")

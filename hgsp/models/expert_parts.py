@@ -39,6 +39,8 @@ def stored_parts(shapes: Mapping[str, Tensor], names: ExpertNames) -> dict[str, 
     Args:
         shapes: parameters by name; only the number of experts is read.
     """
+    if names.stacked:
+        return {parameter: StoredPart(parameter) for parameter in shapes}
     found: dict[str, StoredPart] = {}
     for parameter, tensor in shapes.items():
         layer, experts = parameter.removesuffix(GATE_UP), f"{names.block}.experts"

@@ -10,23 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-#: Names in a layer: the router's weight is [E, H], ``gate_up_proj`` [E, 2M, H] and ``down_proj`` [E, H, M].
+#: Names in a layer: the router's weight is [E, H], ``gate_up_proj`` [E, 2M, H] and ``down_proj`` [E, H, M], or both
+#: transposed; some have biases.
 ROUTER, EXPERTS = "mlp.gate", "mlp.experts"
 GATE_UP, DOWN = f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj"
-#: Everything that leaves with an expert: rows of the router, matrices of the two parameters.
-EXPERT_PARTS = (ROUTER, GATE_UP, DOWN)
+GATE_UP_BIAS, DOWN_BIAS = f"{GATE_UP}_bias", f"{DOWN}_bias"
+#: Names that families give the router.
+ROUTERS = (ROUTER, "mlp.router")
+#: Everything that leaves with an expert: rows of the router, matrices of the two parameters, their biases.
+EXPERT_PARTS = (*ROUTERS, GATE_UP, DOWN, GATE_UP_BIAS, DOWN_BIAS)
 
 
 @dataclass(frozen=True)
 class ExpertNames:
     """Names of a family: of the block and the three matrices of an expert in its files, and of an expert's width.
 
-    ``width`` is the key of the config.
+    ``width`` is the key of the config. ``stacked``: files hold the parameters of a layer as they are, transposed and
+    with gate and up interleaved, so that channels inside experts do not leave.
     """
 
     block: str = "mlp"
@@ -34,6 +39,7 @@ class ExpertNames:
     up: str = "up_proj"
     down: str = "down_proj"
     width: str = "intermediate_size"
+    stacked: bool = False
 
 
 def has_experts(layer: Any) -> bool:
@@ -56,17 +62,66 @@ def expert_macs_per_token(model: nn.Module) -> int:
     found = 0
     for name, module in model.named_modules():
         if name.endswith(f".{EXPERTS}"):
-            router: Any = model.get_submodule(f"{name.removesuffix(EXPERTS)}{ROUTER}")
-            per_expert = sum(parameter[0].numel() for parameter in module.parameters())
+            router = router_of(model.get_submodule(name.removesuffix(f".{EXPERTS}")))
+            per_expert = sum(parameter[0].numel() for parameter in module.parameters() if parameter.ndim == 3)
             found += router.weight.numel() + router.top_k * per_expert
     return found
 
 
 def expert_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that experts own a part of, by the names in ``EXPERT_PARTS``; the first dimension is E."""
-    experts: Any = layer.get_submodule(EXPERTS)
-    router: Any = layer.get_submodule(ROUTER)
-    return {ROUTER: router.weight, GATE_UP: experts.gate_up_proj, DOWN: experts.down_proj}
+    """Return the parameters that experts own a part of, by name; the first dimension is E.
+
+    The router is called ``ROUTER`` in all families, and its bias, if it has one, ``ROUTER + ".bias"``.
+    """
+    experts, router = layer.get_submodule(EXPERTS), router_of(layer)
+    named = {
+        ROUTER: router.weight,
+        GATE_UP: experts.gate_up_proj,
+        DOWN: experts.down_proj,
+        f"{ROUTER}.bias": getattr(router, "bias", None),
+        GATE_UP_BIAS: getattr(experts, "gate_up_proj_bias", None),
+        DOWN_BIAS: getattr(experts, "down_proj_bias", None),
+    }
+    return {name: parameter for name, parameter in named.items() if parameter is not None}
+
+
+def router_of(layer: Any) -> Any:
+    """Return the router of a layer, whatever its name."""
+    return next(found for name in ROUTERS if (found := getattr(layer.mlp, name.removeprefix("mlp."), None)) is not None)
+
+
+def expert_width(experts: Any) -> int:
+    """Return the number of channels of every expert of a layer."""
+    return int(experts.down_proj.shape[1 if _is_transposed(experts) else 2])
+
+
+def as_linear(experts: Any, matrix: Tensor) -> Tensor:
+    """Return a matrix of one expert, or a tensor of its shape, as that of a Linear: [2M, H] or [H, M]."""
+    return matrix.T if _is_transposed(experts) else matrix
+
+
+def _is_transposed(experts: Any) -> bool:
+    return bool(getattr(experts, "is_transposed", False))
+
+
+def inner_of(experts: Any, index: int, hidden_NH: Tensor) -> Tensor:
+    """Return the input of an expert's down projection for some tokens, [N, M]."""
+    from torch.nn.functional import linear
+
+    bias = getattr(experts, "gate_up_proj_bias", None)
+    both = linear(hidden_NH, as_linear(experts, experts.gate_up_proj[index]), None if bias is None else bias[index])
+    if not hasattr(experts, "act_fn"):
+        return cast("Tensor", experts._apply_gate(both))
+    gate, up = both.chunk(2, dim=-1)
+    return cast("Tensor", experts.act_fn(gate) * up)
+
+
+def outer_of(experts: Any, index: int, inner_NM: Tensor) -> Tensor:
+    """Return the output of an expert's down projection, [N, H]."""
+    from torch.nn.functional import linear
+
+    bias = getattr(experts, "down_proj_bias", None)
+    return linear(inner_NM, as_linear(experts, experts.down_proj[index]), None if bias is None else bias[index])
 
 
 def take_channels(name: str, tensor: Tensor, channels_EW: Tensor) -> Tensor:
@@ -166,23 +221,26 @@ def with_channels(layer: nn.Module, kept: Sequence[int], channels: Sequence[Sequ
 def routed_among(layer: nn.Module, kept: Sequence[int]) -> Iterator[None]:
     """Let the router of a layer choose among the kept experts alone, as if the logits of all others were -inf.
 
-    Its weight keeps its shape outside of its forward, so that gradients are those of the dense parameter.
+    Its parameters keep their shapes outside of its forward, so that gradients are those of the dense ones.
     """
     import torch
 
-    router: Any = layer.get_submodule(ROUTER)
+    router = router_of(layer)
     kept_E = torch.tensor(kept, dtype=torch.int64)
 
     forward = router.forward
 
     def route(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dense = router._parameters.pop("weight")
-        router.weight = dense.index_select(0, kept_E.to(dense.device))
+        dense = dict(router.named_parameters())
+        for name, parameter in dense.items():
+            del router._parameters[name]
+            setattr(router, name, parameter.index_select(0, kept_E.to(parameter.device)))
         try:
             logits, weights_NK, chosen_NK = forward(hidden)
         finally:
-            del router.weight
-            router._parameters["weight"] = dense
+            for name, parameter in dense.items():
+                delattr(router, name)
+                router._parameters[name] = parameter
         return logits, weights_NK, kept_E.to(chosen_NK.device)[chosen_NK]
 
     router.forward = route

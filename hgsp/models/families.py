@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hgsp.errors import InputError
-from hgsp.models.blocks import ATTENTION_INPUTS, BLOCKS, MLP_INPUTS, Block
+from hgsp.models.blocks import ATTENTION_INPUTS, BLOCKS, MLP_INPUTS, MLP_OUTPUT, Block
 from hgsp.models.experts import ExpertNames
 from hgsp.models.unsupported import reason_against
 
@@ -32,6 +32,7 @@ class Family:
         first_version: major and minor version of the first transformers that our classes work with.
         attention_types: values of the config's ``layer_types`` that the decoder can build masks for.
         per_layer_lists: config keys with one value per layer, which follow the layers that are left.
+        width: the config key of the number of channels of an MLP.
         qk_norm: "head" for norms of queries and keys per head; "all heads" for one over all of them, whose RMS would
             change with the heads, so that KV groups are not removed. Empty: no such norms.
         query_width: rows of the query projection per row of a head: 2 with a gate on each head's output, interleaved.
@@ -46,7 +47,8 @@ class Family:
         twin: another family that computes the same with any number of heads, but has no biases.
         beyond_llama: the part that formats written for a Llama block have no place for; empty if there is none.
         experts: names of a mixture of experts in checkpoint files; None for dense models.
-        fused: Linears of stock layers that compute several projections -> those, in the order of their rows.
+        fused: Linears of stock layers that compute several projections, or one that we know by another name -> those,
+            in the order of their rows.
         has_longrope: some models have rotary factors that change with the length of the text. Llama's formats have no
             place for them, and the stock config counts them by the hidden size over the heads.
         real_weights: the model on whose real weights it was tested; empty if on random ones only.
@@ -63,6 +65,7 @@ class Family:
     first_version: tuple[int, int] = (5, 0)
     attention_types: frozenset[str] = frozenset({FULL, SLIDING})
     per_layer_lists: tuple[str, ...] = ("layer_types",)
+    width: str = "intermediate_size"
     qk_norm: str = ""
     query_width: int = 1
     residual_multiplier: str | None = None
@@ -112,6 +115,12 @@ _GEMMA: Mapping[str, Any] = {
     "heads_divide_hidden": True,
     "beyond_llama": "norms behind its blocks",
 }
+_GRANITE: Mapping[str, Any] = {
+    "attention_types": frozenset({FULL}),
+    "residual_multiplier": "residual_multiplier",
+    "logit_divisor": "logits_scaling",
+    "beyond_llama": "multipliers of its embedding, blocks and logits",
+}
 _MOE: Mapping[str, Any] = {
     "modeling_file": "modeling_hgsp_moe",
     "attention_types": frozenset({FULL}),
@@ -160,16 +169,18 @@ _ALL = (
         bias_keys=_ALL_BIASES,
         beyond_llama="layers without rotary embeddings",
     ),
+    Family("Granite 3 (dense)", "granite", "HgspGranite", "modeling_hgsp_granite", **_GRANITE, bias_keys=_ALL_BIASES),
     Family(
-        "Granite 3 (dense)",
-        "granite",
-        "HgspGranite",
-        "modeling_hgsp_granite",
-        attention_types=frozenset({FULL}),
-        residual_multiplier="residual_multiplier",
-        logit_divisor="logits_scaling",
-        bias_keys=_ALL_BIASES,
-        beyond_llama="multipliers of its embedding, blocks and logits",
+        "Granite 4 (dense)",
+        "granitemoehybrid",
+        "HgspGranite4",
+        "modeling_hgsp_granite4",
+        **_GRANITE,
+        first_version=(5, 17),
+        width="shared_intermediate_size",
+        implied_head_dim=True,
+        bias_keys=_ATTENTION_BIAS,
+        fused={"shared_mlp.input_linear": MLP_INPUTS, "shared_mlp.output_linear": (MLP_OUTPUT,)},
     ),
     Family(
         "OLMo 2",
@@ -226,6 +237,13 @@ _ALL = (
     ),
     Family(
         "Mixtral", "mixtral", "HgspMixtral", **{**_MOE, "experts": ExpertNames("block_sparse_moe", "w1", "w3", "w2")}
+    ),
+    Family(
+        "GPT-OSS",
+        "gpt_oss",
+        "HgspGptOss",
+        **{**_MOE, "attention_types": frozenset({FULL, SLIDING}), "experts": ExpertNames(stacked=True)},
+        bias_keys=_ATTENTION_BIAS,
     ),
 )
 FAMILIES = {family.model_type: family for family in _ALL}

@@ -1,7 +1,8 @@
 """Families whose stock classes compute several projections in one Linear; our class has each of them.
 
-The rows of a fused matrix are those of its parts, one part after the other. Dense models are unfused when they are
-loaded, whole or layer by layer, and fused again when they are exported as the stock class.
+The rows of a fused matrix are those of its parts, one part after the other; with a single part, it is a matrix of
+another name. Dense models are unfused when they are loaded, whole or layer by layer, and fused again when they are
+exported as the stock class.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hgsp.models.buffers import make_buffers
+from hgsp.models.buffers import buffer_device, make_buffers
 from hgsp.models.dispatch import dispatched_like
 from hgsp.models.families import LAYER_PREFIX, family_named, is_pruned_type
 from hgsp.models.layer_sizes import architecture_settings
+from hgsp.models.prunable import beyond_family
 
 
 def unfused(model: Any) -> Any:
     """Return a dense model as our class with every projection, on the same memory; itself if nothing is fused.
 
-    Quantised models are not for pruning, and stay as they are too.
+    Quantised models, and those with parts that their family lacks, are not for pruning and stay as they are too.
 
     Args:
         model: a causal LM of any family; its tensors may be on the meta device.
@@ -31,7 +33,7 @@ def unfused(model: Any) -> Any:
     family = family_named(str(model.config.model_type))
     if family is None or not family.fused or is_pruned_type(model.config.model_type):
         return model
-    if hasattr(model.config, "quantization_config"):
+    if hasattr(model.config, "quantization_config") or beyond_family(model.config.to_dict(), family):
         return model
     with torch.device("meta"):
         own = AutoModelForCausalLM.from_config(
@@ -46,7 +48,7 @@ def unfused(model: Any) -> Any:
         state |= zip(parts, state.pop(whole).split(sizes), strict=True)
     own.load_state_dict(state, assign=True)
     own.tie_weights()
-    make_buffers(own, next(model.model.rotary_emb.buffers()).device)
+    make_buffers(own, buffer_device(model))
     own.generation_config = copy.deepcopy(model.generation_config)
     return dispatched_like(model, own.train(model.training))
 

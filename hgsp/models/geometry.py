@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hgsp.errors import InputError
-from hgsp.models.blocks import Block
-from hgsp.models.experts import DOWN, ROUTER, expert_parameters, has_experts
+from hgsp.models.blocks import Block, head_parameters
+from hgsp.models.experts import DOWN, GATE_UP, GATE_UP_BIAS, expert_parameters, expert_width, has_experts
 from hgsp.models.families import family_of
 from hgsp.models.kinds import KIND_NAMED, GroupKind, kinds_among
 from hgsp.models.linear_attention import LINEAR_ATTENTION, attention_of, has_linear_attention
@@ -58,7 +58,7 @@ class Geometry:
     with the whole block. ``prunes_kv_groups`` is False where attention is removed whole or not at all,
     ``prunes_expert_channels`` where experts leave whole or not at all. A token uses ``experts_per_token``. A head has
     ``query_width`` times ``head_dim`` rows of the query projection. ``linear_attention_params`` are those of a block of
-    linear attention, with its norm.
+    linear attention, with its norm. ``fixed_expert_width``: channels of experts cannot leave.
     """
 
     hidden_size: int
@@ -78,6 +78,7 @@ class Geometry:
     prunes_expert_channels: bool = False
     query_width: int = 1
     linear_attention_params: int = 0
+    fixed_expert_width: bool = False
 
     @property
     def num_layers(self) -> int:
@@ -90,7 +91,17 @@ class Geometry:
         return kinds_among(present | {"expert_channel"} if self.prunes_expert_channels else present)
 
     def with_expert_channels(self, prunes: bool) -> Geometry:
-        """Return the geometry whose experts lose channels or not; without experts there are none to lose."""
+        """Return the geometry whose experts lose channels or not; without experts there are none to lose.
+
+        Raises:
+            InputError: experts of this family cannot lose channels.
+        """
+        if prunes and self.fixed_expert_width:
+            raise InputError(
+                expected="experts with a gate and an up projection one after the other for --expert_channels",
+                got="experts with interleaved ones",
+                remedy="leave it out; experts are pruned whole",
+            )
         return replace(self, prunes_expert_channels=prunes and self.experts_per_token > 0)
 
     def columns_per_group(self, kind: str) -> int:
@@ -188,6 +199,7 @@ def geometry_of(model: nn.Module) -> Geometry:
     blocks = family.blocks
     linear = next((layer for layer in layers if has_linear_attention(layer)), None)
     attention_groups = _params_of_groups(full, blocks["attention"])
+    attention_groups += sum(parameter.numel() for parameter in head_parameters(full).values())
     channel_params, mlp_extra = _mlp_params(layers, blocks["mlp"])
     expert_channel, router_row, expert_extra = _expert_params(layers, blocks["mlp"])
     return Geometry(
@@ -206,6 +218,7 @@ def geometry_of(model: nn.Module) -> Geometry:
         expert_extra_params=expert_extra,
         experts_per_token=config.num_experts_per_tok if family.experts else 0,
         query_width=family.query_width,
+        fixed_expert_width=family.experts is not None and family.experts.stacked,
         linear_attention_params=0 if linear is None else _params_of_block(linear, LINEAR_ATTENTION),
     )
 
@@ -220,14 +233,16 @@ def _mlp_params(layers: Any, block: Block) -> tuple[int, int]:
 
 
 def _expert_params(layers: Any, block: Block) -> tuple[int, int, int]:
-    """Count the parameters of an expert's channel, of its row in the router, and of a mixture beside its experts."""
+    """Count the parameters of an expert's channel, of an expert beside those, and of a mixture beside its experts."""
     layer = next((layer for layer in layers if layer.mlp is not None and has_experts(layer)), None)
     if layer is None:
         return 0, 0, 0
     parameters = expert_parameters(layer)
     groups = sum(parameter.numel() for parameter in parameters.values())
-    row, expert = parameters[ROUTER][0].numel(), sum(parameter[0].numel() for parameter in parameters.values())
-    return (expert - row) // parameters[DOWN].shape[2], row, _params_of_block(layer, block) - groups
+    expert = sum(parameter[0].numel() for parameter in parameters.values())
+    of_channels = sum(parameters[name][0].numel() for name in (GATE_UP, DOWN, GATE_UP_BIAS) if name in parameters)
+    width = expert_width(layer.mlp.experts)
+    return of_channels // width, expert - of_channels, _params_of_block(layer, block) - groups
 
 
 def _shape_of(layer: Any) -> LayerShape:
@@ -236,8 +251,8 @@ def _shape_of(layer: Any) -> LayerShape:
     if mlp is None:
         return LayerShape(num_kv, 0, linear_attention=is_linear)
     if has_experts(layer):
-        num_experts, _, width = expert_parameters(layer)[DOWN].shape
-        return LayerShape(num_kv, 0, num_experts, width, linear_attention=is_linear)
+        experts = layer.mlp.experts
+        return LayerShape(num_kv, 0, len(experts.down_proj), expert_width(experts), linear_attention=is_linear)
     return LayerShape(num_kv, mlp.gate_proj.out_features, linear_attention=is_linear)
 
 

@@ -20,18 +20,21 @@ def architecture_settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in _STALE_KEYS}
 
 
-def layer_sizes(shape: LayerShape, queries_per_kv: int, expert_width_key: str | None = None) -> dict[str, Any]:
+def layer_sizes(
+    shape: LayerShape, queries_per_kv: int, expert_width_key: str | None = None, width_key: str = "intermediate_size"
+) -> dict[str, Any]:
     """Return the config keys of a layer of this shape; ``skip`` names the blocks that it lacks.
 
     Args:
         expert_width_key: of the width of experts; None leaves it as it is in the config.
+        width_key: of the number of channels of an MLP.
     """
     sizes: dict[str, Any] = {}
     if shape.num_kv_groups:
         sizes["num_attention_heads"] = shape.num_kv_groups * queries_per_kv
         sizes["num_key_value_heads"] = shape.num_kv_groups
     if shape.mlp_width:
-        sizes["intermediate_size"] = shape.mlp_width
+        sizes[width_key] = shape.mlp_width
     if shape.num_experts:
         sizes["num_experts"] = shape.num_experts
         if expert_width_key is not None:
@@ -46,6 +49,6 @@ def stored_keys(config: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
     return {config.attribute_map.get(key, key): value for key, value in sizes.items()}
 
 
-def sizes_per_layer(shapes: Sequence[LayerShape], queries_per_kv: int) -> dict[int, dict[str, Any]]:
+def sizes_per_layer(shapes: Sequence[LayerShape], queries_per_kv: int, width_key: str) -> dict[int, dict[str, Any]]:
     """Return ``per_layer_config`` for layers of these shapes."""
-    return {index: layer_sizes(shape, queries_per_kv) for index, shape in enumerate(shapes)}
+    return {index: layer_sizes(shape, queries_per_kv, None, width_key) for index, shape in enumerate(shapes)}

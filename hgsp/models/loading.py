@@ -115,6 +115,8 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
     refuse_adapter(source.name, ask_hub=True)
     spread = {"device_map": "auto"} if device == "auto" else {}
     model = load_complete(source.name, source.config, source.skeleton, dtype=DTYPES[dtype], **spread)
+    for parameter in model.parameters():  # transformers keeps norms of GPT-OSS in float32 beside float16
+        parameter.data = parameter.data.to(DTYPES[dtype])
     return model.eval() if spread else model.to(single_device(device)).eval()
 
 

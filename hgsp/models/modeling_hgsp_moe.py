@@ -1,4 +1,4 @@
-"""Qwen3-MoE, OLMoE and Mixtral decoders with a size per layer; it travels in checkpoints beside ``modeling_hgsp.py``.
+"""Qwen3-MoE, OLMoE, Mixtral and GPT-OSS decoders with a size per layer; it travels beside ``modeling_hgsp.py``.
 
 In the config's ``per_layer_config``, ``num_experts`` (under the name that the stock config stores it by) is the number
 of experts of a layer. Routers, the weights of experts and their names in files are those of the stock classes: the
@@ -13,6 +13,7 @@ from typing import Any
 import transformers
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.models.olmoe import modeling_olmoe as olmoe
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
@@ -113,6 +114,27 @@ class HgspMixtralForCausalLM(PerLayerMoeCausalLM, mixtral.MixtralForCausalLM):
 
 class HgspMixtralForSequenceClassification(PerLayerClassifier, mixtral.MixtralForSequenceClassification):
     config_class, _model_class = HgspMixtralConfig, HgspMixtralModel
+
+
+@revalidated
+class HgspGptOssConfig(PerLayerConfig, gpt_oss.GptOssConfig):
+    model_type = "hgsp_gpt_oss"
+
+
+class HgspGptOssDecoderLayer(PerLayerMoeDecoderLayer, gpt_oss.GptOssDecoderLayer): ...
+
+
+class HgspGptOssModel(PerLayerModel, gpt_oss.GptOssModel):
+    config_class, _layer_class = HgspGptOssConfig, HgspGptOssDecoderLayer
+    _norm_class, _rotary_class = gpt_oss.GptOssRMSNorm, gpt_oss.GptOssRotaryEmbedding
+
+
+class HgspGptOssForCausalLM(PerLayerMoeCausalLM, gpt_oss.GptOssForCausalLM):
+    config_class, _model_class = HgspGptOssConfig, HgspGptOssModel
+
+
+class HgspGptOssForSequenceClassification(PerLayerClassifier, gpt_oss.GptOssForSequenceClassification):
+    config_class, _model_class = HgspGptOssConfig, HgspGptOssModel
 
 
 # Files name experts as those of the stock classes do; here, because without hgsp only this file is imported.

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from hgsp.errors import InputError
-from hgsp.models.families import SLIDING, family_named, unsupported
+from hgsp.models.families import FULL, SLIDING, Family, family_named, unsupported
+from hgsp.models.unsupported import is_mixture
+
+#: Kinds of layers by the names of earlier configs.
+_EARLIER = {"attention": FULL}
+#: Method of a quantised checkpoint -> the way to plain weights, where there may be no other checkpoint.
+_DEQUANTISED = {
+    "mxfp4": "load it with quantization_config=Mxfp4Config(dequantize=True) of Transformers, save it with "
+    "save_pretrained(FOLDER, save_original_format=False), and prune that folder",
+}
 
 
 def check_prunable(raw_config: Mapping[str, Any]) -> None:
@@ -16,7 +25,7 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
         raw_config: the content of ``config.json``, or the config object made from it as a dict.
 
     Raises:
-        InputError: the architecture is not supported, has a kind of attention that its family lacks, or its weights are
+        InputError: the architecture is not supported, has layers or experts that its family lacks, or its weights are
             quantised.
     """
     family = family_named(str(raw_config.get("model_type")))
@@ -26,20 +35,41 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
         raise InputError(
             expected="plain floating-point weights",
             got="already quantised weights",
-            remedy="start from the bf16 checkpoint and quantise after pruning",
+            remedy=_DEQUANTISED.get(
+                _method_of(raw_config), "start from the bf16 checkpoint and quantise after pruning"
+            ),
         )
-    types = {*(raw_config.get("layer_types") or ())}
-    if raw_config.get("sliding_window") is not None and raw_config.get("use_sliding_window", True):
-        types.add(SLIDING)
-    if others := sorted(types - family.attention_types):
-        raise InputError(
-            expected=f"{' or '.join(sorted(family.attention_types))} in every layer of a {family.model_type} model",
-            got=others[0],
-            remedy="check layer_types and sliding_window in config.json",
-        )
+    if (refusal := beyond_family(raw_config, family)) is not None:
+        raise refusal
     if raw_config.get("use_bidirectional_attention"):
         raise InputError(
             expected="a causal language model",
             got="attention in both directions (use_bidirectional_attention)",
             remedy="prune the model that generates text, not the one for embeddings",
         )
+
+
+def beyond_family(raw_config: Mapping[str, Any], family: Family) -> InputError | None:
+    """Return the refusal of a model with layers or experts that its family lacks; None for all others."""
+    if family.experts is None and is_mixture(raw_config):
+        return InputError(
+            expected=f"a model of the family {family.models}",
+            got="a mixture of experts",
+            remedy="prune a member of the family without experts",
+        )
+    types = {_EARLIER.get(kind, kind) for kind in raw_config.get("layer_types") or ()}
+    if raw_config.get("sliding_window") is not None and raw_config.get("use_sliding_window", True):
+        types.add(SLIDING)
+    if others := sorted(types - family.attention_types):
+        return InputError(
+            expected=f"{' or '.join(sorted(family.attention_types))} in every layer of a {family.model_type} model",
+            got=others[0],
+            remedy="check layer_types and sliding_window in config.json, or prune a member of the family without such "
+            "layers",
+        )
+    return None
+
+
+def _method_of(raw_config: Mapping[str, Any]) -> str:
+    quantisation = raw_config["quantization_config"]
+    return str(quantisation.get("quant_method")) if isinstance(quantisation, Mapping) else ""

@@ -13,11 +13,11 @@ import torch
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from hgsp.errors import InputError
-from hgsp.models.configs import MODEL_TYPES
 from hgsp.models.expert_parts import fused_tensors
-from hgsp.models.families import experts_of
+from hgsp.models.families import experts_of, family_named
 from hgsp.models.fusion import shapes_in_files, stored_wholes
 from hgsp.models.places import is_bin, is_gguf
+from hgsp.models.prunable import beyond_family
 from hgsp.models.pruned_bin import read_bin
 from hgsp.models.refusals import refusing
 from hgsp.models.weight_checks import incomplete, refuse_unplaced_weights
@@ -94,13 +94,15 @@ def _check_index(folder: Path, found: Mapping[str, StoredTensor]) -> None:
 def check_stored(name: str | Path, skeleton: Any) -> None:
     """Compare the files of a folder or hub id with the model, before any weight is loaded.
 
-    Models of other families and quantised ones are left to transformers, which converts their tensors.
+    Models that belong to no family and quantised ones are left to transformers, which converts their tensors.
 
     Raises:
         InputError: as ``refuse_other_tensors``, or a file is missing or broken.
     """
-    if skeleton.config.model_type in MODEL_TYPES and not hasattr(skeleton.config, "quantization_config"):
-        refuse_other_tensors(name, skeleton, _stored_in(name))
+    config, family = skeleton.config, family_named(str(skeleton.config.model_type))
+    if family is None or hasattr(config, "quantization_config") or beyond_family(config.to_dict(), family):
+        return
+    refuse_other_tensors(name, skeleton, _stored_in(name))
 
 
 def _stored_in(name: str | Path) -> Mapping[str, StoredTensor]:

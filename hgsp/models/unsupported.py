@@ -21,14 +21,9 @@ def reason_against(raw_config: Mapping[str, Any], supported: Container[str]) -> 
     is_multimodal = inner is not raw_config
     if is_multimodal and inner.get("model_type") in supported:
         return _MULTIMODAL
-    if _has_experts(inner):
+    if is_mixture(inner):
         quantised = (inner.get("quantization_config") or {}).get("quant_method")
-        beyond = (
-            " with biases and interleaved gates, beside attention with a sink per query head, which nothing here slices"
-            if "swiglu_limit" in inner
-            else ""
-        )
-        return f" (mixture of experts{beyond}{f', its weights in {quantised}' if quantised else ''})", ""
+        return f" (mixture of experts{f', its weights in {quantised}' if quantised else ''})", ""
     if inner.get("num_kv_shared_layers"):
         return (
             f" (the last {inner['num_kv_shared_layers']} layers read keys and values of earlier ones, and removing a "
@@ -40,12 +35,10 @@ def reason_against(raw_config: Mapping[str, Any], supported: Container[str]) -> 
     if others or (not types and any(inner.get(key) for key in _MIXERS)):
         kind = f": {others[0]}" if others else ""
         return f" (layers without attention{kind}, of a kind that no supported family has)", ""
-    if inner.get("shared_intermediate_size"):
-        return " (an MLP whose matrices have other names than gate_proj, up_proj and down_proj)", ""
     return _MULTIMODAL if is_multimodal else ("", "")
 
 
-def _has_experts(config: Mapping[str, Any]) -> bool:
+def is_mixture(config: Mapping[str, Any]) -> bool:
     """Return whether a config is of a mixture of experts; some families of them have dense members with 0 experts."""
     numbers = [config[key] for key in ("num_local_experts", "num_experts") if key in config]
     return any(numbers) if numbers else "moe" in str(config.get("model_type"))

@@ -16,7 +16,7 @@ from hgsp.console.report_schema import PRUNING_REPORT
 from hgsp.environment import file_sha256
 from hgsp.errors import InputError, one_line
 from hgsp.models.blocks import KINDS
-from hgsp.models.experts import DOWN, ROUTER
+from hgsp.models.experts import DOWN, ROUTERS
 from hgsp.models.families import LAYER_PREFIX, family_of
 from hgsp.models.hub_upload import LOCAL_FILES
 from hgsp.models.linear_attention import LINEAR_ATTENTION
@@ -158,7 +158,7 @@ def _check_sizes(folder: VerifiedFolder) -> None:
         sizes = (
             (attention, shape.num_kv_groups, head_dim),
             (mlp, shape.mlp_width, 1),
-            (ROUTER, shape.num_experts, 1),
+            (_router_in(folder, new), shape.num_experts, 1),
             (LINEAR_ATTENTION.output_projection, shape.linear_attention, folder.model.config.hidden_size),
         )
         for linear, groups, rows in sizes:
@@ -169,10 +169,15 @@ def _check_sizes(folder: VerifiedFolder) -> None:
                     f"{name} has {stored} rows, and {groups * rows} in the plan of layer {old} before pruning"
                 )
         name = f"{LAYER_PREFIX}{new}.{DOWN}"
-        if shape.expert_width and (width := folder.files.shapes[name][2]) != shape.expert_width:
+        dim = 1 if family.experts is not None and family.experts.stacked else 2
+        if shape.expert_width and (width := folder.files.shapes[name][dim]) != shape.expert_width:
             raise DifferenceError(
-                f"{name} has {width} columns, and {shape.expert_width} in the plan of layer {old} before pruning"
+                f"{name} has {width} channels, and {shape.expert_width} in the plan of layer {old} before pruning"
             )
+
+
+def _router_in(folder: VerifiedFolder, layer: int) -> str:
+    return next((name for name in ROUTERS if f"{LAYER_PREFIX}{layer}.{name}.weight" in folder.names), ROUTERS[0])
 
 
 def _check_parameters(folder: VerifiedFolder) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS, MLP_INPUTS, MLP_OUTPUT
+from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS, MLP_INPUTS, MLP_OUTPUT, SINKS
 from hgsp.models.experts import DOWN, EXPERT_PARTS, GATE_UP, put_channels, take_channels
 from hgsp.models.geometry import Geometry
 from hgsp.models.linear_attention import LINEAR_ATTENTION
@@ -70,6 +70,7 @@ def _indices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Ten
         key: (0, kv_rows),
         value: (0, kv_rows),
         ATTENTION_OUTPUT: (1, query_columns),
+        SINKS: (0, _spans(keep.kv_groups, geometry.queries_per_kv)),
         **dict.fromkeys(MLP_INPUTS, (0, channels)),
         MLP_OUTPUT: (1, channels),
         **dict.fromkeys(EXPERT_PARTS, (0, torch.tensor(keep.experts, dtype=torch.int64))),

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hgsp.errors import InputError
 from hgsp.models.blocks import ATTENTION_OUTPUT, MLP_OUTPUT
-from hgsp.models.buffers import make_buffers
+from hgsp.models.buffers import buffer_device, make_buffers
 from hgsp.models.dispatch import dispatched_like
 from hgsp.models.families import LAYER_PREFIX, Family, family_of
 from hgsp.models.geometry import Geometry, LayerShape, geometry_of
@@ -134,7 +134,7 @@ def apply_plan(
     pruned.load_state_dict(state, assign=True)
     pruned.config.dtype = pruned.dtype
     pruned.tie_weights()
-    make_buffers(pruned, next(model.model.rotary_emb.buffers()).device)
+    make_buffers(pruned, buffer_device(model))
     pruned.generation_config = copy.deepcopy(model.generation_config)
     pruned.requires_grad_(False).eval()
     return dispatched_like(model, pruned)
@@ -174,7 +174,7 @@ def pruned_config(config: Any, plan: PrunePlan, geometry: Geometry) -> Any:
     width_key = family.experts.width if family.experts else None
     if {shape.expert_width for shape in shapes if shape.num_experts} <= {settings.get(str(width_key))}:
         width_key = None
-    sizes = [stored_keys(config, layer_sizes(shape, queries, width_key)) for shape in shapes]
+    sizes = [stored_keys(config, layer_sizes(shape, queries, width_key, family.width)) for shape in shapes]
     common = {key: value for of_layer in sizes for key, value in of_layer.items()}
     is_uniform = "skip" not in common and all(of_layer.items() <= common.items() for of_layer in sizes)
     if is_uniform and not settings.get("writer_bias"):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hgsp.models.experts import DOWN, RoutedCall, has_experts, watch_experts
+from hgsp.models.experts import DOWN, RoutedCall, expert_width, has_experts, inner_of, watch_experts
 from hgsp.reconstruction.block_fit import BlockBatches
 from hgsp.reconstruction.least_squares import Moments, accumulation_dtype, energy, relative_norm, solve
 from hgsp.reconstruction.paired_forward import PairedForward
@@ -40,7 +40,7 @@ def loses_channels(dense: Any, pruned: Any) -> bool:
     """Return whether the experts of a layer are narrower than in the dense model."""
     if pruned.mlp is None or not has_experts(pruned):
         return False
-    return bool(pruned.mlp.experts.down_proj.shape[2] < dense.mlp.experts.down_proj.shape[2])
+    return expert_width(pruned.mlp.experts) < expert_width(dense.mlp.experts)
 
 
 def fit_experts(
@@ -138,24 +138,17 @@ class _Routed:
             if not len(rows):
                 continue
             hidden_NH, factor_N1 = self._batches.read(batch)[0][rows], weight_N.float()[:, None]
-            inner_NW = _inner(self._pruned, place, hidden_NH)
+            inner_NW = inner_of(self._pruned, place, hidden_NH)
             dense_NH, pruned_NH = (
                 linear(inner, module.down_proj[number]).float()
                 for inner, module, number in (
-                    (_inner(self._dense, self._experts[place], hidden_NH), self._dense, self._experts[place]),
+                    (inner_of(self._dense, self._experts[place], hidden_NH), self._dense, self._experts[place]),
                     (inner_NW, self._pruned, place),
                 )
             )
             rest_NH = self._rest_NTH[batch].flatten(0, 1)[rows.to(self._rest_NTH.device)].to(dense_NH)
             share_N1 = factor_N1 / call.weights[rows].float().sum(1, keepdim=True)
             yield inner_NW.float() * factor_N1, (dense_NH - pruned_NH) * factor_N1 + rest_NH * share_N1
-
-
-def _inner(experts: Any, index: int, hidden_NH: Tensor) -> Tensor:
-    """Return the input of an expert's down projection, [n, W]."""
-    gate, up = linear(hidden_NH, experts.gate_up_proj[index]).chunk(2, dim=-1)
-    inner: Tensor = experts.act_fn(gate) * up
-    return inner
 
 
 def _error(pruned: Any, batches: BlockBatches, batch: slice) -> Tensor:

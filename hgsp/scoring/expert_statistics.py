@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from hgsp.models.experts import DOWN, EXPERTS, GATE_UP, ROUTER, RoutedCall
+from hgsp.models.experts import (
+    DOWN,
+    EXPERTS,
+    GATE_UP,
+    ROUTER,
+    RoutedCall,
+    as_linear,
+    expert_width,
+    inner_of,
+    outer_of,
+)
 
 
 def output_norms(input_NI: Tensor, weight_HI: Tensor, columns: int) -> Tensor:
@@ -38,7 +48,7 @@ def sums_of_experts(
     tokens = call.hidden.float()
     squares, means = {"input_sq"} & needs, {"input_mean"} & needs
     zeros = tokens.new_zeros
-    num_experts, width = len(experts.down_proj), experts.down_proj.shape[2]
+    num_experts, width = len(experts.down_proj), expert_width(experts)
     sums: dict[str, dict[str, Tensor]] = {ROUTER: {}}
     if squares:
         sums[ROUTER]["input_sq"] = tokens.square().sum(0)
@@ -48,9 +58,7 @@ def sums_of_experts(
     sums[EXPERTS] = {name: zeros(num_experts) for name in sorted({"output_norm", "reached"} & needs)}
     for index in range(num_experts):
         rows, weight_N = call.of_expert(index)
-        inputs = call.hidden[rows]
-        gate, up = linear(inputs, experts.gate_up_proj[index]).chunk(2, dim=-1)
-        inner_NM = experts.act_fn(gate) * up
+        inner_NM = inner_of(experts, index, call.hidden[rows])
         weighted_NM = inner_NM.float() * weight_N.float()[:, None]
         if squares:
             sums[GATE_UP]["input_sq"][index] = tokens[rows].square().sum(0)
@@ -58,9 +66,11 @@ def sums_of_experts(
         if means:
             sums[DOWN]["input_mean"][index] = weighted_NM.sum(0)
         if norms:
-            sums[DOWN]["output_norm"][index] = output_norms(weighted_NM, experts.down_proj[index], 1)
+            sums[DOWN]["output_norm"][index] = output_norms(
+                weighted_NM, as_linear(experts, experts.down_proj[index]), 1
+            )
         if sums[EXPERTS]:
-            output_NH = linear(inner_NM, experts.down_proj[index]).float()
+            output_NH = outer_of(experts, index, inner_NM).float()
             sums[EXPERTS]["output_norm"][index] = (output_NH.norm(dim=1) * weight_N.float()).sum()
             sums[EXPERTS]["reached"][index] = len(rows)
     return sums
@@ -101,8 +111,7 @@ def watch_channel_gradients(
         by_token = torch.zeros_like(by_sequence)
         for index in range(num_experts):
             rows, weight_N = own.of_expert(index)
-            gate, up = linear(own.hidden[rows], experts.gate_up_proj[index]).chunk(2, dim=-1)
-            inner_NM = (experts.act_fn(gate) * up).float() * weight_N.float()[:, None]
+            inner_NM = inner_of(experts, index, own.hidden[rows]).float() * weight_N.float()[:, None]
             mask_grad_NM = inner_NM * (gradient_NH[rows].float() @ experts.down_proj[index].float())
             sums_BM = mask_grad_NM.new_zeros(len(own.hidden) // seq_len, width)
             by_sequence[index] = sums_BM.index_add_(0, rows // seq_len, mask_grad_NM).square().sum(0)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from hgsp.errors import not_finite
-from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, MLP_INPUTS, MLP_OUTPUT
+from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, MLP_INPUTS, MLP_OUTPUT, head_parameters
 from hgsp.models.decoder import weight_not_finite
-from hgsp.models.experts import DOWN, EXPERTS, GATE_UP, ROUTER, expert_parameters, has_experts
+from hgsp.models.experts import DOWN, EXPERTS, GATE_UP, ROUTER, as_linear, expert_parameters, has_experts
 from hgsp.models.geometry import Geometry
 from hgsp.models.linear_attention import attention_of
 from hgsp.scoring.methods import ColumnMethod, GroupMethod, MaskMethod, Method, OutputMethod, WeightMethod
@@ -85,8 +85,11 @@ def _columns(method: ColumnMethod, statistics: LayerStatistics, geometry: Geomet
         importance["attention"] = attention_KC.sum(1)
     if not has_experts(module):
         return importance | {"mlp": of_linear(MLP_OUTPUT)}
-    down_EHM, values = expert_parameters(module)[DOWN], statistics.values.get(DOWN, {})
-    columns = [method.columns(down_EHM[index], _of_expert(values, index)) for index in range(len(down_EHM))]
+    experts, values = module.get_submodule(EXPERTS), statistics.values.get(DOWN, {})
+    columns = [
+        method.columns(as_linear(experts, matrix), _of_expert(values, index))
+        for index, matrix in enumerate(expert_parameters(module)[DOWN])
+    ]
     importance["expert"] = torch.stack([_float64_sum(own, 0) for own in columns])
     if geometry.prunes_expert_channels:
         importance[CHANNELS] = torch.stack(columns).cpu().double()
@@ -110,18 +113,32 @@ def _weights(method: WeightMethod, statistics: LayerStatistics, geometry: Geomet
     R, D = geometry.queries_per_kv, geometry.head_dim
     K = geometry.shapes[statistics.index].num_kv_groups
     importance = fold_attention(saliency, K, R, D, geometry.query_width) if attends else {}
+    for name, parameter in head_parameters(module).items():
+        of_heads = method.saliency(parameter, statistics.values.get(name, {}))
+        importance["attention"] += _float64_sum(of_heads.view(K, R), 1)
     if not has_experts(module):
         return importance | fold_mlp(saliency)
-    parameters = expert_parameters(module)
+    parameters, experts = expert_parameters(module), module.get_submodule(EXPERTS)
 
     def of_expert(name: str, index: int) -> Tensor:
-        return method.saliency(parameters[name][index], _of_expert(statistics.values.get(name, {}), index))
+        values = _of_expert(statistics.values.get(name, {}), index)
+        matrices = {key: as_linear(experts, value) if value.ndim == 2 else value for key, value in values.items()}
+        return method.saliency(as_linear(experts, parameters[name][index]), matrices)
 
-    router_E = _float64_sum(method.saliency(parameters[ROUTER], statistics.values.get(ROUTER, {})), 1)
-    folded = fold_experts(of_expert, router_E)
+    beside_E = _float64_sum(method.saliency(parameters[ROUTER], statistics.values.get(ROUTER, {})), 1)
+    for name, parameter in parameters.items():
+        if name not in (ROUTER, GATE_UP, DOWN):
+            beside_E += _of_biases(method, parameter, statistics.values.get(name, {}))
+    folded = fold_experts(of_expert, beside_E)
     if not geometry.prunes_expert_channels:
         folded = {name: values for name, values in folded.items() if not name.startswith(CHANNELS)}
     return importance | folded
+
+
+def _of_biases(method: WeightMethod, bias: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    """Return the saliency of the biases of every expert, one [E] or several [E, O] for each, float64 [E]."""
+    found = method.saliency(bias.flatten(), {name: value.flatten() for name, value in values.items()})
+    return _float64_sum(found.view(len(bias), -1), 1)
 
 
 def _of_expert(values: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
@@ -157,25 +174,25 @@ def fold_mlp(saliency: Callable[[str], Tensor]) -> dict[str, Tensor]:
     return {"mlp": inputs_M + output_M, "mlp.output": output_M}
 
 
-def fold_experts(saliency: Callable[[str, int], Tensor], router_E: Tensor) -> dict[str, Tensor]:
+def fold_experts(saliency: Callable[[str, int], Tensor], beside_E: Tensor) -> dict[str, Tensor]:
     """Sum per-weight saliency over everything that is removed with an expert, or with one of its channels.
 
     "expert" is [E] and "expert_channel" [E, W]; both have the share of their outputs beside them.
 
     Args:
         saliency: returns float32 [2M, H] for ``GATE_UP`` and an expert, and [H, M] for ``DOWN``.
-        router_E: of the router's rows, float64 [E].
+        beside_E: of the router's rows, and of biases, float64 [E].
     """
     totals: dict[str, list[Tensor]] = {DOWN: [], GATE_UP: []}
     channels: dict[str, list[Tensor]] = {DOWN: [], GATE_UP: []}
     for name, dim in ((DOWN, 0), (GATE_UP, 1)):
-        for index in range(len(router_E)):
+        for index in range(len(beside_E)):
             values = saliency(name, index)
             totals[name].append(values.sum().cpu().double())
             channels[name].append(_float64_sum(values, dim).view(dim + 1, -1).sum(0))
     output_E, output_EW = torch.stack(totals[DOWN]), torch.stack(channels[DOWN])
     return {
-        "expert": router_E + torch.stack(totals[GATE_UP]) + output_E,
+        "expert": beside_E + torch.stack(totals[GATE_UP]) + output_E,
         "expert.output": output_E,
         CHANNELS: torch.stack(channels[GATE_UP]) + output_EW,
         f"{CHANNELS}.output": output_EW,

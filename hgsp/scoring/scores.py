@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from torch import Tensor
 from hgsp.console.portable_paths import portable
 from hgsp.environment import replacing
 from hgsp.errors import InputError
-from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS
-from hgsp.models.experts import EXPERT_PARTS, ROUTER
+from hgsp.models.blocks import LINEARS
+from hgsp.models.experts import DOWN, GATE_UP, ROUTERS
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.loaded import LoadedModel
@@ -223,7 +223,7 @@ def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
     names = (
         f"{LAYER_PREFIX}{index}.{name}"
         for index in range(loaded.decoder.num_layers)
-        for name in (_SAMPLED_EXPERTS if f"{LAYER_PREFIX}{index}.{ROUTER}.weight" in parameters else _SAMPLED)
+        for name in _sampled_of(index, parameters)
     )
     values = [
         _first_values(loaded.read_first_row(name)) if name in parameters else np.zeros(SAMPLED_VALUES, np.float32)
@@ -233,10 +233,11 @@ def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
 
 
 _SAMPLED = tuple(f"{name}.weight" for name in LINEARS)
-_SAMPLED_EXPERTS = tuple(
-    name if name in EXPERT_PARTS and name != ROUTER else f"{name}.weight"
-    for name in (*ATTENTION_INPUTS, ATTENTION_OUTPUT, *EXPERT_PARTS)
-)
+
+
+def _sampled_of(index: int, parameters: Container[str]) -> tuple[str, ...]:
+    routers = [f"{router}.weight" for router in ROUTERS if f"{LAYER_PREFIX}{index}.{router}.weight" in parameters]
+    return (*_SAMPLED[:4], *routers, GATE_UP, DOWN) if routers else _SAMPLED
 
 
 def _first_values(rows: Tensor) -> npt.NDArray[np.float32]:

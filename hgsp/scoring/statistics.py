@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from hgsp.errors import not_finite
 from hgsp.layerwise.distributed import Share, sum_over_processes
 from hgsp.layerwise.walk import BackwardPass, ForwardPass
+from hgsp.models.blocks import head_parameters
 from hgsp.models.decoder import watch_inputs, weight_not_finite
 from hgsp.models.experts import (
     DOWN,
@@ -239,10 +240,10 @@ def _requiring_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[Non
 
 
 def _parameters_of(module: nn.Module, linears: Mapping[str, nn.Linear]) -> dict[str, nn.Parameter]:
-    """Return the parameters of Linears of a layer, and of its experts if it has any."""
+    """Return the parameters of Linears of a layer, of its query heads, and of its experts, if it has any."""
     parameters: dict[str, nn.Parameter] = {}
     for name, linear in linears.items():
         parameters[name] = cast(nn.Parameter, linear.weight)
         if linear.bias is not None:
             parameters[f"{name}.bias"] = linear.bias
-    return parameters | (expert_parameters(module) if has_experts(module) else {})
+    return parameters | head_parameters(module) | (expert_parameters(module) if has_experts(module) else {})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from experts import EXPERT_WIDTH, TINY_MOE, channel_scores, channels_plan, last_hidden, make_moe
+from experts import EXPERT_WIDTH, WITH_CHANNELS, channel_scores, channels_plan, last_hidden, make_moe
 from hgsp.errors import InputError
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
@@ -23,7 +23,7 @@ from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
 from hgsp.pruning.surgery import Surgery, apply_plan
 from hgsp.pruning.zero_padded import zero_padded_decoder
 
-NAMES = pytest.mark.parametrize("name", TINY_MOE)
+NAMES = pytest.mark.parametrize("name", WITH_CHANNELS)
 RULES = ShapeRules(min_mlp_width=8)
 
 

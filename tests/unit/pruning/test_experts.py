@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from experts import TINY_MOE, last_hidden, make_moe, plan_keeping, uneven_plan
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
+from hgsp.models.experts import router_of
 from hgsp.models.families import FAMILIES, family_of
 from hgsp.models.geometry import LayerShape, geometry_of
 from hgsp.models.loading import inspect_model
@@ -27,7 +28,8 @@ def test_geometry_counts_what_the_model_has(name):
     geometry = geometry_of(model)
     assert geometry.decoder_params == sum(parameter.numel() for parameter in model.model.layers.parameters())
     assert geometry.shapes[0] == LayerShape(4, 0, 8, 24)
-    assert geometry.expert_params == 3 * 64 * 24 + 64  # three matrices and a row of the router
+    biases = 2 * 24 + 64 + 1 if name == "gpt-oss" else 0
+    assert geometry.expert_params == 3 * 64 * 24 + 64 + biases  # three matrices and a row of the router
     assert geometry.experts_per_token == 2
 
 
@@ -53,8 +55,8 @@ def test_the_router_of_a_pruned_layer_is_the_stock_router_with_logits_of_minus_i
     model = make_moe(name)
     pruned = apply_plan(model, plan_keeping(model, {0: (1, 4, 6)}, {}), inplace=False)
     hidden = model.model.embed_tokens(tokens).flatten(0, 1)
-    router = model.model.layers[0].mlp.gate
-    logits, weights, chosen = pruned.model.layers[0].mlp.gate(hidden)
+    router = router_of(model.model.layers[0])
+    logits, weights, chosen = router_of(pruned.model.layers[0])(hidden)
     dense_logits = router(hidden)[0]
     torch.testing.assert_close(logits, dense_logits[:, [1, 4, 6]])
     masked = torch.full_like(dense_logits, -torch.inf)
@@ -95,7 +97,8 @@ def test_offloaded_layers_are_those_of_the_model_and_one_is_in_memory(name, toke
     pruned = apply_plan(model, uneven_plan(model))
     save_pruned(pruned, tokenizer, tmp_path, with_bin=False)
     decoder, files = load_offloaded(inspect_model(str(tmp_path)), "float32", "cpu")
-    assert files.file_of("model.layers.0.mlp.gate.weight").name == "model.safetensors"
+    router = "router" if name == "gpt-oss" else "gate"
+    assert files.file_of(f"model.layers.0.mlp.{router}.weight").name == "model.safetensors"
     for index in range(3):
         with decoder.layer(index) as module:
             expected = pruned.model.layers[index].state_dict()

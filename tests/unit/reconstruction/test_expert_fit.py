@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from experts import TINY_MOE, channels_plan, last_hidden, make_moe
+from experts import WITH_CHANNELS, channels_plan, last_hidden, make_moe
 from hgsp.data.calibration import Calibration
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
@@ -23,7 +23,7 @@ def fits_of_experts(found):
     return [fit for fit in found.modules if fit.module == DOWN]
 
 
-@pytest.mark.parametrize("name", TINY_MOE)
+@pytest.mark.parametrize("name", WITH_CHANNELS)
 @torch.no_grad()
 def test_refits_of_experts_lower_the_error_of_the_model(name):
     model = make_moe(name)

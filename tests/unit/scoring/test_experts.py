@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from experts import TEXT, channel_scores, make_moe
 from hgsp.errors import InputError
 from hgsp.models.decoder import Decoder
+from hgsp.models.experts import expert_parameters, router_of
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loaded import LoadedModel
 from hgsp.pruning.select import kept_mask, select_groups
@@ -21,7 +22,7 @@ from hgsp.scoring.score_model import score_model
 from hgsp.scoring.scores import RankingOptions, Scores
 from hgsp.scoring.slots import importance_of_slots
 
-NAMES = ("qwen3-moe-mixed", "olmoe", "mixtral")
+NAMES = ("qwen3-moe-mixed", "olmoe", "mixtral", "gpt-oss")
 #: Float32 sums in another order than in the reference.
 ROUNDING = 1e-4
 
@@ -47,6 +48,11 @@ def expert_calls(model, ids):
 
 def outputs(experts, index, hidden):
     """Return the inner activations and the output of one expert for one token."""
+    if experts.is_transposed:  # GPT-OSS
+        both = hidden @ experts.gate_up_proj[index] + experts.gate_up_proj_bias[index]
+        gate, up = both[::2].clamp(max=7.0), both[1::2].clamp(-7.0, 7.0)
+        inner = (up + 1) * gate * torch.sigmoid(1.702 * gate)
+        return inner, inner @ experts.down_proj[index] + experts.down_proj_bias[index]
     gate, up = linear(hidden, experts.gate_up_proj[index]).chunk(2)
     inner = torch.nn.functional.silu(gate) * up
     return inner, linear(inner, experts.down_proj[index])
@@ -61,7 +67,9 @@ def reference(name, model):
     for index, layer in enumerate(model.model.layers):
         if not hasattr(layer.mlp, "experts"):
             continue
-        experts, router = layer.mlp.experts, layer.mlp.gate.weight
+        experts, router = layer.mlp.experts, router_of(layer).weight
+        biases = [value.detach() for key, value in expert_parameters(layer).items() if key.endswith("bias")]
+        added = sum((bias.reshape(8, -1).abs().sum(1) for bias in biases), torch.zeros(8))
         norms, reached = torch.zeros(8), torch.zeros(8)
         inner, squares = torch.zeros(8, 24), torch.zeros(8, 24)
         inputs, all_inputs = torch.zeros(8, 64), torch.zeros(64)
@@ -77,11 +85,14 @@ def reference(name, model):
                     squares[expert] += (weight * middle) ** 2 / tokens
                     inputs[expert] += hidden[token] ** 2 / tokens
         down, gate_up = experts.down_proj, experts.gate_up_proj
+        if experts.is_transposed:
+            down, gate_up = down.transpose(1, 2), gate_up.transpose(1, 2)
         found[index] = {
             "reap": norms / reached.clamp(min=1),
             "flap": ((squares - inner**2) * down.square().sum(1)).sum(1),
-            "magnitude": router.abs().sum(1) + gate_up.abs().sum((1, 2)) + down.abs().sum((1, 2)),
-            "wanda": (router.abs() * all_inputs.sqrt()).sum(1)
+            "magnitude": router.abs().sum(1) + gate_up.abs().sum((1, 2)) + down.abs().sum((1, 2)) + added,
+            "wanda": added
+            + (router.abs() * all_inputs.sqrt()).sum(1)
             + (gate_up.abs() * inputs.sqrt()[:, None]).sum((1, 2))
             + (down.abs() * squares.sqrt()[:, None]).sum((1, 2)),
         }[name]
@@ -101,10 +112,7 @@ def by_gradient(name, model):
 
     for index, block in sparse.items():
         block.experts.register_forward_pre_hook(masked(index))
-    weights = {
-        index: (block.gate.weight, block.experts.gate_up_proj, block.experts.down_proj)
-        for index, block in sparse.items()
-    }
+    weights = {index: tuple(expert_parameters(model.model.layers[index]).values()) for index in sparse}
     squares, summed = {index: torch.zeros(8) for index in sparse}, {}
     for ids in TEXT.input_ids:
         loss = mean_loss(model, ids)
@@ -112,7 +120,8 @@ def by_gradient(name, model):
         for number, index in enumerate(sparse):
             mask_TE = gradients[number]
             squares[index] += (mask_TE.sum(0) ** 2 if name == "fisher" else (mask_TE**2).sum(0)) / len(TEXT.input_ids)
-            own = gradients[len(sparse) + 3 * number : len(sparse) + 3 * number + 3]
+            first, count = len(sparse) + number * len(weights[index]), len(weights[index])
+            own = gradients[first : first + count]
             summed.setdefault(index, []).append(own)
     if name.startswith("fisher"):
         return squares
@@ -124,7 +133,7 @@ def by_gradient(name, model):
             saliency = (weight * grads.mean(0)).abs()
             if name == "taylor_2nd":
                 saliency = saliency + weight**2 * grads.square().mean(0) / 2
-            parts.append(saliency.flatten(1).sum(1))
+            parts.append(saliency.reshape(8, -1).sum(1))
         found[index] = sum(parts).detach()
     return found
 
@@ -141,6 +150,21 @@ def test_experts_are_scored_as_by_the_slow_reference(name, method):
         assert found.by_layer[index].keys() >= {"attention", "expert"}
         assert "mlp" not in found.by_layer[index]
         np.testing.assert_allclose(found.by_layer[index]["expert"], importance, rtol=ROUNDING, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "taylor"])
+def test_the_sinks_of_query_heads_count_in_their_group(method):
+    model = make_moe("gpt-oss")
+    found = [score_groups(Decoder(model), method, TEXT).by_layer[1]["attention"]]
+    sinks = model.model.layers[1].self_attn.sinks
+    whole = copy.deepcopy(model).requires_grad_(True)
+    loss = sum(mean_loss(whole, ids) for ids in TEXT.input_ids) / len(TEXT.input_ids)
+    (gradient,) = torch.autograd.grad(loss, whole.model.layers[1].self_attn.sinks)
+    expected = sinks.abs() if method == "magnitude" else (sinks * gradient).abs()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hgsp.scoring.folding.head_parameters", lambda _layer: {})
+        found.append(score_groups(Decoder(model), method, TEXT).by_layer[1]["attention"])
+    np.testing.assert_allclose(found[0] - found[1], expected.view(4, 2).sum(1).detach(), rtol=1e-3, atol=1e-6)
 
 
 def test_an_expert_that_no_token_reaches_has_importance_zero():
