@@ -172,7 +172,15 @@ def guided(mutation: Any, seeds: Any, executions: Any, folder: Path, seed: int) 
             return mutation(random, random.choice(seeds))[:max_size]
 
     longest = 2 * max(map(len, seeds)) + 512  # what is longer takes longer to read and finds no more
-    flags = [f"-seed={seed + 1}", f"-max_len={longest}", "-timeout=0", "-rss_limit_mb=0", "-verbosity=0", "-runs=-1"]
+    flags = [
+        f"-seed={seed + 1}",
+        f"-max_len={longest}",
+        "-timeout=0",
+        f"-artifact_prefix={FOLDER}/",
+        "-rss_limit_mb=0",
+        "-verbosity=0",
+        "-runs=-1",
+    ]
     atheris.Setup([sys.argv[0], *flags, str(corpus)], executions.one, custom_mutator=custom)
     atheris.Fuzz()
 

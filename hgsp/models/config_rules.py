@@ -17,7 +17,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from hgsp.errors import InputError
 from hgsp.models.families import family_named
 
-MAX_LAYERS = 10_000
+#: Each layer of a model is built before its files are read, which takes some 10 ms.
+MAX_LAYERS = 1_000
+MAX_LABELS = 10_000
 MAX_SIZE = 2**24
 MAX_POSITIONS = 2**40
 FLOATING = ("bfloat16", "float16", "float32", "float64")
@@ -71,7 +73,7 @@ TOKEN_IDS: Mapping[str, Rule] = {"bos_token_id": _TOKEN_ID, "pad_token_id": _TOK
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "shared_intermediate_size", "vocab_size", "head_dim"), _SIZE),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), _SIZE),
-    "num_labels": _integer(0, MAX_LAYERS),  # transformers makes a name for each
+    "num_labels": _integer(0, MAX_LABELS),  # transformers makes a name for each
     "num_hidden_layers": _integer(1, MAX_LAYERS),
     "max_position_embeddings": _integer(1, MAX_POSITIONS),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "attention_dropout", "partial_rotary_factor"), _SMALL),

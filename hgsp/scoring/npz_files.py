@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hgsp.models.refusals import is_about_the_file
+
 Array = npt.NDArray[Any]
 
 #: Larger files are refused unread: the scores of a model of 400 billion parameters take 0.1 GB.
@@ -18,7 +20,6 @@ MAX_BYTES = 2**30
 _SUFFIX = ".npy"
 #: Kinds of dtype that are read: floats, integers, and the text of the head.
 _KINDS = "fiuU"
-_UNREADABLE = (EOFError, KeyError, NotImplementedError, RuntimeError, SyntaxError, TypeError, zipfile.BadZipFile)
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -38,7 +39,11 @@ def read_npz(path: Path) -> dict[str, Array]:
             members = {member.filename: member for member in archive.infolist()}
             _check_members(members, len(archive.infolist()), size)
             return {name.removesuffix(_SUFFIX): _read(archive, name) for name in members}
-    except _UNREADABLE as error:
+    except ValueError:
+        raise
+    except BaseException as error:
+        if not is_about_the_file(error):
+            raise
         raise ValueError(f"no archive of arrays ({type(error).__name__}: {error})") from error
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from hgsp.errors import InputError
 
-#: Seconds after which one execution counts as hanging.
-HANG_S = 10
+#: Seconds after which one execution counts as hanging: building as many layers as a config may ask for takes half.
+HANG_S = 60
 ACCEPTED, REFUSED = "accepted", "refused"
 
 

@@ -55,6 +55,7 @@ def longer_than_it_is(array):
         ([("a.npy", b"text")], "magic string"),
         ([("a.npy", b"")], "magic string"),
         ([("a.npy", b"\x93NUMPY\x09\x00" + struct.pack("<H", 10) + b"x" * 10)], "no archive of arrays"),
+        ([("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", 10) + b"{'a': (\n\n ")], "no archive of arrays"),
     ],
 )
 def test_other_archives_are_refused(tmp_path, members, reason):
