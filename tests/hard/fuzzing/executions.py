@@ -52,7 +52,7 @@ class Executions:
         self._failures: dict[str, dict[str, Any]] = {}
         self.guided = False
         self._done = 0
-        self._last = os.open(output.with_suffix(".last"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self._last = os.open(output.with_suffix(".last"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         signal.signal(signal.SIGALRM, _hang)
