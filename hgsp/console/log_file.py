@@ -56,6 +56,7 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._copied = 0
         self._to_file = _File(path, encoding="utf-8", errors="backslashreplace")
         self._to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._to_terminal = _Terminal()
@@ -80,10 +81,21 @@ class LogFile:
 
     def copy_to(self, path: Path) -> None:
         """Copy the log so far."""
-        with suppress(OSError):
-            self._to_file.flush()
+        self._flush()
         with replacing(path) as partial:
             shutil.copyfile(self._path, partial)
+            self._copied = partial.stat().st_size
+
+    def append_to(self, path: Path) -> None:
+        """Append the lines since ``copy_to`` to the copy, in place: a run that is killed here leaves no other file."""
+        self._flush()
+        with self._path.open("rb") as source, path.open("ab") as copy:
+            source.seek(self._copied)
+            shutil.copyfileobj(source, copy)
+
+    def _flush(self) -> None:
+        with suppress(OSError):
+            self._to_file.flush()
 
 
 def show(table: Table) -> None:

@@ -253,7 +253,7 @@ def _prune_to(run: _Run, ratio: float | None, budget: Budget, dense: LoadedModel
     target = request.folder(ratio)
     write_report(target)
     show_result(request, content, target, told=run.warnings)
-    run.log.copy_to(target / TRAINING_LOG)
+    run.log.append_to(target / TRAINING_LOG)
     if repo_id is not None and upload(target, repo_id):
         run.upload_failed = True
     return dense

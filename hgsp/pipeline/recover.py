@@ -195,7 +195,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
         log.copy_to(folder / TRAINING_LOG)  # without the lines below: nothing that they meet can lose the result
     write_report(Path(config.output_dir))
     report.show_report(content, config)
-    log.copy_to(Path(config.output_dir) / TRAINING_LOG)
+    log.append_to(Path(config.output_dir) / TRAINING_LOG)
 
 
 def check_request(config: RecoveryConfig) -> tuple[Any, Any]:
