@@ -21,7 +21,7 @@ def search_section(sources: Sources) -> Section:
     """Return the divergence at every step of the budget search, and by number of emptied blocks."""
     report = sources.of_pruning()
     parts: list[Any] = []
-    if blocks := report.get("whole_blocks"):
+    if (blocks := report.get("whole_blocks")) and blocks["kl_by_emptied_blocks"]:
         points = [(float(number), kl) for number, kl in blocks["kl_by_emptied_blocks"].items()]
         emptied = ", ".join(f"{block['kind']} of layer {block['layer']}" for block in blocks["emptied"]) or "none"
         title = "Divergence by number of emptied blocks"

@@ -143,6 +143,13 @@ def test_missing_files_leave_out_their_sections_with_a_sentence(tmp_path):
     assert "Budget search: no budget search was run (--search)." in found.left_out
 
 
+def test_emptied_blocks_without_a_divergence_are_not_drawn(tmp_path):
+    """Found by fuzzing."""
+    nothing = {"emptied": [], "kl_by_emptied_blocks": {}}
+    found = page_of(reports.write_files(tmp_path, pruning=reports.pruning(search=None, whole_blocks=nothing)))
+    assert "Budget search: no budget search was run (--search)." in found.left_out
+
+
 def test_an_older_result_lacks_what_it_lacks(tmp_path):
     content = reports.pruning()
     for entry in content["layers"]:
