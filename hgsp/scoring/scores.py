@@ -19,7 +19,7 @@ from torch import Tensor
 from hgsp.console.portable_paths import portable
 from hgsp.environment import replacing
 from hgsp.errors import InputError
-from hgsp.models.blocks import LINEARS
+from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS
 from hgsp.models.experts import DOWN, GATE_UP, ROUTERS
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.geometry import Geometry, geometry_of
@@ -233,11 +233,12 @@ def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:
 
 
 _SAMPLED = tuple(f"{name}.weight" for name in LINEARS)
+_SAMPLED_ATTENTION = tuple(f"{name}.weight" for name in (*ATTENTION_INPUTS, ATTENTION_OUTPUT))
 
 
 def _sampled_of(index: int, parameters: Container[str]) -> tuple[str, ...]:
     routers = [f"{router}.weight" for router in ROUTERS if f"{LAYER_PREFIX}{index}.{router}.weight" in parameters]
-    return (*_SAMPLED[:4], *routers, GATE_UP, DOWN) if routers else _SAMPLED
+    return (*_SAMPLED_ATTENTION, *routers, GATE_UP, DOWN) if routers else _SAMPLED
 
 
 def _first_values(rows: Tensor) -> npt.NDArray[np.float32]:

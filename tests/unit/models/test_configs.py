@@ -63,6 +63,7 @@ EDITS = [
     ("hidden_size", True),
     ("intermediate_size", 10**30),
     ("num_hidden_layers", 10**9),
+    ("num_hidden_layers", 1_001),  # as many layers take half a minute to build
     ("num_hidden_layers", 0),
     ("num_attention_heads", [8]),
     ("num_key_value_heads", 3),
