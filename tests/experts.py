@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     GptOssConfig,
     GptOssForCausalLM,
@@ -88,6 +91,21 @@ def make_moe(name: str, seed: int = 0, **changes: Any) -> Any:
             if parameter_name.endswith(("bias", "sinks")):
                 parameter.normal_(std=0.5)
     return model.eval()
+
+
+def quantise_experts(folder: Path) -> None:
+    """Replace the experts in a folder by random ones in MXFP4: blocks of 32 values of 4 bits, with a scale each."""
+    file, generator = folder / "model.safetensors", torch.Generator().manual_seed(0)
+    tensors = load_file(file)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        num_experts, inputs, outputs = tensors.pop(name).shape
+        shape = num_experts, outputs, inputs // 32
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        tensors[f"{name}_scales"] = torch.randint(120, 124, shape, dtype=torch.uint8, generator=generator)
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def plan_keeping(model: Any, experts: Mapping[int, tuple[int, ...]], kv: Mapping[int, tuple[int, ...]]) -> PrunePlan:

@@ -99,7 +99,7 @@ def profile(config: ProfileConfig, command: str) -> int:
     target = Path(config.output)
     check_file_target(target, config.overwrite, "--output")
     device = _single_device(config)
-    source = inspect_model(config.model, config.dtype)
+    source = inspect_model(config.model, config.dtype, dequantize=True)
     options = ProfileOptions(
         device=device,
         dtype=config.dtype,

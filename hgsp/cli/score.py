@@ -54,7 +54,7 @@ def score(config: ScoreConfig, command: str) -> int:
     if spill_dir is not None:
         refuse_unwritable(spill_dir, "--spill_dir")
     device = resolve_device(config.device)
-    source = inspect_model(config.base_model)
+    source = inspect_model(config.base_model, dequantize=config.dequantize)
     geometry = source.geometry.with_expert_channels(config.expert_channels)
     if not geometry.experts_per_token:
         refuse_for_others(config)

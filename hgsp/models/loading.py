@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from hgsp.errors import InputError
 from hgsp.models.configs import describe
@@ -18,6 +19,7 @@ from hgsp.models.fusion import unfused
 from hgsp.models.geometry import Geometry, geometry_of
 from hgsp.models.gguf_files import load_gguf
 from hgsp.models.hub import with_revision
+from hgsp.models.mxfp4 import is_mxfp4
 from hgsp.models.places import is_bin, is_gguf
 from hgsp.models.prunable import check_prunable
 from hgsp.models.refusals import refusing
@@ -49,12 +51,13 @@ class ModelSource:
         return is_gguf(self.name)
 
 
-def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
+def inspect_model(name: str, dtype: str | None = None, *, dequantize: bool = False) -> ModelSource:
     """Read config and geometry without weights; of a .gguf file, the header.
 
     Args:
         name: hub id (also ``id@revision``), folder or .gguf file.
         dtype: key of ``DTYPES`` that the weights will be used in; float16 for bfloat16 weights is a warning.
+        dequantize: accept a checkpoint in MXFP4, whose weights are then used in ``dtype``.
 
     Raises:
         InputError: not found, or a model that cannot be pruned (see ``check_prunable``).
@@ -65,7 +68,7 @@ def inspect_model(name: str, dtype: str | None = None) -> ModelSource:
             got=f"'{name}', a single file of weights",
             remedy="pass the folder that it was written into",
         )
-    found = describe(name, check_prunable)
+    found = describe(name, partial(check_prunable, dequantize=dequantize))
     warnings = []
     if not is_gguf(name) and found.raw.get("num_key_value_heads") is None:
         warnings.append("config.json has no num_key_value_heads: taken as multi-head attention (GQA ratio 1)")
@@ -114,7 +117,8 @@ def load_dense(source: ModelSource, dtype: str, device: str | torch.device | Non
         return load_gguf(Path(source.name), DTYPES[dtype]).to(single_device(device))
     refuse_adapter(source.name, ask_hub=True)
     spread = {"device_map": "auto"} if device == "auto" else {}
-    model = load_complete(source.name, source.config, source.skeleton, dtype=DTYPES[dtype], **spread)
+    plain = {"quantization_config": Mxfp4Config(dequantize=True)} if is_mxfp4(source.config) else {}
+    model = load_complete(source.name, source.config, source.skeleton, dtype=DTYPES[dtype], **spread, **plain)
     for parameter in model.parameters():  # transformers keeps norms of GPT-OSS in float32 beside float16
         parameter.data = parameter.data.to(DTYPES[dtype])
     return model.eval() if spread else model.to(single_device(device)).eval()

@@ -17,6 +17,7 @@ from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.loading import DTYPES, ModelSource, single_device
 from hgsp.models.model_files import files_of
+from hgsp.models.mxfp4 import forget_quantisation
 from hgsp.models.safetensor_files import SafetensorFiles
 from hgsp.models.stored_tensors import refuse_other_tensors
 from hgsp.models.weight_checks import refuse_own_head
@@ -88,6 +89,7 @@ def load_offloaded(
         for name in refuse_other_tensors(source.name, model, files.tensors)
         if not name.startswith(LAYER_PREFIX)
     }
+    forget_quantisation(model.config)  # files give plain weights
     model.load_state_dict(held, strict=False, assign=True)
     if "lm_head.weight" in held:
         refuse_own_head(model)

@@ -11,18 +11,16 @@ from hgsp.models.unsupported import is_mixture
 
 #: Kinds of layers by the names of earlier configs.
 _EARLIER = {"attention": FULL}
-#: Method of a quantised checkpoint -> the way to plain weights, where there may be no other checkpoint.
-_DEQUANTISED = {
-    "mxfp4": "load it with quantization_config=Mxfp4Config(dequantize=True) of Transformers, save it with "
-    "save_pretrained(FOLDER, save_original_format=False), and prune that folder",
-}
+#: Methods of quantised checkpoints that are de-quantised on request.
+_DEQUANTISED = {"mxfp4": "prune it de-quantised to bfloat16: --dequantize, in Python load(..., dequantize=True)"}
 
 
-def check_prunable(raw_config: Mapping[str, Any]) -> None:
+def check_prunable(raw_config: Mapping[str, Any], *, dequantize: bool = False) -> None:
     """Refuse models that cannot be pruned.
 
     Args:
         raw_config: the content of ``config.json``, or the config object made from it as a dict.
+        dequantize: accept a model in MXFP4.
 
     Raises:
         InputError: the architecture is not supported, has layers or experts that its family lacks, or its weights are
@@ -32,13 +30,13 @@ def check_prunable(raw_config: Mapping[str, Any]) -> None:
     if family is None:
         raise unsupported(raw_config)
     if raw_config.get("quantization_config") is not None:
-        raise InputError(
-            expected="plain floating-point weights",
-            got="already quantised weights",
-            remedy=_DEQUANTISED.get(
-                _method_of(raw_config), "start from the bf16 checkpoint and quantise after pruning"
-            ),
-        )
+        remedy = _DEQUANTISED.get(_method_of(raw_config))
+        if remedy is None or not dequantize:
+            raise InputError(
+                expected="plain floating-point weights",
+                got="already quantised weights",
+                remedy=remedy or "start from the bf16 checkpoint and quantise after pruning",
+            )
     if (refusal := beyond_family(raw_config, family)) is not None:
         raise refusal
     if raw_config.get("use_bidirectional_attention"):

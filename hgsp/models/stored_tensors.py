@@ -16,6 +16,7 @@ from hgsp.errors import InputError
 from hgsp.models.expert_parts import fused_tensors
 from hgsp.models.families import experts_of, family_named
 from hgsp.models.fusion import shapes_in_files, stored_wholes
+from hgsp.models.mxfp4 import dequantised_tensors, is_mxfp4
 from hgsp.models.places import is_bin, is_gguf
 from hgsp.models.prunable import beyond_family
 from hgsp.models.pruned_bin import read_bin
@@ -36,11 +37,15 @@ FLOATING = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file; ``dtype`` is None for a type that no torch weight has."""
+    """A tensor in a file; ``dtype`` is None for a type that no torch weight has.
+
+    ``is_bytes`` holds for parts of quantised weights, among others.
+    """
 
     file: Path
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+    is_bytes: bool = False
 
     def check_type(self, name: str) -> None:
         """Refuse a type that is not floating-point: integers are quantised weights without their scales.
@@ -73,7 +78,10 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                         remedy="download the model again, or save it again",
                     )
                 part = tensors.get_slice(name)
-                found[name] = StoredTensor(file, tuple(part.get_shape()), FLOATING.get(part.get_dtype()))
+                stored_type = part.get_dtype()
+                found[name] = StoredTensor(
+                    file, tuple(part.get_shape()), FLOATING.get(stored_type), is_bytes=stored_type == "U8"
+                )
     _check_index(folder, found)
     return found
 
@@ -94,13 +102,15 @@ def _check_index(folder: Path, found: Mapping[str, StoredTensor]) -> None:
 def check_stored(name: str | Path, skeleton: Any) -> None:
     """Compare the files of a folder or hub id with the model, before any weight is loaded.
 
-    Models that belong to no family and quantised ones are left to transformers, which converts their tensors.
+    Models that belong to no family and those quantised otherwise than in MXFP4 are left to transformers, which converts
+    their tensors.
 
     Raises:
         InputError: as ``refuse_other_tensors``, or a file is missing or broken.
     """
     config, family = skeleton.config, family_named(str(skeleton.config.model_type))
-    if family is None or hasattr(config, "quantization_config") or beyond_family(config.to_dict(), family):
+    left_quantised = hasattr(config, "quantization_config") and not is_mxfp4(config)
+    if family is None or left_quantised or beyond_family(config.to_dict(), family):
         return
     refuse_other_tensors(name, skeleton, _stored_in(name))
 
@@ -138,6 +148,8 @@ def refuse_other_tensors(name: str | Path, skeleton: Any, stored: Mapping[str, S
         InputError: tensors that are missing, of the wrong shape, of a type that is not floating-point, or without a
             parameter in the model.
     """
+    if is_mxfp4(skeleton.config):
+        stored = dequantised_tensors(stored)
     if (names := experts_of(skeleton.config)) is not None:
         stored = fused_tensors(stored, names)
     tied = skeleton.config.tie_word_embeddings

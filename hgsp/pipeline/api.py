@@ -41,13 +41,14 @@ from hgsp.scoring.slots import CHANNELS
 LOG = logging.getLogger(__name__)
 
 
-def load(name: str, *, dtype: str = "bfloat16", device: str | None = None) -> tuple[Any, Any]:
+def load(name: str, *, dtype: str = "bfloat16", device: str | None = None, dequantize: bool = False) -> tuple[Any, Any]:
     """Load a dense model and its tokenizer.
 
     Args:
         name: hub id, local folder, or a .gguf file, which is de-quantised.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         device: None is the best available, ``"auto"`` spreads the model over what accelerate finds.
+        dequantize: load a checkpoint in MXFP4 too, de-quantised.
 
     Returns:
         The causal language model in eval mode, and the tokenizer.
@@ -55,7 +56,7 @@ def load(name: str, *, dtype: str = "bfloat16", device: str | None = None) -> tu
     Raises:
         InputError: not found, not a supported architecture, or files that do not hold the model's weights.
     """
-    source = inspect_model(name, dtype)
+    source = inspect_model(name, dtype, dequantize=dequantize)
     tokenizer, surplus = load_own_tokenizer(source)
     for warning in [*source.warnings, *surplus]:
         LOG.warning("%s", warning)

@@ -70,6 +70,7 @@ class ScoringConfig(ExpertConfig, TextConfig, HubConfig):
     offload: bool = option(
         False, help="read one layer at a time from the safetensors files, when scoring and saving", group="resources"
     )
+    dequantize: bool = option(False, help="prune a checkpoint in MXFP4 (GPT-OSS), de-quantised", group="resources")
     spill_dir: str | None = option(None, help="folder for activations (unset: kept in memory)", group="resources")
     device: str | None = option(
         None, help="cuda:0, cpu, mps, or auto for several (unset: the best available)", group="resources"

@@ -68,7 +68,7 @@ class DenseComparison:
         if not exists(name) and not _is_cached(name):
             raise NotAppliedError(f"the dense model {name} is not on this machine; name it with --base_model")
         try:
-            return inspect_model(name)
+            return inspect_model(name, dequantize=True)
         except InputError as error:
             raise self._unusable(name, str(error)) from error
 

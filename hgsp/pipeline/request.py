@@ -135,7 +135,7 @@ def prepare(config: PruneConfig) -> Request:
             resume_paths_of(target).check()
         if config.spill_dir:
             folders.refuse_unwritable(Path(config.spill_dir), "--spill_dir")
-    source = inspect_model(config.base_model, config.dtype)
+    source = inspect_model(config.base_model, config.dtype, dequantize=config.dequantize)
     if config.reads_text:
         check_positions(source.config, "--seq_len", config.seq_len)
     if config.evaluation_texts:

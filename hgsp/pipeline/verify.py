@@ -57,7 +57,7 @@ def verify_folder(path: str | Path, base_model: str | None = None) -> list[Check
     if not is_folder(path):
         raise InputError(expected="the folder of a model", got=f"'{path}'", remedy="check the path")
     folder = VerifiedFolder(Path(path))
-    dense = DenseComparison(folder, None if base_model is None else inspect_model(base_model))
+    dense = DenseComparison(folder, None if base_model is None else inspect_model(base_model, dequantize=True))
     checks: dict[str, Callable[[], str]] = {
         "checksums": lambda: check_files(folder),
         "tensors": lambda: check_tensors(folder),

@@ -81,7 +81,7 @@ def inspect_teacher(config: TrainingConfig, vocabulary: int) -> ModelSource | No
     """
     if config.distill_from is None:
         return None
-    source = inspect_model(config.distill_from)
+    source = inspect_model(config.distill_from, dequantize=True)
     if not source.is_gguf:
         check_stored(source.name, source.skeleton)
     found = source.config.vocab_size

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import run_global_pruning
-from experts import make_moe, plan_keeping, uneven_plan
+from experts import make_moe, plan_keeping, quantise_experts, uneven_plan
 from hgsp.cli.main import main
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.families import FAMILIES, family_of
@@ -75,6 +75,30 @@ def test_offload_writes_the_same_model(prune, name):
         found = load_pruned(path).state_dict()
         assert found.keys() == expected.keys()
         assert all(bool((found[name] == expected[name]).all()) for name in expected)
+
+
+def test_a_checkpoint_in_mxfp4_is_pruned_de_quantised_in_memory_and_from_files(saved, text_file, tmp_path, capsys):
+    dense = saved(make_moe("gpt-oss", intermediate_size=32).to(torch.bfloat16), "dense")
+    quantise_experts(dense)
+    model, scores = ["--base_model", str(dense)], ["--scores", str(tmp_path / "scores.npz")]
+    scoring = [*model, "--dataset", str(text_file), "--importance_method", "fisher", "--device", "cpu"]
+    scoring += ["--nsamples", "2", "--seq_len", "16"]
+    cutting = ["--results_dir", str(tmp_path), "--pruning_ratio", "0.3", "--skip_evaluation"]
+    argv = [*scoring, *cutting]
+    assert run_global_pruning.main([*argv, "--output_name", "refused"]) == 2
+    assert "--dequantize" in capsys.readouterr().err
+    for name, flags in (("memory", []), ("files", ["--offload"])):
+        assert run_global_pruning.main([*argv, "--output_name", name, "--dequantize", *flags]) == 0
+        assert main(["verify", str(tmp_path / name), *model]) == 0
+    verified = capsys.readouterr().out
+    assert verified.count("tensors equal it bit by bit") == verified.count("sliced one: equal within") == 2
+    config = json.loads((tmp_path / "memory" / "config.json").read_text())
+    assert config == json.loads((tmp_path / "files" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert analysis_of(tmp_path / "memory")["layers"] == analysis_of(tmp_path / "files")["layers"]
+    assert main(["score", *scoring, "--output", scores[1], "--dequantize"]) == 0
+    assert main(["cut", *model, *scores, *cutting, "--output_name", "cut", "--dequantize"]) == 0
+    assert analysis_of(tmp_path / "cut")["layers"] == analysis_of(tmp_path / "memory")["layers"]
 
 
 def test_the_doctor_names_the_engines_that_read_experts_and_exports_refuse_them(prune, capsys):

@@ -8,32 +8,24 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Mxfp4Config
 
 import hgsp
-from experts import TEXT, make_moe, uneven_plan
+from experts import TEXT, make_moe, quantise_experts, uneven_plan
 from hgsp.errors import InputError
 from hgsp.models.checkpoint import load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
+from hgsp.models.loaded import load_for_pruning
 from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.offload import load_offloaded
 from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.score import score_groups
 
+DOWN = "model.layers.0.mlp.experts.down_proj"
+
 
 @pytest.fixture
 def quantised(saved):
-    """A checkpoint with random experts in MXFP4: blocks of 32 values of 4 bits, with a scale each."""
     folder = saved(make_moe("gpt-oss", intermediate_size=32).to(torch.bfloat16), "quantised")
-    file, generator = folder / "model.safetensors", torch.Generator().manual_seed(0)
-    tensors = load_file(file)
-    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
-        num_experts, inputs, outputs = tensors.pop(name).shape
-        shape = num_experts, outputs, inputs // 32
-        tensors[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=generator)
-        tensors[f"{name}_scales"] = torch.randint(120, 124, shape, dtype=torch.uint8, generator=generator)
-    save_file(tensors, file, metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
-    (folder / "config.json").write_text(json.dumps(config))
+    quantise_experts(folder)
     return folder
 
 
@@ -107,15 +99,52 @@ def test_channels_of_interleaved_experts_stay():
     assert not geometry_of(model).with_expert_channels(False).prunes_expert_channels
 
 
+def test_a_quantised_checkpoint_is_refused_with_the_flag_that_de_quantises(quantised):
+    for refused in (lambda: inspect_model(str(quantised)), lambda: hgsp.load(str(quantised))):
+        with pytest.raises(InputError, match=r"--dequantize, in Python load\(\.\.\., dequantize=True\)"):
+            refused()
+
+
 @torch.no_grad()
-def test_a_quantised_checkpoint_is_refused_with_the_way_to_plain_weights(quantised, tokens, tmp_path):
-    with pytest.raises(InputError, match=r"Mxfp4Config\(dequantize=True\) .* save_original_format=False"):
-        inspect_model(str(quantised))
-    plain = AutoModelForCausalLM.from_pretrained(quantised, quantization_config=Mxfp4Config(dequantize=True))
-    assert torch.equal(load_pruned(quantised)(tokens).logits, plain(tokens).logits)  # to be evaluated
-    plain.save_pretrained(tmp_path / "plain", save_original_format=False)
-    again = load_dense(inspect_model(str(tmp_path / "plain")), "bfloat16", "cpu")
-    assert torch.equal(again(tokens).logits, plain(tokens).logits)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_quantised_checkpoint_is_loaded_de_quantised(quantised, tokens, dtype):
+    settings = {"quantization_config": Mxfp4Config(dequantize=True), "dtype": getattr(torch, dtype)}
+    plain = AutoModelForCausalLM.from_pretrained(quantised, **settings)
+    expected = plain(tokens).logits
+    assert torch.equal(load_pruned(quantised, dtype=plain.dtype)(tokens).logits, expected)  # to be evaluated
+    source = inspect_model(str(quantised), dequantize=True)
+    model, (decoder, files) = load_dense(source, dtype, "cpu"), load_offloaded(source, dtype, "cpu")
+    for found in (model, decoder.model):
+        assert torch.equal(found(tokens).logits, expected)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(files.read(name).to(plain.dtype), value), name
+        assert files.shapes[name] == value.shape
+    assert torch.equal(files.read_first_row(DOWN), plain.get_parameter(DOWN)[0, :1])
+    assert files.file_of(DOWN) == quantised / "model.safetensors"
+    assert not any(hasattr(found.config, "quantization_config") for found in (model, decoder.model))
+
+
+@pytest.mark.parametrize(
+    ("damage", "refusal"),
+    [
+        (lambda blocks, scales: {"_blocks": blocks}, "1 missing, such as .*down_proj"),
+        (lambda blocks, scales: {"_blocks": blocks, "_scales": scales.int()}, "1 missing, such as .*down_proj"),
+        (lambda blocks, scales: {"_blocks": blocks[:, 1:], "_scales": scales}, "1 missing, such as .*down_proj"),
+        (lambda blocks, scales: {"_blocks": blocks[:4], "_scales": scales[:4]}, r"of shape \[4, 32, 64\], not \[8,"),
+        (lambda blocks, scales: {"_blocks": blocks, "_scales": scales, "": scales.float()}, "of shape"),
+        (lambda blocks, scales: {"_blocks": blocks, "_scales": scales.fill_(255)}, "NaN or infinite"),
+    ],
+    ids=["no scales", "scales of another type", "fewer blocks", "fewer experts", "plain ones too", "infinite"],
+)
+@pytest.mark.parametrize("offload", [False, True], ids=["memory", "files"])
+def test_damaged_quantised_weights_are_refused(quantised, damage, refusal, offload):
+    file = quantised / "model.safetensors"
+    tensors = load_file(file)
+    parts = damage(tensors.pop(f"{DOWN}_blocks"), tensors.pop(f"{DOWN}_scales"))
+    named = {DOWN + part: tensor.contiguous() for part, tensor in parts.items()}
+    save_file(tensors | named, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=refusal):
+        load_for_pruning(inspect_model(str(quantised), dequantize=True), "bfloat16", "cpu", offload=offload).read(DOWN)
 
 
 @torch.no_grad()
