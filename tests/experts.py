@@ -16,6 +16,8 @@ from transformers import (
     MixtralForCausalLM,
     OlmoeConfig,
     OlmoeForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -37,7 +39,7 @@ TEXT = Calibration(torch.randint(0, 256, (3, 12), generator=torch.Generator().ma
 EXPERT_WIDTH = 24
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "pad_token_id": None}
 EIGHT = {"num_experts_per_tok": 2, "intermediate_size": 24}
-#: name -> (model class, config class, what differs). The second layer of the mixed one has a plain MLP.
+#: name -> (model class, config class, what differs). The second layer of two has a plain MLP.
 TINY_MOE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen3-moe": (
         Qwen3MoeForCausalLM,
@@ -58,6 +60,17 @@ TINY_MOE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 24,
             "head_dim": 8,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "qwen2-moe": (
+        Qwen2MoeForCausalLM,
+        Qwen2MoeConfig,
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 40,
             "mlp_only_layers": [1],
         },
     ),

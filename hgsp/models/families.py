@@ -225,6 +225,14 @@ _ALL = (
         beyond_llama="linear attention in some layers",
     ),
     Family(
+        "Qwen2-MoE",
+        "qwen2_moe",
+        "HgspQwen2Moe",
+        **{**_MOE, "experts": ExpertNames(width="moe_intermediate_size")},
+        implied_head_dim=True,
+        input_biases=True,
+    ),
+    Family(
         "Qwen3-MoE",
         "qwen3_moe",
         "HgspQwen3Moe",

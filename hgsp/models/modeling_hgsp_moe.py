@@ -1,4 +1,4 @@
-"""Qwen3-MoE, OLMoE, Mixtral and GPT-OSS decoders with a size per layer; it travels beside ``modeling_hgsp.py``.
+"""Decoders with experts and a size per layer, of Qwen2 and 3, OLMoE, Mixtral and GPT-OSS; beside ``modeling_hgsp.py``.
 
 In the config's ``per_layer_config``, ``num_experts`` (under the name that the stock config stores it by) is the number
 of experts of a layer. Routers, the weights of experts and their names in files are those of the stock classes: the
@@ -16,6 +16,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.models.olmoe import modeling_olmoe as olmoe
+from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2_moe
 from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
 from .modeling_hgsp import (
@@ -49,6 +50,27 @@ class PerLayerMoeCausalLM(PerLayerCausalLM):
                 "layers with different numbers of experts have no load-balancing loss; use output_router_logits=False"
             )
         return super().forward(*args, output_router_logits=False, **kwargs)
+
+
+@revalidated
+class HgspQwen2MoeConfig(PerLayerConfig, qwen2_moe.Qwen2MoeConfig):
+    model_type = "hgsp_qwen2_moe"
+
+
+class HgspQwen2MoeDecoderLayer(PerLayerMoeDecoderLayer, qwen2_moe.Qwen2MoeDecoderLayer): ...
+
+
+class HgspQwen2MoeModel(PerLayerModel, qwen2_moe.Qwen2MoeModel):
+    config_class, _layer_class = HgspQwen2MoeConfig, HgspQwen2MoeDecoderLayer
+    _norm_class, _rotary_class = qwen2_moe.Qwen2MoeRMSNorm, qwen2_moe.Qwen2MoeRotaryEmbedding
+
+
+class HgspQwen2MoeForCausalLM(PerLayerMoeCausalLM, qwen2_moe.Qwen2MoeForCausalLM):
+    config_class, _model_class = HgspQwen2MoeConfig, HgspQwen2MoeModel
+
+
+class HgspQwen2MoeForSequenceClassification(PerLayerClassifier, qwen2_moe.Qwen2MoeForSequenceClassification):
+    config_class, _model_class = HgspQwen2MoeConfig, HgspQwen2MoeModel
 
 
 @revalidated
@@ -139,6 +161,7 @@ class HgspGptOssForSequenceClassification(PerLayerClassifier, gpt_oss.GptOssForS
 
 # Files name experts as those of the stock classes do; here, because without hgsp only this file is imported.
 for _stock, _config_class in (
+    ("qwen2_moe", HgspQwen2MoeConfig),
     ("qwen3_moe", HgspQwen3MoeConfig),
     ("olmoe", HgspOlmoeConfig),
     ("mixtral", HgspMixtralConfig),

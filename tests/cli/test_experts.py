@@ -62,7 +62,7 @@ def test_experts_channels_and_kv_groups_leave_under_one_budget(prune):
     assert "MLP channels and experts are gone" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "gpt-oss"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss", "qwen2-moe"])
 def test_offload_writes_the_same_model(prune, name):
     model = make_moe(name)
     flags = ("--pruning_ratio", "0.3", "--importance_method", "reap", "--skip_evaluation", "--overwrite")
@@ -121,7 +121,7 @@ def test_the_doctor_names_the_engines_that_read_experts_and_exports_refuse_them(
     assert "prune again with --uniform: 4 KV groups and " in error
 
 
-@pytest.mark.parametrize("name", ["qwen3-moe", "olmoe", "mixtral", "qwen3-moe-mixed", "gpt-oss"])
+@pytest.mark.parametrize("name", ["qwen2-moe", "qwen3-moe", "olmoe", "mixtral", "qwen3-moe-mixed", "gpt-oss"])
 def test_a_uniform_mixture_is_exported_as_a_stock_model(name, tokenizer, tokens, tmp_path, capsys):
     """Of our own class, with sizes per layer that are all the same."""
     dense = make_moe(name)
