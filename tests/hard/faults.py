@@ -21,6 +21,11 @@ from hard.world import STAGES, Experiment, World, faults_of, repeated
 NOBODY = 65534
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MB = 2**20
+#: Exit code -> what glibc says when it ends a process that has no memory for what a thread needs.
+NO_MEMORY_IN_GLIBC = {
+    127: "cannot allocate memory for thread-local data",
+    -signal.SIGABRT: "Fatal glibc error: failed to register TLS destructor: out of memory",
+}
 
 
 @dataclass(frozen=True)
@@ -178,8 +183,8 @@ def judged(ended: Ended, most_lines: int = 1) -> list[str]:
     """
     if ended.code is None:
         return ["hangs"]
-    if ended.code == 127 and "cannot allocate memory for thread-local data" in ended.errors:
-        return []  # glibc ends the process itself
+    if ended.code in NO_MEMORY_IN_GLIBC and NO_MEMORY_IN_GLIBC[ended.code] in ended.errors:
+        return []
     problems = []
     if ended.code not in (0, 1, 2):
         problems.append(f"exit code {ended.code}: {ended.errors[-300:]}")
