@@ -40,7 +40,7 @@ test: $(VENV)/installed
 
 # Fuzzed parsers, then kills, faults, races and hostile files on a tiny model, in under 40 minutes on two cores.
 test-hard: test-hard-fuzz
-	$(BIN)/python benchmarks/reliability.py --minutes 22 --output benchmarks/results/reliability.json
+	$(BIN)/python benchmarks/reliability.py --minutes 20 --output benchmarks/results/reliability.json
 	$(BIN)/python scripts/make_docs.py
 
 # Quantisers pin versions of transformers: their tests have an environment of their own. Results are served where
@@ -127,7 +127,7 @@ sbom: $(VENV)/installed build/tools/installed
 test-hard-fuzz: $(VENV)/installed
 	test -d build/atheris || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--target build/atheris atheris || echo "no atheris for this Python: mutations are not guided"
-	PYTHONPATH=build/atheris $(BIN)/python benchmarks/fuzzing.py --minutes 14 \
+	PYTHONPATH=build/atheris $(BIN)/python benchmarks/fuzzing.py --minutes 13 \
 		--output benchmarks/results/fuzzing.json
 
 # Format, lint, types and the tests that take seconds.
