@@ -24,6 +24,9 @@ GATE_UP_BIAS, DOWN_BIAS = f"{GATE_UP}_bias", f"{DOWN}_bias"
 ROUTERS = (ROUTER, "mlp.router")
 #: Everything that leaves with an expert: rows of the router, matrices of the two parameters, their biases.
 EXPERT_PARTS = (*ROUTERS, GATE_UP, DOWN, GATE_UP_BIAS, DOWN_BIAS)
+#: An expert that all tokens of some families reach; it leaves with the last of the others.
+SHARED_EXPERT = "mlp.shared_expert"
+SHARED_DOWN = f"{SHARED_EXPERT}.down_proj"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from hgsp.models.blocks import KINDS, OUTPUT_PROJECTIONS
 from hgsp.models.decoder import Decoder
-from hgsp.models.experts import EXPERTS, RoutedCall, has_experts, routed_among, watch_experts, with_channels
+from hgsp.models.experts import (
+    EXPERTS,
+    SHARED_EXPERT,
+    RoutedCall,
+    has_experts,
+    routed_among,
+    watch_experts,
+    with_channels,
+)
 from hgsp.models.geometry import Geometry
 from hgsp.models.linear_attention import LINEAR_ATTENTION, has_linear_attention
 from hgsp.pruning.plan import LayerKeep, PrunePlan
@@ -81,12 +89,14 @@ class MaskedLayers:
                 watch_mask_gradients(experts, call, lambda gradient_NE: self._add(index, MLP, gradient_NE.sum(0).cpu()))
 
         if not kept:
-            handle = module.get_submodule(EXPERTS).register_forward_hook(lambda _module, _args, output: output * 0)
+            parts = [part for name, part in module.named_modules() if name in (EXPERTS, SHARED_EXPERT)]
+            handles = [part.register_forward_hook(lambda _module, _args, output: output * 0) for part in parts]
             try:
                 with watch_experts(module, observe):
                     yield
             finally:
-                handle.remove()
+                for handle in handles:
+                    handle.remove()
         else:
             with (
                 watch_experts(module, observe),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hgsp.models.blocks import ATTENTION_INPUTS, ATTENTION_OUTPUT, LINEARS, MLP_INPUTS, MLP_OUTPUT, SINKS
-from hgsp.models.experts import DOWN, EXPERT_PARTS, GATE_UP, put_channels, take_channels
+from hgsp.models.experts import DOWN, EXPERT_PARTS, GATE_UP, SHARED_DOWN, put_channels, take_channels
 from hgsp.models.geometry import Geometry
 from hgsp.models.linear_attention import LINEAR_ATTENTION
 from hgsp.pruning.plan import LayerKeep
@@ -17,7 +17,7 @@ from hgsp.pruning.plan import LayerKeep
 
 def is_written(name: str) -> bool:
     """Return whether a plan or a refit changes a tensor of a layer."""
-    return _owner(name) in (*LINEARS, *EXPERT_PARTS, LINEAR_ATTENTION.output_projection)
+    return _owner(name) in (*LINEARS, *EXPERT_PARTS, SHARED_DOWN, LINEAR_ATTENTION.output_projection)
 
 
 class LayerSlices:
@@ -63,7 +63,7 @@ def _indices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Ten
     per_kv, per_query = geometry.head_dim, geometry.columns_per_group("attention")
     query_rows = _spans(keep.kv_groups, per_query * geometry.query_width)
     query_columns, kv_rows = _spans(keep.kv_groups, per_query), _spans(keep.kv_groups, per_kv)
-    channels = torch.tensor(keep.mlp_channels, dtype=torch.int64)
+    channels, experts = (torch.tensor(kept, dtype=torch.int64) for kept in (keep.mlp_channels, keep.experts))
     query, key, value = ATTENTION_INPUTS
     return {
         query: (0, query_rows),
@@ -73,7 +73,8 @@ def _indices_of(keep: LayerKeep, geometry: Geometry) -> dict[str, tuple[int, Ten
         SINKS: (0, _spans(keep.kv_groups, geometry.queries_per_kv)),
         **dict.fromkeys(MLP_INPUTS, (0, channels)),
         MLP_OUTPUT: (1, channels),
-        **dict.fromkeys(EXPERT_PARTS, (0, torch.tensor(keep.experts, dtype=torch.int64))),
+        **dict.fromkeys(EXPERT_PARTS, (0, experts)),
+        **({} if keep.experts else {SHARED_DOWN: (0, experts)}),
     }
 
 

@@ -120,6 +120,7 @@ def test_equal_layers_give_a_stock_model(name, tokenizer, tokens, tmp_path):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, pruned(tokens).logits)
 
 
+@torch.no_grad()
 def test_removed_layers_and_blocks_leave_the_others_their_experts(name, tokenizer, tokens, tmp_path):
     model = make_moe(name)
     layers = list(uneven_plan(model).layers)
@@ -127,8 +128,14 @@ def test_removed_layers_and_blocks_leave_the_others_their_experts(name, tokenize
     layers[2] = LayerKeep(layers[2].kv_groups, ())
     geometry = geometry_of(model)
     removed = geometry.decoder_params - sum(geometry.layer_params(keep.shape) for keep in layers)
-    pruned = apply_plan(model, PrunePlan(tuple(layers), removed, removed))
+    plan = PrunePlan(tuple(layers), removed, removed)
+    pruned = apply_plan(model, plan, inplace=False)
     assert sum(parameter.numel() for parameter in pruned.parameters()) == geometry.total_params - removed
+    expected = last_hidden(Decoder(pruned), tokens)
+    masked = Decoder(model, MaskedLayers(Decoder(model), geometry, plan))
+    torch.testing.assert_close(last_hidden(masked, tokens), expected)
+    padded = zero_padded_decoder(Decoder(model), Surgery(model, plan))
+    torch.testing.assert_close(last_hidden(padded, tokens), expected)
     save_pruned(pruned, tokenizer, tmp_path, with_bin=False)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert [layer.mlp is None for layer in again.model.layers] == [False, True]
