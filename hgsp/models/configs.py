@@ -21,7 +21,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
 
 from hgsp.errors import InputError, one_line
 from hgsp.models.config_rules import TOKEN_IDS, check_rules, check_settings, shown
-from hgsp.models.families import FAMILIES
+from hgsp.models.families import FAMILIES, family_named
+from hgsp.models.family_classes import check_installed
 from hgsp.models.fusion import unfused
 from hgsp.models.gguf_files import gguf_config
 from hgsp.models.hub import with_revision
@@ -196,6 +197,8 @@ def _file_of(name: str | Path, file: str, **if_missing: bool) -> Path | None:
 def _config_object(settings: Mapping[str, Any], name: str) -> Any:
     """Build the config object as ``AutoConfig`` does, of classes that are installed alone."""
     model_type = settings.get("model_type")
+    if (family := family_named(str(model_type))) is not None:
+        check_installed(family)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise InputError(
             expected="a model_type that transformers knows",

@@ -108,6 +108,7 @@ _OLMO_BLOCKS = {kind: replace(block, norm=None) for kind, block in _GEMMA_BLOCKS
 
 _GEMMA: Mapping[str, Any] = {
     "modeling_file": "modeling_hgsp_gemma",
+    "first_version": (5, 4),
     "blocks": _GEMMA_BLOCKS,
     "logit_softcap": "final_logit_softcapping",
     "scales_embedding": True,
@@ -187,6 +188,7 @@ _ALL = (
         "olmo2",
         "HgspOlmo2",
         "modeling_hgsp_olmo",
+        first_version=(5, 6),
         blocks=_OLMO_BLOCKS,
         attention_types=frozenset({FULL}),
         qk_norm="all heads",
@@ -198,6 +200,7 @@ _ALL = (
         "olmo3",
         "HgspOlmo3",
         "modeling_hgsp_olmo",
+        first_version=(5, 6),
         blocks=_OLMO_BLOCKS,
         qk_norm="all heads",
         bias_keys=_ATTENTION_BIAS,

@@ -9,6 +9,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from hgsp.errors import InputError
 from hgsp.models.families import FAMILIES, Family
 
 #: Auto classes of transformers for a base model, a causal language model and a sequence classifier.
@@ -22,6 +23,30 @@ def classes_of(family: Family) -> tuple[Any, ...]:
     module = importlib.import_module(f"{_PACKAGE}.{family.modeling_file}")
     kinds = ("Config", "Model", "ForCausalLM", "ForSequenceClassification")
     return tuple(getattr(module, f"{family.class_prefix}{kind}") for kind in kinds)
+
+
+def is_installed(family: Family) -> bool:
+    """Return whether the installed transformers has what the classes of a family need."""
+    import transformers
+
+    return tuple(map(int, transformers.__version__.split(".")[:2])) >= family.first_version
+
+
+def check_installed(family: Family) -> None:
+    """Refuse the models of a family that the installed transformers has no classes for.
+
+    Raises:
+        InputError: with the version that has them.
+    """
+    import transformers
+
+    if not is_installed(family):
+        needed = ".".join(map(str, family.first_version))
+        raise InputError(
+            expected=f"transformers {needed} or newer for {family.models}",
+            got=transformers.__version__,
+            remedy=f"pip install 'transformers>={needed}'",
+        )
 
 
 def travelling_files(family: Family) -> tuple[Path, ...]:
@@ -40,13 +65,8 @@ def register() -> None:
     """Register our classes with the Auto classes of transformers, and let ``save_pretrained`` copy their files."""
     import transformers
 
-    for family in FAMILIES.values():
-        try:
-            config_class, *model_classes = classes_of(family)
-        except ModuleNotFoundError as error:  # an older transformers without this family
-            if not str(error.name).startswith("transformers.models."):
-                raise
-            continue
+    for family in filter(is_installed, FAMILIES.values()):
+        config_class, *model_classes = classes_of(family)
         transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         config_class.register_for_auto_class()
         for auto_class, model_class in zip(AUTO_CLASSES, model_classes, strict=True):

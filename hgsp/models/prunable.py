@@ -7,6 +7,7 @@ from typing import Any
 
 from hgsp.errors import InputError
 from hgsp.models.families import FULL, SLIDING, Family, family_named, unsupported
+from hgsp.models.family_classes import check_installed
 from hgsp.models.unsupported import is_mixture
 
 #: Kinds of layers by the names of earlier configs.
@@ -23,12 +24,13 @@ def check_prunable(raw_config: Mapping[str, Any], *, dequantize: bool = False) -
         dequantize: accept a model in MXFP4.
 
     Raises:
-        InputError: the architecture is not supported, has layers or experts that its family lacks, or its weights are
-            quantised.
+        InputError: the architecture is not supported, at all or by the installed transformers, has layers or experts
+            that its family lacks, or its weights are quantised.
     """
     family = family_named(str(raw_config.get("model_type")))
     if family is None:
         raise unsupported(raw_config)
+    check_installed(family)
     if raw_config.get("quantization_config") is not None:
         remedy = _DEQUANTISED.get(_method_of(raw_config))
         if remedy is None or not dequantize:

@@ -110,6 +110,8 @@ def test_vllm_on_a_cpu_computes_what_transformers_does(recipe, wide, text_file):
     done, folder = quantized(recipe, wide, text_file)
     assert done.returncode == 0, done.stderr[-2000:]
     answered = ask_vllm(folder, dtype)
+    if "has no attribute 'cpu_gemm_wna16'" in answered.stderr:
+        pytest.skip("vLLM has its kernel of 4 bits for CPUs with AVX-512 alone")
     assert answered.returncode == 0, answered.stderr[-3000:]
     found = torch.tensor(json.loads(answered.stdout.strip().splitlines()[-1])["log_probs"])
     with torch.inference_mode():

@@ -11,9 +11,11 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+import hgsp
 from conftest import TINY, VARIANTS, make_tiny
 from exporting import exported
 from hgsp.data.calibration import Calibration
@@ -26,7 +28,7 @@ from hgsp.models.blocks import BLOCKS, KINDS, OUTPUT_PROJECTIONS
 from hgsp.models.checkpoint import BIN_NAME, load_pruned, save_pruned
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import FAMILIES, family_of
-from hgsp.models.family_classes import classes_of, travelling_files
+from hgsp.models.family_classes import classes_of, register, travelling_files
 from hgsp.models.fusion import unfused
 from hgsp.models.geometry import geometry_of
 from hgsp.models.linear_attention import output_of
@@ -95,6 +97,21 @@ def test_every_family_is_tested():
     """Mixtures of experts have tests of their own, as in pruning/test_experts.py."""
     tested = {(TINY | VARIANTS)[name][1].model_type for name in MODELS}
     assert tested == {name for name, family in FAMILIES.items() if family.experts is None}
+
+
+def test_a_family_newer_than_the_installed_transformers_is_refused(saved, tokenizer, tmp_path, monkeypatch):
+    model = make_tiny("gemma2")
+    dense = saved(model)
+    save_pruned(apply_plan(model, mixed_plan(model), inplace=False), tokenizer, tmp_path, with_bin=False)
+    monkeypatch.setattr(transformers, "__version__", "5.3.1")
+    register()  # the others
+    for load in (
+        lambda: inspect_model(str(dense)),
+        lambda: load_pruned(tmp_path),
+        lambda: hgsp.score(model, Calibration(torch.arange(8)[None], "numbers", 0), "magnitude"),
+    ):
+        with pytest.raises(InputError, match=r"transformers 5\.4 or newer for Gemma 2; got 5\.3\.1; pip install"):
+            load()
 
 
 def test_the_family_describes_the_classes_that_travel(shared):
