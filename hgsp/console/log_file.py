@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +21,13 @@ LOG = logging.getLogger("hgsp")
 PLAIN_WIDTH = 140
 
 
-class _Terminal(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # Python 3.10 cannot subscript it
+
+
+class _Terminal(_StreamHandler):
     """Writes to the ``sys.stderr`` of the moment, which prints above progress bars while one is shown."""
 
     def __init__(self) -> None:
