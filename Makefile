@@ -88,7 +88,7 @@ test-mlx: $(if $(filter .venv-mlx/%,$(MLX_PYTHON)),.venv-mlx/installed)
 	PYTHONPATH=. $(MLX_PYTHON) -m pytest tests/with_mlx
 
 # Pruned folders in the oldest, an old and the newest version of transformers that load them, and in one that is refused.
-TRANSFORMERS := 4.53.3 4.54.1 4.57.6 5.24.0
+TRANSFORMERS := 4.53.3 4.54.1 4.57.6 5.0.0 5.4.0 5.14.0 5.24.0
 EMPTY :=
 test-transformers: $(VENV)/installed
 	for version in $(TRANSFORMERS); do \

@@ -76,6 +76,8 @@ class PerLayerConfig:
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def validate_architecture(self) -> None:
+        if getattr(self, "per_layer_config", None) is None:  # transformers 5.4 to 5.15 set it after this check
+            return
         for layer_idx in range(self.num_hidden_layers):  # type: ignore[attr-defined]
             settings, skip = layer_settings(self, layer_idx)
             queries, shared = settings.num_attention_heads, settings.num_key_value_heads
