@@ -117,6 +117,7 @@ _GEMMA: Mapping[str, Any] = {
     "beyond_llama": "norms behind its blocks",
 }
 _GRANITE: Mapping[str, Any] = {
+    "first_version": (5, 4),
     "attention_types": frozenset({FULL}),
     "residual_multiplier": "residual_multiplier",
     "logit_divisor": "logits_scaling",
@@ -176,8 +177,7 @@ _ALL = (
         "granitemoehybrid",
         "HgspGranite4",
         "modeling_hgsp_granite4",
-        **_GRANITE,
-        first_version=(5, 17),
+        **{**_GRANITE, "first_version": (5, 17)},
         width="shared_intermediate_size",
         implied_head_dim=True,
         bias_keys=_ATTENTION_BIAS,
@@ -211,6 +211,7 @@ _ALL = (
         "phi3",
         "HgspPhi3",
         "modeling_hgsp_phi3",
+        first_version=(5, 4),
         implied_head_dim=True,
         fused={"self_attn.qkv_proj": ATTENTION_INPUTS, "mlp.gate_up_proj": MLP_INPUTS},
         has_longrope=True,

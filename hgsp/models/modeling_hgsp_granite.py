@@ -21,7 +21,7 @@ from .modeling_hgsp import (
     revalidated,
 )
 
-checked_version(transformers.__version__, (5, 0))
+checked_version(transformers.__version__, (5, 4))
 
 
 @revalidated

@@ -26,7 +26,7 @@ from .modeling_hgsp import (
     revalidated,
 )
 
-checked_version(transformers.__version__, (5, 0))
+checked_version(transformers.__version__, (5, 4))
 
 
 @revalidated
@@ -39,7 +39,8 @@ class HgspPhi3Config(PerLayerConfig, phi3.Phi3Config):
 
         Both read the number of heads; it has no global value, and the head dimension does not follow from it.
         """
-        super(phi3.Phi3Config, layer_settings(self, 0)[0]).validate_rope()
+        if getattr(self, "per_layer_config", None) is not None:  # transformers 5.4 to 5.15 set it after this check
+            super(phi3.Phi3Config, layer_settings(self, 0)[0]).validate_rope()
 
 
 class HgspPhi3Attention(phi3.Phi3Attention):
