@@ -47,9 +47,8 @@ def layer_settings(config: Any, layer_idx: int) -> tuple[Any, frozenset[str]]:
     """Return the config that one layer is built from, and the blocks it lacks (``"attention"``, ``"mlp"``)."""
     per_layer = config.per_layer_config
     if isinstance(per_layer, dict):  # transformers without native per-layer configs
-        overrides = {int(key): value for key, value in per_layer.items()}.get(layer_idx, {})
         settings = copy.copy(config)
-        vars(settings).update(overrides)
+        vars(settings).update({int(key): value for key, value in per_layer.items()}.get(layer_idx, {}))
     else:
         settings = per_layer[layer_idx]
     return settings, frozenset(getattr(settings, "skip", ()))
@@ -125,8 +124,7 @@ class PerLayerDecoderLayer(nn.Module):
         super().__init__(settings, layer_idx)
         mixer = getattr(self, self.attention[0])
         mixer.config, mixer.layer_idx = config, cache_idx  # shared, so that set_attn_implementation() reaches it
-        skipped = (*self.attention * ("attention" in skip), *self.feed_forward * ("mlp" in skip))
-        for name in filter(None, skipped):
+        for name in filter(None, (*self.attention * ("attention" in skip), *self.feed_forward * ("mlp" in skip))):
             setattr(self, name, None)
         if getattr(config, "writer_bias", False):
             _give_bias(getattr(self, "self_attn", None), "o_proj")
