@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import run_global_pruning
-from exporting import recovered
+from exporting import REAL_PLANS, plan_named, pruned_folder, recovered
 from hgsp.exports.export import export
 from hgsp.exports.gguf_engine import ask_engine
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
@@ -123,6 +123,18 @@ def attention_gone(model):
 )
 def test_recovered_models(pruned, cut, tmp_path, plan, architecture):
     folder = recovered(pruned(20) if plan == "20 %" else cut(plan), tmp_path / "recovered")
+    assert_same_in_llama_cpp(folder, tmp_path / "out", "f32", architecture)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("plan", REAL_PLANS)
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "mistral-135m"])
+def test_other_real_models(real_model, tmp_path, name, plan):
+    dense = str(real_model(name))
+    model = AutoModelForCausalLM.from_pretrained(dense)
+    kept = plan_named(model, plan, REAL_PLANS)
+    folder = pruned_folder(model, kept, load_tokenizer(dense), tmp_path / "pruned")
+    architecture = {"qwen2": "qwen2", "mistral": "llama"}[model.config.model_type] if "uniform" in plan else "deci"
     assert_same_in_llama_cpp(folder, tmp_path / "out", "f32", architecture)
 
 

@@ -67,7 +67,7 @@ def test_a_hub_that_never_answers_is_one_line_within_seconds(use, silent_hub, mo
     with pytest.raises(InputError) as refusal:
         USES[use]()
     assert "\n" not in str(refusal.value)
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 60  # imports of libraries, on a busy machine, included
     assert silent_hub() == 1
     (line,) = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
     assert constants.ENDPOINT in line
