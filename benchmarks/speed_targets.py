@@ -4,8 +4,8 @@
 python benchmarks/speed_targets.py --base_model HuggingFaceTB/SmolLM2-135M-Instruct --work_dir work --output result.json
 
 All plans reach the same predicted speed. Perplexity is that of the pruning command; measured speeds are medians of
-rounds in which dense and pruned models take turns, by default in CPU seconds of one thread. The table and the results
-of finished plans in the work folder are used again.
+rounds in which dense and pruned models take turns, by default in CPU seconds of one thread. The table, the scores and
+the results of finished plans in the work folder are used again.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def main() -> None:
     quiet_libraries()
     torch.set_num_threads(1)
     options.work_dir.mkdir(parents=True, exist_ok=True)
-    table = profile(options)
-    rows = [prune(options, table, name, speedup) for speedup in options.speedups for name in SETTINGS]
+    table, scores = profile(options), score(options)
+    rows = [prune(options, table, scores, name, speedup) for speedup in options.speedups for name in SETTINGS]
     measure(options, rows)
     result = {**provenance(), "base_model": Path(options.base_model).name, "workload": options.workload, "rows": rows}
     options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -80,18 +80,32 @@ def profile(options: argparse.Namespace) -> Path:
     return table
 
 
-def prune(options: argparse.Namespace, table: Path, setting: str, speedup: float) -> dict[str, Any]:
+def score(options: argparse.Namespace) -> Path:
+    """Return the scores of all plans, made unless they are there."""
+    scores: Path = options.work_dir.resolve() / "scores.npz"
+    if not scores.exists():
+        method = ("--importance_method", "fisher_token", "--nsamples", 64, *texts(options))
+        command("score", "--base_model", options.base_model, "--output", scores, *method)
+    return scores
+
+
+def texts(options: argparse.Namespace) -> tuple[Any, ...]:
+    """Return the flags of the calibration texts, device and dtype."""
+    data = ("--data_dir", options.data_dir) if options.data_dir else ()
+    return ("--dataset", options.dataset, "--device", options.device, "--dtype", options.dtype, *data)
+
+
+def prune(options: argparse.Namespace, table: Path, scores: Path, setting: str, speedup: float) -> dict[str, Any]:
     """Prune to a predicted speed-up, and return the plan's sizes and perplexity."""
     name = f"{setting.replace(', ', '-').replace(' ', '-')}-{speedup:g}"
     folder: Path = options.work_dir.resolve() / name
     if not (folder / PRUNING_REPORT).exists():
-        texts = ("--dataset", options.dataset, "--nsamples", 64, "--reconstruct_nsamples", options.reconstruct_nsamples)
         measured = ("--eval_tasks", "wikitext", "--eval_seq_len", 1024, "--eval_max_windows", 8)
-        data = ("--data_dir", options.data_dir) if options.data_dir else ()
         where = ("--base_model", options.base_model, "--results_dir", options.work_dir.resolve(), "--output_name", name)
         target = ("--target_speedup", speedup, "--profile", table, "--workload", options.workload)
-        how = ("--recipe", "balanced", "--device", options.device, "--dtype", options.dtype, "--no_bin")
-        command("prune", *where, *target, *how, *SETTINGS[setting], *texts, *measured, *data)
+        how = ("--recipe", "balanced", "--scores", scores, "--no_bin")
+        refits = ("--reconstruct_nsamples", options.reconstruct_nsamples)
+        command("cut", *where, *target, *how, *SETTINGS[setting], *refits, *measured, *texts(options))
     report = json.loads((folder / PRUNING_REPORT).read_text(encoding="utf-8"))
     (text,) = report["evaluation"]["after"].values()
     (dense,) = report["evaluation"]["before"].values()
