@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prune a random-weight checkpoint of the exact shape of a 7B or 8B model with --offload, and check the result.
+"""Prune a random-weight checkpoint of the exact shape of a published model with --offload, and check the result.
 
 The checkpoint is written, scored on a few short sequences, pruned by 20 %, saved, and read back layer by layer: its
 logits must equal those of the dense model with the removed groups masked.
@@ -16,24 +16,22 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import provenance
 from shapes import SHAPES, byte_tokenizer, config_of
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hgsp.environment import peak_memory_bytes
-from hgsp.models.blocks import ATTENTION_OUTPUT, MLP_OUTPUT
 from hgsp.models.checkpoint import save_streamed
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
 from hgsp.models.loading import inspect_model
 from hgsp.models.offload import load_offloaded
+from hgsp.pruning.masked import MaskedLayers
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.select import kept_mask, select_groups
 from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
@@ -115,8 +113,11 @@ def check(dense_folder: Path, pruned_folder: Path) -> dict[str, Any]:
     """Compare last-token logits of the pruned and the masked dense model, relative to their standard deviation."""
     plan = PrunePlan.read_json(pruned_folder / "prune_plan.json")
     input_ids = torch.randint(0, 256, (1, 16), generator=torch.Generator().manual_seed(0))
-    pruned = logits(load_offloaded(inspect_model(str(pruned_folder)), "bfloat16", "cpu")[0], input_ids, None)
-    masked = logits(load_offloaded(inspect_model(str(dense_folder)), "bfloat16", "cpu")[0], input_ids, plan)
+    small, dense = (
+        load_offloaded(inspect_model(str(folder)), "bfloat16", "cpu")[0] for folder in (pruned_folder, dense_folder)
+    )
+    pruned = logits(small, small, input_ids)
+    masked = logits(dense, MaskedLayers(dense, geometry_of(dense.model), plan), input_ids)
     report = json.loads((pruned_folder / "pruning_analysis.json").read_text(encoding="utf-8"))
     difference = float((pruned - masked).abs().max() / masked.std())
     if difference > 0.1:  # bf16 sums in another order
@@ -129,37 +130,13 @@ def check(dense_folder: Path, pruned_folder: Path) -> dict[str, Any]:
     }
 
 
-def logits(decoder: Decoder, input_ids: Tensor, plan: PrunePlan | None) -> Tensor:
-    """Return last-token logits [V], float32, loading one layer at a time; a ``plan`` masks the groups it removes."""
-    geometry = geometry_of(decoder.model)
+def logits(decoder: Decoder, layers: Decoder | MaskedLayers, input_ids: Tensor) -> Tensor:
+    """Return last-token logits [V], float32, loading one layer at a time."""
     hidden = decoder.embed(input_ids)
     for index in range(decoder.num_layers):
-        with decoder.layer(index) as module, ExitStack() as hooks:
-            if plan is not None:
-                width = geometry.columns_per_group("attention")
-                groups = torch.tensor(plan.layers[index].kv_groups)
-                columns = (groups[:, None] * width + torch.arange(width)).flatten()
-                hooks.enter_context(masked_inputs(module.get_submodule(ATTENTION_OUTPUT), columns))
-                channels = torch.tensor(plan.layers[index].mlp_channels)
-                hooks.enter_context(masked_inputs(module.get_submodule(MLP_OUTPUT), channels))
+        with layers.layer(index) as module:
             hidden = decoder.call(module, hidden)
     return decoder.logits(hidden[:, -1])[0].float()
-
-
-@contextmanager
-def masked_inputs(linear: nn.Module, columns: Tensor) -> Iterator[None]:
-    """Zero all inputs of a Linear except ``columns`` within the ``with`` block."""
-
-    def mask(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        kept = torch.zeros_like(args[0])
-        kept[..., columns] = args[0][..., columns]
-        return (kept,)
-
-    handle = linear.register_forward_pre_hook(mask)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def time_selection(pruned_folder: Path, dense_folder: Path) -> dict[str, Any]:

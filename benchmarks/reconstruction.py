@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 import torch
 from machine import provenance
-from shapes import SHAPES, byte_tokenizer, config_of
+from shapes import DENSE_SHAPES, byte_tokenizer, config_of
 from transformers import AutoModelForCausalLM
 
 from hgsp.data.calibration import build_calibration
@@ -47,7 +47,7 @@ SMALL_VOCABULARY = 258
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SHAPES, default="LLaMA-3-8B")
+    parser.add_argument("--model", choices=DENSE_SHAPES, default="LLaMA-3-8B")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--nsamples", type=int, default=8)
     parser.add_argument("--seq_len", type=int, default=256)

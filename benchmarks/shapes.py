@@ -1,13 +1,13 @@
-"""Configs of the study's three models, for random-weight checkpoints of their exact shape."""
+"""Configs of the study's three models and of a mixture, for random-weight checkpoints of their exact shape."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3MoeConfig
 
-SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
+DENSE_SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
     "LLaMA-3-8B": (
         LlamaConfig,
         {
@@ -55,10 +55,31 @@ SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
 }
+MIXTURE_SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "Qwen3-30B-A3B": (
+        Qwen3MoeConfig,
+        {
+            "hidden_size": 2048,
+            "moe_intermediate_size": 768,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": True,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "max_position_embeddings": 40960,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    ),
+}
+SHAPES = DENSE_SHAPES | MIXTURE_SHAPES
 
 
 def config_of(name: str, **changes: Any) -> Any:
-    """Return the config of one of the three models, with changes such as fewer layers."""
+    """Return the config of one of the models, with changes such as fewer layers."""
     config_class, settings = SHAPES[name]
     return config_class(**{**settings, "bos_token_id": 256, "eos_token_id": 257, "dtype": "bfloat16", **changes})
 
