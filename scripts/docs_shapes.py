@@ -10,9 +10,9 @@ from typing import Any
 
 from docs_results import GIB, OF_DECODER, RATIOS, Row, caption, load, percent, translated
 from docs_source import table
-from shapes import SHAPES, config_of
+from shapes import DENSE_SHAPES, config_of
 
-MODELS = tuple(SHAPES)
+MODELS = tuple(DENSE_SHAPES)
 DECODERS = (*MODELS, "SmolLM2-135M")
 BYTES = 2  # bfloat16
 CONTEXT = 8192
@@ -73,7 +73,7 @@ def shape(name: str) -> tuple[Any, Any]:
 
     from hgsp.models.geometry import geometry_of
 
-    if name in SHAPES:
+    if name in DENSE_SHAPES:
         config = config_of(name)
     else:
         config_class, settings = SMALL[name]

@@ -61,7 +61,7 @@ def latency(found: Result) -> Iterable[Row]:
 
 
 def targets(found: Result) -> Iterable[Row]:
-    """Yield the plans for each target speed: ranking, size, predicted speed and perplexity."""
+    """Yield the plans for each target speed: ranking, size, predicted and measured speed, and perplexity."""
     for row in found["rows"]:
         emptied = f" ({row['emptied']} emptied)" if row["emptied"] else ""
         yield (
@@ -69,6 +69,7 @@ def targets(found: Result) -> Iterable[Row]:
             row["setting"] + emptied,
             f"{row['reached_ratio']:.1%}",
             f"{row['predicted']:.2f} ×",
+            f"{row['measured']:.2f} ×",
             number(row["ppl"]),
         )
 
@@ -90,7 +91,7 @@ SPEED_TABLES = {
     ),
     "speed_targets": Table(
         ("speed_targets_smollm2",),
-        ("target", "ranked by", "removed", "predicted", "WikiText-2 perplexity"),
+        ("target", "ranked by", "removed", "predicted", "measured", "WikiText-2 perplexity"),
         targets,
         OF_ALL,
     ),

@@ -90,6 +90,18 @@ TABLES: dict[str, Table | Comparison] = {
         ),
         "20% of all parameters removed.",
     ),
+    "mixture": Table(
+        ("full_size_qwen3-30b-a3b_2", "full_size_qwen3-30b-a3b_4"),
+        ("shape", "layers", "weights", "peak resident set"),
+        records(
+            lambda r: r["model"],
+            lambda r: f"{r['layers']}",
+            lambda r: f"{r['weight_bytes'] / GIB:.1f} GiB",
+            lambda r: f"{r['pruning_peak_rss_bytes'] / GIB:.1f} GiB",
+            key=None,
+        ),
+        "20% of all parameters removed.",
+    ),
     "selection": Table(
         FULL_SIZE,
         ("shape", "groups", "ranking and selection", "writing the CSV file"),
