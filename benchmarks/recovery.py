@@ -20,18 +20,22 @@ from machine import provenance
 import finetune_lora
 import run_global_pruning
 from evaluation import run_evaluation
+from hgsp.data.texts import dataset_names
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import Objective
 from hgsp.recovery.outputs import padding_token
-from hgsp.recovery.samples import load_training_text
+from hgsp.recovery.training_text import load_training_text
 
 #: Setting -> flags; TEACHER stands for the dense model. Learning rates are the best of a few tried per setting.
 SETTINGS = {
     "LoRA": ["--learning_rate", "3e-3"],
     "LoRA, distilled": ["--learning_rate", "3e-3", "--distill_from", "TEACHER"],
     "LoRA, half distilled": ["--learning_rate", "3e-3", "--distill_from", "TEACHER", "--distill_weight", "0.5"],
+    "LoRA of output projections, distilled": [
+        *("--learning_rate", "3e-3", "--distill_from", "TEACHER", "--lora_target_modules", "o_proj", "down_proj")
+    ],
     "all parameters": ["--learning_rate", "5e-5", "--method", "full"],
     "all parameters, distilled": ["--learning_rate", "3e-4", "--method", "full", "--distill_from", "TEACHER"],
     "all parameters, half distilled": [
@@ -46,7 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base_model", required=True)
     parser.add_argument("--data_dir", required=True, help="local texts and tasks")
-    parser.add_argument("--instructions", required=True, help="training data")
+    parser.add_argument("--instructions", required=True, help="rows to train on; held-out answers are measured")
+    parser.add_argument("--data_path", help="texts to train on instead of the instructions")
+    parser.add_argument("--val_size", type=int, help="as of finetune_lora.py")
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2])
     parser.add_argument("--ways", dest="settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
@@ -55,12 +61,15 @@ def main() -> None:
     )
     parser.add_argument("--max_steps", type=int, default=100)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--tasks", nargs="*", default=["arc_easy"], help="accuracy tasks; a bare --tasks for none")
+    parser.add_argument(
+        "--tasks", nargs="*", default=["arc_easy"], help="further tasks and texts; a bare --tasks for none"
+    )
     parser.add_argument("--limit", default="200")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     bench = Bench(options)
+    trained_on = [Path(name).name for name in dataset_names(options.data_path or options.instructions)]
     rows = [{"ratio": 0.0, "way": "dense", **bench.measure(Path(options.base_model), "dense")}]
     for ratio in options.ratios:
         pruned = bench.prune(ratio)
@@ -69,7 +78,12 @@ def main() -> None:
             folder, seconds = bench.recover(pruned, setting)
             rows.append({"ratio": ratio, "way": setting, "train_s": seconds, **bench.measure(folder, folder.name)})
             print(json.dumps(rows[-1]), flush=True)
-            result = {**provenance(), "base_model": Path(options.base_model).name, "rows": rows}
+            result = {
+                **provenance(),
+                "base_model": Path(options.base_model).name,
+                "data_path": trained_on,
+                "rows": rows,
+            }
             options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
@@ -104,7 +118,9 @@ class Bench:
 
     def _training_flags(self) -> list[str]:
         options = self._options
-        settings = {"data_path": options.instructions, "max_steps": options.max_steps, "device": options.device}
+        settings = {"data_path": options.data_path or options.instructions, "data_dir": options.data_dir}
+        settings |= {"max_steps": options.max_steps, "device": options.device}
+        settings |= {} if options.val_size is None else {"val_size": options.val_size}
         settings |= {"batch_size": options.batch_size, "micro_batch_size": options.batch_size}
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         return [*flags, "--packing", "--skip_evaluation", "--no_bin"]
@@ -135,7 +151,7 @@ class Bench:
     def _answer_loss(self, path: Path) -> float:
         """Return the loss on the answers of the held-out rows, the same for every setting, in nats per token."""
         tokenizer = load_tokenizer_of(self._options.base_model)
-        config = TrainingConfig(data_path=self._options.instructions)
+        config = TrainingConfig(data_path=self._options.instructions, val_size=128 if self._options.data_path else None)
         samples = load_training_text(config, tokenizer).held_out
         model = load_pruned(path, device=self._options.device)
         collator = Collator(padding_token(tokenizer, model.config.vocab_size), False)

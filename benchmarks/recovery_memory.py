@@ -77,8 +77,9 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     from hgsp.environment import peak_memory_bytes
     from hgsp.recovery.collator import Collator
     from hgsp.recovery.config import TrainingConfig
-    from hgsp.recovery.samples import Sample, TrainingText
+    from hgsp.recovery.samples import Sample
     from hgsp.recovery.training import train, trainable
+    from hgsp.recovery.training_text import TrainingText
 
     with torch.device(options.device):
         config = config_of(options.model, num_hidden_layers=layers)
@@ -86,7 +87,7 @@ def measure(options: argparse.Namespace, layers: int) -> dict[str, Any]:
     weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
     random = np.random.default_rng(0)
     ids = random.integers(0, config.vocab_size, (2 * options.micro_batch_size, options.cutoff_len), dtype=np.int32)
-    text = TrainingText(tuple(Sample(row, row) for row in ids), (), {}, Text("random", "train", "random", "", ""))
+    text = TrainingText(tuple(Sample(row, row) for row in ids), (), {}, (Text("random", "train", "random", "", ""),))
     with tempfile.TemporaryDirectory() as folder:
         recovery = TrainingConfig(
             max_steps=2, batch_size=options.micro_batch_size, micro_batch_size=options.micro_batch_size,

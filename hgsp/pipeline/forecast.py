@@ -40,6 +40,9 @@ BLOCK_OPERATIONS = 9.0
 EFFICIENCY = 0.8
 #: Hidden states that a reconstruction keeps: both streams, and the inputs of an output projection as two.
 STREAMS = 4
+#: Layers that ``--offload`` holds at a time, and bytes that scoring takes per parameter of one, of dense layers and of
+#: mixtures of experts, as measured (docs/MEMORY.md).
+HELD_LAYERS, SCORING_BYTES = {"dense": 2, "mixture": 1}, {"dense": 12, "mixture": 6}
 #: Bytes of Python and PyTorch themselves.
 RUNTIME_BYTES = 400_000_000
 #: Seconds of products that are timed in each dtype.
@@ -153,15 +156,16 @@ def peak_bytes(request: Request, calibrations: Calibrations, eval_seq_len: int |
     geometry, config = request.geometry, request.config
     value_bytes = DTYPES[config.dtype].itemsize
     largest_layer = max(map(geometry.layer_params, geometry.shapes))
-    held = (
-        geometry.total_params - geometry.decoder_params + 2 * largest_layer if config.offload else geometry.total_params
-    )
+    form = "mixture" if any(shape.num_experts for shape in geometry.shapes) else "dense"
+    held = geometry.total_params
+    if config.offload:
+        held += HELD_LAYERS[form] * largest_layer - geometry.decoder_params
     vocabulary = request.source.config.vocab_size
     score = reconstruct = 0
     if calibrations.scoring is not None:
         states = scoring_states(config, geometry) * (not config.spill_dir)
         hidden = states * _tokens(calibrations.scoring) * geometry.hidden_size * value_bytes
-        score = hidden + 12 * largest_layer + 12 * config.batch_size * config.seq_len * vocabulary
+        score = hidden + SCORING_BYTES[form] * largest_layer + 12 * config.batch_size * config.seq_len * vocabulary
     if calibrations.reconstruction is not None:
         streams = STREAMS * (not (config.spill_dir or config.offload))
         hidden = streams * _tokens(calibrations.reconstruction) * geometry.hidden_size * value_bytes

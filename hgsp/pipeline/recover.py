@@ -42,9 +42,9 @@ from hgsp.recovery import outputs, training
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import require_packages
 from hgsp.recovery.resume import check_content, check_work_dir, resumable_run
-from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import inspect_teacher
 from hgsp.recovery.training import Trained
+from hgsp.recovery.training_text import TrainingText, load_training_text
 from hgsp.report.model_card import write_model_card
 from hgsp.report.page import write_report
 
@@ -184,7 +184,7 @@ def _write(recovery: _Recovery, trained: Trained, log: LogFile) -> None:
             device=recovery.device,
             dtype=str(recovery.dtype).removeprefix("torch."),
             warnings=text.warnings
-            + evaluation.overlap_warnings(text.text, "trained")
+            + [warning for used in text.texts for warning in evaluation.overlap_warnings(used, "trained")]
             + evaluation.warnings
             + report.warnings_about(evaluation.results, trained, config),
         )
@@ -233,7 +233,7 @@ def check_surroundings(config: RecoveryConfig) -> None:
     """
     reporter = () if config.report_to == "none" else (config.report_to,)
     require_packages("peft", "accelerate", "matplotlib", *reporter)
-    reads = (config.pruned_model, config.base_model, config.distill_from, config.data_path, config.data_dir)
+    reads = (config.pruned_model, config.base_model, config.distill_from, config.data_dir, *config.data_paths)
     check_target(Path(config.output_dir), config.overwrite, "--output_dir", reads + config.evaluation_texts)
     check_work_dir(config.work_dir, config.resume_settings, resume=config.resume, overwrite=config.overwrite)
 

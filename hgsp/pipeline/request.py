@@ -9,6 +9,7 @@ from pathlib import Path
 from hgsp.console import result_folders as folders
 from hgsp.console.state_files import check_state, check_state_folder
 from hgsp.costs.latency import LatencyTable, Workload
+from hgsp.data.texts import dataset_names
 from hgsp.environment import device_name, remove_folder
 from hgsp.errors import InputError
 from hgsp.models.devices import bf16_warnings, resolve_device
@@ -172,9 +173,8 @@ def prepare(config: PruneConfig) -> Request:
 
 def _read_by(config: PruneConfig) -> tuple[str | None, ...]:
     """Return the names of everything that a run reads, local or not."""
-    return (config.base_model, config.scores, config.data_dir, config.finetune_data_path) + (
-        config.datasets + config.evaluation_texts
-    )
+    texts = (*config.datasets, *config.evaluation_texts, *dataset_names(config.finetune_data_path))
+    return (config.base_model, config.scores, config.data_dir, *texts)
 
 
 def result_folder(request: Request, ratio: float | None) -> AbstractContextManager[Path]:

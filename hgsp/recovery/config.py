@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from hgsp.console.flags import nearest_multiples, option, require, require_counts, require_positive
 from hgsp.data.config import TextConfig
+from hgsp.data.texts import dataset_names
 from hgsp.environment import install_command, launched_processes
 from hgsp.errors import InputError
 from hgsp.models.dtypes import DTYPE_NAMES
@@ -28,8 +29,8 @@ class TrainingConfig(TextConfig):
 
     data_path: str = option(
         DEFAULT_INSTRUCTIONS,
-        help="hub id or json/jsonl/csv/parquet file with instruction, messages or text rows; "
-        "also a plain text file, wikitext2, ptb, c4 or builtin",
+        help="hub id or json/jsonl/csv/parquet file with instruction, messages or text rows; also a plain text file, "
+        "wikitext2, ptb, c4 or builtin; a comma list contributes equally many tokens of each",
     )
     method: str = option("lora", help="train low-rank adapters, or all parameters", choices=METHODS)
     num_epochs: float = option(3, help="passes over the data", type=float, range="above 0")
@@ -51,7 +52,7 @@ class TrainingConfig(TextConfig):
     train_on_inputs: bool = option(False, help="train on instructions too, not only on answers")
     val_size: int | None = option(
         None,
-        help="rows held out for the validation loss, 0 = none (unset: 5 %% of the rows, at most 128)",
+        help="rows held out for the validation loss, 0 = none (unset: 5 %% of the rows, at most 128 of all texts)",
         type=int,
         range="at least 0",
     )
@@ -107,11 +108,17 @@ class TrainingConfig(TextConfig):
     )
     seed: int = option(42, help="seed of adapters, data order and held-out rows", type=int)
 
+    @property
+    def data_paths(self) -> tuple[str, ...]:
+        """The texts of ``data_path``."""
+        return dataset_names(self.data_path)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
         for name, choices in (("method", METHODS), ("report_to", REPORTERS), ("dtype", (None, *DTYPE_NAMES))):
             expected = f"one of {', '.join(map(str, choices))}"
             require(getattr(self, name) in choices, f"--{name}", expected, getattr(self, name))
+        require(all(self.data_paths), "--data_path", "names separated by single commas", self.data_path)
         require_counts(self, "batch_size", "micro_batch_size", "lora_r", "lora_alpha")
         require_positive(self, "num_epochs", "learning_rate", "max_grad_norm", "distill_temperature")
         require(self.cutoff_len >= 2, "--cutoff_len", "at least 2", self.cutoff_len)

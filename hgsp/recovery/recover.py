@@ -15,8 +15,8 @@ from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 from hgsp.recovery import outputs, training
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig, require_packages
-from hgsp.recovery.samples import TrainingText, load_training_text
 from hgsp.recovery.teacher import Teacher, check_same_vocabulary, inspect_teacher
+from hgsp.recovery.training_text import TrainingText, load_training_text
 
 LOG = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def recover(
 
     Args:
         data_path: hub id or file of instruction, messages or text rows; also a text file, wikitext2, ptb, c4 or
-            builtin.
+            builtin; a comma list contributes equally many tokens of each.
         num_epochs: passes over the data, unless ``max_steps`` ends training earlier or later.
         batch_size: sequences per optimizer step, ``micro_batch_size`` of them per forward pass.
         cutoff_len: longest sequence in tokens.

@@ -28,9 +28,10 @@ from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import ATTENTION_PROJECTIONS, TrainingConfig, steps_per_update
 from hgsp.recovery.losses import Objective, TeacherTopK
 from hgsp.recovery.resume import TEACHER_CACHE
-from hgsp.recovery.samples import Sample, TrainingText
+from hgsp.recovery.samples import Sample
 from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
 from hgsp.recovery.trainer_states import best_state, last_complete_state
+from hgsp.recovery.training_text import TrainingText
 
 LOG = logging.getLogger(__name__)
 

@@ -209,7 +209,7 @@ def test_checkpointing_changes_memory_only(finetune, result, tmp_path):
 def test_the_first_loss_is_the_mean_over_the_answers_tokens_of_the_whole_batch(result, pruned, rows, tokenizer):
     """The loss accumulated over unequal micro batches matches a loop over sequences; LoRA starts at zero."""
     from hgsp.recovery.config import TrainingConfig
-    from hgsp.recovery.samples import load_training_text
+    from hgsp.recovery.training_text import load_training_text
 
     config = TrainingConfig(data_path=str(rows), val_size=4, cutoff_len=96)
     model, losses, counts = load_pruned(pruned), [], []

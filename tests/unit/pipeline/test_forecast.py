@@ -1,23 +1,31 @@
 """Forecasts of time, memory and disk, from shapes and amounts of text alone."""
 
+import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from conftest import make_tiny
+from conftest import REPOSITORY, make_tiny
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError
 from hgsp.models.geometry import geometry_of
 from hgsp.pipeline.calibrations import Calibrations
+from hgsp.pipeline.config import ScoringConfig
 from hgsp.pipeline.disk import DiskNeed, disk_need, recovery_disk_need, refitted_params
-from hgsp.pipeline.forecast import Speed, check_spill, measure_speed, seconds_of_stages
+from hgsp.pipeline.forecast import Speed, check_spill, measure_speed, peak_bytes, seconds_of_stages
 from hgsp.pipeline.recipes import BALANCED, BEST, FAST
 from hgsp.pruning.budget import Budget
 
+sys.path.append(str(REPOSITORY / "benchmarks"))
+from shapes import config_of
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
 SPEED = Speed(1e9, 5e8, 1e8)
 GEOMETRY = geometry_of(make_tiny("llama-8q4kv"))
 
@@ -110,3 +118,18 @@ def test_a_spill_folder_that_is_too_small_is_refused(monkeypatch, tmp_path):
     check_spill(config, GEOMETRY, Calibrations())
     config.spill_dir = None
     check_spill(config, GEOMETRY, Calibrations(scoring=calibration))
+
+
+@pytest.mark.parametrize("measured", sorted(RESULTS.glob("full_size_*.json")), ids=lambda path: path.stem)
+def test_memory_of_offloaded_pruning_is_within_a_third_of_what_was_measured(measured):
+    found = json.loads(measured.read_text())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(found["model"], num_hidden_layers=found["layers"]))
+    request = SimpleNamespace(
+        geometry=geometry_of(model),
+        config=ScoringConfig(base_model="", dtype="bfloat16", offload=True, spill_dir=None, batch_size=4, seq_len=64),
+        source=SimpleNamespace(config=model.config),
+    )
+    calibration = Calibration(torch.zeros(4, found["tokens"] // 4, dtype=torch.int64), "made", 0)
+    forecast = peak_bytes(request, Calibrations(scoring=calibration), None)
+    assert forecast == pytest.approx(found["pruning_peak_rss_bytes"], rel=1 / 3)

@@ -11,7 +11,8 @@ from hgsp.errors import InputError
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.instructions import passage_of
-from hgsp.recovery.samples import IGNORED, load_training_text, pack, tokenize_passages
+from hgsp.recovery.samples import IGNORED, pack, tokenize_passages
+from hgsp.recovery.training_text import load_training_text
 from recovering import sample
 
 ALPACA = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
@@ -392,6 +393,49 @@ def test_a_plain_text_is_read_in_full_windows_without_ends(text_file, tokenizer)
 def test_a_plain_text_shorter_than_a_window_is_refused_with_the_way_out(text_file, tokenizer):
     with pytest.raises(InputError, match=r"one window of 30000 tokens.*lower --cutoff_len"):
         load_training_text(config(str(text_file), cutoff_len=30000), tokenizer)
+
+
+def test_texts_of_a_list_contribute_equally_many_tokens(rows_file, text_file, tokenizer):
+    """The shorter one whole, and nothing of it twice; each holds out its share of the rows."""
+    rows = rows_file([{"text": f"row number {number}"} for number in range(40)])
+    text = load_training_text(config(f"{rows},{text_file}", cutoff_len=16, val_size=5), tokenizer)
+    short, long = (
+        load_training_text(config(str(path), cutoff_len=16, val_size=size), tokenizer)
+        for path, size in ((rows, 3), (text_file, 2))
+    )
+    used = [sample.input_ids.tolist() for sample in text.train]
+    num_short, num_long = len(short.train), len(text.train) - len(short.train)
+    assert used == [sample.input_ids.tolist() for sample in (*short.train, *long.train[:num_long])]
+    assert len(text.held_out) == 5
+    first, second = text.description["texts"]
+    assert first == short.description["texts"][0]
+    assert first["train_tokens"] - 16 < second["train_tokens"] <= first["train_tokens"]
+    assert (first["left_out_samples"], second["left_out_samples"]) == (0, len(long.train) - num_long)
+    assert text.description["source"] == f"rows.jsonl + {text_file.name}"
+    assert num_short == 37
+
+
+def test_a_list_of_answers_and_plain_texts_says_what_is_learned(rows_file, text_file, tokenizer):
+    text = load_training_text(config(f"{rows_file([ALPACA] * 9)}, {text_file}"), tokenizer)
+    assert text.description["learned"] == "answers, and every token of plain texts"
+    assert [used.name for used in text.texts] == [str(rows_file([ALPACA] * 9)), str(text_file)]
+
+
+def test_a_file_may_have_a_comma_in_its_name(rows_file, tokenizer):
+    text = load_training_text(config(rows_file([ALPACA] * 9, "a, b.jsonl")), tokenizer)
+    assert text.description["source"] == "a, b.jsonl"
+
+
+def test_a_text_of_a_list_without_an_answer_is_refused_by_name(rows_file, tokenizer):
+    useful, useless = rows_file([ALPACA] * 9), rows_file([ALPACA | {"output": ""}], "empty.jsonl")
+    with pytest.raises(InputError, match=r"an answer to learn in .*empty\.jsonl"):
+        load_training_text(config(f"{useful},{useless}"), tokenizer)
+
+
+@pytest.mark.parametrize("value", ["", "a.jsonl,", "a.jsonl,,c4"])
+def test_an_empty_name_in_a_list_is_refused(value):
+    with pytest.raises(InputError, match=r"--data_path"):
+        config(value)
 
 
 def test_packing_keeps_order_and_length_and_says_where_samples_begin():
