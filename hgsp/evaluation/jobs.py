@@ -125,7 +125,8 @@ class HarnessJob:
             return None
         units = {name: (unit, better) for name, unit, better in self.loaded.spec.metrics.values()}
         metrics = tuple(
-            Metric(name, score.value, units[name][0], score.stderr, units[name][1]) for name, score in scores.items()
+            Metric(name, score.value, units[name][0], score.stderr, units[name][1], score.correct)
+            for name, score in scores.items()
         )
         some = next(iter(scores.values()))
         num_items = some.num_items

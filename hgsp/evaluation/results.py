@@ -33,6 +33,8 @@ _REMEDY = "move it away or choose another --output"
 class Metric:
     """A measured number. ``unit`` may be empty; ``stderr`` has the same unit; ``higher_is_better`` None = neither.
 
+    ``correct``: of an accuracy, "1" or "0" for every item, so that models are compared item by item.
+
     Raises:
         NumericalError: the value is not finite.
     """
@@ -42,6 +44,7 @@ class Metric:
     unit: str = ""
     stderr: float | None = None
     higher_is_better: bool | None = None
+    correct: str | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):

@@ -6,7 +6,7 @@ A row compares results of identical requests only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from hgsp.console.report_schema import DENSE, DONE, FAILED, ROLES
 from hgsp.console.tables import format_number, new_table
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
+from hgsp.evaluation.paired import difference_stderrs
 from hgsp.evaluation.results import Metric, Results, TaskResult
 from hgsp.evaluation.tasks import EFFICIENCY
 
@@ -24,13 +25,17 @@ ACCURACIES = ("acc", "acc_norm")
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one request for all models. ``failed``: roles in which the task failed."""
+    """One metric of one request for all models. ``failed``: roles in which the task failed.
+
+    ``difference_stderr``: role -> standard error of its difference to the dense model, where both saw the same items.
+    """
 
     task: str
     metric: str
     summary: str
     values: Mapping[str, Metric]
     failed: frozenset[str]
+    difference_stderr: Mapping[str, float] = field(default_factory=dict)
 
     def ratio(self, role: str) -> float | None:
         """Return the value divided by the dense model's; None if one is missing or the dense value is 0."""
@@ -58,12 +63,12 @@ def comparison(results: Results) -> list[Row]:
         summary = done[0].summary if done else ""
         for name in names:
             values = {item.role: item.by_name[name] for item in done if name in item.by_name}
-            rows.append(Row(items[0].task, name, summary, values, failed))
+            rows.append(Row(items[0].task, name, summary, values, failed, difference_stderrs([values])))
     return rows + _average_rows(results)
 
 
 def _average_rows(results: Results) -> list[Row]:
-    means = zero_shot_averages(results)
+    means, latest = zero_shot_averages(results), _latest_zero_shot(results)
     rows = []
     for name in ACCURACIES if means else ():
         some = next(iter(means.values()))
@@ -71,16 +76,28 @@ def _average_rows(results: Results) -> list[Row]:
         if name == "acc_norm" and some["acc_norm_is_acc_for"]:
             note += f"; acc for {', '.join(some['acc_norm_is_acc_for'])}"
         values = {role: Metric(name, mean[name], higher_is_better=True) for role, mean in means.items()}
-        rows.append(Row("zero-shot average", name, note, values, frozenset()))
+        metrics = [{role: _averaged(found[task], name) for role, found in latest.items()} for task in some["tasks"]]
+        rows.append(Row("zero-shot average", name, note, values, frozenset(), difference_stderrs(metrics)))
     return rows
 
 
-def zero_shot_averages(results: Results) -> dict[str, dict[str, Any]]:
-    """Return role -> averages over the zero-shot tasks that every role has by identical (the latest) requests."""
+def _averaged(result: TaskResult, name: str) -> Metric:
+    """Return the metric of a task that counts in an average: acc for tasks without acc_norm."""
+    return result.by_name.get(name, result.by_name["acc"])
+
+
+def _latest_zero_shot(results: Results) -> dict[str, dict[str, TaskResult]]:
+    """Return role -> task -> the latest result."""
     by_role: dict[str, dict[str, TaskResult]] = {}
     for item in results.results:
         if item.status == DONE and item.task in ZERO_SHOT:
             by_role.setdefault(item.role, {})[item.task] = item
+    return by_role
+
+
+def zero_shot_averages(results: Results) -> dict[str, dict[str, Any]]:
+    """Return role -> averages over the zero-shot tasks that every role has by identical (the latest) requests."""
+    by_role = _latest_zero_shot(results)
     common = [
         task
         for task in ZERO_SHOT
@@ -179,7 +196,10 @@ def _short_change(row: Row, role: str) -> str:
     """Format the ratio to dense, for accuracies the difference in points, in at most 9 characters."""
     ratio, difference = row.ratio(role), row.difference(role)
     if row.metric in ACCURACIES and difference is not None:
-        return f"({100 * difference:+.1f})"
+        plain, error = f"{100 * difference:+.1f}", row.difference_stderr.get(role)
+        if error is None:
+            return f"({plain})"
+        return f"{plain} ±{100 * error:.{1 if len(plain) < 5 and error < 0.0995 else 0}f}"
     return "" if ratio is None else f"x{ratio:.2f}" if ratio < 1e4 else f"x{ratio:.1e}"
 
 
@@ -210,7 +230,11 @@ def _change(row: Row, role: str) -> str:
     if ratio and row.values[role].unit == "ms":
         return f"{1 / ratio:.2f}x as fast"
     times = "" if ratio is None else f"x{ratio:.2f}"
-    return f"{times} ({100 * difference:+.1f})".lstrip() if row.metric in ACCURACIES else times
+    if row.metric not in ACCURACIES:
+        return times
+    error = row.difference_stderr.get(role)
+    points = f"{100 * difference:+.1f}" + ("" if error is None else f" ±{100 * error:.1f}")
+    return f"{times} ({points})".lstrip()
 
 
 def _footnotes(results: Results) -> list[str]:
@@ -225,8 +249,8 @@ def _footnotes(results: Results) -> list[str]:
     notes += [f"FAILED {task} ({', '.join(roles)}): {reason}" for (task, reason), roles in failed.items()]
     if any(item.task in ZERO_SHOT and item.status == DONE for item in results.results):
         notes.append(
-            "± is one standard error, (+-) percentage points; acc_norm divides each choice's log-likelihood by its "
-            "length in characters"
+            "± is one standard error, of differences over the same items; differences are percentage points; acc_norm "
+            "divides each choice's log-likelihood by its length in characters"
         )
     return notes
 
@@ -243,6 +267,7 @@ def comparisons_as_dicts(results: Results) -> list[dict[str, Any]]:
             "metric": row.metric,
             "role": role,
             "difference": row.difference(role),
+            "difference_stderr": row.difference_stderr.get(role),
             "ratio": row.ratio(role),
         }
         for row in comparison(results)

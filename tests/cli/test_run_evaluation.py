@@ -30,6 +30,9 @@ def test_results_lie_under_the_models_folder_and_in_the_terminal(evaluate, prune
     assert content["command"].startswith("run_evaluation.py --model_path")
     ratios = {(item["task"], item["metric"]): item["ratio"] for item in content["comparison"]}
     assert ratios["efficiency", "parameters"] < 1
+    assert {item["task"] for item in content["comparison"] if item["difference_stderr"] is not None} == {
+        *("lambada", "piqa", "zero-shot average")
+    }
     shown, page = capsys.readouterr().out, (folder / "results.md").read_text()
     for text, latency in ((shown, "decode ms b16"), (page, "decode_ms_batch16")):
         for part in ("token_ppl", "target_ppl", "acc_norm", "zero-shot average", latency, "2 x 64 tokens"):

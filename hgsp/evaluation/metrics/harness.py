@@ -78,6 +78,7 @@ class HarnessTask:
 class Score:
     """The value of a metric over ``num_items`` items, and its standard error (None for one item).
 
+    ``correct``: of an accuracy, "1" or "0" for every item in the order of the rows.
     ``truncated``: items of which the model saw the end alone, because they have more tokens than its ``positions``.
     """
 
@@ -86,6 +87,7 @@ class Score:
     num_items: int
     truncated: int = 0
     positions: int = 0
+    correct: str | None = None
 
 
 def harness_version() -> str:
@@ -208,15 +210,15 @@ def run_task(
     truncated = sum_over_processes(len(lm.truncated))
     if found is None:
         return None
-    samples = found["samples"][task.spec.name]
+    samples = sorted(found["samples"][task.spec.name], key=lambda sample: int(sample["doc_id"]))
     _check_finite(task.spec.name, samples)
     values = found["results"][task.spec.name]
     scores = {}
     for metric, (name, _, _) in task.spec.metrics.items():
         items = [float(sample[metric]) for sample in samples]
-        scores[name] = Score(
-            float(values[f"{metric},none"]), _stderr(metric, items), len(items), truncated, lm.max_length
-        )
+        correct = "".join(f"{item:.0f}" for item in items) if set(items) <= {0.0, 1.0} else None
+        value, stderr = float(values[f"{metric},none"]), _stderr(metric, items)
+        scores[name] = Score(value, stderr, len(items), truncated, lm.max_length, correct)
     return scores
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -230,3 +231,42 @@ def test_eighty_columns_cut_no_number_and_tell_batch_sizes_apart(tmp_path):
 )
 def test_a_collapsed_value_is_in_scientific_notation(value, stderr, shown):
     assert format_metric(Metric("target_ppl", value, "", stderr)) == shown
+
+
+def answers(role, task, correct, name="acc", **request):
+    metric = Metric(name, correct.count("1") / len(correct), "", 0.1, True, correct)
+    others = () if name == "acc" else (Metric("acc", 0.5, "", 0.1, True, None),)
+    return TaskResult(role, task, DONE, role, request, (metric, *others), len(correct), "items", {})
+
+
+def test_the_error_of_a_difference_is_that_of_the_items_on_which_models_disagree(tmp_path):
+    """Dense and pruned model disagree on 2 of 8 items, in opposite directions: stdev of -1, 1 and six zeros."""
+    results = stored(tmp_path, answers(DENSE, "piqa", "11110000"), answers(PRUNED, "piqa", "01110001"))
+    rows = comparison(results)
+    expected = np.std([-1, 0, 0, 0, 0, 0, 0, 1], ddof=1) / np.sqrt(8)
+    assert [row.difference_stderr for row in rows if row.metric == "acc"] == [{PRUNED: pytest.approx(expected)}] * 2
+    assert comparisons_as_dicts(results)[0]["difference_stderr"] == pytest.approx(expected)
+    assert f"+0.0 ±{100 * expected:.1f}" in markdown(results, "title")
+
+
+def test_the_error_of_a_mean_over_tasks_takes_them_as_independent(tmp_path):
+    """The average of acc_norm takes acc where a task has nothing else."""
+    pairs = {"boolq": ("1100", "1010", "acc"), "piqa": ("1111", "0111", "acc_norm")}
+    results = stored(
+        tmp_path,
+        *(answers(DENSE, task, dense, name) for task, (dense, _, name) in pairs.items()),
+        *(answers(PRUNED, task, pruned, name) for task, (_, pruned, name) in pairs.items()),
+    )
+    errors = [np.std(differences, ddof=1) / 2 for differences in ([0, -1, 1, 0], [-1, 0, 0, 0])]
+    (mean,) = (row for row in comparison(results) if (row.task, row.metric) == ("zero-shot average", "acc_norm"))
+    assert mean.difference_stderr == {PRUNED: pytest.approx(np.hypot(*errors) / 2)}
+
+
+@pytest.mark.parametrize("dense", ["", "1100110", "1"])
+def test_without_the_same_items_a_difference_has_no_error(dense, tmp_path):
+    """Files of older versions hold no items."""
+    known = answers(PRUNED, "piqa", "11001100")
+    metric = replace(known.metrics[0], correct=dense or None)
+    results = stored(tmp_path, replace(known, role=DENSE, metrics=(metric,)), known)
+    assert [row.difference_stderr for row in comparison(results)] == [{}, {}, {}]
+    assert "(+0.0)" in markdown(results, "title")
