@@ -73,6 +73,8 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
         "calibrate": setting["calibrate"],
         "seq_len": seq_len,
         "tasks": tuple(ZERO_SHOT),
+        "mlp_multiple_of": None,
+        "seed": 42,
         "nsamples": options.score_tokens // seq_len,
         "reconstruct_nsamples": options.reconstruct_tokens // seq_len,
         "batch_size": max(1, 2048 // seq_len),

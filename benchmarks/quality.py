@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--reconstruct_nsamples", type=int, default=256)
     parser.add_argument("--mlp_multiple_of", type=int, help="as of the pruning command; 1 = any width")
     parser.add_argument("--seq_len", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=42, help="of the choice of sequences")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--evaluate", nargs="+", default=["wikitext2"])
     parser.add_argument("--eval_seq_len", type=int, default=1024)

@@ -12,12 +12,15 @@ from typing import Any, TypeVar
 from hgsp.environment import install_command
 from hgsp.evaluation.metrics.harness import Score
 from hgsp.evaluation.metrics.zeroshot import averages
+from hgsp.evaluation.paired import mean_stderr
 
 T = TypeVar("T")
 
 #: Nine markers with ten colours distinguish ninety settings.
 MARKERS = "os^vD<>PX"
 
+#: Setting with which others are compared item by item.
+REFERENCE = "balanced"
 #: Accuracy of guessing: one over the number of choices.
 CHANCE = {
     "boolq": 1 / 2,
@@ -31,7 +34,10 @@ CHANCE = {
 
 
 def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
-    """Return mean acc and acc_norm over tasks, with standard errors sqrt(sum of squares) / n, tasks independent."""
+    """Return mean acc and acc_norm over tasks, with standard errors sqrt(sum of squares) / n, tasks independent.
+
+    ``correct``: which items of each task count as right in the mean of acc_norm.
+    """
     means = averages({task: {name: score.value for name, score in found.items()} for task, found in scores.items()})
     assert means is not None
     result: dict[str, Any] = {}
@@ -40,7 +46,8 @@ def mean_accuracy(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Any]:
         result[metric] = round(means[metric], 4)
         result[f"{metric}_stderr"] = round(math.hypot(*errors) / len(errors), 4)
     by_task = {task: {name: round(score.value, 4) for name, score in found.items()} for task, found in scores.items()}
-    return {**result, "by_task": by_task}
+    correct = {task: _score(found, "acc_norm").correct for task, found in scores.items()}
+    return {**result, "by_task": by_task, "correct": correct}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -66,6 +73,9 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         )
     dense = {"accuracy": result.get("dense_accuracy")}
     lines += _table(result, "mean accuracy, %", _accuracy(dense), _accuracy)
+    reference = {row["ratio"]: row for row in result["rows"] if row["way"] == REFERENCE}
+    title = f"mean accuracy minus that of `{REFERENCE}`, points, errors paired by item"
+    lines += _table(result, title, "", lambda row: _accuracy_above(reference.get(row["ratio"], {}), row))
     if guessed := _guessed(dense["accuracy"]):
         without = functools.partial(_accuracy_without, guessed)
         lines += _table(result, f"mean accuracy without {', '.join(guessed)}, %", without(dense), without)
@@ -126,6 +136,16 @@ def _accuracy(row: Mapping[str, Any]) -> str:
     """Format the mean that pruning papers report: acc_norm, or acc for tasks without it."""
     found = row.get("accuracy")
     return "" if found is None else f"{100 * found['acc_norm']:.1f} ± {100 * found['acc_norm_stderr']:.1f}"
+
+
+def _accuracy_above(reference: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Format the difference to another setting of the same size that answered the same items."""
+    own, other = row.get("accuracy"), reference.get("accuracy")
+    if own is None or other is None or row["way"] == reference["way"]:
+        return ""
+    items, others = own.get("correct", {}), other.get("correct", {})
+    error = mean_stderr((others.get(task), correct) for task, correct in items.items())
+    return "" if error is None else f"{100 * (own['acc_norm'] - other['acc_norm']):+.1f} ± {100 * error:.1f}"
 
 
 def _guessed(accuracy: Mapping[str, Any] | None) -> list[str]:

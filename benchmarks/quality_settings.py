@@ -27,7 +27,6 @@ from hgsp.pruning.surgery import apply_plan
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.scores import Scores
 
-SEED = 42
 DTYPE = "bfloat16"
 #: Baselines that refit weights.
 REFITTING = {"osscar"}
@@ -55,7 +54,9 @@ class Maker:
         """Prune by a published method; one that refits weights gets as much text as our reconstruction."""
         options = self._options
         num_sequences = options.reconstruct_nsamples if name in REFITTING else options.nsamples
-        calibration = build_calibration(self._texts, self.tokenizer, num_sequences, options.seq_len, SEED, at_most=True)
+        calibration = build_calibration(
+            self._texts, self.tokenizer, num_sequences, options.seq_len, options.seed, at_most=True
+        )
         return BASELINES[name](self.dense(), calibration, budget, options.batch_size)
 
     def pruned(self, budget: int, recipe: Recipe) -> Any:
@@ -73,11 +74,13 @@ class Maker:
             self.tokenizer,
             num_embeddings=self.source.config.vocab_size,
             seq_len=options.seq_len,
-            seed=SEED,
+            seed=options.seed,
             at_most=True,
         )
         dense = load_for_pruning(self.source, DTYPE, options.device)
-        key = hashlib.sha256(json.dumps([budget, options.mlp_multiple_of, asdict(recipe)]).encode()).hexdigest()[:12]
+        key = hashlib.sha256(
+            json.dumps([budget, options.mlp_multiple_of, options.seed, asdict(recipe)]).encode()
+        ).hexdigest()[:12]
         resources = Resources(
             options.batch_size,
             search_state=options.output.with_suffix(f".{key}.search.json"),
@@ -93,11 +96,13 @@ class Maker:
         return apply_plan(dense.model, pruning.decision.plan, tensors)
 
     def _scores(self, dense: LoadedModel, recipe: Recipe, calibration: Calibration | None) -> Scores:
-        name = f".{recipe.importance_method}.{recipe.labels}.{recipe.nsamples}.npz"
+        name = f".{recipe.importance_method}.{recipe.labels}.{recipe.nsamples}.{self._options.seed}.npz"
         path = self._options.output.with_suffix(name)
         if not path.exists():
             resources = Resources(self._options.batch_size)
-            score(dense, recipe, calibration, resources, base_model=self.source.name, seed=SEED).write(path)
+            score(dense, recipe, calibration, resources, base_model=self.source.name, seed=self._options.seed).write(
+                path
+            )
         return Scores.read(path)
 
 

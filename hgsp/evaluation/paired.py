@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from hgsp.console.report_schema import DENSE
 from hgsp.evaluation.results import Metric
@@ -21,19 +21,28 @@ def difference_stderrs(tasks: Sequence[Mapping[str, Metric]]) -> dict[str, float
     """
     found = {}
     for role in tasks[0]:
-        errors = [paired_stderr(metrics.get(DENSE), metrics[role]) for metrics in tasks] if role != DENSE else [None]
-        known = [error for error in errors if error is not None]
-        if len(known) == len(errors):
-            found[role] = math.hypot(*known) / len(known)
+        error = None
+        if role != DENSE and all(DENSE in metrics for metrics in tasks):
+            error = mean_stderr((metrics[DENSE].correct, metrics[role].correct) for metrics in tasks)
+        if error is not None:
+            found[role] = error
     return found
 
 
-def paired_stderr(first: Metric | None, second: Metric | None) -> float | None:
-    """Return the standard error of the difference of two accuracies over the same items, None if they are not known."""
-    if first is None or second is None or not first.correct or not second.correct:
+def mean_stderr(pairs: Iterable[tuple[str | None, str | None]]) -> float | None:
+    """Return the standard error of a mean over tasks of ``paired_stderr``, None if that of any is not known."""
+    errors = [paired_stderr(first, second) for first, second in pairs]
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) / len(known) if known and len(known) == len(errors) else None
+
+
+def paired_stderr(first: str | None, second: str | None) -> float | None:
+    """Return the standard error of the difference of two accuracies, None unless they are of the same items.
+
+    Args:
+        first, second: "1" or "0" for every item, at least two.
+    """
+    if not first or not second or len(first) != len(second) or len(first) < 2:
         return None
-    if len(first.correct) != len(second.correct) or len(first.correct) < 2:
-        return None
-    pairs = zip(first.correct, second.correct, strict=True)
-    differences = [(new == "1") - (old == "1") for old, new in pairs]
+    differences = [(new == "1") - (old == "1") for old, new in zip(first, second, strict=True)]
     return statistics.stdev(differences) / math.sqrt(len(differences))

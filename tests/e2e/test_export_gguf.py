@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import run_global_pruning
-from exporting import REAL_PLANS, plan_named, pruned_folder, recovered
+from exporting import REAL_CASES, REAL_PLANS, RECOVERED, plan_named, pruned_folder, recovered
 from hgsp.exports.export import export
 from hgsp.exports.gguf_engine import ask_engine
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of, save_pruned
@@ -127,14 +127,16 @@ def test_recovered_models(pruned, cut, tmp_path, plan, architecture):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("plan", REAL_PLANS)
+@pytest.mark.parametrize("case", REAL_CASES)
 @pytest.mark.parametrize("name", ["qwen2.5-0.5b", "mistral-135m"])
-def test_other_real_models(real_model, tmp_path, name, plan):
+def test_other_real_models(real_model, tmp_path, name, case):
     dense = str(real_model(name))
     model = AutoModelForCausalLM.from_pretrained(dense)
-    kept = plan_named(model, plan, REAL_PLANS)
+    kept = plan_named(model, RECOVERED.get(case, case), REAL_PLANS)
     folder = pruned_folder(model, kept, load_tokenizer(dense), tmp_path / "pruned")
-    assert_same_in_llama_cpp(folder, tmp_path / "out", "f32", "llama" if "uniform" in plan else "deci")
+    if case in RECOVERED:
+        folder = recovered(folder, tmp_path / "recovered")
+    assert_same_in_llama_cpp(folder, tmp_path / "out", "f32", "llama" if "uniform" in case else "deci")
 
 
 @pytest.mark.thorough

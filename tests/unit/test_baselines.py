@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -378,6 +379,24 @@ def test_mean_accuracy_and_its_standard_error():
     assert (found["acc"], found["acc_norm"]) == (0.55, 0.65)
     assert found["acc_stderr"] == pytest.approx((0.03**2 + 0.02**2) ** 0.5 / 2, abs=1e-4)  # rounded to four places
     assert found["acc_norm_stderr"] == pytest.approx(0.025)
+
+
+def test_accuracies_are_compared_with_the_reference_item_by_item():
+    def measured(way, *correct):
+        scores = {
+            task: {"acc": Score(items.count("1") / len(items), 0.1, len(items), correct=items)}
+            for task, items in zip(("boolq", "piqa"), correct, strict=True)
+        }
+        return {"way": way, "ratio": 0.2, "ppl": {}, "accuracy": {"limit": None, **mean_accuracy(scores)}}
+
+    rows = [measured("balanced", "1100", "1000"), measured("osscar", "1010", "1100")]
+    lines = tables({"rows": rows, "dense": {}})
+    assert next(line for line in lines if line.startswith("| mean accuracy minus")).startswith(
+        "| mean accuracy minus that of `balanced`, points"
+    )
+    errors = [float(np.std(differences, ddof=1)) / 2 for differences in ([0, -1, 1, 0], [0, 1, 0, 0])]
+    assert f"| `osscar` |  | +12.5 ± {100 * np.hypot(*errors) / 2:.1f} |" in lines
+    assert "| `balanced` |  |  |" in lines
 
 
 def test_chance_is_known_for_every_task():
