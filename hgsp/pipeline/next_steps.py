@@ -43,7 +43,7 @@ def after_pruning(config: PruneConfig, folder: Path, verdict: str | None, device
     offline = is_offline(config.base_model, (*texts, *config.evaluation_texts), config.data_dir)
     commands = []
     if verdict not in (None, USABLE) and not config.finetune:
-        commands.append(_recovery(config, folder, [*texts, BUILTIN][0] if offline else DEFAULT_INSTRUCTIONS))
+        commands.append(_recovery(config, folder, ",".join(texts or (BUILTIN,)) if offline else DEFAULT_INSTRUCTIONS))
     measured = list(config.evaluation_texts or texts) or [BUILTIN]
     extra = [EFFICIENCY] if offline else [LAMBADA, EFFICIENCY]
     models = ["--model_path", str(folder), "--base_model", config.base_model, "--compare"]
@@ -51,7 +51,7 @@ def after_pruning(config: PruneConfig, folder: Path, verdict: str | None, device
 
 
 def _recovery(config: PruneConfig, folder: Path, data_path: str) -> str:
-    """Return the command that trains on instructions, or on plain text with the dense model as teacher."""
+    """Return the command that trains on instructions, or on plain texts with the dense model as teacher."""
     words = [*program("finetune"), "--pruned_model", str(folder), "--output_dir", f"{folder}_finetuned"]
     words += ["--data_path", data_path]
     if data_path != DEFAULT_INSTRUCTIONS:

@@ -54,9 +54,11 @@ def test_offline_stays_offline(tmp_path):
     assert evaluation.task_names == ("builtin", "efficiency")
 
 
-def test_a_data_folder_is_passed_on(tmp_path):
-    recovery, evaluation = commands(tmp_path, NEEDS_RECOVERY, base_model=str(tmp_path), data_dir="texts")
-    assert (recovery.data_path, recovery.data_dir, evaluation.data_dir) == ("wikitext2", "texts", "texts")
+@pytest.mark.parametrize("dataset", ["wikitext2", "wikitext2,c4"])
+def test_a_data_folder_and_all_texts_are_passed_on(tmp_path, dataset):
+    local = {"base_model": str(tmp_path), "data_dir": "texts", "dataset": dataset}
+    recovery, evaluation = commands(tmp_path, NEEDS_RECOVERY, **local)
+    assert (recovery.data_path, recovery.data_dir, evaluation.data_dir) == (dataset, "texts", "texts")
     assert evaluation.task_names == ("wikitext2", "c4", "efficiency")
 
 
