@@ -3,7 +3,8 @@
 
 Both run on a model with few layers and random weights, pruned by 20 %. Solving the least squares takes the same time
 for any amount of text and is timed separately, as is an epoch of refitting whole blocks; everything else is linear in
-the number of tokens. The vocabulary is tiny, so that only layers are timed.
+the number of tokens. The vocabulary is tiny, so that only layers are timed. On a GPU, peaks of memory are measured, and
+a reconstruction that takes more than docs/MEMORY.md says is a failure. gpu_quality.sh starts this on one GPU.
 
     python benchmarks/reconstruction.py --model LLaMA-3-8B --output reconstruction.json
 """
@@ -14,6 +15,7 @@ import argparse
 import functools
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ from hgsp.data.texts import CALIBRATE, load_text
 from hgsp.models.decoder import Decoder
 from hgsp.models.geometry import geometry_of
 from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.forecast import STREAMS, refit_bytes
 from hgsp.pipeline.recipes import DEFAULT_PROFILE_NSAMPLES, DEFAULT_RECONSTRUCT_NSAMPLES
 from hgsp.pruning.select import select_groups
 from hgsp.pruning.shape_rules import ShapeRules, budget_for_ratio
@@ -43,6 +46,15 @@ from hgsp.scoring.score import ScoringOptions, score_groups
 
 RATIO = 0.2
 SMALL_VOCABULARY = 258
+#: What a reconstruction may take beyond the forecast of its parts: a batch in both layers, and the allocator's slack.
+SLACK = 1.25
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 1024,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 
 
 def main() -> None:
@@ -53,33 +65,42 @@ def main() -> None:
     parser.add_argument("--seq_len", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tiny", action="store_true", help="a small shape, to check this script on a CPU")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("no GPU was found: name another --device, with --tiny for a check on a CPU")
     found = measure(options)
     result = {
         **provenance(),
-        "model": options.model,
+        "model": "a tiny shape" if options.tiny else options.model,
         "layers": options.layers,
         "one_layer": found,
-        "whole_model": {
-            name: whole_model(options.model, found, recipe) for name, recipe in PruneConfig.PRESETS["recipe"].items()
-        },
     }
+    if not options.tiny:
+        recipes = PruneConfig.PRESETS["recipe"]
+        result["whole_model"] = {name: whole_model(options.model, found, recipe) for name, recipe in recipes.items()}
     print(json.dumps(result, indent=2))
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if found.get("reconstruct_peak_bytes", 0) > found["reconstruct_bound_bytes"]:
+        sys.exit("error: the reconstruction takes more memory than docs/MEMORY.md says")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the seconds per layer of scoring and of each part of reconstruction."""
     with torch.device(options.device):
-        config = config_of(options.model, num_hidden_layers=options.layers, vocab_size=SMALL_VOCABULARY)
+        changes = {"num_hidden_layers": options.layers, "vocab_size": SMALL_VOCABULARY}
+        config = config_of(options.model, **changes, **(TINY if options.tiny else {}))
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
     text = load_text("builtin", CALIBRATE)
     calibration = build_calibration(text, byte_tokenizer(), options.nsamples, options.seq_len, 42)
     decoder, geometry, shape_rules = Decoder(model), geometry_of(model), ShapeRules()
     scoring = ScoringOptions(batch_size=options.batch_size)
-    found, score_s = timed(lambda: score_groups(decoder, "fisher", calibration, options=scoring))
+    found, score_s, score_peak = with_peak(
+        lambda: score_groups(decoder, "fisher", calibration, options=scoring), options.device
+    )
     plan = select_groups(
         build_group_table(found.by_layer, geometry),
         geometry,
@@ -92,17 +113,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         patch("hgsp.reconstruction.reconstruct.solve", solving),
         patch("hgsp.reconstruction.reconstruct.fit_block", fitting),
     ):
-        _, reconstruct_s = timed(
-            lambda: reconstruct(decoder, surgery, calibration, ReconstructionOptions("blocks", options.batch_size))
+        _, reconstruct_s, reconstruct_peak = with_peak(
+            lambda: reconstruct(decoder, surgery, calibration, ReconstructionOptions("blocks", options.batch_size)),
+            options.device,
         )
     tokens = calibration.input_ids.numel()
     rest_s = reconstruct_s - solving.seconds - fitting.seconds
+    hidden_states = STREAMS * tokens * geometry.hidden_size * model.dtype.itemsize
+    layer = geometry.layer_params(geometry.shapes[0]) * model.dtype.itemsize
+    peaks = {"score_peak_bytes": score_peak, "reconstruct_peak_bytes": reconstruct_peak}
     return {
         "tokens": tokens,
         "score_s": round(score_s / options.layers, 2),
         "solve_s": round(solving.seconds / options.layers, 2),
         "rest_of_reconstruct_s": round(rest_s / options.layers, 2),
         "epoch_of_blocks_s": round(fitting.seconds / options.layers / epochs_for(tokens), 2),
+        **{name: peak for name, peak in peaks.items() if peak is not None},
+        "reconstruct_bound_bytes": round(SLACK * (hidden_states + refit_bytes(geometry, "blocks") + layer)),
     }
 
 
@@ -116,6 +143,16 @@ class Timed:
         found, seconds = timed(lambda: self._run(*arguments))
         self.seconds += seconds
         return found
+
+
+def with_peak(run: Callable[[], Any], device: str) -> tuple[Any, float, int | None]:
+    """Return a call's result, its seconds, and on a GPU the bytes that it allocated at most."""
+    if not device.startswith("cuda"):
+        return *timed(run), None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    found, seconds = timed(run)
+    return found, seconds, torch.cuda.max_memory_allocated(device) - before
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:

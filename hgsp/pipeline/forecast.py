@@ -170,11 +170,17 @@ def peak_bytes(request: Request, calibrations: Calibrations, eval_seq_len: int |
         streams = STREAMS * (not (config.spill_dir or config.offload))
         hidden = streams * _tokens(calibrations.reconstruction) * geometry.hidden_size * value_bytes
         kept = max(budget.params for budget in request.budgets)
-        fitted = max(max(shape.mlp_width, shape.expert_width) for shape in geometry.shapes)
-        reconstruct = hidden + 20 * fitted**2
+        reconstruct = hidden + refit_bytes(geometry, config.recipe.reconstruct)
         reconstruct += 0 if config.offload else (geometry.total_params - kept) * value_bytes
     evaluate = 10 * (eval_seq_len or 0) * vocabulary
     return RUNTIME_BYTES + held * value_bytes + max(score, reconstruct, evaluate)
+
+
+def refit_bytes(geometry: Geometry, method: str) -> int:
+    """Return the memory of the refit of the largest module: its linear system, or a whole MLP in float32 four times."""
+    fitted = max(max(shape.mlp_width, shape.expert_width) for shape in geometry.shapes)
+    largest_mlp = max(shape.mlp_width for shape in geometry.shapes) * geometry.mlp_channel_params
+    return max(20 * fitted**2, 16 * largest_mlp * (method == "blocks"))
 
 
 def scoring_states(config: ScoringConfig, geometry: Geometry) -> int:
