@@ -225,7 +225,15 @@ def test_the_first_loss_is_the_mean_over_the_answers_tokens_of_the_whole_batch(r
     assert losses_of(result)[0] == pytest.approx(total[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=() if name in ("llama-9q3kv-tied", "llama-mqa", "qwen2-14q2kv") else pytest.mark.thorough
+        )
+        for name in sorted(TINY)
+    ],
+)
 def test_every_geometry_trains(name, finetune, pruned_model, tmp_path):
     """Ragged, tied, biased, MHA, MQA, 7:1."""
     model = pruned_model(name)
@@ -474,7 +482,13 @@ DISTILLATIONS = {
 }
 
 
-@pytest.mark.parametrize("way", DISTILLATIONS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, marks=() if way in ("whole", "cached", "offloaded") else pytest.mark.thorough)
+        for way in DISTILLATIONS
+    ],
+)
 def test_distillation_lowers_the_distance_to_the_teacher(way, finetune, dense, tmp_path):
     flags = ("--distill_from", dense, "--dtype", "float32", "--skip_evaluation")
     assert finetune(tmp_path / "out", *flags, *DISTILLATIONS[way]) == 0

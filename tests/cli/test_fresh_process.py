@@ -55,7 +55,7 @@ def python(tmp_path):
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
-            timeout=120,
+            timeout=300,
             check=False,
         )
 
@@ -166,10 +166,10 @@ assert torch.equal(model(expected["tokens"]).logits, expected["ragged"])
     "order",
     [
         "import transformers; import hgsp",
-        "import hgsp; from transformers import LlamaForCausalLM",  # Auto classes come before hgsp registers its own
         *(
             pytest.param(order, marks=pytest.mark.thorough)
             for order in (
+                "import hgsp; from transformers import LlamaForCausalLM",  # before hgsp registers its Auto classes
                 COMPARE + "\nimport evaluation",
                 "import hgsp; from transformers.modeling_layers import GradientCheckpointingLayer",
                 "import hgsp; from transformers import AutoConfig; AutoConfig.from_pretrained('ragged')",
@@ -218,8 +218,10 @@ def test_without_hgsp_and_without_trust_it_fails_and_never_gives_random_weights(
     "order",
     [
         "import hgsp, peft",
-        "import peft; import hgsp",
-        pytest.param("import peft.utils.constants, hgsp", marks=pytest.mark.thorough),
+        *(
+            pytest.param(order, marks=pytest.mark.thorough)
+            for order in ("import peft; import hgsp", "import peft.utils.constants, hgsp")
+        ),
     ],
 )
 def test_peft_knows_the_target_modules_of_our_model_types(python, folders, order):

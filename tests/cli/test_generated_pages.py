@@ -75,6 +75,7 @@ def test_costs_of_recipes_are_those_of_the_recipes_as_they_are(name, monkeypatch
     }
 
 
+@pytest.mark.thorough
 def test_api_pages_build_without_warnings(tmp_path):
     script = REPOSITORY / "scripts" / "docs_site.py"
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, check=False)

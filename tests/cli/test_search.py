@@ -38,19 +38,26 @@ def test_search_lowers_the_divergence_at_the_same_size_and_is_reported(prune, tm
     assert not list(tmp_path.glob("*.search.json"))
 
 
+FAMILIES = ("llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv")
+COMBINED = (
+    ("--temperature", "1.0", "--epsilon", "0.6"),
+    ("--rounds", "2"),
+    ("--freeze_first_n_layers", "1", "--pruning_ratio", "0.2"),
+    ("--importance_method", "wanda"),
+    ("--reconstruct", "none"),
+    ("--reconstruct", "bias"),
+    ("--reconstruct", "blocks"),
+)
+
+
 @pytest.mark.parametrize(
-    "flags",
+    ("family", "flags"),
     [
-        ("--temperature", "1.0", "--epsilon", "0.6"),
-        ("--rounds", "2"),
-        ("--freeze_first_n_layers", "1", "--pruning_ratio", "0.2"),
-        ("--importance_method", "wanda"),
-        ("--reconstruct", "none"),
-        ("--reconstruct", "bias"),
-        ("--reconstruct", "blocks"),
+        pytest.param(family, flags, marks=() if number % 3 == place else pytest.mark.thorough)
+        for number, flags in enumerate(COMBINED)
+        for place, family in enumerate(FAMILIES)
     ],
 )
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv"])
 def test_it_composes_and_offloaded_equals_resident(prune, family, flags):
     flags = (*SEARCH, *flags)
     (code, resident), (offloaded_code, offloaded) = (
