@@ -22,6 +22,7 @@ import run_global_pruning
 from evaluation import run_evaluation
 from hgsp.data.texts import dataset_names
 from hgsp.models.checkpoint import load_pruned, load_tokenizer_of
+from hgsp.models.half_precision import fp32_matmul_fallback
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import TrainingConfig
 from hgsp.recovery.losses import Objective
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--instructions", required=True, help="rows to train on; held-out answers are measured")
     parser.add_argument("--data_path", help="texts to train on instead of the instructions")
     parser.add_argument("--val_size", type=int, help="as of finetune_lora.py")
+    parser.add_argument("--eval_steps", type=int, help="as of finetune_lora.py")
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2])
     parser.add_argument("--ways", dest="settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
@@ -120,7 +122,8 @@ class Bench:
         options = self._options
         settings = {"data_path": options.data_path or options.instructions, "data_dir": options.data_dir}
         settings |= {"max_steps": options.max_steps, "device": options.device}
-        settings |= {} if options.val_size is None else {"val_size": options.val_size}
+        optional = {"val_size": options.val_size, "eval_steps": options.eval_steps}
+        settings |= {name: value for name, value in optional.items() if value is not None}
         settings |= {"batch_size": options.batch_size, "micro_batch_size": options.batch_size}
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         return [*flags, "--packing", "--skip_evaluation", "--no_bin"]
@@ -148,10 +151,11 @@ class Bench:
         return found
 
     @torch.inference_mode()
+    @fp32_matmul_fallback()
     def _answer_loss(self, path: Path) -> float:
         """Return the loss on the answers of the held-out rows, the same for every setting, in nats per token."""
         tokenizer = load_tokenizer_of(self._options.base_model)
-        config = TrainingConfig(data_path=self._options.instructions, val_size=128 if self._options.data_path else None)
+        config = TrainingConfig(data_path=self._options.instructions, val_size=32 if self._options.data_path else None)
         samples = load_training_text(config, tokenizer).held_out
         model = load_pruned(path, device=self._options.device)
         collator = Collator(padding_token(tokenizer, model.config.vocab_size), False)
