@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hgsp.console.paired_errors import mean_stderr
 from hgsp.environment import install_command
 from hgsp.evaluation.metrics.harness import Score
 from hgsp.evaluation.metrics.zeroshot import averages
-from hgsp.evaluation.paired import mean_stderr
 
 T = TypeVar("T")
 

@@ -227,6 +227,7 @@ class MetricEntry(TypedDict, total=False):
     unit: str
     stderr: NonNegative | None
     higher_is_better: bool | None
+    correct: str | None
 
 
 class ProtocolEntry(TypedDict, total=False):

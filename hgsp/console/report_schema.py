@@ -12,6 +12,8 @@ ROLES = (DENSE, PRUNED, RECOVERED)
 
 #: Perplexities of a report's ``evaluation``: of the model a command was given, and of the one it made.
 BEFORE, AFTER = "before", "after"
+#: A task of accuracy that averages over zero-shot tasks leave out.
+LAMBADA = "lambada"
 #: The metric of a perplexity task.
 TOKEN_PPL = "token_ppl"
 #: Status of one task's result.

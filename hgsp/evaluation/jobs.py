@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hgsp.console.progress import Progress, silent
-from hgsp.console.report_schema import TOKEN_PPL
+from hgsp.console.report_schema import LAMBADA, TOKEN_PPL
 from hgsp.data.texts import EVALUATE, Text, data_folder, load_text
 from hgsp.errors import InputError
 from hgsp.evaluation.config import MeasurementOptions
@@ -17,7 +17,7 @@ from hgsp.evaluation.metrics.lambada import LAMBADA as LAMBADA_SPEC
 from hgsp.evaluation.metrics.ppl import perplexity
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT as ZERO_SHOT_SPECS
 from hgsp.evaluation.results import Metric
-from hgsp.evaluation.tasks import EFFICIENCY, LAMBADA, is_text
+from hgsp.evaluation.tasks import EFFICIENCY, is_text
 
 SPECS: Mapping[str, HarnessSpec] = {LAMBADA: LAMBADA_SPEC, **ZERO_SHOT_SPECS}
 

@@ -13,10 +13,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from hgsp.console.paired_errors import mean_stderr
 from hgsp.console.report_schema import DENSE, DONE, FAILED, ROLES
 from hgsp.console.tables import format_number, new_table
 from hgsp.evaluation.metrics.zeroshot import ZERO_SHOT, averages
-from hgsp.evaluation.paired import difference_stderrs
 from hgsp.evaluation.results import Metric, Results, TaskResult
 from hgsp.evaluation.tasks import EFFICIENCY
 
@@ -63,7 +63,7 @@ def comparison(results: Results) -> list[Row]:
         summary = done[0].summary if done else ""
         for name in names:
             values = {item.role: item.by_name[name] for item in done if name in item.by_name}
-            rows.append(Row(items[0].task, name, summary, values, failed, difference_stderrs([values])))
+            rows.append(Row(items[0].task, name, summary, values, failed, _difference_stderrs([values])))
     return rows + _average_rows(results)
 
 
@@ -77,13 +77,29 @@ def _average_rows(results: Results) -> list[Row]:
             note += f"; acc for {', '.join(some['acc_norm_is_acc_for'])}"
         values = {role: Metric(name, mean[name], higher_is_better=True) for role, mean in means.items()}
         metrics = [{role: _averaged(found[task], name) for role, found in latest.items()} for task in some["tasks"]]
-        rows.append(Row("zero-shot average", name, note, values, frozenset(), difference_stderrs(metrics)))
+        rows.append(Row("zero-shot average", name, note, values, frozenset(), _difference_stderrs(metrics)))
     return rows
 
 
 def _averaged(result: TaskResult, name: str) -> Metric:
     """Return the metric of a task that counts in an average: acc for tasks without acc_norm."""
     return result.by_name.get(name, result.by_name["acc"])
+
+
+def _difference_stderrs(tasks: Sequence[Mapping[str, Metric]]) -> dict[str, float]:
+    """Return role -> standard error of the difference to the dense model in the mean over tasks, taken as independent.
+
+    Args:
+        tasks: role -> accuracy, for each task; a role without the items of every task is left out.
+    """
+    found = {}
+    for role in tasks[0]:
+        error = None
+        if role != DENSE and all(DENSE in metrics for metrics in tasks):
+            error = mean_stderr((metrics[DENSE].correct, metrics[role].correct) for metrics in tasks)
+        if error is not None:
+            found[role] = error
+    return found
 
 
 def _latest_zero_shot(results: Results) -> dict[str, dict[str, TaskResult]]:

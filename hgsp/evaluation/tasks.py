@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 
+from hgsp.console.report_schema import LAMBADA
 from hgsp.data.files import kind_of
 from hgsp.data.texts import DATASET_CHOICES, dataset_names
 from hgsp.errors import InputError
 
 TEXTS = tuple(DATASET_CHOICES)
-LAMBADA = "lambada"
 ZERO_SHOT = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 EFFICIENCY = "efficiency"
 TASKS = (*TEXTS, LAMBADA, *ZERO_SHOT, EFFICIENCY)

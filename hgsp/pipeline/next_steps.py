@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hgsp.console.programs import program
+from hgsp.console.report_schema import LAMBADA
 from hgsp.data.texts import BUILTIN
 from hgsp.evaluation.config import CPU_EVAL_WINDOWS, MeasureConfig
-from hgsp.evaluation.tasks import EFFICIENCY, LAMBADA
+from hgsp.evaluation.tasks import EFFICIENCY
 from hgsp.evaluation.verdict import USABLE
 from hgsp.pipeline.config import PruneConfig
 from hgsp.recovery.config import DEFAULT_INSTRUCTIONS

@@ -12,6 +12,7 @@ from hgsp.models.kinds import GROUP_KINDS, KIND_NAMED
 from hgsp.report.axes import integer_axis, names_axis, value_axis
 from hgsp.report.charts import STYLES, Box, Panel, Series, draw, legend_of
 from hgsp.report.content import Figure, LeftOut, Page, Section, Table, Text
+from hgsp.report.differences import differences_table
 from hgsp.report.formats import accuracy, percent, perplexity, seconds, significant, with_prefix
 from hgsp.report.layers import dense_counts
 from hgsp.report.measured import (
@@ -130,7 +131,12 @@ def _task_section(runs: Runs) -> Section:
     if not found:
         raise LeftOut("no task was measured; hgsp evaluate --tasks adds them")
     note = "Higher is better; bars are one standard error."
-    return Section("Tasks", (_panels("Accuracy by run", "accuracy", found), Text(note)))
+    parts: list[Figure | Table | Text] = [_panels("Accuracy by run", "accuracy", found), Text(note)]
+    differences = differences_table(runs)
+    if differences is not None:
+        note = "Differences over the same items, ± one standard error, paired by item: smaller than the bars suggest."
+        parts += [differences, Text(note)]
+    return Section("Tasks", tuple(parts))
 
 
 def _panels(title: str, label: str, found: Values) -> Figure:

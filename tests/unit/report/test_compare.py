@@ -2,10 +2,12 @@
 
 import re
 
+import numpy as np
 import pytest
 
 import reports
 from hgsp.report import compare, page
+from hgsp.report.differences import differences_table
 from hgsp.report.sources import read_sources
 
 
@@ -84,3 +86,64 @@ def test_results_that_cannot_be_read_are_named_and_a_result_keeps_its_own_page(r
     (tmp_path / "report.html").write_text("my own page")
     assert compare.write_comparison(results, tmp_path) == ()
     assert (tmp_path / "report.html").read_text() == "my own page"
+
+
+def answered(role, name, metrics, request=None):
+    """A result whose metrics are name -> items that are correct."""
+    entries = [
+        {"name": metric, "value": items.count("1") / len(items), "stderr": 0.1, "correct": items}
+        for metric, items in metrics.items()
+    ]
+    task = reports.task(role, name) | {"metrics": entries, "num_items": 4, "request": request or {"limit": None}}
+    return task
+
+
+def compared(tmp_path, *results):
+    runs = {}
+    for number, items in enumerate(results):
+        folder = made(tmp_path, f"run{number}")
+        reports.write_files(folder, table=False, evaluation=reports.evaluation(results=list(items)))
+        runs[f"run{number}"] = read_sources(folder)
+    return differences_table(runs)
+
+
+def test_accuracies_of_runs_are_compared_item_by_item(tmp_path):
+    """With acc_norm where a task has it, and the recovered model where there is one; the dense one counts nowhere."""
+    first = [
+        answered("dense", "piqa", {"acc": "0000"}),
+        answered("pruned", "piqa", {"acc": "0000", "acc_norm": "1100"}),
+        answered("pruned", "boolq", {"acc": "1000"}),
+        answered("pruned", "lambada", {"acc": "0000"}),
+    ]
+    second = [
+        answered("pruned", "piqa", {"acc_norm": "0000"}),
+        answered("recovered", "piqa", {"acc_norm": "1010", "acc": "1111"}),
+        answered("recovered", "boolq", {"acc": "1100"}),
+        answered("recovered", "lambada", {"acc": "1111"}),
+    ]
+    table = compared(tmp_path, first, second)
+    errors = [float(np.std(differences, ddof=1)) / 2 for differences in ([0, -1, 1, 0], [0, 1, 0, 0])]
+    assert table.head == ("task", "run", "minus run0, points")
+    assert table.rows == [
+        ("piqa", "run1", f"+0.0 ± {100 * errors[0]:.1f}"),
+        ("boolq", "run1", f"+25.0 ± {100 * errors[1]:.1f}"),
+        ("lambada", "run1", "+100.0 ± 0.0"),
+        ("mean of 2", "run1", f"+12.5 ± {100 * np.hypot(*errors) / 2:.1f}"),
+    ]
+
+
+def test_only_the_same_items_are_compared(tmp_path):
+    """Not by another request, by another metric, or of files that hold no items."""
+    first = [answered("pruned", "piqa", {"acc": "1100"}), answered("pruned", "boolq", {"acc": "1100"})]
+    limited = answered("pruned", "piqa", {"acc": "1100"}, {"limit": 4})
+    normed = answered("pruned", "boolq", {"acc_norm": "1100"})
+    assert compared(tmp_path, first, [limited, normed], [reports.task("pruned")]) is None
+    assert differences_table({}) is None
+
+
+def test_the_page_shows_the_differences(tmp_path):
+    for number, items in enumerate(("1100", "1000")):
+        content = reports.evaluation(results=[answered("pruned", "piqa", {"acc": items})])
+        reports.write_files(made(tmp_path, f"run{number}"), table=False, evaluation=content)
+    compare.write_comparison([tmp_path / "run0", tmp_path / "run1"], tmp_path)
+    assert "| piqa | run1 | -25.0 ± 25.0 |" in (tmp_path / "report.md").read_text()

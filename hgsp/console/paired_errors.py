@@ -7,26 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-
-from hgsp.console.report_schema import DENSE
-from hgsp.evaluation.results import Metric
-
-
-def difference_stderrs(tasks: Sequence[Mapping[str, Metric]]) -> dict[str, float]:
-    """Return role -> standard error of the difference to the dense model in the mean over tasks, taken as independent.
-
-    Args:
-        tasks: role -> accuracy, for each task; a role without the items of every task is left out.
-    """
-    found = {}
-    for role in tasks[0]:
-        error = None
-        if role != DENSE and all(DENSE in metrics for metrics in tasks):
-            error = mean_stderr((metrics[DENSE].correct, metrics[role].correct) for metrics in tasks)
-        if error is not None:
-            found[role] = error
-    return found
+from collections.abc import Iterable
 
 
 def mean_stderr(pairs: Iterable[tuple[str | None, str | None]]) -> float | None:
