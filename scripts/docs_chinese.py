@@ -68,6 +68,10 @@ CHINESE = {
     "LoRA, distilled": "LoRA，蒸馏",
     "all parameters, distilled": "全参数，蒸馏",
     "{} min": "{} 分钟",
+    "30% of the decoder layers' parameters removed.": "剪掉解码层参数的 30%。",
+    "Python help perplexity": "Python 帮助文本困惑度",
+    "trained on WikiText-2": "用 WikiText-2 训练",
+    "trained on Alpaca + WikiText-2 + C4": "用 Alpaca + WikiText-2 + C4 训练",
     # quantised models
     "type": "类型",
     "file": "文件大小",

@@ -114,6 +114,21 @@ def trained(lstsq: Result, blocks: Result) -> Iterable[Row]:
     yield "`balanced --reconstruct blocks`, trained", second[0], "", "", second[2]
 
 
+def mixed(several: Result, single: Result) -> Iterable[Row]:
+    """Yield quality after training on several texts and on one of them, from the same pruned model."""
+    dense, pruned, trained = several["rows"]
+    narrow = single["rows"][-1]
+    on = {"dense": dense, "pruned": pruned, _named_texts(single): narrow, _named_texts(several): trained}
+    for label, row in on.items():
+        ppl = [number(row[f"ppl_{text}"]) for text in ("wikitext2", "c4", "builtin")]
+        yield label, *ppl, f"{row['answer_loss']:.2f}"
+
+
+def _named_texts(found: Result) -> str:
+    names = {"wikitext2": "WikiText-2", "c4": "C4"}
+    return f"trained on {' + '.join(names.get(text, 'Alpaca') for text in found['data_path'])}"
+
+
 def texts(validation: Result, mixed: Result) -> Iterable[Row]:
     """Yield perplexity of one method by calibration text."""
     for label, found in (("WikiText-2 validation", validation), ("WikiText-2 train and C4", mixed)):

@@ -139,6 +139,18 @@ TABLES: dict[str, Table | Comparison] = {
         rows.trained,
         OF_DECODER,
     ),
+    "mixed": Table(
+        ("recovery_smollm2_mixed", "recovery_smollm2_single"),
+        (
+            "SmolLM2-135M-Instruct",
+            "WikiText-2 perplexity",
+            "C4 perplexity",
+            "Python help perplexity",
+            "loss on held-out answers",
+        ),
+        rows.mixed,
+        "30% of the decoder layers' parameters removed.",
+    ),
     "compared_smollm2": Comparison("quality_smollm2_compared"),
     "compared_qwen": Comparison("quality_qwen2.5_compared"),
     "compared_gemma": Comparison("quality_gemma3"),
