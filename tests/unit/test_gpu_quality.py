@@ -41,7 +41,7 @@ def test_without_a_gpu_timing_on_one_is_refused_at_once(run, capsys):
     assert "no GPU was found" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_sizes_are_pruned_measured_and_shown_as_rows(run, make, saved, text_file, tmp_path, capfd):
     """A second run takes what the first one left."""
     folder, work = saved(make("llama-8q4kv")), tmp_path / "work"
