@@ -144,7 +144,9 @@ def _accuracy_above(reference: Mapping[str, Any], row: Mapping[str, Any]) -> str
     if own is None or other is None or row["way"] == reference["way"]:
         return ""
     items, others = own.get("correct", {}), other.get("correct", {})
-    error = mean_stderr((others.get(task), correct) for task, correct in items.items())
+    if items.keys() != others.keys():
+        return ""
+    error = mean_stderr((others[task], correct) for task, correct in items.items())
     return "" if error is None else f"{100 * (own['acc_norm'] - other['acc_norm']):+.1f} ± {100 * error:.1f}"
 
 

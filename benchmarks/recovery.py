@@ -43,6 +43,8 @@ SETTINGS = {
         *("--learning_rate", "3e-4", "--method", "full", "--distill_from", "TEACHER", "--distill_weight", "0.5")
     ],
 }
+#: Answers that are measured where other texts are trained on.
+NUM_ANSWERS = 32
 #: Part of each text only, so that the whole table takes hours rather than days on a CPU.
 MEASURED = ["--seq_len", "1024", "--max_windows", "8"]
 
@@ -155,7 +157,8 @@ class Bench:
     def _answer_loss(self, path: Path) -> float:
         """Return the loss on the answers of the held-out rows, the same for every setting, in nats per token."""
         tokenizer = load_tokenizer_of(self._options.base_model)
-        config = TrainingConfig(data_path=self._options.instructions, val_size=32 if self._options.data_path else None)
+        size = NUM_ANSWERS if self._options.data_path else None
+        config = TrainingConfig(data_path=self._options.instructions, val_size=size)
         samples = load_training_text(config, tokenizer).held_out
         model = load_pruned(path, device=self._options.device)
         collator = Collator(padding_token(tokenizer, model.config.vocab_size), False)

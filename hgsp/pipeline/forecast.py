@@ -177,7 +177,7 @@ def peak_bytes(request: Request, calibrations: Calibrations, eval_seq_len: int |
 
 
 def refit_bytes(geometry: Geometry, method: str) -> int:
-    """Return the memory of the refit of the largest module: its linear system, or a whole MLP in float32 four times."""
+    """Return the bytes of the largest refit: a linear system, or with "blocks" a whole MLP in float32 four times."""
     fitted = max(max(shape.mlp_width, shape.expert_width) for shape in geometry.shapes)
     largest_mlp = max(shape.mlp_width for shape in geometry.shapes) * geometry.mlp_channel_params
     return max(20 * fitted**2, 16 * largest_mlp * (method == "blocks"))

@@ -24,7 +24,9 @@ def differences_table(runs: Mapping[str, Sources]) -> Table | None:
     if not answers:
         return None
     first, *others = answers
-    rows = [(*row[:1], name, row[1]) for name in others for row in _differences(answers[first], answers[name])]
+    rows = [
+        (task, name, difference) for name in others for task, difference in _differences(answers[first], answers[name])
+    ]
     return Table(("task", "run", f"minus {first}, points"), rows) if rows else None
 
 
