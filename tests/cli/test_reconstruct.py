@@ -132,7 +132,7 @@ def test_a_reconstruction_of_another_plan_begins_anew(prune, tmp_path, monkeypat
     ],
 )
 def test_whole_blocks_replace_all_of_an_mlp_offloaded_as_resident(prune, family, dtype):
-    flags = ("--dtype", dtype, "--reconstruct", "blocks", "--reconstruct_nsamples", "100000", "--rounds", "2")
+    flags = ("--dtype", dtype, "--reconstruct", "blocks", "--reconstruct_nsamples", "128", "--rounds", "2")
     (code, folder), (offloaded_code, offloaded) = (
         prune("resident", *flags, family=family),
         prune("offloaded", *flags, "--offload", family=family),

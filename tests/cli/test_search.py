@@ -144,6 +144,7 @@ def test_recipes_from_the_command_line(saved, make, text_file, tmp_path):
     argv = ["--base_model", str(saved(make("llama-8q4kv"), "dense")), "--dataset", text_file, "--recipe", "best"]
     argv += ["--output_name", "best", "--results_dir", tmp_path, "--pruning_ratio", "0.2", "--nsamples", "4"]
     argv += ["--seq_len", "32", "--min_mlp_width", "8", "--device", "cpu", "--skip_evaluation", "--search", "2"]
+    argv += ["--reconstruct_nsamples", "64"]
     assert run_global_pruning.main([str(part) for part in argv]) == 0
     report = analysis_of(tmp_path / "best")
     assert report["importance_method"] == "fisher_token"
