@@ -1,4 +1,4 @@
-"""Settings of the quality benchmark by name: recipes, their parts, and the published methods of baselines/."""
+"""Settings of the quality benchmark by name: recipes, their parts and variants, and the methods of baselines/."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
+from unittest.mock import patch
 
 from baselines import BASELINES
+from torch import Tensor
 
 from hgsp.data.calibration import Calibration, build_calibration
 from hgsp.data.texts import CALIBRATE, load_text
@@ -30,6 +32,7 @@ from hgsp.scoring.scores import Scores
 DTYPE = "bfloat16"
 #: Baselines that refit weights.
 REFITTING = {"osscar"}
+BALANCED_BLOCKS = replace(BALANCED, reconstruct="blocks")
 
 
 class Maker:
@@ -59,8 +62,12 @@ class Maker:
         )
         return BASELINES[name](self.dense(), calibration, budget, options.batch_size)
 
-    def pruned(self, budget: int, recipe: Recipe) -> Any:
-        """Prune by a recipe, with the benchmark's numbers of sequences unless the recipe sets them."""
+    def pruned(self, budget: int, recipe: Recipe, variant: str = "") -> Any:
+        """Prune by a recipe, with the benchmark's numbers of sequences unless the recipe sets them.
+
+        Args:
+            variant: name of a change that is in force, whose state is kept apart.
+        """
         options = self._options
         named = recipe.settings()
         recipe = replace(
@@ -79,7 +86,7 @@ class Maker:
         )
         dense = load_for_pruning(self.source, DTYPE, options.device)
         key = hashlib.sha256(
-            json.dumps([budget, options.mlp_multiple_of, options.seed, asdict(recipe)]).encode()
+            json.dumps([budget, options.mlp_multiple_of, options.seed, asdict(recipe), variant]).encode()
         ).hexdigest()[:12]
         resources = Resources(
             options.batch_size,
@@ -106,6 +113,23 @@ class Maker:
         return Scores.read(path)
 
 
+def _squared_errors(output: Tensor, target: Tensor, median_energy: float) -> Tensor:
+    """Return the squared error of every token over the same number, as ``block_fit`` does not."""
+    return (output.float() - target).square().sum(-1) / (2 * median_energy)
+
+
+#: Changes of ``--reconstruct blocks``: the function that is replaced, and by what.
+VARIANTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "MLPs alone": ("hgsp.reconstruction.reconstruct.refits_whole", lambda _method, kind, _layer: kind == "mlp"),
+    "squared errors": ("hgsp.reconstruction.block_fit._relative_errors", _squared_errors),
+}
+
+
+def _varied(maker: Maker, budget: int, recipe: Recipe, variant: str) -> Any:
+    with patch(*VARIANTS[variant]):
+        return maker.pruned(budget, recipe, variant)
+
+
 def _plain(method: str, **settings: Any) -> Recipe:
     return Recipe(importance_method=method, temperature=0.0, **settings)
 
@@ -123,7 +147,7 @@ def _settings() -> dict[str, Recipe]:
         "fisher, labels drawn": _plain("fisher", labels="model"),
         **{f"{method}{part}": _plain(method, **changes) for part, changes in parts.items() for method in METHODS},
         **RECIPES,
-        "balanced, blocks": replace(BALANCED, reconstruct="blocks"),
+        "balanced, blocks": BALANCED_BLOCKS,
         "best, lstsq": replace(BEST, reconstruct="lstsq"),
     }
 
@@ -131,5 +155,9 @@ def _settings() -> dict[str, Recipe]:
 #: Name -> function from a maker and the number of parameters to remove to the pruned model.
 SETTINGS: dict[str, Callable[[Maker, int], Any]] = {
     **{name: functools.partial(Maker.pruned, recipe=recipe) for name, recipe in _settings().items()},
+    **{
+        f"balanced, blocks, {name}": functools.partial(_varied, recipe=BALANCED_BLOCKS, variant=name)
+        for name in VARIANTS
+    },
     **{name: functools.partial(Maker.baseline, name=name) for name in BASELINES},
 }

@@ -103,12 +103,17 @@ class Decoder:
 
         Running both kinds in turn equals ``call``. The stream is unchanged if the layer has no such block.
         """
-        arguments = {}
-        if kind == "attention":
-            arguments = _on_device(self._arguments(module, hidden_BTH), hidden_BTH.device)
-            if has_linear_attention(module):  # without positions, which the layer itself does not pass on either
-                arguments = {"attention_mask": arguments["attention_mask"]}
+        arguments = self.block_arguments(module, kind, hidden_BTH)
         return residual_block(module, block_of(module, kind, self.family).parts, hidden_BTH, **arguments)
+
+    def block_arguments(self, module: nn.Module, kind: str, hidden_BTH: Tensor) -> dict[str, Any]:
+        """Return what a block of a layer is called with besides hidden states [B, T, H]: nothing if it is an MLP."""
+        if kind != "attention":
+            return {}
+        arguments = _on_device(self._arguments(module, hidden_BTH), hidden_BTH.device)
+        if has_linear_attention(module):  # without positions, which the layer itself does not pass on either
+            return {"attention_mask": arguments["attention_mask"]}
+        return arguments
 
     def add_output(self, module: nn.Module, kind: str, stream_BTH: Tensor, output_BTH: Tensor) -> None:
         """Add the output of a layer's output projection [B, T, H] to the residual stream, in place.

@@ -153,13 +153,18 @@ class Geometry:
         )
         return self.total_params - sum(idle)
 
+    def params_of_groups(self, kind: str, shape: LayerShape) -> int:
+        """Count the parameters of all groups of one kind in a layer of this shape."""
+        return shape.size_of(kind) * self.params_per_group(kind, shape)
+
     def layer_params(self, shape: LayerShape) -> int:
         """Count the parameters of a layer of this shape. A block without groups has none."""
-        sizes = {kind: shape.size_of(kind) for kind in ("attention", "mlp", "expert")}
-        groups = sum(
-            size * self.params_per_group(kind, shape) + self.extra_params(kind) for kind, size in sizes.items() if size
+        blocks = sum(
+            self.params_of_groups(kind, shape) + self.extra_params(kind)
+            for kind in ("attention", "mlp", "expert")
+            if shape.size_of(kind)
         )
-        return groups + shape.linear_attention * self.linear_attention_params
+        return blocks + shape.linear_attention * self.linear_attention_params
 
     @property
     def decoder_params(self) -> int:

@@ -235,7 +235,7 @@ def prune(
 
     Args:
         reconstruct: calibration sequences; the last eighth judges, the others fit. None keeps the weights.
-        method: ``lstsq`` (least squares on the output projections), ``blocks`` (then all weights of each MLP too) or
+        method: ``lstsq`` (least squares on the output projections), ``blocks`` (then all weights of each block too) or
             ``bias`` (biases of the output projections alone).
         inplace: consume the dense model, so that no more than one layer exists twice; else it is not changed.
 

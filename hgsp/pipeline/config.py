@@ -173,7 +173,7 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig, Uploa
     reconstruct: str = option(
         Recipe.reconstruct,
         help="refit o_proj and down_proj to the dense model's outputs, without training: lstsq = least squares, "
-        "blocks = then all weights of each MLP too, bias = only a bias that is added to them",
+        "blocks = then all weights of each block too, bias = only a bias that is added to them",
         choices=RECONSTRUCTIONS,
         group="reconstruction and search",
     )

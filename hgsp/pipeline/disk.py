@@ -9,6 +9,7 @@ from pathlib import Path
 from hgsp.console.disk import free_disk
 from hgsp.console.tables import format_bytes
 from hgsp.errors import InputError
+from hgsp.models.blocks import KINDS
 from hgsp.models.geometry import Geometry
 from hgsp.pruning.budget import Budget
 
@@ -92,9 +93,9 @@ def refitted_params(geometry: Geometry, method: str) -> int:
         + shape.num_experts * shape.expert_width * geometry.prunes_expert_channels
         for shape in geometry.shapes
     )
-    mlps = sum(shape.mlp_width * geometry.mlp_channel_params for shape in geometry.shapes)
+    blocks = sum(geometry.params_of_groups(kind, shape) for shape in geometry.shapes for kind in KINDS)
     per_method = {"none": 0, "bias": 2 * geometry.num_layers, "lstsq": columns, "blocks": columns}
-    return per_method[method] * geometry.hidden_size + (mlps if method == "blocks" else 0)
+    return per_method[method] * geometry.hidden_size + (blocks if method == "blocks" else 0)
 
 
 def recovery_disk_need(pruned_model: Path, output: Path, *, with_bin: bool, trains_all: bool) -> DiskNeed:

@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 from hgsp.console.disk import check_free_space
 from hgsp.console.tables import format_bytes, format_seconds
 from hgsp.data.calibration import Calibration
+from hgsp.models.blocks import KINDS
 from hgsp.models.devices import free_bytes
 from hgsp.models.geometry import Geometry
 from hgsp.models.half_precision import fp32_matmul_fallback
@@ -34,7 +35,7 @@ from hgsp.reconstruction.block_fit import STEP_TOKENS, num_epochs
 PASSES = {"taylor": 3.3, "taylor_2nd": 5.6, "fisher": 2.4, "fisher_token": 3.6, "wanda": 0.9, "flap": 0.7, "reap": 1.5}
 #: Operations of one least-squares solution, as multiples of the cubed number of inputs.
 SOLVE_FACTOR = 5.0
-#: Operations of ``--reconstruct blocks`` per MLP parameter, token and epoch: forward, backward and the optimizer.
+#: Operations of ``--reconstruct blocks`` per parameter, token and epoch: forward, backward and the optimizer.
 BLOCK_OPERATIONS = 9.0
 #: Share of the speed of plain matrix products that a whole model reaches.
 EFFICIENCY = 0.8
@@ -141,10 +142,10 @@ def _refit_seconds(geometry: Geometry, tokens: int, speed: Speed) -> float:
 
 
 def _block_seconds(geometry: Geometry, tokens: int, speed: Speed) -> float:
-    """Return the seconds of the gradient descent on every MLP."""
-    mlp_params = sum(shape.mlp_width * geometry.mlp_channel_params for shape in geometry.shapes)
+    """Return the seconds of the gradient descent on every block."""
+    params = sum(geometry.params_of_groups(kind, shape) for shape in geometry.shapes for kind in KINDS)
     epochs = num_epochs(-(-tokens // STEP_TOKENS))
-    return BLOCK_OPERATIONS * epochs * tokens * mlp_params / (EFFICIENCY * speed.single)
+    return BLOCK_OPERATIONS * epochs * tokens * params / (EFFICIENCY * speed.single)
 
 
 def _tokens(calibration: Calibration | None) -> int:
@@ -177,10 +178,10 @@ def peak_bytes(request: Request, calibrations: Calibrations, eval_seq_len: int |
 
 
 def refit_bytes(geometry: Geometry, method: str) -> int:
-    """Return the bytes of the largest refit: a linear system, or with "blocks" a whole MLP in float32 four times."""
+    """Return the bytes of the largest refit: a linear system, or with "blocks" a whole block in float32 four times."""
     fitted = max(max(shape.mlp_width, shape.expert_width) for shape in geometry.shapes)
-    largest_mlp = max(shape.mlp_width for shape in geometry.shapes) * geometry.mlp_channel_params
-    return max(20 * fitted**2, 16 * largest_mlp * (method == "blocks"))
+    largest = max(geometry.params_of_groups(kind, shape) for shape in geometry.shapes for kind in KINDS)
+    return max(20 * fitted**2, 16 * largest * (method == "blocks"))
 
 
 def scoring_states(config: ScoringConfig, geometry: Geometry) -> int:

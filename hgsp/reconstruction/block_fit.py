@@ -1,6 +1,6 @@
-"""Refit of a whole pruned SwiGLU block by gradient descent, after least squares on ``down_proj`` alone.
+"""Refit of a whole pruned block by gradient descent, after least squares on its output projection alone.
 
-Least squares leaves the error outside the span of the kept channels. Adam (arXiv:1412.6980) changes the channels, on
+Least squares leaves the error outside the span of the kept groups. Adam (arXiv:1412.6980) changes the groups, on
 the same inputs and towards the same target, the dense model's residual stream; BRECQ (arXiv:2102.05426) rebuilds the
 blocks of a quantised model in this way. No gradient crosses blocks, so that memory is that of one block.
 
@@ -8,7 +8,7 @@ Attention sinks have thousands of times the energy of other tokens. The squared 
 the energy of its target plus the median energy. Learning rates scale with the root of the relative error, because the
 steps of Adam do not shrink with the gradient.
 
-T tokens | H hidden
+B sequences | T tokens | H hidden
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ STEP_SIZE, WARMUP_STEPS = 0.04, 10
 
 @dataclass(frozen=True)
 class BlockBatches:
-    """Batches to fit a block on and to hold out; ``read(batch)`` returns inputs [T, H] and float32 targets [T, H]."""
+    """Batches to fit a block on and to hold out.
+
+    ``read(batch)`` returns inputs and float32 targets: [T, H] each, or [B, T, H] if tokens depend on earlier ones.
+    """
 
     read: Callable[[slice], tuple[Tensor, Tensor]]
     fit: Sequence[slice]
@@ -49,15 +52,23 @@ class HeldOutError:
 
 
 class Branch(nn.Module):
-    """A block and a fixed function of its output, which is not trained: the summand of the residual stream."""
+    """A block as a function from its normed input to its summand of the residual stream.
 
-    def __init__(self, block: nn.Module, finish: Callable[[Tensor], Tensor]) -> None:
+    Args:
+        arguments: of the block besides its input, from that input.
+        finish: what follows the block, which is not trained.
+    """
+
+    def __init__(
+        self, block: nn.Module, arguments: Callable[[Tensor], dict[str, Any]], finish: Callable[[Tensor], Tensor]
+    ) -> None:
         super().__init__()
         self.block = block
-        self._finish = finish
+        self._arguments, self._finish = arguments, finish
 
-    def forward(self, input_TH: Tensor) -> Tensor:
-        return self._finish(self.block(input_TH))
+    def forward(self, inputs: Tensor) -> Tensor:
+        output = self.block(inputs, **self._arguments(inputs))
+        return self._finish(output[0] if isinstance(output, tuple) else output)
 
 
 def fit_block(block: Any, batches: BlockBatches, seed: int) -> tuple[HeldOutError, HeldOutError]:
@@ -67,15 +78,15 @@ def fit_block(block: Any, batches: BlockBatches, seed: int) -> tuple[HeldOutErro
     Steps are float32, with bfloat16 matrix products on a GPU.
 
     Args:
-        block: maps [T, H] to [T, H]; its parameters need no gradient.
-        seed: of the order of batches and tokens.
+        block: maps inputs to outputs of the same shape; its parameters need no gradient.
+        seed: of the order of batches and of the tokens, or sequences, in each.
 
     Returns:
         The errors before and after, the same object if the old weights stay.
     """
-    energies = [_energy(batches.read(batch)[1]).cpu() for batch in batches.fit]
-    median_energy = float(torch.cat(energies).median())
-    steps_per_epoch = sum(_num_steps(len(energy_T)) for energy_T in energies)
+    targets = (batches.read(batch)[1] for batch in batches.fit)
+    energies, steps = zip(*((_energy(target).flatten().cpu(), _num_steps(target)) for target in targets), strict=True)
+    median_energy, steps_per_epoch = float(torch.cat(energies).median()), sum(steps)
     epochs = num_epochs(steps_per_epoch)
     best = before = _held_out_error(block, batches, median_energy)
     if not (median_energy and before.energy):
@@ -92,10 +103,10 @@ def fit_block(block: Any, batches: BlockBatches, seed: int) -> tuple[HeldOutErro
         optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / (epochs * steps_per_epoch))
     )
     for _ in range(epochs):
-        for inputs_TH, target_TH in _shuffled(batches, generator):
+        for inputs, target in _shuffled(batches, generator):
             optimizer.zero_grad()
-            with torch.enable_grad(), torch.autocast("cuda", torch.bfloat16, enabled=inputs_TH.is_cuda):
-                _relative_errors(trained(inputs_TH.float()), target_TH, median_energy).mean().backward()
+            with torch.enable_grad(), torch.autocast("cuda", torch.bfloat16, enabled=inputs.is_cuda):
+                _relative_errors(trained(inputs.float()), target, median_energy).mean().backward()
             optimizer.step()
             schedule.step()
         rounded = copy.deepcopy(block)
@@ -118,32 +129,37 @@ def num_epochs(steps_per_epoch: int) -> int:
 def _held_out_error(block: nn.Module, batches: BlockBatches, median_energy: float) -> HeldOutError:
     energy, relative, tokens = 0.0, 0.0, 0
     for batch in batches.held_out:
-        inputs_TH, target_TH = batches.read(batch)
-        output_TH = block(inputs_TH)
-        energy += float(_energy(output_TH.float() - target_TH).sum())
-        relative += float(_relative_errors(output_TH, target_TH, median_energy).sum())
-        tokens += len(target_TH)
+        inputs, target = batches.read(batch)
+        output = block(inputs)
+        energy += float(_energy(output.float() - target).sum())
+        relative += float(_relative_errors(output, target, median_energy).sum())
+        tokens += _num_tokens(target)
     return HeldOutError(energy, relative / tokens)
 
 
-def _relative_errors(output_TH: Tensor, target_TH: Tensor, median_energy: float) -> Tensor:
-    """Return the squared error of every token over its target's energy plus the median one, [T] float32."""
-    return _energy(output_TH.float() - target_TH) / (_energy(target_TH) + median_energy)
+def _relative_errors(output: Tensor, target: Tensor, median_energy: float) -> Tensor:
+    """Return the squared error of every token over its target's energy plus the median one, in float32."""
+    return _energy(output.float() - target) / (_energy(target) + median_energy)
 
 
-def _energy(values_TH: Tensor) -> Tensor:
-    """Return the sum of squares of every token, [T]."""
-    return values_TH.square().sum(-1)
+def _energy(values: Tensor) -> Tensor:
+    """Return the sum of squares of every token."""
+    return values.square().sum(-1)
 
 
 def _shuffled(batches: BlockBatches, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the inputs and targets of every step of an epoch: batches and the tokens in each in random order."""
+    """Yield the inputs and targets of every step of an epoch: batches and the rows of each in random order."""
     for index in torch.randperm(len(batches.fit), generator=generator).tolist():
-        inputs_TH, target_TH = batches.read(batches.fit[index])
-        order_T = torch.randperm(len(inputs_TH), generator=generator).to(inputs_TH.device)
-        for chosen in order_T.tensor_split(_num_steps(len(order_T))):
-            yield inputs_TH[chosen], target_TH[chosen]
+        inputs, target = batches.read(batches.fit[index])
+        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+        for chosen in order.tensor_split(_num_steps(target)):
+            yield inputs[chosen], target[chosen]
 
 
-def _num_steps(num_tokens: int) -> int:
-    return math.ceil(num_tokens / STEP_TOKENS)
+def _num_steps(target: Tensor) -> int:
+    """Return the number of steps of a batch, at least one row each."""
+    return min(len(target), math.ceil(_num_tokens(target) / STEP_TOKENS))
+
+
+def _num_tokens(values: Tensor) -> int:
+    return values.shape[:-1].numel()

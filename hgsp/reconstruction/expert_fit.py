@@ -53,7 +53,7 @@ def fit_experts(
         experts: dense indices of the experts that stay.
     """
     streams.pass_dense_mlp(dense)
-    batches = streams.mlp_batches(pruned)
+    batches = streams.block_batches("mlp", pruned)
     module, old_EHW = pruned.mlp.experts, pruned.mlp.experts.down_proj
     new_EHW = old_EHW.detach().clone()
     few, refitted = [], 0
@@ -75,7 +75,7 @@ def fit_experts(
     if few:
         LOG.warning("layer %d: %d of %d experts saw too few tokens to be refitted", index, len(few), len(experts))
     streams.pass_pruned("mlp", pruned, None)
-    errors = relative_norm(before, streams.mlp_energy), relative_norm(after, streams.mlp_energy)
+    errors = relative_norm(before, streams.block_energy), relative_norm(after, streams.block_energy)
     return [ModuleFit(index, DOWN, None, *errors, refitted > 0, refitted_experts=refitted, few_tokens=tuple(few))]
 
 

@@ -33,7 +33,7 @@ class PairedForward:
     """The residual streams of the dense and of the pruned model between two blocks, [N, T, H] each.
 
     For every block, call ``gather`` and then ``pass_pruned``, or ``pass_dense`` if the pruned model has no such block.
-    ``mlp_energy`` is that of the held-out summands which the last gathered MLP adds to the dense stream.
+    ``block_energy`` is that of the held-out summands which the last gathered block adds to the dense stream.
     """
 
     def __init__(self, decoder: Decoder, input_ids_NT: Tensor, batch_size: int, spill_dir: Path | None) -> None:
@@ -41,7 +41,7 @@ class PairedForward:
         shape = (*input_ids_NT.shape, embedding.shape[1])
         self._decoder, self._spill_dir = decoder, spill_dir
         self._projection_inputs: HiddenStateCache | None = None
-        self.mlp_energy = 0.0
+        self.block_energy = 0.0
         self._hidden_states = [HiddenStateCache(shape, embedding.dtype, spill_dir, embedding.device) for _ in range(2)]
         self._dense, self._pruned = (hidden_states.open(0) for hidden_states in self._hidden_states)
         self._num_fit = len(input_ids_NT) - num_held_out(len(input_ids_NT))
@@ -52,6 +52,8 @@ class PairedForward:
         ]
         for batch in self._batches:
             self._dense[batch] = self._pruned[batch] = decoder.embed(input_ids_NT[batch]).to(self._dense)
+        for num_sequences in range(1, batch_size):  # parts of a batch, which ``branch`` is called with
+            decoder.embed(input_ids_NT[:num_sequences])
 
     def __enter__(self) -> PairedForward:
         return self
@@ -70,13 +72,13 @@ class PairedForward:
                 stream[batch] = self._decoder.call(module, stream[batch].to(device_of(module))).to(stream)
 
     def pass_dense_mlp(self, dense: nn.Module) -> None:
-        """Run the MLP of the dense model alone, and measure ``mlp_energy``."""
-        self.mlp_energy = 0.0
+        """Run the MLP of the dense model alone, and measure ``block_energy``."""
+        self.block_energy = 0.0
         for batch in self._batches:
             before = self._dense[batch].to(device_of(dense))
             after = self._decoder.call_block(dense, "mlp", before)
             if batch.start >= self._num_fit:
-                self.mlp_energy += energy(after.float() - before.float())
+                self.block_energy += energy(after.float() - before.float())
             self._dense[batch] = after.to(self._dense)
 
     @contextmanager
@@ -113,29 +115,32 @@ class PairedForward:
             self._projection_inputs.close()
             self._projection_inputs = None
 
-    def mlp_batches(self, pruned: Any) -> BlockBatches:
-        """Return the inputs and targets of the pruned layer's MLP, between ``gather`` and ``pass_pruned``.
+    def block_batches(self, kind: str, pruned: Any) -> BlockBatches:
+        """Return the inputs and targets of a block of the pruned layer, between ``gather`` and ``pass_pruned``.
 
-        The MLP of the dense model must have been run.
+        The same block of the dense model must have been run. An MLP gets tokens [B * T, H], attention [B, T, H].
         """
-        norm = self._decoder.family.blocks["mlp"].norm
+        norm = self._decoder.family.blocks[kind].norm
 
         def read(batch: slice) -> tuple[Tensor, Tensor]:
             before_BTH = self._pruned[batch].to(device_of(pruned))
             target_BTH = self._dense[batch].to(before_BTH.device).float() - before_BTH.float()
             inputs_BTH = before_BTH if norm is None else pruned.get_submodule(norm)(before_BTH)
+            if kind == "attention":
+                return inputs_BTH, target_BTH
             return inputs_BTH.flatten(0, 1), target_BTH.flatten(0, 1)
 
         fit = [batch for batch in self._batches if batch.start < self._num_fit]
         return BlockBatches(read, fit, self._batches[len(fit) :])
 
-    def mlp_branch(self, pruned: Any) -> nn.Module:
-        """Return the pruned layer's MLP with what follows it, as ``fit_block`` trains it."""
-        parts = self._decoder.family.blocks["mlp"].parts
-        if parts[2] is None and self._decoder.residual_multiplier is None:
-            mlp: nn.Module = pruned.mlp
-            return mlp
-        return Branch(pruned.mlp, lambda output_TH: added_to_stream(pruned, parts, output_TH))
+    def branch(self, kind: str, pruned: Any) -> Branch:
+        """Return a block of the pruned layer as ``fit_block`` trains it."""
+        block, decoder = self._decoder.family.blocks[kind], self._decoder
+        return Branch(
+            getattr(pruned, block.module),
+            lambda inputs: decoder.block_arguments(pruned, kind, inputs),
+            lambda output: added_to_stream(pruned, block.parts, output),
+        )
 
     def gather(
         self, kind: str, dense: nn.Module, pruned: nn.Module, projection: nn.Linear, fit: Moments, held_out: Moments
@@ -148,7 +153,7 @@ class PairedForward:
             self._projection_inputs = HiddenStateCache(shape, weight.dtype, self._spill_dir, weight.device)
             kept_NTS = self._projection_inputs.open(0)
         seen: dict[str, Tensor] = {}
-        self.mlp_energy = 0.0
+        self.block_energy = 0.0
         with watch_inputs(self._watched(kind, dense, pruned, projection), seen.__setitem__):
             for batch in self._batches:
                 before, pruned_before = (stream[batch].to(device_of(dense)) for stream in (self._dense, self._pruned))
@@ -158,8 +163,8 @@ class PairedForward:
                 if kept_NTS is not None:
                     kept_NTS[batch] = seen["projection"]
                 target = self._target(kind, dense, streams, seen)
-                if moments is held_out and kind == "mlp":
-                    self.mlp_energy += energy(streams.dense_after.float() - streams.dense.float())
+                if moments is held_out:
+                    self.block_energy += energy(streams.dense_after.float() - streams.dense.float())
                 moments.add(seen["projection"], target.error, target.output, target.token_scale)
                 self._dense[batch] = after.to(self._dense)  # last, because ``before`` may be a view of it
 

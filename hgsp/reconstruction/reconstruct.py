@@ -36,7 +36,7 @@ from hgsp.models.blocks import KINDS
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.models.half_precision import fp32_matmul_fallback
-from hgsp.models.linear_attention import output_of
+from hgsp.models.linear_attention import has_linear_attention, output_of
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.surgery import Surgery, surviving_layers
 from hgsp.reconstruction.block_fit import fit_block
@@ -53,8 +53,8 @@ class ReconstructionOptions:
 
     Args:
         method: "lstsq" refits ``o_proj`` and ``down_proj`` by least squares, of experts where they lose channels
-            (``fit_experts``), "blocks" all weights of an MLP without experts after that (``fit_block``); "bias" nothing
-            but the biases that the plan adds (arXiv:2312.11983).
+            (``fit_experts``), "blocks" all weights of attention and of MLPs without experts after that (``fit_block``);
+            "bias" nothing but the biases that the plan adds (arXiv:2312.11983).
         batch_size: sequences per call of a layer.
         spill_dir: folder for activations, [sequences, tokens, H] twice, and on a CPU the inputs of one output
             projection; None keeps them in memory.
@@ -160,7 +160,7 @@ def reconstruct(
                             experts = surgery.plan.layers[index].experts
                             fits += fit_experts(streams, index, dense, pruned, experts)
                             continue
-                        seed = calibration.seed + index if options.method == "blocks" and kind == "mlp" else None
+                        seed = calibration.seed + index if refits_whole(options.method, kind, dense) else None
                         fits += _reconstruct_block(streams, kind, index, dense, pruned, options.method == "bias", seed)
                     new = _new_tensors(fits, new_index, pruned)
                     if resume is None:
@@ -169,6 +169,11 @@ def reconstruct(
                         resume.add(index, fits, new)
                     modules += fits
     return Reconstruction(tensors, tuple(modules), calibration, options.method)
+
+
+def refits_whole(method: str, kind: str, layer: nn.Module) -> bool:
+    """Return whether all weights of a block of a layer are refitted; those of linear attention never are."""
+    return method == "blocks" and not (kind == "attention" and has_linear_attention(layer))
 
 
 def _check_biases(plan: PrunePlan, method: str) -> None:
@@ -205,7 +210,7 @@ def _reconstruct_block(
     bias_only: bool,
     seed: int | None,
 ) -> list[ModuleFit]:
-    """Refit one output projection and, with a seed, the whole MLP, and run the block of both models.
+    """Refit one output projection and, with a seed, its whole block, and run the block of both models.
 
     Returns an empty list if the pruned layer has no such block, one of experts with all their channels, which keep
     their weights, or linear attention, which takes no bias, where biases alone are fitted.
@@ -235,8 +240,8 @@ def _reconstruct_block(
     errors = held_out.relative(held_out.error), held_out.relative(error)
     fits = [ModuleFit(index, output, ridge, *errors, changed=ridge is not None)]
     if seed is not None:
-        before, after = fit_block(streams.mlp_branch(pruned), streams.mlp_batches(pruned), seed)
-        worse, better = (relative_norm(found.energy, streams.mlp_energy) for found in (before, after))
+        before, after = fit_block(streams.branch(kind, pruned), streams.block_batches(kind, pruned), seed)
+        worse, better = (relative_norm(found.energy, streams.block_energy) for found in (before, after))
         fits.append(ModuleFit(index, block, None, worse, better, changed=after is not before))
         if fits[-1].changed:
             streams.drop_inputs()

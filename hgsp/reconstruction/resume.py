@@ -22,9 +22,9 @@ STATE_FILE, KIND = "finished.json", "reconstruction"
 
 @dataclass(frozen=True)
 class ModuleFit:
-    """The fit of one output projection, of one whole MLP, or of the experts of one layer.
+    """The fit of one output projection, of one whole block, or of the experts of one layer.
 
-    ``layer`` is its index in the dense model. ``ridge`` is None if least squares kept the old weights, and for an MLP
+    ``layer`` is its index in the dense model. ``ridge`` is None if least squares kept the old weights, and for a block
     and experts, which have one each. Errors are held out: norm of e over the norm of the dense block's output, None
     where that is zero. ``changed``: whether there are new weights. Of experts, ``refitted_experts`` is the number that
     has, and ``few_tokens`` are the dense indices of those that saw too few tokens; other modules have neither.

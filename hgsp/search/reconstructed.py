@@ -89,7 +89,7 @@ class ReconstructedDivergence:
 def quick_reconstruction(
     reconstruct: str, batch_size: int, spill_dir: Path | None, frozen: frozenset[int]
 ) -> ReconstructionOptions:
-    """Return how the plans of a search are refitted: whole MLPs would take too long for each of them.
+    """Return how the plans of a search are refitted: whole blocks would take too long for each of them.
 
     Args:
         reconstruct: how the last plan will be, a value of ``--reconstruct``.

@@ -54,7 +54,7 @@ def test_time_grows_with_text_results_rounds_and_steps():
     two_rounds = seconds(replace(BALANCED, rounds=2), 8, None, 8)
     assert two_rounds["reconstruct"] == pytest.approx(2 * once["reconstruct"])
     assert seconds(replace(BEST, search=21), None, 8)["search"] == pytest.approx(2 * seconds(BEST, None, 8)["search"])
-    assert seconds(BEST, None, None, 8)["reconstruct"] > once["reconstruct"]  # whole MLPs by gradient descent
+    assert seconds(BEST, None, None, 8)["reconstruct"] > once["reconstruct"]  # whole blocks by gradient descent
 
 
 def test_the_device_is_timed_in_every_dtype():
@@ -103,7 +103,8 @@ def test_the_state_of_a_reconstruction_is_counted():
     projections = (width + heads) * GEOMETRY.hidden_size
     assert refitted_params(GEOMETRY, "none") == 0
     assert refitted_params(GEOMETRY, "lstsq") == projections
-    assert refitted_params(GEOMETRY, "blocks") == projections + width * GEOMETRY.mlp_channel_params
+    blocks = sum(GEOMETRY.layer_params(shape) - 2 * GEOMETRY.hidden_size for shape in GEOMETRY.shapes)  # no norms
+    assert refitted_params(GEOMETRY, "blocks") == projections + blocks
     assert need(reconstruct="lstsq").needed - need().needed == 2 * projections
 
 

@@ -1,4 +1,4 @@
-"""Gradient descent on one SwiGLU block, with targets that it can and cannot reach."""
+"""Gradient descent on one block, with targets that it can and cannot reach."""
 
 import copy
 from functools import partial
@@ -132,3 +132,19 @@ def test_a_long_text_has_fewer_epochs(monkeypatch, enough, epochs):
 
     fit_block(block, BlockBatches(read, text.fit, text.held_out), seed=7)
     assert [reads.count(batch) for batch in text.fit] == [1 + epochs] * 14
+
+
+@pytest.mark.parametrize(("step_tokens", "rows"), [(10, 1), (32, 2), (500, 8)])
+def test_steps_take_whole_sequences(monkeypatch, step_tokens, rows):
+    """Of 16 tokens, and at least one of them."""
+    monkeypatch.setattr("hgsp.reconstruction.block_fit.STEP_TOKENS", step_tokens)
+    block = block_of(0)
+    tokens, shapes = batches_of(block, changed(block), num_batches=4), []
+
+    def read(batch):
+        return tuple(values_TH.unflatten(0, (-1, 16))[:8] for values_TH in tokens.read(batch))
+
+    block.register_forward_hook(lambda _module, args, _output: shapes.append(tuple(args[0].shape)))
+    before, after = fit_block(block, BlockBatches(read, tokens.fit, tokens.held_out), seed=7)
+    assert after.energy < before.energy
+    assert set(shapes) == {(rows, 16, HIDDEN), (8, 16, HIDDEN)}

@@ -9,6 +9,7 @@ import torch
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError, NumericalError
 from hgsp.layerwise.disk_tensors import DiskTensors
+from hgsp.models.blocks import BLOCKS
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.pruning.surgery import Surgery, apply_plan, surviving_layers
@@ -194,19 +195,21 @@ def test_an_unknown_method_is_refused(method):
 
 @pytest.mark.parametrize("batch_size", [4, 5])
 def test_whole_blocks_come_closer_than_output_projections_alone(tiny, batch_size):
-    """The error of the last block is that of the assembled pruned model."""
+    """Attention and MLPs; the error of the last block is that of the assembled pruned model."""
     plan, calibration = mixed_plan(tiny), calibration_of(160, 24)
     projections, _ = reconstructed(tiny, plan, calibration)
     found, replaced = reconstructed(tiny, plan, calibration, method="blocks", batch_size=batch_size)
     assert found.describe()["method"] == "blocks"
-    blocks = [fitted for fitted in found.modules if fitted.module == "mlp"]
-    assert [fitted.layer for fitted in blocks] == [fitted.layer for fitted in found.modules if "down" in fitted.module]
     assert all(fitted.error_after <= fitted.error_before for fitted in found.modules)
-    assert any(fitted.changed for fitted in blocks)
     new_index = {old: new for new, old in enumerate(surviving_layers(plan))}
-    for fitted in blocks:
-        prefix = f"{LAYER_PREFIX}{new_index[fitted.layer]}.mlp."
-        assert fitted.changed == any(name.startswith((f"{prefix}gate_proj", f"{prefix}up_proj")) for name in replaced)
+    for kind, block in BLOCKS.items():
+        refits = [fitted for fitted in found.modules if fitted.module == block.module]
+        layers = [fitted.layer for fitted in found.modules if fitted.module == block.output_projection]
+        assert [fitted.layer for fitted in refits] == layers
+        assert any(fitted.changed for fitted in refits), kind
+        for fitted in refits:
+            inputs = tuple(f"{LAYER_PREFIX}{new_index[fitted.layer]}.{name}" for name in block.input_projections)
+            assert fitted.changed == any(name.startswith(inputs) for name in replaced)
     assert found.modules[-1].error_after < projections.modules[-1].error_after
     held, streams, written = calibration.input_ids[-num_held_out(160) :], [], []
     for model in (copy.deepcopy(tiny), pruned_with(tiny, plan, replaced)):
@@ -260,7 +263,9 @@ def test_a_layer_without_attention_or_without_mlp(make):
     model = make("llama-8q4kv")
     plan = plan_dropping(model, kv={0: range(4)}, mlp={1: range(96)})
     found, replaced = reconstructed(model, plan)
-    assert [module for module in reconstructed(model, plan, method="blocks")[0].modules if module.layer == 1][1:] == []
+    whole = reconstructed(model, plan, method="blocks")[0].modules
+    assert [module.module for module in whole if module.layer == 0] == ["mlp.down_proj", "mlp"]
+    assert [module.module for module in whole if module.layer == 1] == ["self_attn.o_proj", "self_attn"]
     fitted = [(module.layer, module.module) for module in found.modules]
     assert fitted == [
         *((0, "mlp.down_proj"), (1, "self_attn.o_proj")),
