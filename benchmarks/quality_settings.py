@@ -32,6 +32,8 @@ from hgsp.scoring.scores import Scores
 DTYPE = "bfloat16"
 #: Baselines that refit weights.
 REFITTING = {"osscar"}
+#: Settings of ``--attention_slope`` beside that of ``balanced``.
+SLOPES = (0.0, 0.5, 1.5)
 BALANCED_BLOCKS = replace(BALANCED, reconstruct="blocks")
 
 
@@ -148,6 +150,7 @@ def _settings() -> dict[str, Recipe]:
         **{f"{method}{part}": _plain(method, **changes) for part, changes in parts.items() for method in METHODS},
         **RECIPES,
         "balanced, blocks": BALANCED_BLOCKS,
+        **{f"balanced, attention slope {slope:g}": replace(BALANCED, attention_slope=slope) for slope in SLOPES},
         "best, lstsq": replace(BEST, reconstruct="lstsq"),
     }
 

@@ -156,12 +156,42 @@ def accuracy(found: Result) -> str:
 
 
 def blocks(found: Result) -> Iterable[Row]:
-    """Yield how refitting whole MLPs changes perplexity and KL of ``best``, by ratio."""
+    """Yield how refitting all weights of MLPs changes perplexity and KL of ``best``, by ratio."""
     cells = {(row["way"], row["ratio"]): row for row in found["rows"]}
     for ratio, text in itertools.product(RATIOS, TEXTS):
         before, after = (cells[way, ratio] for way in ("best, lstsq", "best"))
         changes = [f"{after[measure][text] / before[measure][text] - 1:+.0%}" for measure in ("ppl", "kl")]
         yield percent(ratio), TEXTS[text], number(before["ppl"][text]), number(after["ppl"][text]), *changes
+
+
+def refits(found: Result) -> Iterable[Row]:
+    """Yield perplexity and KL by what is refitted after least squares, and how."""
+    labels = {
+        "balanced, blocks, MLPs alone": "MLPs",
+        "balanced, blocks": "attention and MLPs",
+        "balanced, blocks, squared errors": "the same, towards squared errors",
+    }
+    cells = {(row["way"], row["ratio"]): row for row in found["rows"]}
+    for ratio, (way, label) in itertools.product(RATIOS, labels.items()):
+        if row := cells.get((way, ratio)):
+            yield percent(ratio), label, *_by_text(row)
+
+
+def _by_text(row: Result) -> list[str]:
+    """Return perplexity and KL on each text."""
+    return [shown for text in TEXTS for shown in (number(row["ppl"][text]), f"{row['kl'][text]:.3f}")]
+
+
+def slopes(found: Result) -> Iterable[Row]:
+    """Yield perplexity and KL of ``balanced`` by the slope of the attention scores."""
+    cells = {(row["way"], row["ratio"]): row for row in found["rows"]}
+    labels = {
+        "balanced" if slope == "1" else f"balanced, attention slope {slope}": slope
+        for slope in ("0", "0.5", "1", "1.5")
+    }
+    for ratio, (way, label) in itertools.product(RATIOS, labels.items()):
+        if row := cells.get((way, ratio)):
+            yield percent(ratio), label, *_by_text(row)
 
 
 def boolq(found: Result) -> Iterable[Row]:

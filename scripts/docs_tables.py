@@ -199,6 +199,18 @@ TABLES: dict[str, Table | Comparison] = {
         rows.blocks,
         OF_DECODER,
     ),
+    "slopes": Table(
+        ("quality_smollm2_slopes",),
+        ("removed", "`--attention_slope`", "WikiText-2", "KL", "C4", "KL"),
+        rows.slopes,
+        "Fractions are of the decoder layers' parameters.",
+    ),
+    "refits": Table(
+        ("quality_smollm2_refits",),
+        ("removed", "refitted", "WikiText-2", "KL", "C4", "KL"),
+        rows.refits,
+        "Fractions are of the decoder layers' parameters.",
+    ),
     "recipes": Table(
         ("reconstruction_llama-3-8b_h100", "reconstruction_llama-3-8b"),
         ("seconds", "recipe", "scoring", "search", "reconstruction", "total"),

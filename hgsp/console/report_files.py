@@ -79,6 +79,7 @@ class Scoring(TypedDict, total=False):
 
     temperature: float
     depth_slope: float
+    attention_slope: float
     seed: int
     labels: str
     calibration: Calibration | None

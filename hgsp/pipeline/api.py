@@ -108,6 +108,7 @@ class Scores:
         epsilon: float | None = None,
         normalization: str = "auto",
         depth_slope: float = 0.0,
+        attention_slope: float = 0.0,
         shape_rules: ShapeRules | None = None,
     ) -> PrunePlan:
         """Select the groups that leave for a fraction of the parameters, as the pruning command does.
@@ -118,6 +119,7 @@ class Scores:
             temperature, tau, epsilon: the H-GSP prior; 0 is global importance only.
             normalization: ``auto`` is the method's own.
             depth_slope: MLP scores are multiplied by e^-slope in the first layer up to e^slope in the last.
+            attention_slope: the same for the scores of KV groups.
             shape_rules: minimum sizes, multiples of channels, equal layers; the default is the command's.
 
         Raises:
@@ -131,6 +133,7 @@ class Scores:
             epsilon=epsilon,
             score_normalization=normalization,
             depth_slope=depth_slope,
+            attention_slope=attention_slope,
         )
         rules.check_equal_layers(self.geometry)
         require(ratio_of in RATIO_OF, "ratio_of", f"one of {', '.join(RATIO_OF)}", ratio_of, "all is the default")

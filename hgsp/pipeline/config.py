@@ -169,6 +169,9 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig, Uploa
         group="scoring",
         range="in [-10, 10]",
     )
+    attention_slope: float = option(
+        Recipe.attention_slope, help="the same for KV groups", type=float, group="scoring", range="in [-10, 10]"
+    )
     scores: str | None = option(None, help="scores.npz of the same model: prune without calibration", group="scoring")
     reconstruct: str = option(
         Recipe.reconstruct,
@@ -234,10 +237,9 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig, Uploa
         MeasureConfig.__post_init__(self)
         BudgetConfig.__post_init__(self)
         ShapeConfig.__post_init__(self)
-        known = self.score_normalization in NORMALIZATIONS
-        require(known, "--score_normalization", f"one of {', '.join(NORMALIZATIONS)}", self.score_normalization)
-        known = self.reconstruct in RECONSTRUCTIONS
-        require(known, "--reconstruct", f"one of {', '.join(RECONSTRUCTIONS)}", self.reconstruct)
+        for name, known in (("score_normalization", NORMALIZATIONS), ("reconstruct", RECONSTRUCTIONS)):
+            value = getattr(self, name)
+            require(value in known, f"--{name}", f"one of {', '.join(known)}", value)
         if self.reconstruct_nsamples is not None:
             require(self.reconstruct_nsamples >= 2, "--reconstruct_nsamples", "at least 2", self.reconstruct_nsamples)
             together = self.reconstruct != "none"
@@ -246,8 +248,7 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig, Uploa
         if self.search_nsamples is not None:
             require_counts(self, "search_nsamples")
             require(self.search > 0, "--search_nsamples", "given together with --search", self.search_nsamples)
-        require_counts(self, "rounds", "lora_r", "lora_alpha")
-        require_counts(self, "finetune_batch_size", "finetune_micro_batch_size")
+        require_counts(self, "rounds", "lora_r", "lora_alpha", "finetune_batch_size", "finetune_micro_batch_size")
         batch, micro = self.finetune_batch_size, self.finetune_micro_batch_size
         expected, nearest = f"a multiple of --finetune_micro_batch_size {micro}", nearest_multiples(batch, micro)
         require(not self.finetune or batch % micro == 0, "--finetune_batch_size", expected, batch, nearest)
@@ -256,7 +257,8 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig, Uploa
         require(finite, "--temperature", "a finite number >= 0", self.temperature, "0 switches the prior off")
         require(self.tau is None or self.tau >= 0, "--tau", ">= 0, or inf", self.tau, "leave it out for the percentile")
         require(self.epsilon is None or 0 <= self.epsilon <= 1, "--epsilon", "in [0, 1]", self.epsilon)
-        require(abs(self.depth_slope) <= 10, "--depth_slope", "in [-10, 10]", self.depth_slope)
+        for name in ("depth_slope", "attention_slope"):
+            require(abs(getattr(self, name)) <= 10, f"--{name}", "in [-10, 10]", getattr(self, name))
         # --overwrite deletes the folder of this name: it must not be the results folder itself, nor outside of it
         inside = not {"", ".", ".."} & set(self.output_name.replace("\\", "/").split("/"))
         require(inside, "--output_name", "a relative name such as MODEL/prune_20", self.output_name)
@@ -264,8 +266,7 @@ class PruneConfig(ScoringConfig, MeasureConfig, BudgetConfig, ShapeConfig, Uploa
     @property
     def recipe(self) -> Recipe:
         """The settings of the pipeline among the flags; uniform plans leave the budget search nothing to choose."""
-        recipe = super().recipe
-        return replace(recipe, search=0) if self.uniform else recipe
+        return replace(super().recipe, search=0) if self.uniform else super().recipe
 
     @property
     def reads_text(self) -> bool:

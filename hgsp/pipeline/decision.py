@@ -76,7 +76,9 @@ def decide(
     Raises:
         InputError: a temperature above 0 and scores without influence, or a target out of reach.
     """
-    ranking = RankingOptions(recipe.score_normalization, recipe.temperature, recipe.tau, recipe.depth_slope)
+    ranking = RankingOptions(
+        recipe.score_normalization, recipe.temperature, recipe.tau, recipe.depth_slope, recipe.attention_slope
+    )
     table, modes = scores.ranked(geometry, ranking)
     if selection.group_costs is not None:
         table = table.with_cost(selection.group_costs)
@@ -89,6 +91,7 @@ def decide(
         "tau": "inf" if recipe.tau == math.inf else recipe.tau,  # JSON has no infinity
         "epsilon": recipe.collapse_epsilon,
         "depth_slope": recipe.depth_slope,
+        "attention_slope": recipe.attention_slope,
         "rounds": recipe.rounds,
         "cost": selection.cost,
         "mlp_multiple_of": selection.shape_rules.multiple_for(geometry),

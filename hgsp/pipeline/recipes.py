@@ -29,6 +29,7 @@ class Recipe:
     tau: float | None = None
     epsilon: float | None = None
     depth_slope: float = 0.0
+    attention_slope: float = 0.0
     rounds: int = 1
     search: int = 0
     search_nsamples: int | None = None
@@ -64,7 +65,9 @@ class Recipe:
 
 
 FAST = Recipe(importance_method="fisher", temperature=0.0)
-BALANCED = Recipe(importance_method="fisher_token", temperature=0.0, depth_slope=0.5, reconstruct="lstsq")
+BALANCED = Recipe(
+    importance_method="fisher_token", temperature=0.0, depth_slope=0.5, attention_slope=1.0, reconstruct="lstsq"
+)
 BEST = replace(BALANCED, reconstruct="blocks", nsamples=256, reconstruct_nsamples=1024, search=10)
 
 #: The names of ``--recipe``; docs/QUALITY.md has the measurements behind them.

@@ -185,8 +185,9 @@ def prior_section(sources: Sources) -> Section:
     layers = sorted({layer for by_layer in priors.values() for layer in by_layer})
     values = [prior for one in series for _, prior in one.points]
     scoring = report["scoring"]
-    slope = f", depth slope {scoring['depth_slope']:g}" if scoring.get("depth_slope") else ""
-    title = f"Prior by layer, H-GSP temperature {scoring['temperature']:g}{slope}"
+    slopes = {"depth_slope": "depth slope", "attention_slope": "attention slope"}
+    named = "".join(f", {label} {scoring[name]:g}" for name, label in slopes.items() if scoring.get(name))
+    title = f"Prior by layer, H-GSP temperature {scoring['temperature']:g}{named}"
     panel = Panel(integer_axis("layer", layers[0], layers[-1]), value_axis("prior", values), series)
     rows = [
         (str(layer), *(significant(priors[kind][layer]) if layer in priors[kind] else "" for kind in priors))

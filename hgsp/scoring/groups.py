@@ -126,13 +126,14 @@ class GroupTable:
         """Return the value of every group's block, [G]."""
         return values_LK.ravel()[self.block]
 
-    def with_depth_slope(self, slope: float) -> GroupTable:
-        """Return the table with MLP scores multiplied by e^-slope in the first layer, rising to e^slope in the last.
+    def with_depth_slopes(self, mlp: float, attention: float) -> GroupTable:
+        """Return the table with scores multiplied by e^-slope in the first layer, rising to e^slope in the last.
 
         Early layers lose less by pruning than late ones if later layers are reconstructed.
         """
-        profile_LK = depth_profile(int(self.layer[-1]) + 1, MLP, power=1)
-        return self.reweighted(np.exp(slope * profile_LK))
+        num_layers, slopes = int(self.layer[-1]) + 1, {MLP: mlp, ATTENTION: attention}
+        exponents = (slope * depth_profile(num_layers, kind, power=1) for kind, slope in slopes.items())
+        return self.reweighted(np.exp(sum(exponents)))
 
     def zeroed_unless(self, kept: npt.NDArray[np.bool_]) -> GroupTable:
         """Return the table with score 0 for groups outside the mask [G], which removes them first."""

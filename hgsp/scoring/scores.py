@@ -44,6 +44,7 @@ class RankingOptions:
         temperature: exponent of the H-GSP prior; 0 switches it off and needs no influence.
         tau: H-GSP threshold, see ``prior_of``.
         depth_slope: MLP scores are multiplied by e^-slope in the first layer up to e^slope in the last.
+        attention_slope: the same for the scores of KV groups.
 
     Raises:
         InputError: unknown normalization, or a number out of range.
@@ -53,13 +54,17 @@ class RankingOptions:
     temperature: float = 0.0
     tau: float | None = None
     depth_slope: float = 0.0
+    attention_slope: float = 0.0
 
     def __post_init__(self) -> None:
         for name, valid, expected in (
             ("normalization", self.normalization in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
             ("temperature", math.isfinite(self.temperature) and self.temperature >= 0, "a finite number >= 0"),
             ("tau", self.tau is None or self.tau >= 0, "None, inf or a number >= 0"),
-            ("depth_slope", abs(self.depth_slope) <= MAX_DEPTH_SLOPE, f"at most {MAX_DEPTH_SLOPE}, of either sign"),
+            *(
+                (name, abs(getattr(self, name)) <= MAX_DEPTH_SLOPE, f"at most {MAX_DEPTH_SLOPE}, of either sign")
+                for name in ("depth_slope", "attention_slope")
+            ),
         ):
             if not valid:
                 got = getattr(self, name)
@@ -210,7 +215,7 @@ class Scores:
             assert self.influence is not None
             prior_LK, modes = prior_of(self.influence, options.temperature, options.tau)
             table = table.with_prior(prior_LK)
-        return table.with_depth_slope(options.depth_slope), tuple(modes)
+        return table.with_depth_slopes(options.depth_slope, options.attention_slope), tuple(modes)
 
 
 def weight_sample(loaded: LoadedModel) -> npt.NDArray[np.float32]:

@@ -23,13 +23,13 @@ from hgsp.scoring.groups import ATTENTION, MLP, Floats, depth_profile
 from hgsp.search.reconstructed import ReconstructedDivergence
 from hgsp.search.search import SearchProblem
 
-#: Kind of step -> the kind of block and the power in ``depth_profile``.
+#: Kind of step -> the kind of block and the power in ``depth_profile``; those that helped most come first.
 PROFILES = {
-    "mlp slope": (MLP, 1),
-    "mlp bend": (MLP, 2),
-    "kinds": (MLP, 0),
     "attention slope": (ATTENTION, 1),
     "attention bend": (ATTENTION, 2),
+    "mlp bend": (MLP, 2),
+    "mlp slope": (MLP, 1),
+    "kinds": (MLP, 0),
 }
 
 

@@ -82,12 +82,17 @@ def test_a_prior_needs_scores_with_influence_and_a_file_that_is_one(saved, tmp_p
 
 
 @pytest.mark.parametrize("prior", [("--temperature", "0"), ("--temperature", "1", "--epsilon", "0"), ("--rounds", "2")])
-def test_a_depth_slope_moves_the_cut_of_the_mlps_to_early_layers(saved, tmp_path, prior):
+def test_depth_slopes_move_the_cut_to_early_layers(saved, tmp_path, prior):
     base = str(saved(make_tiny("llama-8q4kv")))
     common = ["--base_model", base, "--results_dir", str(tmp_path), "--pruning_ratio", "0.2", *CALIBRATION, *QUICK]
     common += ["--importance_method", "random", "--temperature", "0", *prior]
     for slope in ("0", "2", "-2"):
-        assert run_global_pruning.main([*common, "--output_name", slope, "--depth_slope", slope]) == 0
+        assert (
+            run_global_pruning.main(
+                [*common, "--output_name", slope, "--depth_slope", slope, "--attention_slope", slope]
+            )
+            == 0
+        )
         report = json.loads((tmp_path / slope / "pruning_analysis.json").read_text())
         assert report["scoring"]["depth_slope"] == float(slope)
     widths = {slope: [len(kept.mlp_channels) for kept in plan_of(tmp_path / slope)] for slope in ("0", "2", "-2")}
@@ -95,7 +100,7 @@ def test_a_depth_slope_moves_the_cut_of_the_mlps_to_early_layers(saved, tmp_path
     assert widths["2"][-1] > widths["0"][-1] > widths["-2"][-1]
     tables = ((tmp_path / slope / "global_group_table.csv").read_text().splitlines() for slope in ("0", "2"))
     for flat, sloped in zip(*map(csv.DictReader, tables), strict=True):
-        exponent = 2.0 * (int(flat["layer"]) - 1) if flat["kind"] == "mlp" else 0.0
+        exponent = 2.0 * (int(flat["layer"]) - 1)
         assert float(sloped["prior"]) == pytest.approx(float(flat["prior"]) * math.exp(exponent), rel=1e-12)
 
 

@@ -148,6 +148,6 @@ def test_recipes_from_the_command_line(saved, make, text_file, tmp_path):
     assert run_global_pruning.main([str(part) for part in argv]) == 0
     report = analysis_of(tmp_path / "best")
     assert report["importance_method"] == "fisher_token"
-    assert report["scoring"]["depth_slope"] == 0.5
+    assert (report["scoring"]["depth_slope"], report["scoring"]["attention_slope"]) == (0.5, 1.0)
     assert report["search"]["steps"] == 2
     assert report["reconstruction"]["method"] == "blocks"

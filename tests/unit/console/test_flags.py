@@ -32,6 +32,7 @@ SETTINGS = st.fixed_dictionaries(
         "tau": st.one_of(st.floats(0, 1e6), st.just(float("inf"))),
         "epsilon": st.floats(0, 1),
         "depth_slope": st.floats(-10, 10),
+        "attention_slope": st.floats(-10, 10),
         "finetune_lr": st.floats(1e-12, 1e3),
         "uniform": st.booleans(),
         "finetune": st.booleans(),

@@ -132,6 +132,7 @@ REFUSED = {
     "tau": [-0.5, math.nan],
     "epsilon": [-0.1, 1.1, math.nan],
     "depth_slope": [-11.0, math.inf, math.nan],
+    "attention_slope": [-11.0, math.inf, math.nan],
     "freeze_first_n_layers": [-1],
     "freeze_last_n_layers": [-1],
     "min_kv_groups": [0],

@@ -216,12 +216,13 @@ def test_scores_of_no_known_method_need_a_normalization(model):
         scores.ranked(geometry_of(model))
 
 
-def test_a_depth_slope_multiplies_the_scores_of_channels(model):
+@pytest.mark.parametrize(("mlp", "attention"), [(0.5, 0.0), (0.0, -1.0), (0.5, 1.0)])
+def test_depth_slopes_multiply_the_scores_of_their_kind(model, mlp, attention):
     scores, geometry = scores_of(model), geometry_of(model)
     flat, _ = scores.ranked(geometry)
-    steep, _ = scores.ranked(geometry, RankingOptions(depth_slope=0.5))
-    factor = np.where(flat.kind == MLP, np.exp(0.5 * np.linspace(-1, 1, 3))[flat.layer], 1.0)
-    np.testing.assert_allclose(steep.score, flat.score * factor, rtol=1e-15)
+    steep, _ = scores.ranked(geometry, RankingOptions(depth_slope=mlp, attention_slope=attention))
+    factor = np.exp(np.where(flat.kind == MLP, mlp, attention) * np.linspace(-1, 1, 3)[flat.layer])
+    np.testing.assert_allclose(steep.score, flat.score * factor, rtol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +236,8 @@ def test_a_depth_slope_multiplies_the_scores_of_channels(model):
         {"tau": math.nan},
         {"depth_slope": 11.0},
         {"depth_slope": math.nan},
+        {"attention_slope": -11.0},
+        {"attention_slope": math.nan},
     ],
     ids=str,
 )
