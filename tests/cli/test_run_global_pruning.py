@@ -619,7 +619,7 @@ def test_seconds_of_one_ratio_are_not_counted_for_the_next(prune, tmp_path, monk
 
     def slow_at_first(*args, **kwargs):
         if not (tmp_path / "out_10").exists():
-            time.sleep(0.5)
+            time.sleep(2)
         genuine(*args, **kwargs)
 
     monkeypatch.setattr(checkpoint, "save_pruned", slow_at_first)
@@ -627,7 +627,7 @@ def test_seconds_of_one_ratio_are_not_counted_for_the_next(prune, tmp_path, monk
     seconds = [
         json.loads((tmp_path / name / "pruning_analysis.json").read_text())["timings_s"] for name in RESULTS_OF_TWO
     ]
-    assert seconds[0]["save"] > 0.5 > seconds[1]["save"]
+    assert seconds[0]["save"] > 2 > seconds[1]["save"]
     assert seconds[0]["score"] == seconds[1]["score"]
     assert seconds[1]["load"] > seconds[0]["load"]  # surgery consumed the first model
 

@@ -9,7 +9,7 @@ import torch
 from hgsp.data.calibration import Calibration
 from hgsp.errors import InputError, NumericalError
 from hgsp.layerwise.disk_tensors import DiskTensors
-from hgsp.models.blocks import BLOCKS
+from hgsp.models.blocks import BLOCKS, OUTPUT_PROJECTIONS
 from hgsp.models.decoder import Decoder
 from hgsp.models.families import LAYER_PREFIX
 from hgsp.pruning.surgery import Surgery, apply_plan, surviving_layers
@@ -383,11 +383,12 @@ def test_an_interrupted_reconstruction_resumes_after_finished_layers(make, tmp_p
     assert found.tensors is resume.tensors
     assert dict(resume.tensors).keys() == expected.keys()
     assert all(torch.equal(resume.tensors[name], expected[name]) for name in expected)
-    assert len(fitted) == sum(module.layer > 0 and module.module != "mlp" for module in whole.modules)
+    projections = [module for module in whole.modules if module.module in OUTPUT_PROJECTIONS.values()]
+    assert len(fitted) == sum(module.layer > 0 for module in projections)
     fitted.clear()
     assert start()[0].modules == whole.modules
     assert not fitted
     assert start("of another plan")[0].modules == whole.modules
-    assert len(fitted) == sum(module.module != "mlp" for module in whole.modules)
+    assert len(fitted) == len(projections)
     resume.close()
     assert not (tmp_path / "state").exists()
