@@ -34,7 +34,8 @@ DTYPE = "bfloat16"
 REFITTING = {"osscar"}
 #: Settings of ``--attention_slope`` beside that of ``balanced``.
 SLOPES = (0.0, 0.5, 1.5)
-BALANCED_BLOCKS = replace(BALANCED, reconstruct="blocks")
+#: What changes of ``--reconstruct blocks`` are compared with.
+FLAT_BLOCKS = replace(BALANCED, attention_slope=0.0, reconstruct="blocks")
 
 
 class Maker:
@@ -149,7 +150,8 @@ def _settings() -> dict[str, Recipe]:
         "fisher, labels drawn": _plain("fisher", labels="model"),
         **{f"{method}{part}": _plain(method, **changes) for part, changes in parts.items() for method in METHODS},
         **RECIPES,
-        "balanced, blocks": BALANCED_BLOCKS,
+        "balanced, blocks": replace(BALANCED, reconstruct="blocks"),
+        "balanced, attention slope 0, blocks": FLAT_BLOCKS,
         **{f"balanced, attention slope {slope:g}": replace(BALANCED, attention_slope=slope) for slope in SLOPES},
         "best, lstsq": replace(BEST, reconstruct="lstsq"),
     }
@@ -159,7 +161,7 @@ def _settings() -> dict[str, Recipe]:
 SETTINGS: dict[str, Callable[[Maker, int], Any]] = {
     **{name: functools.partial(Maker.pruned, recipe=recipe) for name, recipe in _settings().items()},
     **{
-        f"balanced, blocks, {name}": functools.partial(_varied, recipe=BALANCED_BLOCKS, variant=name)
+        f"balanced, attention slope 0, blocks, {name}": functools.partial(_varied, recipe=FLAT_BLOCKS, variant=name)
         for name in VARIANTS
     },
     **{name: functools.partial(Maker.baseline, name=name) for name in BASELINES},

@@ -167,9 +167,9 @@ def blocks(found: Result) -> Iterable[Row]:
 def refits(found: Result) -> Iterable[Row]:
     """Yield perplexity and KL by what is refitted after least squares, and how."""
     labels = {
-        "balanced, blocks, MLPs alone": "MLPs",
-        "balanced, blocks": "attention and MLPs",
-        "balanced, blocks, squared errors": "the same, towards squared errors",
+        "balanced, attention slope 0, blocks, MLPs alone": "MLPs",
+        "balanced, attention slope 0, blocks": "attention and MLPs",
+        "balanced, attention slope 0, blocks, squared errors": "the same, towards squared errors",
     }
     cells = {(row["way"], row["ratio"]): row for row in found["rows"]}
     for ratio, (way, label) in itertools.product(RATIOS, labels.items()):
