@@ -106,18 +106,24 @@ class Bench:
         return self.maker.dense()
 
     def measure(self, prune: Callable[[int], Any], ratio: float) -> dict[str, Any]:
-        """Prune and return quality, size, search results and the seconds that pruning took."""
+        """Prune and return quality, size, search results and the seconds that pruning took.
+
+        ``cpu_seconds`` include scoring, which settings share, and are missing if a stage was resumed.
+        """
         geometry = self.maker.source.geometry
         self.maker.found.clear()
-        start = time.perf_counter()
+        self.maker.before = 0.0
+        start, cpu_start = time.perf_counter(), time.process_time()
         model = prune(round(ratio * geometry.decoder_params))
-        seconds = round(time.perf_counter() - start, 1)
+        taken = {"seconds": round(time.perf_counter() - start, 1)}
+        if self.maker.before is not None:
+            taken["cpu_seconds"] = round(time.process_time() - cpu_start + self.maker.before, 1)
         removed = geometry.total_params - sum(parameter.numel() for parameter in model.parameters())
         reached = round(removed / geometry.decoder_params, 4)
         found: dict[str, Any] = self.quality(model)
         if self._tasks:
             found["accuracy"] = self.accuracy(model)
-        return {**found, "reached_of_decoder": reached, "seconds": seconds, **self.maker.found}
+        return {**found, "reached_of_decoder": reached, **taken, **self.maker.found}
 
     @functools.cached_property
     def _references(self) -> dict[str, DenseReference]:

@@ -6,6 +6,7 @@ import argparse
 import functools
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -42,7 +43,8 @@ class Maker:
     """Prunes one dense model in different ways with one set of calibration texts.
 
     Scores and the resumable state of searches and reconstructions are kept next to the output file. ``found`` collects
-    search results until it is cleared.
+    search results, and ``before`` the CPU seconds of stages that were run before, until they are reset; ``before`` is
+    None if nobody knows.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -51,6 +53,7 @@ class Maker:
         self.tokenizer = load_tokenizer(options.base_model)
         self._texts = [load_text(name, CALIBRATE, options.data_dir) for name in options.calibrate]
         self.found: dict[str, Any] = {}
+        self.before: float | None = 0.0
 
     def dense(self) -> Any:
         """Load the dense model."""
@@ -96,6 +99,8 @@ class Maker:
             search_state=options.output.with_suffix(f".{key}.search.json"),
             reconstruction_state=options.output.with_suffix(f".{key}"),
         )
+        if resources.search_state.exists() or resources.reconstruction_state.exists():
+            self.before = None
         scores = self._scores(dense, recipe, calibrations.scoring)
         selection = SelectionOptions(Budget(budget), ShapeRules(mlp_multiple_of=options.mlp_multiple_of))
         pruning = prune_in_rounds(dense, scores, selection, recipe, calibrations, resources)
@@ -108,11 +113,18 @@ class Maker:
     def _scores(self, dense: LoadedModel, recipe: Recipe, calibration: Calibration | None) -> Scores:
         name = f".{recipe.importance_method}.{recipe.labels}.{recipe.nsamples}.{self._options.seed}.npz"
         path = self._options.output.with_suffix(name)
+        taken = path.with_suffix(".json")
         if not path.exists():
+            start = time.process_time()
             resources = Resources(self._options.batch_size)
             score(dense, recipe, calibration, resources, base_model=self.source.name, seed=self._options.seed).write(
                 path
             )
+            taken.write_text(json.dumps({"cpu_seconds": time.process_time() - start}), encoding="utf-8")
+        elif not taken.exists():
+            self.before = None
+        elif self.before is not None:
+            self.before += json.loads(taken.read_text(encoding="utf-8"))["cpu_seconds"]
         return Scores.read(path)
 
 
@@ -153,6 +165,7 @@ def _settings() -> dict[str, Recipe]:
         "balanced, blocks": replace(BALANCED, reconstruct="blocks"),
         "balanced, attention slope 0, blocks": FLAT_BLOCKS,
         **{f"balanced, attention slope {slope:g}": replace(BALANCED, attention_slope=slope) for slope in SLOPES},
+        "balanced, search": replace(BALANCED, search=4),
         "best, lstsq": replace(BEST, reconstruct="lstsq"),
     }
 
