@@ -174,6 +174,13 @@ class HeldOutLoss(TypedDict):
     kept: float
 
 
+class TriedLearningRate(TypedDict):
+    """A short run before a training; a loss of None was not finite."""
+
+    learning_rate: float
+    held_out_loss: float | None
+
+
 class RecoverySection(_Common, total=False):
     """The section ``recovery`` of a pruning report."""
 
@@ -184,6 +191,8 @@ class RecoverySection(_Common, total=False):
     parameters: dict[str, Count]
     steps: Count
     kept_step: Count
+    learning_rate: float
+    probes: list[TriedLearningRate]
     held_out_loss: HeldOutLoss | None
 
 

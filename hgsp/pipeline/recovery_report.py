@@ -24,6 +24,7 @@ from hgsp.evaluation.verdict import Verdict, judge
 from hgsp.pipeline.next_steps import after_recovery
 from hgsp.pipeline.recovery_config import RecoveryConfig
 from hgsp.recovery.outputs import held_out_loss
+from hgsp.recovery.probe import best_rate
 from hgsp.recovery.training import Trained
 
 LOG = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ def analysis(
         "parameters": dict(trained.parameters),
         "steps": trained.steps,
         "kept_step": trained.kept_step,
+        "learning_rate": best_rate(trained.probes) if trained.probes else config.learning_rate,
+        "probes": [asdict(tried) for tried in trained.probes],
         "held_out_loss": held_out_loss(trained),
         "evaluation": dict(evaluation),
         "worse_on": got_worse(evaluation),
@@ -158,11 +161,13 @@ def summary_table(content: Mapping[str, Any]) -> Table:
         change = f"x {format_number(result['ppl'] / before, 3)}"
         table.add_row(label, format_number(before), format_number(result["ppl"]), change)
     parameters, data = content["parameters"], content["data"]
+    tried = content["probes"]
+    chosen = f"; learning rate {content['learning_rate']:g}, the best of {len(tried)} tried" if tried else ""
     seconds = ", ".join(f"{stage} {value:.1f}" for stage, value in content["timings_s"].items())
     table.caption = (
         f"{parameters['trained']:,} of {parameters['model']:,} parameters trained; {content['steps']} steps, step "
         f"{content['kept_step']} kept; {data['train_sequences']} sequences, {data['train_tokens']:,} tokens of "
-        f"{data['source']}, learned: {data['learned']}\n"
+        f"{data['source']}, learned: {data['learned']}{chosen}\n"
         f"seconds: {seconds}; peak memory {in_gib(content['peak_memory_bytes'])}"
     )
     return table

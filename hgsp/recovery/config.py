@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar
@@ -38,6 +39,15 @@ class TrainingConfig(TextConfig):
         None, help="number of optimizer steps; overrides --num_epochs", type=int, range="at least 1"
     )
     learning_rate: float = option(3e-4, help="peak learning rate of the cosine schedule", type=float, range="above 0")
+    probe_learning_rates: tuple[float, ...] = option(
+        (),
+        help="learning rates to try first, for --probe_steps each; the one with the lowest held-out loss replaces "
+        "--learning_rate",
+        type=float,
+        nargs="+",
+        range="above 0",
+    )
+    probe_steps: int = option(20, help="optimizer steps of each learning rate tried", type=int, range="at least 1")
     warmup_ratio: float = option(0.05, help="fraction of the steps with linear warmup", type=float, range="in [0, 1)")
     weight_decay: float = option(0.0, help="AdamW weight decay", type=float, range="at least 0")
     max_grad_norm: float = option(1.0, help="gradient clipping norm", type=float, range="above 0")
@@ -114,12 +124,13 @@ class TrainingConfig(TextConfig):
         return dataset_names(self.data_path)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
+        for name in ("lora_target_modules", "probe_learning_rates"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in (("method", METHODS), ("report_to", REPORTERS), ("dtype", (None, *DTYPE_NAMES))):
             expected = f"one of {', '.join(map(str, choices))}"
             require(getattr(self, name) in choices, f"--{name}", expected, getattr(self, name))
         require(all(self.data_paths), "--data_path", "names separated by single commas", self.data_path)
-        require_counts(self, "batch_size", "micro_batch_size", "lora_r", "lora_alpha")
+        require_counts(self, "batch_size", "micro_batch_size", "lora_r", "lora_alpha", "probe_steps")
         require_positive(self, "num_epochs", "learning_rate", "max_grad_norm", "distill_temperature")
         require(self.cutoff_len >= 2, "--cutoff_len", "at least 2", self.cutoff_len)
         for name in ("max_steps", "eval_steps"):
@@ -131,8 +142,19 @@ class TrainingConfig(TextConfig):
         require((self.val_size or 0) >= 0, "--val_size", "at least 0", self.val_size)
         strange = sorted(set(self.lora_target_modules) - set(PROJECTIONS))
         require(not strange, "--lora_target_modules", f"some of {', '.join(PROJECTIONS)}", " ".join(strange))
+        self._check_probe()
         self._check_distillation()
         steps_per_update(self, launched_processes())
+
+    def _check_probe(self) -> None:
+        rates = self.probe_learning_rates
+        usable = all(math.isfinite(rate) and rate > 0 for rate in rates)
+        require(usable, "--probe_learning_rates", "finite numbers > 0", " ".join(f"{rate:g}" for rate in rates))
+        if rates:
+            require(self.val_size != 0, "--val_size", "at least 1 with --probe_learning_rates", self.val_size)
+            alone = launched_processes() == 1
+            remedy = "try them in one process, and give its choice as --learning_rate"
+            require(alone, "--probe_learning_rates", "absent with several processes", launched_processes(), remedy)
 
     def _check_distillation(self) -> None:
         require(0 < self.distill_weight <= 1, "--distill_weight", "in (0, 1]", self.distill_weight)

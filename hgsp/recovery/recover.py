@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from hgsp.console.progress import Progress, silent
@@ -29,6 +30,7 @@ def recover(
     num_epochs: float = 3,
     max_steps: int | None = None,
     learning_rate: float = 3e-4,
+    probe_learning_rates: Sequence[float] = (),
     batch_size: int = 128,
     micro_batch_size: int = 4,
     cutoff_len: int = 256,
@@ -46,6 +48,7 @@ def recover(
         data_path: hub id or file of instruction, messages or text rows; also a text file, wikitext2, ptb, c4 or
             builtin; a comma list contributes equally many tokens of each.
         num_epochs: passes over the data, unless ``max_steps`` ends training earlier or later.
+        probe_learning_rates: rates to try for 20 steps each; the best on held-out rows replaces ``learning_rate``.
         batch_size: sequences per optimizer step, ``micro_batch_size`` of them per forward pass.
         cutoff_len: longest sequence in tokens.
         method: ``lora`` trains adapters on all seven projections, ``full`` all parameters in float32.
@@ -62,6 +65,7 @@ def recover(
         num_epochs=num_epochs,
         max_steps=max_steps,
         learning_rate=learning_rate,
+        probe_learning_rates=tuple(probe_learning_rates),
         batch_size=batch_size,
         micro_batch_size=micro_batch_size,
         cutoff_len=cutoff_len,

@@ -7,15 +7,14 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hgsp.console.progress import Progress, silent
 from hgsp.environment import launched_processes
@@ -26,10 +25,11 @@ from hgsp.models.loading import ModelSource
 from hgsp.recovery.callbacks import EvaluateLast, ProgressCallback, StopOnNonFinite
 from hgsp.recovery.collator import Collator
 from hgsp.recovery.config import ATTENTION_PROJECTIONS, TrainingConfig, steps_per_update
-from hgsp.recovery.losses import Objective, TeacherTopK
+from hgsp.recovery.losses import Objective
+from hgsp.recovery.probe import Probe, best_rate, known_probes, probe
 from hgsp.recovery.resume import TEACHER_CACHE
-from hgsp.recovery.samples import Sample
-from hgsp.recovery.teacher import CachedTeacher, Teacher, teacher_outputs
+from hgsp.recovery.teacher import Teacher, teacher_outputs
+from hgsp.recovery.trainer import RecoveryTrainer, Sequences
 from hgsp.recovery.trainer_states import best_state, last_complete_state
 from hgsp.recovery.training_text import TrainingText
 
@@ -42,27 +42,10 @@ EVALUATIONS, EVALUATED_SHARE = 10, 0.2
 
 
 @dataclass(frozen=True)
-class Sequences(Dataset[dict[str, Any]]):
-    """Training sequences, with the teacher's cached top k if there is a cache."""
-
-    samples: Sequence[Sample]
-    teacher: CachedTeacher | None = None
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row: dict[str, Any] = {"sample": self.samples[index]}
-        if self.teacher is not None:
-            row["teacher"] = self.teacher.of(index)
-        return row
-
-
-@dataclass(frozen=True)
 class Trained:
     """The folder of the best state (adapter or model), and the log with an entry per step or evaluation.
 
-    ``parameters``: "model" and "trained" -> number of parameters.
+    ``parameters``: "model" and "trained" -> number of parameters. ``probes``: learning rates that were tried before.
     """
 
     checkpoint: Path
@@ -70,6 +53,7 @@ class Trained:
     kept_step: int
     steps: int
     parameters: Mapping[str, int]
+    probes: tuple[Probe, ...] = ()
 
 
 def trainable(model: Any, config: TrainingConfig) -> Any:
@@ -147,15 +131,20 @@ def train(
     if resume:
         LOG.info("resuming from %s", last.name if last else "the beginning: no state was saved")
     state = None if last is None else TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+    probes = known_probes(work_dir)
     if state is None or state.global_step < steps:
         with _trainer_on(device):
-            trainer = _trainer(model, text, config, collator, device, work_dir, teacher, steps, progress)
+            run = _run(model, text, config, collator, device, work_dir, teacher, progress)
+            if config.probe_learning_rates and not probes:
+                probes = probe(model, config.probe_learning_rates, run.short_trainer, work_dir)
+            trainer = run.trainer(best_rate(probes) if probes else config.learning_rate, steps)
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         state = trainer.state
     best = state.best_model_checkpoint
     checkpoint = best_state(folder, best) if best else folder / f"checkpoint-{state.global_step}"
     kept_step = int(checkpoint.name.rpartition("-")[2])
-    return Trained(checkpoint, tuple(state.log_history), kept_step, state.global_step, count_parameters(model, config))
+    parameters = count_parameters(model, config)
+    return Trained(checkpoint, tuple(state.log_history), kept_step, state.global_step, parameters, probes)
 
 
 @contextmanager
@@ -179,7 +168,55 @@ def count_parameters(model: Any, config: TrainingConfig) -> dict[str, int]:
     return {"model": everything - trained if config.method == "lora" else everything, "trained": trained}
 
 
-def _trainer(
+@dataclass(frozen=True)
+class _Run:
+    """What the Trainers of one run share."""
+
+    model: Any
+    train_set: Sequences
+    held_out: Sequences
+    teacher: Teacher | None
+    config: TrainingConfig
+    collator: Collator
+    device: str
+    folder: Path
+    progress: Progress
+
+    def trainer(self, learning_rate: float, steps: int) -> RecoveryTrainer:
+        """Return the Trainer of the run, which keeps states and evaluates them."""
+        return self._trainer(self._arguments(learning_rate, steps))
+
+    def short_trainer(self, learning_rate: float) -> RecoveryTrainer:
+        """Return the Trainer of a probe."""
+        LOG.info("trying a learning rate of %g for %d steps", learning_rate, self.config.probe_steps)
+        arguments = self._arguments(learning_rate, self.config.probe_steps)
+        arguments.eval_strategy, arguments.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
+        arguments.eval_on_start, arguments.report_to = False, []
+        return self._trainer(arguments)
+
+    def _arguments(self, learning_rate: float, steps: int) -> TrainingArguments:
+        config = replace(self.config, learning_rate=learning_rate)
+        return training_arguments(config, self.folder, steps, len(self.held_out), self.device)
+
+    def _trainer(self, arguments: TrainingArguments) -> RecoveryTrainer:
+        objective = Objective(
+            self.config.distill_weight if self.config.distill_from else 0.0, self.config.distill_temperature
+        )
+        trainer = RecoveryTrainer(
+            model=self.model,
+            args=arguments,
+            train_dataset=self.train_set,
+            eval_dataset=self.held_out if self.held_out.samples else None,
+            data_collator=self.collator,
+            callbacks=[StopOnNonFinite(), ProgressCallback(self.progress), EvaluateLast()],
+            objective=objective,
+            teacher=self.teacher,
+        )
+        trainer.remove_callback(PrinterCallback)  # replaced by our ProgressCallback
+        return trainer
+
+
+def _run(
     model: Any,
     text: TrainingText,
     config: TrainingConfig,
@@ -187,25 +224,13 @@ def _trainer(
     device: str,
     work_dir: Path,
     teacher: ModelSource | Teacher | None,
-    steps: int,
     progress: Progress,
-) -> RecoveryTrainer:
+) -> _Run:
     loaded, caches = teacher_outputs(
         config, teacher, (text.train, text.held_out), collator, device, work_dir / TEACHER_CACHE, progress
     )
     train_set, held_out = (Sequences(*pair) for pair in zip((text.train, text.held_out), caches, strict=True))
-    trainer = RecoveryTrainer(
-        model=model,
-        args=training_arguments(config, work_dir / "states", steps, len(held_out), device),
-        train_dataset=train_set,
-        eval_dataset=held_out if text.held_out else None,
-        data_collator=collator,
-        callbacks=[StopOnNonFinite(), ProgressCallback(progress), EvaluateLast()],
-        objective=Objective(config.distill_weight if config.distill_from else 0.0, config.distill_temperature),
-        teacher=loaded,
-    )
-    trainer.remove_callback(PrinterCallback)  # replaced by our ProgressCallback
-    return trainer
+    return _Run(model, train_set, held_out, loaded, config, collator, device, work_dir / "states", progress)
 
 
 def training_arguments(
@@ -267,26 +292,3 @@ def checkpointing_arguments() -> dict[str, Any]:
     names = {field.name for field in fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-
-
-class RecoveryTrainer(Trainer):
-    """A Trainer whose loss is cross-entropy, KL to the teacher, or both, per token that counts."""
-
-    def __init__(self, *, objective: Objective, teacher: Teacher | None, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.model_accepts_loss_kwargs = True  # the loss is already divided by the tokens of the whole update
-        self._objective, self._teacher = objective, teacher
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return the loss per learned token of the whole update; ``inputs`` are [B, T], cached top k [B, T, k]."""
-        labels = inputs.pop("labels")
-        cached = [inputs.pop(name) for name in ("teacher_values", "teacher_tokens") if name in inputs]
-        outputs = model(**inputs, use_cache=False)
-        target = TeacherTopK(*cached) if cached else None if self._teacher is None else self._teacher(inputs)
-        tokens = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] >= 0).sum()
-        loss = self._objective.summed(outputs.logits, labels, target) / tokens
-        if num_items_in_batch is not None:  # tokens of all processes, whose losses are averaged
-            loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss

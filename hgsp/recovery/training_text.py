@@ -124,6 +124,12 @@ def load_training_text(config: TrainingConfig, tokenizer: Any) -> TrainingText:
     train = [sample for part in parts for sample in part.train]
     held_out = [sample for part in parts for sample in part.held_out]
     num_samples = len(train) + len(held_out)
+    if config.probe_learning_rates and not held_out:
+        raise InputError(
+            expected="rows to hold out, which judge --probe_learning_rates",
+            got=f"none of {num_samples}",
+            remedy="set --val_size, or give a --learning_rate",
+        )
     if config.packing:
         train, held_out = pack(train, config.cutoff_len), pack(held_out, config.cutoff_len)
     notes = sum((part.notes for part in parts), Counter[str]())

@@ -281,7 +281,55 @@ def test_packing_learns_the_same_tokens_in_fewer_sequences(finetune, result, tmp
     packed, plain = (json.loads((f / "recovery_analysis.json").read_text()) for f in (tmp_path / "out", result))
     assert packed["data"]["train_learned_tokens"] == plain["data"]["train_learned_tokens"]
     assert packed["data"]["train_sequences"] < plain["data"]["train_sequences"] / 3
-    assert packed["held_out_loss"]["first"] == pytest.approx(plain["held_out_loss"]["first"], rel=0.05)
+    assert packed["held_out_loss"]["first"] == pytest.approx(plain["held_out_loss"]["first"], rel=1e-4)
+
+
+def test_the_held_out_loss_is_that_per_token_however_rows_are_batched(finetune, analysis, tmp_path):
+    assert finetune(tmp_path / "out", "--micro_batch_size", "1", "--skip_evaluation") == 0
+    one_by_one = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())["held_out_loss"]
+    assert one_by_one == pytest.approx(analysis["held_out_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_best_learning_rate_of_several_trains_as_if_it_had_been_given(method, finetune, tmp_path, capsys):
+    rates = {"lora": ("1e-6", "1e-2", "1e30"), "full": ("1e-7", "1e-3", "1e30")}[method]
+    flags = ("--method", method, "--skip_evaluation", "--no_bin")
+    assert finetune(tmp_path / "given", *flags, "--learning_rate", rates[1]) == 0
+    capsys.readouterr()
+    assert finetune(tmp_path / "tried", *flags, "--probe_learning_rates", *rates, "--probe_steps", "3") == 0
+    assert f"learning rate {float(rates[1]):g}, the best of 3 tried" in capsys.readouterr().out
+    analysis = json.loads((tmp_path / "tried" / "recovery_analysis.json").read_text())
+    assert analysis["learning_rate"] == float(rates[1])
+    low, best, broken = (tried["held_out_loss"] for tried in analysis["probes"])
+    assert best < low < analysis["held_out_loss"]["first"]
+    assert broken is None
+    assert losses_of(tmp_path / "tried") == losses_of(tmp_path / "given")
+    given, tried = (load_pruned(tmp_path / name).state_dict() for name in ("given", "tried"))
+    assert all(torch.equal(tensor, tried[name]) for name, tensor in given.items())
+
+
+def test_learning_rates_are_not_tried_again_after_a_kill(finetune, tmp_path, monkeypatch):
+    flags = ("--probe_learning_rates", "1e-6", "1e-2", "--probe_steps", "2", "--skip_evaluation")
+
+    def kill(self, args, state, control, **_):
+        if state.max_steps == 4 and state.global_step == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.StopOnNonFinite, "on_step_end", kill, raising=False)
+        with pytest.raises(Killed):
+            finetune(tmp_path / "out", *flags)
+    monkeypatch.setattr(training, "probe", kill)
+    assert finetune(tmp_path / "out", *flags, "--resume") == 0
+    analysis = json.loads((tmp_path / "out" / "recovery_analysis.json").read_text())
+    assert [tried["learning_rate"] for tried in analysis["probes"]] == [1e-6, 1e-2]
+    assert analysis["learning_rate"] == 1e-2
+
+
+def test_no_learning_rate_with_a_finite_loss_stops(finetune, tmp_path, capsys):
+    assert finetune(tmp_path / "out", "--probe_learning_rates", "1e30", "--skip_evaluation") == 1
+    assert "no learning rate of 1e+30 gives a finite loss" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 class Killed(BaseException):
@@ -544,6 +592,9 @@ REFUSED = {
     "nothing left": (["--cutoff_len", "10"], "--cutoff_len 10"),
     "learning rate 0": (["--learning_rate", "0"], "--learning_rate"),
     "learning rate inf": (["--learning_rate", "inf"], "--learning_rate"),
+    "tried rates": (["--probe_learning_rates", "1e-3", "0"], "--probe_learning_rates"),
+    "no probe steps": (["--probe_learning_rates", "1e-3", "--probe_steps", "0"], "--probe_steps"),
+    "nothing to judge rates by": (["--probe_learning_rates", "1e-3", "--val_size", "0"], "--val_size"),
     "no epochs": (["--num_epochs", "0"], "--num_epochs"),
     "no steps": (["--max_steps", "0"], "--max_steps"),
     "batch": (["--batch_size", "7", "--micro_batch_size", "3"], "the nearest are 6 or 9"),

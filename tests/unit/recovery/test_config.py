@@ -62,6 +62,12 @@ def test_the_pruning_recipes_flags_arrive(tmp_path):
         assert getattr(recovery, translated.get(name, name.removeprefix("finetune_"))) == value
 
 
+def test_learning_rates_are_tried_in_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"several processes.*give its choice as --learning_rate"):
+        parsed("--probe_learning_rates", "1e-3", "3e-3")
+
+
 @pytest.mark.parametrize(("batch", "micro", "processes", "steps"), [(128, 4, 1, 32), (128, 4, 8, 4), (4, 4, 1, 1)])
 def test_the_batch_is_shared_out_over_processes_and_steps(batch, micro, processes, steps):
     config = parsed("--batch_size", str(batch), "--micro_batch_size", str(micro))
