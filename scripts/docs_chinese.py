@@ -72,6 +72,7 @@ CHINESE = {
     "Python help perplexity": "Python 帮助文本困惑度",
     "trained on WikiText-2": "用 WikiText-2 训练",
     "trained on Alpaca + WikiText-2 + C4": "用 Alpaca + WikiText-2 + C4 训练",
+    "the same in 200 steps of one sequence": "同上，200 步，每步一条序列",
     # quantised models
     "type": "类型",
     "file": "文件大小",

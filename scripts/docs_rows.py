@@ -116,9 +116,10 @@ def trained(lstsq: Result, blocks: Result) -> Iterable[Row]:
 
 def mixed(several: Result, single: Result) -> Iterable[Row]:
     """Yield quality after training on several texts and on one of them, from the same pruned model."""
-    dense, pruned, trained = several["rows"]
+    dense, pruned, trained, in_small_steps = several["rows"]
     narrow = single["rows"][-1]
     on = {"dense": dense, "pruned": pruned, _named_texts(single): narrow, _named_texts(several): trained}
+    on["the same in 200 steps of one sequence"] = in_small_steps
     for label, row in on.items():
         ppl = [number(row[f"ppl_{text}"]) for text in ("wikitext2", "c4", "builtin")]
         yield label, *ppl, f"{row['answer_loss']:.2f}"
