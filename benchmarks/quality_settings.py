@@ -134,8 +134,9 @@ def _squared_errors(output: Tensor, target: Tensor, median_energy: float) -> Ten
 
 
 #: Changes of ``--reconstruct blocks``: the function that is replaced, and by what.
-VARIANTS: dict[str, tuple[str, Callable[..., Any]]] = {
+VARIANTS: dict[str, tuple[str, Any]] = {
     "MLPs alone": ("hgsp.reconstruction.reconstruct.refits_whole", lambda _method, kind, _layer: kind == "mlp"),
+    "256 tokens to a step": ("hgsp.reconstruction.block_fit.STEP_TOKENS", 256),
     "squared errors": ("hgsp.reconstruction.block_fit._relative_errors", _squared_errors),
 }
 

@@ -170,6 +170,7 @@ def refits(found: Result) -> Iterable[Row]:
     labels = {
         "balanced, attention slope 0, blocks, MLPs alone": "MLPs",
         "balanced, attention slope 0, blocks": "attention and MLPs",
+        "balanced, attention slope 0, blocks, 256 tokens to a step": "the same in steps of 256 tokens instead of 512",
         "balanced, attention slope 0, blocks, squared errors": "the same, towards squared errors",
     }
     cells = {(row["way"], row["ratio"]): row for row in found["rows"]}
