@@ -36,11 +36,12 @@ from hgsp.models.tokenizers import check_token_ids, check_vocabulary
 from hgsp.pipeline import recovery_report as report
 from hgsp.pipeline.config import PruneConfig
 from hgsp.pipeline.disk import recovery_disk_need
+from hgsp.pipeline.hints import batch_hint
 from hgsp.pipeline.recovery_config import INTERRUPTED, OUT_OF_MEMORY, RecoveryConfig, recovery_after_pruning
 from hgsp.pipeline.request import Request
 from hgsp.recovery import outputs, training
 from hgsp.recovery.collator import Collator
-from hgsp.recovery.config import require_packages
+from hgsp.recovery.config import num_updates, require_packages
 from hgsp.recovery.resume import check_content, check_work_dir, resumable_run
 from hgsp.recovery.teacher import inspect_teacher
 from hgsp.recovery.training import Trained
@@ -98,8 +99,16 @@ def finetune(config: RecoveryConfig, command: str, text: TrainingText | None = N
 
 def _log_start(recovery: _Recovery) -> None:
     """Log the text that is trained on; its hash and settings go to the file only."""
-    text = recovery.text.description
-    LOG.info("training text: %s, %s sequences", text["source"], f"{text['train_sequences']:,}")
+    text, config = recovery.text.description, recovery.config
+    sequences, processes = text["train_sequences"], launched_processes()
+    steps = num_updates(sequences, config, processes)
+    LOG.info(
+        "training text: %s, %s sequences; %s steps of %s",
+        text["source"],
+        *(f"{n:,}" for n in (sequences, steps, config.batch_size)),
+    )
+    if advice := batch_hint(config, sequences, processes):
+        LOG.info("%s", advice)
     LOG.info("training text: %s", text, extra={"file_only": True})
 
 

@@ -198,3 +198,12 @@ def steps_per_update(config: TrainingConfig, num_processes: int) -> int:
             remedy=nearest_multiples(config.batch_size, at_once),
         )
     return config.batch_size // at_once
+
+
+def num_updates(num_sequences: int, config: TrainingConfig, processes: int) -> int:
+    """Return the optimizer steps of the whole run: ``max_steps``, else those of the epochs."""
+    if config.max_steps is not None:
+        return config.max_steps
+    batches = math.ceil(num_sequences / (config.micro_batch_size * processes))
+    per_epoch = max(1, math.ceil(batches / steps_per_update(config, processes)))
+    return max(1, math.ceil(per_epoch * config.num_epochs))

@@ -24,7 +24,7 @@ from hgsp.models.half_precision import emulated_dtypes, fp32_matmul_fallback
 from hgsp.models.loading import ModelSource
 from hgsp.recovery.callbacks import EvaluateLast, ProgressCallback, StopOnNonFinite
 from hgsp.recovery.collator import Collator
-from hgsp.recovery.config import ATTENTION_PROJECTIONS, TrainingConfig, steps_per_update
+from hgsp.recovery.config import ATTENTION_PROJECTIONS, TrainingConfig, num_updates, steps_per_update
 from hgsp.recovery.losses import Objective
 from hgsp.recovery.probe import Probe, best_rate, known_probes, probe
 from hgsp.recovery.resume import TEACHER_CACHE
@@ -93,15 +93,6 @@ def adapter_targets(model: Any, chosen: Sequence[str]) -> list[str]:
         )
     LOG.warning("experts get no adapters: %s of attention do", ", ".join(attention))
     return attention
-
-
-def num_updates(num_sequences: int, config: TrainingConfig, processes: int) -> int:
-    """Return the optimizer steps of the whole run: ``max_steps``, else those of the epochs."""
-    if config.max_steps is not None:
-        return config.max_steps
-    batches = math.ceil(num_sequences / (config.micro_batch_size * processes))
-    per_epoch = max(1, math.ceil(batches / steps_per_update(config, processes)))
-    return max(1, math.ceil(per_epoch * config.num_epochs))
 
 
 @fp32_matmul_fallback()

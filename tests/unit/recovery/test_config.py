@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,12 +14,13 @@ from hgsp.console.flags import arguments_of, parse
 from hgsp.errors import InputError
 from hgsp.evaluation.config import EvaluationConfig
 from hgsp.pipeline.config import PruneConfig
+from hgsp.pipeline.hints import batch_hint
 from hgsp.pipeline.next_steps import after_recovery
 from hgsp.pipeline.recovery_config import RecoveryConfig, recovery_after_pruning
-from hgsp.recovery.config import steps_per_update
+from hgsp.recovery.config import num_updates, steps_per_update
 from hgsp.recovery.resume import resumable_run
 from hgsp.recovery.trainer_states import last_complete_state
-from hgsp.recovery.training import num_updates, steps_between_evaluations
+from hgsp.recovery.training import steps_between_evaluations
 
 REQUIRED = ["--pruned_model", "results/M/p20/pruned_model.bin", "--output_dir", "results/M/p20_finetuned"]
 
@@ -90,6 +91,30 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do():
 )
 def test_the_number_of_updates_is_known_before(sequences, flags, updates):
     assert num_updates(sequences, parsed(*flags), 1) == updates
+
+
+@pytest.mark.parametrize(
+    ("sequences", "flags", "batch"),
+    [
+        (2000, [], 28),  # 3 epochs of 16 steps; 215 steps are asked for
+        (2000, ["--micro_batch_size", "1"], 30),
+        (100, [], 4),  # not below one forward pass
+        (51760, [], None),  # 1,215 steps
+        (2000, ["--batch_size", "4"], None),  # as small as it can be, and enough steps
+        (100, ["--batch_size", "4"], None),  # as small as it can be
+        (2000, ["--max_steps", "16"], None),  # asked for
+    ],
+)
+def test_few_steps_call_for_smaller_batches(sequences, flags, batch):
+    config = parsed(*flags)
+    found = batch_hint(config, sequences, 1)
+    if batch is None:
+        assert found is None
+        return
+    steps = [num_updates(sequences, used, 1) for used in (config, replace(config, batch_size=batch))]
+    assert steps[0] < 100
+    assert found is not None
+    assert found.startswith(f"hint: {steps[0]} optimizer steps are few; --batch_size {batch} makes {steps[1]} of")
 
 
 @pytest.mark.parametrize(
