@@ -33,6 +33,8 @@ from hgsp.scoring.scores import Scores
 DTYPE = "bfloat16"
 #: Baselines that refit weights.
 REFITTING = {"osscar"}
+#: Steps of a search where it is a part of a setting.
+SEARCH_STEPS = 10
 #: Settings of ``--attention_slope`` beside that of ``balanced``.
 SLOPES = (0.0, 0.5, 1.5)
 #: What changes of ``--reconstruct blocks`` are compared with.
@@ -156,8 +158,8 @@ def _settings() -> dict[str, Recipe]:
         "": {},
         "+lstsq": {"reconstruct": "lstsq"},
         "+bias": {"reconstruct": "bias"},
-        "+search": {"search": BEST.search},
-        "+search+lstsq": {"search": BEST.search, "reconstruct": "lstsq"},
+        "+search": {"search": SEARCH_STEPS},
+        "+search+lstsq": {"search": SEARCH_STEPS, "reconstruct": "lstsq"},
     }
     return {
         "fisher, labels drawn": _plain("fisher", labels="model"),

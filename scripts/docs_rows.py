@@ -209,10 +209,10 @@ def boolq(found: Result) -> Iterable[Row]:
 
 
 def recipes(*found: Result) -> Iterable[Row]:
-    """Yield seconds of every recipe for a whole model, by hardware."""
+    """Yield seconds of every recipe for a whole model, by hardware; without a search, which no recipe has any more."""
     for result in found:
         for recipe, stages in result["whole_model"].items():
-            seconds = [stages.get(stage, {"seconds": 0})["seconds"] for stage in ("score", "search", "reconstruct")]
+            seconds = [stages.get(stage, {"seconds": 0})["seconds"] for stage in ("score", "reconstruct")]
             yield result["processor"], f"`{recipe}`", *(f"{s:,}" if s else "" for s in (*seconds, sum(seconds)))
 
 

@@ -213,7 +213,7 @@ TABLES: dict[str, Table | Comparison] = {
     ),
     "recipes": Table(
         ("reconstruction_llama-3-8b_h100", "reconstruction_llama-3-8b"),
-        ("seconds", "recipe", "scoring", "search", "reconstruction", "total"),
+        ("seconds", "recipe", "scoring", "reconstruction", "total"),
         rows.recipes,
     ),
     "quantized": Table(
