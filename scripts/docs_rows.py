@@ -184,6 +184,12 @@ def _by_text(row: Result) -> list[str]:
     return [shown for text in TEXTS for shown in (number(row["ppl"][text]), f"{row['kl'][text]:.3f}")]
 
 
+def minutes(found: Result) -> Iterable[Row]:
+    """Yield the minutes that each method takes, with perplexity and KL, the fastest first."""
+    for row in sorted(found["rows"], key=lambda row: row["cpu_seconds"]):
+        yield f"`{row['way']}`", f"{row['cpu_seconds'] / 60:.1f}", *_by_text(row)
+
+
 def slopes(found: Result) -> Iterable[Row]:
     """Yield perplexity and KL of ``balanced`` by the slope of the attention scores."""
     cells = {(row["way"], row["ratio"]): row for row in found["rows"]}

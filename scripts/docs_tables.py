@@ -199,6 +199,11 @@ TABLES: dict[str, Table | Comparison] = {
         rows.blocks,
         OF_DECODER,
     ),
+    "minutes": Table(
+        ("quality_smollm2_minutes",),
+        ("30% of the decoder removed by", "minutes", "WikiText-2", "KL", "C4", "KL"),
+        rows.minutes,
+    ),
     "slopes": Table(
         ("quality_smollm2_slopes",),
         ("removed", "`--attention_slope`", "WikiText-2", "KL", "C4", "KL"),
