@@ -39,8 +39,8 @@ class TrainingConfig(TextConfig):
         None, help="number of optimizer steps; overrides --num_epochs", type=int, range="at least 1"
     )
     learning_rate: float = option(3e-4, help="peak learning rate of the cosine schedule", type=float, range="above 0")
-    probe_learning_rates: tuple[float, ...] = option(
-        (),
+    probe_learning_rates: tuple[float, ...] | None = option(
+        None,
         help="learning rates to try first, for --probe_steps each; the one with the lowest held-out loss replaces "
         "--learning_rate",
         type=float,
@@ -124,8 +124,8 @@ class TrainingConfig(TextConfig):
         return dataset_names(self.data_path)
 
     def __post_init__(self) -> None:
-        for name in ("lora_target_modules", "probe_learning_rates"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "lora_target_modules", tuple(self.lora_target_modules))
+        object.__setattr__(self, "probe_learning_rates", tuple(self.probe_learning_rates or ()) or None)
         for name, choices in (("method", METHODS), ("report_to", REPORTERS), ("dtype", (None, *DTYPE_NAMES))):
             expected = f"one of {', '.join(map(str, choices))}"
             require(getattr(self, name) in choices, f"--{name}", expected, getattr(self, name))
@@ -147,7 +147,7 @@ class TrainingConfig(TextConfig):
         steps_per_update(self, launched_processes())
 
     def _check_probe(self) -> None:
-        rates = self.probe_learning_rates
+        rates = self.probe_learning_rates or ()
         usable = all(math.isfinite(rate) and rate > 0 for rate in rates)
         require(usable, "--probe_learning_rates", "finite numbers > 0", " ".join(f"{rate:g}" for rate in rates))
         if rates:

@@ -144,9 +144,11 @@ def test_what_belongs_to_one_run_alone_is_not_written(tmp_path):
 
 def test_the_command_line_takes_precedence_over_the_file_and_both_over_their_presets(tmp_path):
     file = tmp_path / "settings.json"
-    file.write_text(json.dumps({"recipe": "best", "nsamples": 7, "search-nsamples": 5, "finetune": True, "tau": None}))
+    settings = {"recipe": "best", "nsamples": 7, "search": 2, "search-nsamples": 5, "finetune": True, "tau": None}
+    file.write_text(json.dumps(settings))
     config = prune("--config", file)
-    assert (config.nsamples, config.search, config.search_nsamples, config.finetune) == (7, 10, 5, True)
+    assert (config.nsamples, config.reconstruct_nsamples) == (7, 1024)
+    assert (config.search, config.search_nsamples, config.finetune) == (2, 5, True)
     assert prune("--config", file, "--nsamples", 9).nsamples == 9
     assert prune("--nsamples", 9, "--config", file).nsamples == 9
     assert not prune("--config", file, "--no_finetune").finetune
