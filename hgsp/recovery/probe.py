@@ -39,7 +39,7 @@ def known_probes(work_dir: Path) -> tuple[Probe, ...]:
 def probe(
     model: Any, rates: Sequence[float], trainer_of: Callable[[float], Trainer], work_dir: Path
 ) -> tuple[Probe, ...]:
-    """Try learning rates, and write what was found for a run that resumes.
+    """Try learning rates, and write their losses for a run that resumes.
 
     Args:
         model: its trained parameters are put back after each run.

@@ -161,7 +161,7 @@ def count_parameters(model: Any, config: TrainingConfig) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the Trainers of one run share."""
+    """The parts shared by the Trainers of one run: a short one for every rate tried, and the long one."""
 
     model: Any
     train_set: Sequences
