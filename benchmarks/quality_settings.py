@@ -170,7 +170,6 @@ def _settings() -> dict[str, Recipe]:
         **{f"balanced, attention slope {slope:g}": replace(BALANCED, attention_slope=slope) for slope in SLOPES},
         "balanced, search": replace(BALANCED, search=4),
         "best, lstsq": replace(BEST, reconstruct="lstsq"),
-        "best, 128 sequences to score, 512 to refit": replace(BEST, nsamples=128, reconstruct_nsamples=512),
     }
 
 

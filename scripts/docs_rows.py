@@ -179,6 +179,14 @@ def refits(found: Result) -> Iterable[Row]:
             yield percent(ratio), label, *_by_text(row)
 
 
+def shorter_best(before: Result, now: Result) -> Iterable[Row]:
+    """Yield perplexity and KL of ``best`` before and after it lost its search and a half of its text."""
+    earlier, later = ({row["ratio"]: row for row in found["rows"] if row["way"] == "best"} for found in (before, now))
+    for ratio, row in sorted(later.items()):
+        yield percent(ratio), "before", *_by_text(earlier[ratio])
+        yield percent(ratio), "now", *_by_text(row)
+
+
 def _by_text(row: Result) -> list[str]:
     """Return perplexity and KL on each text."""
     return [shown for text in TEXTS for shown in (number(row["ppl"][text]), f"{row['kl'][text]:.3f}")]

@@ -216,6 +216,12 @@ TABLES: dict[str, Table | Comparison] = {
         rows.refits,
         "Fractions are of the decoder layers' parameters.",
     ),
+    "shorter_best": Table(
+        ("quality_smollm2_compared", "quality_smollm2_best"),
+        ("removed", "`best`", "WikiText-2", "KL", "C4", "KL"),
+        rows.shorter_best,
+        "Fractions are of the decoder layers' parameters.",
+    ),
     "recipes": Table(
         ("reconstruction_llama-3-8b_h100", "reconstruction_llama-3-8b"),
         ("seconds", "recipe", "scoring", "reconstruction", "total"),

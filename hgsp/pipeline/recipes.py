@@ -68,7 +68,7 @@ FAST = Recipe(importance_method="fisher", temperature=0.0)
 BALANCED = Recipe(
     importance_method="fisher_token", temperature=0.0, depth_slope=0.5, attention_slope=1.0, reconstruct="lstsq"
 )
-BEST = replace(BALANCED, reconstruct="blocks", nsamples=256, reconstruct_nsamples=1024)
+BEST = replace(BALANCED, reconstruct="blocks", reconstruct_nsamples=512)
 
 #: The names of ``--recipe``; docs/QUALITY.md has the measurements behind them.
 RECIPES = {"fast": FAST, "balanced": BALANCED, "best": BEST}

@@ -147,7 +147,7 @@ def test_the_command_line_takes_precedence_over_the_file_and_both_over_their_pre
     settings = {"recipe": "best", "nsamples": 7, "search": 2, "search-nsamples": 5, "finetune": True, "tau": None}
     file.write_text(json.dumps(settings))
     config = prune("--config", file)
-    assert (config.nsamples, config.reconstruct_nsamples) == (7, 1024)
+    assert (config.nsamples, config.reconstruct_nsamples) == (7, 512)
     assert (config.search, config.search_nsamples, config.finetune) == (2, 5, True)
     assert prune("--config", file, "--nsamples", 9).nsamples == 9
     assert prune("--nsamples", 9, "--config", file).nsamples == 9
