@@ -179,6 +179,13 @@ def refits(found: Result) -> Iterable[Row]:
             yield percent(ratio), label, *_by_text(row)
 
 
+def local_refits(found: Result) -> Iterable[Row]:
+    """Yield the error that refits of single blocks leave, relative to none."""
+    blocks = {"attention": "attention without its weakest KV group", "mlp": "MLP without half of its channels"}
+    for row in found["rows"]:
+        yield blocks[row["kind"]], row["way"], f"{row['energy']:.0%}", f"{row['loss']:.0%}"
+
+
 def shorter_best(before: Result, now: Result) -> Iterable[Row]:
     """Yield perplexity and KL of ``best`` before and after it lost its search and a half of its text."""
     earlier, later = ({row["ratio"]: row for row in found["rows"] if row["way"] == "best"} for found in (before, now))

@@ -216,6 +216,11 @@ TABLES: dict[str, Table | Comparison] = {
         rows.refits,
         "Fractions are of the decoder layers' parameters.",
     ),
+    "local_refits": Table(
+        ("local_refits_smollm2",),
+        ("SmolLM2-135M-Instruct", "refit", "error left", "loss left"),
+        rows.local_refits,
+    ),
     "shorter_best": Table(
         ("quality_smollm2_compared", "quality_smollm2_best"),
         ("removed", "`best`", "WikiText-2", "KL", "C4", "KL"),
