@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from docs_results import GIB, RATIOS, TEXTS, WIKITEXT, Result, Row, by_ratio, methods, number, percent
 
@@ -12,7 +12,6 @@ from hgsp.scoring.names import IMPORTANCE_METHODS
 
 WITH_TEN = (0.1, *RATIOS)
 NORMALIZATIONS = ("none", "mean", "share", "rank", "output")
-
 
 #: Columns of the first table: ways of ``benchmarks/quality.py``, and phases that ``benchmarks/speed.py`` times.
 HEADLINE = {
@@ -166,17 +165,14 @@ def blocks(found: Result) -> Iterable[Row]:
 
 
 def refits(found: Result) -> Iterable[Row]:
-    """Yield perplexity and KL by what is refitted after least squares, and how."""
+    """Return perplexity and KL by what is refitted after least squares, and how."""
     labels = {
         "balanced, attention slope 0, blocks, MLPs alone": "MLPs",
         "balanced, attention slope 0, blocks": "attention and MLPs",
         "balanced, attention slope 0, blocks, 256 tokens to a step": "the same in steps of 256 tokens instead of 512",
         "balanced, attention slope 0, blocks, squared errors": "the same, towards squared errors",
     }
-    cells = {(row["way"], row["ratio"]): row for row in found["rows"]}
-    for ratio, (way, label) in itertools.product(RATIOS, labels.items()):
-        if row := cells.get((way, ratio)):
-            yield percent(ratio), label, *_by_text(row)
+    return _by_setting(found, labels)
 
 
 def local_refits(found: Result) -> Iterable[Row]:
@@ -188,10 +184,18 @@ def local_refits(found: Result) -> Iterable[Row]:
 
 def shorter_best(before: Result, now: Result) -> Iterable[Row]:
     """Yield perplexity and KL of ``best`` before and after it lost its search and a half of its text."""
-    earlier, later = ({row["ratio"]: row for row in found["rows"] if row["way"] == "best"} for found in (before, now))
-    for ratio, row in sorted(later.items()):
-        yield percent(ratio), "before", *_by_text(earlier[ratio])
-        yield percent(ratio), "now", *_by_text(row)
+    earlier = {row["ratio"]: row for row in before["rows"] if row["way"] == "best"}
+    for row in now["rows"]:
+        for when, cell in (("before", earlier[row["ratio"]]), ("now", row)):
+            yield percent(row["ratio"]), when, *_by_text(cell)
+
+
+def _by_setting(found: Result, labels: Mapping[str, str]) -> Iterable[Row]:
+    """Yield perplexity and KL of the settings with labels, by ratio."""
+    cells = {(row["way"], row["ratio"]): row for row in found["rows"]}
+    for ratio, (way, label) in itertools.product(RATIOS, labels.items()):
+        if row := cells.get((way, ratio)):
+            yield percent(ratio), label, *_by_text(row)
 
 
 def _by_text(row: Result) -> list[str]:
@@ -206,15 +210,9 @@ def minutes(found: Result) -> Iterable[Row]:
 
 
 def slopes(found: Result) -> Iterable[Row]:
-    """Yield perplexity and KL of ``balanced`` by the slope of the attention scores."""
-    cells = {(row["way"], row["ratio"]): row for row in found["rows"]}
-    labels = {
-        "balanced" if slope == "1" else f"balanced, attention slope {slope}": slope
-        for slope in ("0", "0.5", "1", "1.5")
-    }
-    for ratio, (way, label) in itertools.product(RATIOS, labels.items()):
-        if row := cells.get((way, ratio)):
-            yield percent(ratio), label, *_by_text(row)
+    """Return perplexity and KL of ``balanced`` by the slope of the attention scores."""
+    labels = {f"balanced, attention slope {slope}": slope for slope in ("0", "0.5")}
+    return _by_setting(found, {**labels, "balanced": "1", "balanced, attention slope 1.5": "1.5"})
 
 
 def boolq(found: Result) -> Iterable[Row]:
