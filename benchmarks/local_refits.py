@@ -32,7 +32,7 @@ from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.tokenizers import load_tokenizer
 from hgsp.reconstruction.least_squares import Moments, energy, solve
 
-#: A float64 ridge for the part of a channel that the others do not predict, relative to the mean square of channels.
+#: Ridge, relative to the mean square of the channels, of the fit of each channel by all others.
 RIDGE = 1e-3
 
 
