@@ -40,10 +40,13 @@ SETTINGS = {
     ],
     "all parameters": ["--learning_rate", "5e-5", "--method", "full"],
     "all parameters, distilled": ["--learning_rate", "3e-4", "--method", "full", "--distill_from", "TEACHER"],
-    "all parameters, distilled, one sequence a step": [
-        *("--learning_rate", "1.5e-4", "--method", "full", "--distill_from", "TEACHER"),
-        *("--batch_size", "1", "--micro_batch_size", "1", "--max_steps", "200", "--eval_steps", "100"),
-    ],
+    **{
+        f"all parameters, distilled, {number}": [
+            *("--learning_rate", "1.5e-4", "--method", "full", "--distill_from", "TEACHER", "--batch_size", "1"),
+            *("--micro_batch_size", "1", "--max_steps", steps, "--eval_steps", "100"),
+        ]
+        for number, steps in (("one sequence a step", "200"), ("400 steps of one sequence", "400"))
+    },
     "all parameters, half distilled": [
         *("--learning_rate", "3e-4", "--method", "full", "--distill_from", "TEACHER", "--distill_weight", "0.5")
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 from docs_results import GIB, RATIOS, TEXTS, WIKITEXT, Result, Row, by_ratio, methods, number, percent
@@ -84,49 +83,6 @@ def scoring(found: Result) -> Iterable[Row]:
         peak = f"{full['extrapolated_peak_bytes'] / GIB:.1f} GiB"
         cells = [*(f"{ratio:.2f}" for ratio in ratios), f"{full['extrapolated_peak_over_weights']:.2f}", peak]
         yield f"`{full['method']}`", rows[0]["plain_pass"].replace("+", " and "), *cells
-
-
-def recovery(found: Result) -> Iterable[Row]:
-    """Yield quality before and after recovery, with the share of the lost log-perplexity that comes back."""
-    dense, *others = found["rows"]
-    pruned: Result = dense
-    for row in [dense, *others]:
-        pruned = row if row["way"] == "pruned" else pruned
-        back = ""
-        if "train_s" in row:
-            low, start, end = (math.log(r["ppl_wikitext2"]) for r in (dense, pruned, row))
-            back = f"{(start - end) / (start - low):.0%}"
-        minutes = f"{row['train_s'] / 60:.0f} min" if "train_s" in row else ""
-        removed = percent(row["ratio"]) if row["ratio"] else ""
-        quality = [number(row["ppl_wikitext2"]), back, number(row["ppl_c4"]), f"{100 * row['acc_arc_easy']:.1f}"]
-        yield removed, row["way"], *quality, f"{row['answer_loss']:.2f}", minutes
-
-
-def trained(lstsq: Result, blocks: Result) -> Iterable[Row]:
-    """Yield WikiText-2 and C4 perplexity of recipes before and after training, by fraction of the decoder."""
-    first, second = (
-        [f"{row['ppl_wikitext2']:.1f} / {row['ppl_c4']:.1f}" for row in found["rows"]] for found in (lstsq, blocks)
-    )
-    yield "`balanced`", first[0], *first[1::2]
-    yield "`balanced`, trained", first[0], *first[2::2]
-    yield "`balanced --reconstruct blocks`", second[0], "", "", second[1]
-    yield "`balanced --reconstruct blocks`, trained", second[0], "", "", second[2]
-
-
-def mixed(several: Result, single: Result) -> Iterable[Row]:
-    """Yield quality after training on several texts and on one of them, from the same pruned model."""
-    dense, pruned, trained, in_small_steps = several["rows"]
-    narrow = single["rows"][-1]
-    on = {"dense": dense, "pruned": pruned, _named_texts(single): narrow, _named_texts(several): trained}
-    on["the same in 200 steps of one sequence"] = in_small_steps
-    for label, row in on.items():
-        ppl = [number(row[f"ppl_{text}"]) for text in ("wikitext2", "c4", "builtin")]
-        yield label, *ppl, f"{row['answer_loss']:.2f}"
-
-
-def _named_texts(found: Result) -> str:
-    names = {"wikitext2": "WikiText-2", "c4": "C4"}
-    return f"trained on {' + '.join(names.get(text, 'Alpaca') for text in found['data_path'])}"
 
 
 def texts(validation: Result, mixed: Result) -> Iterable[Row]:
@@ -280,18 +236,6 @@ def multiples(*found: Result) -> Iterable[Row]:
             rows = [row for row in result["rows"] if (row["method"], row["temperature"]) == (method, 0)]
             by = {row["ratio"]: row["ppl"] / result["dense"]["ppl"] for row in rows}
             yield model, f"`{method}`", *(f"{by[ratio]:.2f}" for ratio in WITH_TEN)
-
-
-def lora_memory(found: Result) -> Iterable[Row]:
-    """Yield memory of LoRA training beside the weights, measured for few layers and extrapolated to all."""
-    for row in [*found["rows"], found["whole_model"]]:
-        extra = f"{row['extra_bytes'] / GIB:.2f} GiB"
-        yield (
-            f"{row['layers']}",
-            f"{row['weight_bytes'] / GIB:.2f} GiB",
-            extra,
-            f"{row['extra_bytes'] / row['weight_bytes']:.1%}",
-        )
 
 
 def quantized(result: Result) -> Iterable[Row]:

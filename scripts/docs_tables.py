@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import docs_recovery as recovery
 import docs_rows as rows
 from docs_results import (
     C4,
@@ -116,7 +117,7 @@ TABLES: dict[str, Table | Comparison] = {
     "lora_memory": Table(
         ("recovery_memory_llama3",),
         ("layers", "weights", "peak above the weights", "relative to them"),
-        rows.lora_memory,
+        recovery.lora_memory,
     ),
     "recovery": Table(
         ("recovery_smollm2",),
@@ -130,25 +131,19 @@ TABLES: dict[str, Table | Comparison] = {
             "loss on held-out answers",
             "training",
         ),
-        rows.recovery,
+        recovery.recovered,
         OF_ALL,
     ),
     "trained": Table(
         ("recovery_smollm2_wikitext2", "recovery_smollm2_wikitext2_blocks"),
         ("WikiText-2 / C4 perplexity", "dense", *PERCENT),
-        rows.trained,
+        recovery.trained,
         OF_DECODER,
     ),
     "mixed": Table(
         ("recovery_smollm2_mixed", "recovery_smollm2_single"),
-        (
-            "SmolLM2-135M-Instruct",
-            "WikiText-2 perplexity",
-            "C4 perplexity",
-            "Python help perplexity",
-            "loss on held-out answers",
-        ),
-        rows.mixed,
+        ("SmolLM2-135M-Instruct", *recovery.MEASURED),
+        recovery.mixed,
         "30% of the decoder layers' parameters removed.",
     ),
     "compared_smollm2": Comparison("quality_smollm2_compared"),
