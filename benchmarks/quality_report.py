@@ -111,11 +111,11 @@ def _lines(result: Mapping[str, Any], text: str) -> dict[str, list[tuple[float, 
 
 
 def _table(result: Mapping[str, Any], title: str, dense: str, cell: Callable[[Mapping[str, Any]], str]) -> list[str]:
-    """Return the lines of one table, or none if all its cells are empty."""
+    """Return the lines of one table of the settings that have a cell, or none if no setting has."""
     ratios = sorted({row["ratio"] for row in result["rows"]})
-    settings = list(dict.fromkeys(row["way"] for row in result["rows"]))
     cells = {(row["way"], row["ratio"]): cell(row) for row in result["rows"]}
-    if not any(cells.values()):
+    settings = dict.fromkeys(setting for (setting, _), value in cells.items() if value)
+    if not settings:
         return []
     return [
         f"| {title} | dense | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |",

@@ -20,7 +20,7 @@ H hidden | S inputs of a pruned output projection, plus one for a bias
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,19 +140,22 @@ def reconstruct(
     _check_biases(surgery.plan, options.method)
     surgery = surgery.replacing(tensors)
     new_index_of = {old: new for new, old in enumerate(surviving_layers(surgery.plan))}
-    modules: list[ModuleFit] = []
+    finished = {} if resume is None else {index: resume.fits(index) for index in new_index_of}
+    fits_of = {index: fits for index, fits in finished.items() if fits is not None}
+    waiting = new_index_of.keys() - options.frozen - fits_of.keys()
+    if not waiting:
+        return Reconstruction(tensors, _in_order(fits_of), calibration, options.method)
+    num_layers = max(waiting) + 1  # no layer behind the last one to fit is run
     with PairedForward(decoder, calibration.input_ids, options.batch_size, options.spill_dir) as streams:
-        for index in progress(range(decoder.num_layers), "reconstruction", decoder.num_layers):
+        for index in progress(range(num_layers), "reconstruction", num_layers):
             new_index = new_index_of.get(index)
             with decoder.layer(index) as dense:
                 if new_index is None:
                     streams.pass_layer(dense, None)
                     continue
                 with _pruned_layer(surgery, new_index, dense) as pruned:
-                    done = None if resume is None else resume.fits(index)
-                    if index in options.frozen or done is not None:
+                    if index not in waiting:
                         streams.pass_layer(dense, pruned)
-                        modules += done or ()
                         continue
                     fits: list[ModuleFit] = []
                     for kind in KINDS:
@@ -167,8 +170,13 @@ def reconstruct(
                         tensors.update(new)
                     else:
                         resume.add(index, fits, new)
-                    modules += fits
-    return Reconstruction(tensors, tuple(modules), calibration, options.method)
+                    fits_of[index] = fits
+    return Reconstruction(tensors, _in_order(fits_of), calibration, options.method)
+
+
+def _in_order(fits_of: Mapping[int, Sequence[ModuleFit]]) -> tuple[ModuleFit, ...]:
+    """Return the fits of all layers, first layer to last."""
+    return tuple(fit for index in sorted(fits_of) for fit in fits_of[index])
 
 
 def refits_whole(method: str, kind: str, layer: nn.Module) -> bool:

@@ -392,3 +392,19 @@ def test_an_interrupted_reconstruction_resumes_after_finished_layers(make, tmp_p
     assert len(fitted) == len(projections)
     resume.close()
     assert not (tmp_path / "state").exists()
+
+
+def test_no_layer_behind_the_last_one_to_fit_is_run(make, tmp_path, monkeypatch):
+    model = make("llama-8q4kv")
+    plan, opened = mixed_plan(model), []
+    layer = Decoder.layer
+    monkeypatch.setattr(Decoder, "layer", lambda self, index: opened.append(index) or layer(self, index))
+    last = len(model.model.layers) - 1
+    whole, _ = reconstructed(model, plan, frozen=frozenset({last}))
+    assert opened == list(range(last))
+    reconstructed(model, plan, resume=ResumeState(tmp_path / "state", "mine"), frozen=frozenset({last}))
+    opened.clear()
+    again = ResumeState(tmp_path / "state", "mine")
+    found, _ = reconstructed(model, plan, resume=again, frozen=frozenset({last}))
+    assert found.modules == whole.modules
+    assert opened == []
