@@ -157,14 +157,7 @@ def reconstruct(
                     if index not in waiting:
                         streams.pass_layer(dense, pruned)
                         continue
-                    fits: list[ModuleFit] = []
-                    for kind in KINDS:
-                        if kind == "mlp" and loses_channels(dense, pruned):
-                            experts = surgery.plan.layers[index].experts
-                            fits += fit_experts(streams, index, dense, pruned, experts)
-                            continue
-                        seed = calibration.seed + index if refits_whole(options.method, kind, dense) else None
-                        fits += _reconstruct_block(streams, kind, index, dense, pruned, options.method == "bias", seed)
+                    fits = _fit_layer(streams, index, dense, pruned, surgery.plan, options.method, calibration.seed)
                     new = _new_tensors(fits, new_index, pruned)
                     if resume is None:
                         tensors.update(new)
@@ -172,6 +165,20 @@ def reconstruct(
                         resume.add(index, fits, new)
                     fits_of[index] = fits
     return Reconstruction(tensors, _in_order(fits_of), calibration, options.method)
+
+
+def _fit_layer(
+    streams: PairedForward, index: int, dense: nn.Module, pruned: nn.Module, plan: PrunePlan, method: str, seed: int
+) -> list[ModuleFit]:
+    """Refit the blocks of one layer in turn, and run both models through it."""
+    fits: list[ModuleFit] = []
+    for kind in KINDS:
+        if kind == "mlp" and loses_channels(dense, pruned):
+            fits += fit_experts(streams, index, dense, pruned, plan.layers[index].experts)
+            continue
+        block_seed = seed + index if refits_whole(method, kind, dense) else None
+        fits += _reconstruct_block(streams, kind, index, dense, pruned, method == "bias", block_seed)
+    return fits
 
 
 def _in_order(fits_of: Mapping[int, Sequence[ModuleFit]]) -> tuple[ModuleFit, ...]:
