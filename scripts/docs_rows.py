@@ -138,12 +138,12 @@ def local_refits(found: Result) -> Iterable[Row]:
         yield blocks[row["kind"]], row["way"], f"{row['energy']:.0%}", f"{row['loss']:.0%}"
 
 
-def shorter_best(before: Result, now: Result) -> Iterable[Row]:
-    """Yield perplexity and KL of ``best`` before and after it lost its search and a half of its text."""
-    earlier = {row["ratio"]: row for row in before["rows"] if row["way"] == "best"}
+def changed_recipes(before: Result, now: Result) -> Iterable[Row]:
+    """Yield perplexity and KL of recipes before and after they changed."""
+    earlier = {(row["way"], row["ratio"]): row for row in before["rows"]}
     for row in now["rows"]:
-        for when, cell in (("before", earlier[row["ratio"]]), ("now", row)):
-            yield percent(row["ratio"]), when, *_by_text(cell)
+        for when, cell in (("before", earlier[row["way"], row["ratio"]]), ("now", row)):
+            yield percent(row["ratio"]), f"`{row['way']}`, {when}", *_by_text(cell)
 
 
 def _by_setting(found: Result, labels: Mapping[str, str]) -> Iterable[Row]:

@@ -216,10 +216,10 @@ TABLES: dict[str, Table | Comparison] = {
         ("SmolLM2-135M-Instruct", "refit", "error left", "loss left"),
         rows.local_refits,
     ),
-    "shorter_best": Table(
+    "changed_recipes": Table(
         ("quality_smollm2_compared", "quality_smollm2_best"),
-        ("removed", "`best`", "WikiText-2", "KL", "C4", "KL"),
-        rows.shorter_best,
+        ("removed", "recipe", "WikiText-2", "KL", "C4", "KL"),
+        rows.changed_recipes,
         "Fractions are of the decoder layers' parameters.",
     ),
     "recipes": Table(
