@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from hgsp.console.exchange import exchange
+from hgsp.console.locks import held
 from hgsp.console.report_schema import PRUNING_REPORT, RECOVERY_REPORT
 from hgsp.environment import process_rank, sync, umask
 from hgsp.errors import InputError
@@ -39,7 +40,14 @@ def reserved(*targets: Path) -> Iterator[None]:
         return
     with ExitStack() as stack:
         for place in sorted({target.resolve() for target in targets}):
-            stack.enter_context(_lock(place))
+            try:
+                stack.enter_context(_lock(place))
+            except Timeout:
+                raise InputError(
+                    expected="one run for each result",
+                    got=f"{place}, which another run is writing",
+                    remedy="wait until that run has ended, or use another name",
+                ) from None
             remove_leftovers(place)
         yield
 
@@ -47,23 +55,11 @@ def reserved(*targets: Path) -> Iterator[None]:
 @contextmanager
 def _lock(place: Path) -> Iterator[None]:
     made = [parent for parent in place.parents if not parent.exists()]
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(_lock_file(place), timeout=0, is_singleton=True)
     try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            expected="one run for each result",
-            got=f"{place}, which another run is writing",
-            remedy="wait until that run has ended, or use another name",
-        ) from None
-    try:
-        yield
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with held(_lock_file(place), timeout=0):
+            yield
     finally:
-        if lock.lock_counter == 1:
-            with suppress(OSError):  # Windows removes no open file
-                Path(lock.lock_file).unlink()
-        lock.release()
         with suppress(OSError):  # where there is a result
             for parent in made:
                 parent.rmdir()
@@ -87,7 +83,7 @@ def remove_leftovers(place: Path) -> None:
     found = sorted(path for path in place.parent.glob(".*-*") if leftover.fullmatch(path.name))
     if not found and not _lock_file(place).exists():
         return
-    with suppress(InputError, OSError), _lock(place):
+    with suppress(Timeout, OSError), _lock(place):
         for path in found:
             if path.suffix == ".replaced" and not os.path.lexists(place):
                 LOG.warning("%s: a killed run had moved this result aside; it is in its place again", place)
@@ -117,10 +113,10 @@ def new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     refuse_existing(target, overwrite)
     with reserved(target):
         place = target.resolve()
-        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", suffix=".partial", dir=place.parent))
+        partial = place.with_name(f".{place.name}-{secrets.token_hex(4)}.partial")
         replaced = partial.with_suffix(".replaced")
         try:
-            partial.chmod(0o777 & ~umask())
+            partial.mkdir()
             yield partial
             refuse_existing(target, overwrite)
             _settle(partial)

@@ -6,14 +6,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
-from filelock import FileLock
-
 from hgsp.console.json_files import read_json_file
+from hgsp.console.locks import held
 from hgsp.console.portable_paths import portable, portable_path
 from hgsp.console.report_files import ProtocolEntry
 from hgsp.console.report_schema import DONE, EVALUATION_RESULTS, EVALUATION_SCHEMA, FAILED, PRUNED, ROLES, TOKEN_PPL
@@ -200,12 +198,10 @@ class Results:
         lock = self.path.with_name(f".{self.path.name}.lock")
         if lock.is_symlink():  # of a downloaded folder: filelock would empty its target
             lock.unlink()
-        with FileLock(lock):
+        with held(lock):
             self.merge()
             self._write(extra)
             self._written.update(self._entered)
-            with suppress(OSError):  # Windows removes no open file
-                lock.unlink()
 
     def _write(self, extra: Mapping[str, Any]) -> None:
         results = [{**asdict(item), "task": self._portable(item.task)} for item in self.results]
