@@ -290,7 +290,7 @@ def test_the_held_out_loss_is_that_per_token_however_rows_are_batched(finetune, 
     assert one_by_one == pytest.approx(analysis["held_out_loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.thorough)])
 def test_the_best_learning_rate_of_several_trains_as_if_it_had_been_given(method, finetune, tmp_path, capsys):
     rates = {"lora": ("1e-6", "1e-2", "1e30"), "full": ("1e-7", "1e-3", "1e30")}[method]
     flags = ("--method", method, "--skip_evaluation", "--no_bin")

@@ -252,7 +252,14 @@ def test_failure_while_reconstructing_leaves_nothing(prune, monkeypatch, tmp_pat
     assert not [path for path in tmp_path.iterdir() if path.name not in {"llama-8q4kv"} and "pytest" not in path.name]
 
 
-@pytest.mark.parametrize("family", ["llama-8q4kv", "qwen2-14q2kv", "qwen3-8q2kv", "llama-mha-biased"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen2-14q2kv",
+        "llama-mha-biased",
+        *(pytest.param(family, marks=pytest.mark.thorough) for family in ("llama-8q4kv", "qwen3-8q2kv")),
+    ],
+)
 def test_bias_alone_makes_a_checkpoint_that_loads_everywhere(prune, family):
     flags = ("--reconstruct", "bias", "--rounds", "2", "--search", "2", "--search_nsamples", "4")
     (code, folder), (offloaded_code, offloaded) = (

@@ -162,7 +162,7 @@ def test_hgsp_evaluate_is_the_same_command(pruned, data):
     assert statuses(pruned / "evaluation") == {("pruned", "wikitext2"): "done"}
 
 
-@pytest.mark.parametrize("on_path", [True, False])
+@pytest.mark.parametrize("on_path", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_a_folder_of_the_user_named_evaluation_is_not_in_the_way(pruned, tmp_path, on_path):
     """In the working directory, which comes first on the path, and on PYTHONPATH before ours."""
     own = tmp_path / "project"

@@ -45,7 +45,6 @@ COMBINED = (
     ("--freeze_first_n_layers", "1", "--pruning_ratio", "0.2"),
     ("--importance_method", "wanda"),
     ("--reconstruct", "none"),
-    ("--reconstruct", "bias"),
     ("--reconstruct", "blocks"),
 )
 

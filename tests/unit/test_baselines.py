@@ -83,7 +83,7 @@ def test_nothing_to_remove_changes_nothing(name, tiny, calibration, tokens):
     assert num_params(pruned) == num_params(tiny)
 
 
-@pytest.mark.parametrize("ratio", [0.2, 0.5])
+@pytest.mark.parametrize("ratio", [pytest.param(0.2, marks=pytest.mark.thorough), 0.5])
 @pytest.mark.parametrize("name", WIDTHS)
 def test_the_budget_is_met_within_a_channel(name, ratio, tiny, calibration, tokens):
     """FLAP's biases count, so it may miss the budget by one more bias."""

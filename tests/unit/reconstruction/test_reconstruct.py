@@ -193,7 +193,7 @@ def test_an_unknown_method_is_refused(method):
         ReconstructionOptions(method)
 
 
-@pytest.mark.parametrize("batch_size", [4, 5])
+@pytest.mark.parametrize("batch_size", [pytest.param(4, marks=pytest.mark.thorough), 5])
 def test_whole_blocks_come_closer_than_output_projections_alone(tiny, batch_size):
     """Attention and MLPs; the error of the last block is that of the assembled pruned model."""
     plan, calibration = mixed_plan(tiny), calibration_of(160, 24)
