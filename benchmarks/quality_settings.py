@@ -13,22 +13,27 @@ from typing import Any
 from unittest.mock import patch
 
 from baselines import BASELINES
+from learned_masks import learn_masks, sequences_per_step
 from torch import Tensor
 
 from hgsp.data.calibration import Calibration, build_calibration
 from hgsp.data.texts import CALIBRATE, load_text
+from hgsp.models.geometry import Geometry
 from hgsp.models.loaded import LoadedModel, load_for_pruning
 from hgsp.models.loading import inspect_model, load_dense
 from hgsp.models.tokenizers import load_tokenizer
 from hgsp.pipeline.calibrations import draw_calibrations
-from hgsp.pipeline.decision import SelectionOptions
+from hgsp.pipeline.decision import PruningDecision, SelectionOptions, decide, select_within
 from hgsp.pipeline.recipes import BALANCED, BEST, RECIPES, Recipe
 from hgsp.pipeline.stages import Resources, prune_in_rounds, score
 from hgsp.pruning.budget import Budget
+from hgsp.pruning.select import kept_mask
 from hgsp.pruning.shape_rules import ShapeRules
 from hgsp.pruning.surgery import apply_plan
+from hgsp.reconstruction.reconstruct import plan_for
 from hgsp.scoring.methods import METHODS
 from hgsp.scoring.scores import Scores
+from hgsp.search.search import SearchProblem
 
 DTYPE = "bfloat16"
 #: Baselines that refit weights.
@@ -37,6 +42,8 @@ REFITTING = {"osscar"}
 SEARCH_STEPS = 10
 #: Settings of ``--attention_slope`` beside that of ``balanced``.
 SLOPES = (0.0, 0.5, 1.5)
+#: Steps of mask learning.
+MASK_STEPS = (24, 160)
 #: What changes of ``--reconstruct blocks`` are compared with.
 FLAT_BLOCKS = replace(BALANCED, attention_slope=0.0, reconstruct="blocks")
 
@@ -112,6 +119,23 @@ class Maker:
         tensors = None if pruning.reconstruction is None else pruning.reconstruction.tensors
         return apply_plan(dense.model, pruning.decision.plan, tensors)
 
+    def decide_by_learned_masks(
+        self, steps: int, scores: Scores, geometry: Geometry, selection: SelectionOptions, recipe: Recipe, *_: Any
+    ) -> PruningDecision:
+        """Decide as the pipeline does, then learn the scores on further text and decide by them."""
+        options = self._options
+        decision = decide(scores, geometry, selection, recipe)
+        wanted = steps * sequences_per_step(options.seq_len)
+        text = build_calibration(self._texts, self.tokenizer, wanted, options.seq_len, options.seed + 2, at_most=True)
+        dense = load_for_pruning(self.source, DTYPE, options.device)
+        plan = decision.plan
+        problem = SearchProblem(decision.table, geometry, plan.budget_params, selection.shape_rules)
+        table, divergences = learn_masks(dense.decoder, problem, text.input_ids, steps, options.batch_size)
+        self.found["mask_kl"] = [round(divergence, 4) for divergence in divergences]
+        learned = select_within(table, geometry, selection, recipe.collapse_epsilon, plan.provenance)
+        self.found["moved"] = round(float((kept_mask(table, plan) != kept_mask(table, learned)).mean()), 4)
+        return replace(decision, table=table, plan=plan_for(recipe.reconstruct, learned))
+
     def _scores(self, dense: LoadedModel, recipe: Recipe, calibration: Calibration | None) -> Scores:
         name = f".{recipe.importance_method}.{recipe.labels}.{recipe.nsamples}.{self._options.seed}.npz"
         path = self._options.output.with_suffix(name)
@@ -148,6 +172,12 @@ def _varied(maker: Maker, budget: int, recipe: Recipe, variant: str) -> Any:
         return maker.pruned(budget, recipe, variant)
 
 
+def _learned(maker: Maker, budget: int, steps: int) -> Any:
+    """Prune by ``balanced`` with learned masks."""
+    with patch("hgsp.pipeline.stages.decide", functools.partial(maker.decide_by_learned_masks, steps)):
+        return maker.pruned(budget, BALANCED, f"masks learned in {steps} steps")
+
+
 def _plain(method: str, **settings: Any) -> Recipe:
     return Recipe(importance_method=method, temperature=0.0, **settings)
 
@@ -180,5 +210,6 @@ SETTINGS: dict[str, Callable[[Maker, int], Any]] = {
         f"balanced, attention slope 0, blocks, {name}": functools.partial(_varied, recipe=FLAT_BLOCKS, variant=name)
         for name in VARIANTS
     },
+    **{f"balanced, masks learned in {steps} steps": functools.partial(_learned, steps=steps) for steps in MASK_STEPS},
     **{name: functools.partial(Maker.baseline, name=name) for name in BASELINES},
 }

@@ -10,22 +10,20 @@ L layers | K kinds of block | G groups of one block
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from hgsp.data.calibration import Calibration
-from hgsp.layerwise.walk import LayerWalk
 from hgsp.models.decoder import Decoder
-from hgsp.pruning.masked import MaskedLayers
 from hgsp.pruning.plan import PrunePlan
 from hgsp.pruning.select import kept_mask
 from hgsp.pruning.units import Mask
 from hgsp.scoring.groups import ATTENTION, EXPERT, MLP, Floats
-from hgsp.scoring.statistics import frozen_parameters
-from hgsp.search.kl import DivergenceFromDense
+from hgsp.search.masked import MaskedDivergence
 from hgsp.search.search import SearchProblem
 
 #: Bound on the logarithm of a block's gain relative to the others'.
@@ -63,31 +61,23 @@ class GradientProposals:
         batch_size: int = 4,
         spill_dir: Path | None = None,
     ) -> None:
-        self._decoder, self._problem = decoder, problem
-        self._input_ids = calibration.input_ids
-        self._batch_size, self._spill_dir = batch_size, spill_dir
+        self._problem = problem
+        self._measured = MaskedDivergence(decoder, problem.geometry, calibration.input_ids, batch_size, spill_dir)
         self.fingerprint = f"gradient {calibration.sha256}"
 
     def __enter__(self) -> GradientProposals:
-        self._divergence = DivergenceFromDense(self._decoder, self._input_ids, self._batch_size, self._spill_dir)
+        self._measured.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._divergence.close()
+        self._measured.__exit__()
 
     def measure(self, log_factors_LK: Floats, below: float) -> float:
         """Return the divergence in nats per token; below ``below``, ``direction`` starts from these factors."""
         plan = self._problem.plan(log_factors_LK)
-        masks = MaskedLayers(self._decoder, self._problem.geometry, plan)
-        masked = Decoder(self._decoder.model, masks)
-        walk = LayerWalk(masked, self._input_ids, self._batch_size, keep_hidden_states=True, spill_dir=self._spill_dir)
-        with walk, frozen_parameters(self._decoder.model):
-            divergence = self._divergence.per_token(walk)
-            if divergence < below:
-                for back in walk.backward(self._divergence.with_gradient):
-                    for _ in back.run([]):
-                        pass
-                self._gain_LK = _gain_per_param(self._problem, plan, masks)
+        divergence, gradients = self._measured.of(plan, below)
+        if gradients is not None:
+            self._gain_LK = _gain_per_param(self._problem, plan, gradients)
         return divergence
 
     def direction(self, name: str) -> Floats:
@@ -104,7 +94,7 @@ class GradientProposals:
         return np.clip(direction_LK, -LARGEST_LOG, LARGEST_LOG)
 
 
-def _gain_per_param(problem: SearchProblem, plan: PrunePlan, masks: MaskedLayers) -> Floats:
+def _gain_per_param(problem: SearchProblem, plan: PrunePlan, gradients: Mapping[tuple[int, int], Tensor]) -> Floats:
     """Return the decrease of the summed divergence per parameter added to every block, [L, 2]."""
     table, kept = problem.table, kept_mask(problem.table, plan)
     bounds = np.searchsorted(table.block, np.arange(2 * problem.geometry.num_layers + 1))
@@ -112,7 +102,7 @@ def _gain_per_param(problem: SearchProblem, plan: PrunePlan, masks: MaskedLayers
     gain_LK = np.empty((problem.geometry.num_layers, 2))
     for layer, side in np.argwhere(has_groups_LK).tolist():
         first = bounds[2 * layer + side]
-        gradient_G = masks.gradients[layer, side].double().numpy()
+        gradient_G = gradients[layer, side].double().numpy()
         rows = slice(first, first + len(gradient_G))  # of a mixture its experts, which come before slots
         near = _near_threshold(table.score[rows], kept[rows], routed=table.kind[first] == EXPERT)
         gain_LK[layer, side] = -(gradient_G[near] / table.cost[rows][near]).mean()
