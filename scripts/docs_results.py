@@ -23,7 +23,9 @@ RATIOS = (0.2, 0.3, 0.5)
 WIKITEXT, C4 = "wiki.test.raw", "c4_sample_1000.jsonl"
 #: Names of evaluation files in results, as documents call them.
 TEXTS = {WIKITEXT: "WikiText-2", C4: "C4"}
-#: The same and those of named texts.
+#: The same of texts that no method calibrates on.
+UNSEEN_TEXTS = {"lambada_test.jsonl": "LAMBADA", "builtin": "Python's help"}
+#: Names of the texts of ``Comparison``.
 NAMES = {**TEXTS, "wikitext2": "WikiText-2"}
 
 OF_DECODER = "Columns are the fraction of the decoder layers' parameters removed."
@@ -50,7 +52,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All tables that ``benchmarks/quality.py`` makes of one file."""
+    """All tables that ``benchmarks/quality.py`` makes of one file, without those of texts that no method sees."""
 
     result: str
 
@@ -65,7 +67,7 @@ class Comparison:
 
 
 def _named(by_text: Result) -> dict[str, Any]:
-    return {NAMES[text]: value for text, value in by_text.items()}
+    return {NAMES[text]: value for text, value in by_text.items() if text in NAMES}
 
 
 @functools.cache

@@ -5,7 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 
-from docs_results import GIB, RATIOS, TEXTS, WIKITEXT, Result, Row, by_ratio, methods, number, percent
+from docs_results import (
+    GIB,
+    RATIOS,
+    TEXTS,
+    UNSEEN_TEXTS,
+    WIKITEXT,
+    Result,
+    Row,
+    by_ratio,
+    methods,
+    number,
+    percent,
+)
 
 from hgsp.scoring.names import IMPORTANCE_METHODS
 
@@ -131,6 +143,20 @@ def refits(found: Result) -> Iterable[Row]:
     return _by_setting(found, labels)
 
 
+def learned_masks(learned: Result, found: Result) -> Iterable[Row]:
+    """Yield KL before the refit, and perplexity and KL after it, by the steps of mask learning."""
+    plain = next(
+        row for row in found["rows"] if (row["way"], row["ratio"]) == ("balanced", learned["rows"][0]["ratio"])
+    )
+    first = learned["rows"][0]["mask_kl"][0]
+    for row in (plain, *learned["rows"]):
+        kl = row.get("mask_kl", [first])
+        last = kl[-10:]
+        steps, moved = len(row.get("mask_kl", [])), f"{row.get('moved', 0):.0%}"
+        before = f"{sum(last) / len(last):.2f}"
+        yield f"{steps}", moved, before, *_by_text(row), *(f"{row['kl'][text]:.3f}" for text in UNSEEN_TEXTS)
+
+
 def local_refits(found: Result) -> Iterable[Row]:
     """Yield the error that refits of single blocks leave, relative to none."""
     blocks = {"attention": "attention without its weakest KV group", "mlp": "MLP without half of its channels"}
@@ -140,10 +166,21 @@ def local_refits(found: Result) -> Iterable[Row]:
 
 def changed_recipes(before: Result, now: Result) -> Iterable[Row]:
     """Yield perplexity and KL of recipes before and after they changed."""
-    earlier = {(row["way"], row["ratio"]): row for row in before["rows"]}
-    for row in now["rows"]:
-        for when, cell in (("before", earlier[row["way"], row["ratio"]]), ("now", row)):
+    today = {(row["way"], row["ratio"]): row for row in now["rows"]}
+    for row in before["rows"]:
+        for when, cell in (("before", row), ("now", today[row["way"], row["ratio"]])):
             yield percent(row["ratio"]), f"`{row['way']}`, {when}", *_by_text(cell)
+
+
+def unseen(found: Result) -> Iterable[Row]:
+    """Yield KL on texts that no method calibrates on."""
+    cells = {
+        (row["way"], row["ratio"], text): f"{row['kl'][text]:.3f}"
+        for row, text in itertools.product(found["rows"], UNSEEN_TEXTS)
+        if text in row["kl"]
+    }
+    for way in dict.fromkeys(way for way, *_ in cells):
+        yield f"`{way}`", *(cells.get((way, ratio, text), "") for text in UNSEEN_TEXTS for ratio in RATIOS)
 
 
 def _by_setting(found: Result, labels: Mapping[str, str]) -> Iterable[Row]:
@@ -160,8 +197,9 @@ def _by_text(row: Result) -> list[str]:
 
 
 def minutes(found: Result) -> Iterable[Row]:
-    """Yield the minutes that each method takes, with perplexity and KL, the fastest first."""
-    for row in sorted(found["rows"], key=lambda row: row["cpu_seconds"]):
+    """Yield the minutes that each method takes for 30%, with perplexity and KL, the fastest first."""
+    timed = [row for row in found["rows"] if row["ratio"] == 0.3 and "cpu_seconds" in row]
+    for row in sorted(timed, key=lambda row: row["cpu_seconds"]):
         yield f"`{row['way']}`", f"{row['cpu_seconds'] / 60:.1f}", *_by_text(row)
 
 

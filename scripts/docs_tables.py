@@ -11,6 +11,7 @@ from docs_results import (
     OF_DECODER,
     RATIOS,
     TEXTS,
+    UNSEEN_TEXTS,
     WIKITEXT,
     Comparison,
     Table,
@@ -147,6 +148,15 @@ TABLES: dict[str, Table | Comparison] = {
         "30% of the decoder layers' parameters removed.",
     ),
     "compared_smollm2": Comparison("quality_smollm2_compared"),
+    "unseen_smollm2": Table(
+        ("quality_smollm2_compared",),
+        (
+            "KL(dense, pruned), SmolLM2-135M-Instruct",
+            *(f"{name}, {percent(ratio)}" for name in UNSEEN_TEXTS.values() for ratio in RATIOS),
+        ),
+        rows.unseen,
+        OF_DECODER,
+    ),
     "compared_qwen": Comparison("quality_qwen2.5_compared"),
     "compared_gemma": Comparison("quality_gemma3"),
     "boolq_smollm2": Table(
@@ -171,7 +181,7 @@ TABLES: dict[str, Table | Comparison] = {
         OF_DECODER,
     ),
     "calibrations": Table(
-        ("calibration_smollm2", "quality_smollm2_compared"),
+        ("calibration_smollm2", "quality_smollm2_before"),
         ("`balanced` at 30%, calibrated on", "WikiText-2", "C4", "mean accuracy, %"),
         rows.calibrations,
         "30% of the decoder layers' parameters removed.",
@@ -195,7 +205,7 @@ TABLES: dict[str, Table | Comparison] = {
         OF_DECODER,
     ),
     "minutes": Table(
-        ("quality_smollm2_minutes",),
+        ("quality_smollm2_compared",),
         ("30% of the decoder removed by", "minutes", "WikiText-2", "KL", "C4", "KL"),
         rows.minutes,
     ),
@@ -216,8 +226,17 @@ TABLES: dict[str, Table | Comparison] = {
         ("SmolLM2-135M-Instruct", "refit", "error left", "loss left"),
         rows.local_refits,
     ),
+    "learned_masks": Table(
+        ("learned_masks_smollm2", "quality_smollm2_compared"),
+        (
+            *("steps", "groups moved", "KL before the refit", "WikiText-2", "KL", "C4", "KL"),
+            *(f"{name}, KL" for name in UNSEEN_TEXTS.values()),
+        ),
+        rows.learned_masks,
+        "50% of the decoder layers' parameters removed.",
+    ),
     "changed_recipes": Table(
-        ("quality_smollm2_compared", "quality_smollm2_best"),
+        ("quality_smollm2_before", "quality_smollm2_compared"),
         ("removed", "recipe", "WikiText-2", "KL", "C4", "KL"),
         rows.changed_recipes,
         "Fractions are of the decoder layers' parameters.",
