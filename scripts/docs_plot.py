@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 TEXT, RATIOS = "wiki.test.raw", (0.2, 0.3, 0.5)
-#: Ratio at which minutes are compared.
-TIMED_RATIO = 0.3
 #: Method -> label and style; ours are drawn thick.
 METHODS = {
     "best": ("best (ours)", {"color": "#0072b2", "linewidth": 2.5, "marker": "o"}),
@@ -47,11 +45,10 @@ def quality_smollm2(axes: Axes, found: Mapping[str, Any]) -> None:
 def minutes_smollm2(axes: Axes, found: Mapping[str, Any]) -> None:
     """Draw perplexity over the minutes of pruning, one point per method."""
     for row in found["rows"]:
-        if row["ratio"] == TIMED_RATIO and row["way"] in METHODS and "cpu_seconds" in row:
-            label, style = METHODS[row["way"]]
-            place = row["cpu_seconds"] / 60, row["ppl"][TEXT]
-            axes.plot(*place, linestyle="", markersize=8, **style)
-            axes.annotate(label, place, xytext=(0, 8), textcoords="offset points", ha="center")
+        label, style = METHODS[row["way"]]
+        place = row["cpu_seconds"] / 60, row["ppl"][TEXT]
+        axes.plot(*place, linestyle="", markersize=8, **style)
+        axes.annotate(label, place, xytext=(0, 8), textcoords="offset points", ha="center")
     axes.margins(x=0.2, y=0.12)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([0.1, 0.3, 1, 3, 10, 30, 100]))
@@ -63,14 +60,14 @@ def minutes_smollm2(axes: Axes, found: Mapping[str, Any]) -> None:
 #: Picture -> the results it shows, and what draws them.
 PLOTS: dict[str, tuple[str, Callable[[Axes, Mapping[str, Any]], None]]] = {
     "quality_smollm2": ("quality_smollm2_compared", quality_smollm2),
-    "minutes_smollm2": ("quality_smollm2_compared", minutes_smollm2),
+    "minutes_smollm2": ("quality_smollm2_minutes", minutes_smollm2),
 }
 
 
 def main() -> None:
     for name, (result, plot) in PLOTS.items():
         found = json.loads((REPOSITORY / RESULTS / f"{result}.json").read_text(encoding="utf-8"))
-        matplotlib.rcParams["svg.hashsalt"] = name  # the same file from the same results
+        matplotlib.rcParams["svg.hashsalt"] = result  # the same file from the same results
         figure = Figure(figsize=(7, 3.8), layout="constrained")
         axes = figure.subplots()
         axes.axhline(found["dense"][TEXT], color="black", linestyle=":", label="dense")

@@ -205,7 +205,7 @@ TABLES: dict[str, Table | Comparison] = {
         OF_DECODER,
     ),
     "minutes": Table(
-        ("quality_smollm2_compared",),
+        ("quality_smollm2_minutes",),
         ("30% of the decoder removed by", "minutes", "WikiText-2", "KL", "C4", "KL"),
         rows.minutes,
     ),
