@@ -119,6 +119,14 @@ def calibrations(found: Result, mixed: Result) -> Iterable[Row]:
         yield label, *(number(rows[name]["ppl"][text]) for text in TEXTS), accuracy(rows[name]["accuracy"])
 
 
+def third_text(three: Result, two: Result) -> Iterable[Row]:
+    """Yield KL of ``balanced`` from two texts, and from a third one as well, from the same number of tokens."""
+    by_two = {row["ratio"]: row for row in two["rows"] if row["way"] == "balanced"}
+    for row in three["rows"]:
+        for calibrated, cell in (("both", by_two[row["ratio"]]), ("both and Python's help", row)):
+            yield percent(row["ratio"]), calibrated, *(f"{cell['kl'][text]:.3f}" for text in (*TEXTS, *UNSEEN_TEXTS))
+
+
 def accuracy(found: Result) -> str:
     return f"{100 * found['acc_norm']:.1f} ± {100 * found['acc_norm_stderr']:.1f}"
 

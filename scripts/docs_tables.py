@@ -186,6 +186,12 @@ TABLES: dict[str, Table | Comparison] = {
         rows.calibrations,
         "30% of the decoder layers' parameters removed.",
     ),
+    "third_text": Table(
+        ("quality_smollm2_three_texts", "quality_smollm2_compared"),
+        ("removed", "`balanced`, calibrated on", *(f"{name}, KL" for name in (TEXTS | UNSEEN_TEXTS).values())),
+        rows.third_text,
+        "Fractions are of the decoder layers' parameters.",
+    ),
     "sequences": Table(
         ("quality_smollm2_sequences",),
         ("sequences to score", "sequences to refit", "on", "WikiText-2", "C4"),
